@@ -1,0 +1,242 @@
+"""Decoded events of schema 1: ranges, metadata, steps, counts, sampled tokens, co-selection."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe import schema
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.nvtx_rows import NvtxRows, read_nvtx
+from nvtxmoe_analysis.payload_tables import (
+    CountTable,
+    PairTable,
+    TopkTable,
+    count_table,
+    pair_table,
+    require,
+    topk_table,
+)
+from nvtxmoe_analysis.payloads import Decoder
+from nvtxmoe_analysis.words import WordEvents, assemble
+
+#: Events whose payload is binary, or words; without it they say nothing.
+PAYLOAD_EVENTS = (schema.META, schema.STEP, schema.COUNTS, schema.PHYSICAL, schema.TOPK, schema.PAIRS)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What ``moe.meta`` says of one MoE layer."""
+
+    layer: int
+    name: str | None
+    num_experts: int
+    top_k: int
+    local_experts: tuple[int, ...] | None
+    block_m: int | None = None
+    expert_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """``moe.meta`` of one process. ``raw`` has every key, also those this version does not use."""
+
+    pid: int
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    layers: dict[int, Layer]
+    raw: dict[str, Any] = field(repr=False)
+
+    @property
+    def tp_group(self) -> int:
+        """Number of the tensor-parallel group: its ranks are consecutive and see the same tokens."""
+        return self.rank // self.tp_size
+
+
+@dataclass(frozen=True)
+class Events:
+    """Everything capture wrote into one export.
+
+    Attributes:
+        ranges: push/pop ranges: ``row``, ``pid``, ``globalTid``, ``start``, ``end`` (ns, null when it was still
+            open at the end of the capture), ``name``, ``int64Value``.
+        metas: by process id.
+        steps: one row a ``moe.step``: ``row``, ``pid``, ``globalTid``, ``start``, ``end``, ``step``, ``rank``,
+            ``num_tokens``, ``num_reqs``, ``prefill_tokens``, ``decode_tokens`` (null without a payload).
+        problems: counts of what could not be read, by name.
+    """
+
+    ranges: pl.DataFrame
+    metas: dict[int, Meta]
+    steps: pl.DataFrame
+    counts: CountTable
+    physical: CountTable
+    topk: TopkTable
+    pairs: PairTable
+    problems: dict[str, int]
+    encoding: str
+
+
+def read_events(export: Export) -> Events:
+    """Read and decode the export's nvtxmoe events.
+
+    Raises:
+        NvtxmoeError: no such events, a damaged payload, or a schema number this version does not know.
+    """
+    nvtx = read_nvtx(export)
+    words = assemble(
+        nvtx.rows.filter(
+            (pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
+        )
+    )
+    decoder = Decoder(export)
+    binary = nvtx.blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
+    groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
+    spelled = words.events.with_columns(pid=_pid())
+    metas = _metas(export, groups[schema.META], spelled.filter(pl.col("name") == schema.META))
+
+    def counted(name: str) -> CountTable:
+        return count_table(name, groups[name], spelled.filter(pl.col("name") == name), _experts(metas))
+
+    counts = counted(schema.COUNTS)
+    top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
+    topk = topk_table(groups[schema.TOPK], spelled.filter(pl.col("name") == schema.TOPK), top_k)
+    pairs = pair_table(groups[schema.PAIRS], spelled.filter(pl.col("name") == schema.PAIRS), _experts(metas))
+    ranges = nvtx.rows.filter(pl.col("eventType") == tables.NVTX_PUSH_POP)
+    steps = _steps(ranges, groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
+    return Events(
+        ranges=ranges.select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
+        metas=metas,
+        steps=steps,
+        counts=counts,
+        physical=counted(schema.PHYSICAL),
+        topk=topk,
+        pairs=pairs,
+        problems=_problems(nvtx, words, steps),
+        encoding="words" if len(words.events) else "binary" if len(binary) else "none",
+    )
+
+
+def _pid() -> pl.Expr:
+    return (pl.col("globalTid") // (1 << tables.PID_SHIFT)) & tables.PID_MASK
+
+
+def _experts(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
+    return {(pid, n): layer.num_experts for pid, meta in metas.items() for n, layer in meta.layers.items()}
+
+
+def _top_k(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
+    return {(pid, n): layer.top_k for pid, meta in metas.items() for n, layer in meta.layers.items()}
+
+
+def _problems(nvtx: NvtxRows, words: WordEvents, steps: pl.DataFrame) -> dict[str, int]:
+    expect = nvtx.rows.filter(pl.col("name").is_in([n for n in PAYLOAD_EVENTS if n != schema.STEP]))
+    bare = expect.join(nvtx.blobs.select("row"), on="row", how="anti")
+    return {
+        "blobs_missing": len(bare) + steps["num_tokens"].null_count(),
+        "words_truncated": words.truncated,
+        "words_damaged": words.damaged,
+    }
+
+
+def _metas(
+    export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[np.generic]]], words: pl.DataFrame
+) -> dict[int, Meta]:
+    texts: list[tuple[int, int, bytes]] = []
+    for rows, arrays in groups:
+        for pid, start, array in zip(rows["pid"].to_list(), rows["start"].to_list(), arrays, strict=True):
+            texts.append((start, pid, array.tobytes()))
+    for pid, start, blob in words.select("pid", "start", "blob").iter_rows():
+        texts.append((start, pid, blob))
+    # Sent again by sessions that start late: the last one counts.
+    return {pid: _meta(export, pid, text.rstrip(b"\0")) for _, pid, text in sorted(texts)}
+
+
+def _meta(export: Export, pid: int, text: bytes) -> Meta:
+    where = f"{export.source}, moe.meta of process {pid}"
+    try:
+        raw = json.loads(text)
+    except ValueError as error:
+        raise NvtxmoeError(f"damaged payload: not JSON ({error})", where=where) from error
+    if not isinstance(raw, dict):
+        raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}", where=where)
+    number = raw.get("schema")
+    if number not in schema.KNOWN_SCHEMAS:
+        known = ", ".join(map(str, sorted(schema.KNOWN_SCHEMAS)))
+        raise NvtxmoeError(
+            f"payload schema {number!r}, and this nvtxmoe reads {known}",
+            where=where,
+            remedy="Analyse it with the version of nvtxmoe that captured it, or a newer one",
+        )
+    try:
+        return Meta(
+            pid=pid,
+            rank=int(raw["rank"]),
+            world_size=int(raw["world_size"]),
+            tp_rank=int(raw.get("tp_rank", 0)),
+            tp_size=max(1, int(raw.get("tp_size", 1))),
+            layers={int(entry["layer"]): _layer(entry) for entry in raw["layers"]},
+            raw=raw,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise NvtxmoeError(f"damaged payload: {type(error).__name__} at {error}", where=where) from error
+
+
+def _layer(entry: dict[str, Any]) -> Layer:
+    local = entry.get("local_experts")
+    return Layer(
+        layer=int(entry["layer"]),
+        name=entry.get("name"),
+        num_experts=int(entry["num_experts"]),
+        top_k=int(entry["top_k"]),
+        local_experts=None if local is None else tuple(int(e) for e in local),
+        block_m=entry.get("block_m"),
+        expert_bytes=entry.get("expert_bytes"),
+    )
+
+
+_STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "decode_tokens")
+
+
+def _steps(
+    ranges: pl.DataFrame, groups: list[tuple[pl.DataFrame, npt.NDArray[np.generic]]], words: pl.DataFrame
+) -> pl.DataFrame:
+    steps = ranges.filter(pl.col("name") == schema.STEP).select(
+        "row", "pid", "globalTid", "start", "end", "int64Value"
+    )
+    wide = dict.fromkeys(_STEP_FIELDS, pl.Int64)
+    binary = [pl.DataFrame(schema={"row": pl.Int64, **wide})]
+    for rows, array in groups:
+        require(array.dtype, _STEP_FIELDS, schema.STEP)
+        binary.append(
+            pl.DataFrame({"row": rows["row"], **{f: array[f].astype(np.int64) for f in _STEP_FIELDS}})
+        )
+    spelled = np.frombuffer(b"".join(words["blob"].to_list()), dtype=schema.STEP_DTYPE)
+    word_frame = pl.DataFrame(
+        {"pid": words["pid"], **{f: spelled[f].astype(np.int64) for f in _STEP_FIELDS}},
+        schema={"pid": pl.Int64, **wide},
+    ).unique(["pid", "step"], keep="first")
+    by_row = steps.join(pl.concat(binary), on="row", how="left", maintain_order="left")
+    # In the word form the range carries the step number and a mark inside it the struct.
+    by_number = by_row.with_columns(step=pl.coalesce("step", "int64Value")).join(
+        word_frame, on=["pid", "step"], how="left", suffix="_words", maintain_order="left"
+    )
+    return by_number.select(
+        "row",
+        "pid",
+        "globalTid",
+        "start",
+        "end",
+        "step",
+        *(pl.coalesce(f, f"{f}_words").alias(f) for f in _STEP_FIELDS if f != "step"),
+    ).sort("pid", "start", "row")
+

@@ -1,0 +1,144 @@
+"""SQLite exports: schema by sqlite-utils, columns by connectorx, the payload bytes by sqlite3."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import connectorx
+import polars as pl
+import sqlite_utils
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+
+MAGIC = b"SQLite format 3\0"
+#: Above this many rows a table is read in two partitions, each by a thread of its own.
+PARTITION_ROWS = 10_000
+
+
+class SqliteExport(Export):
+    """An export made by ``nsys export --type sqlite``."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path, source: Path | None = None) -> None:
+        check_whole(path, source or path)
+        try:
+            self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
+        except sqlite3.Error as error:
+            raise NvtxmoeError(f"cannot be opened: {error}", where=source or path) from error
+        super().__init__(path, source)
+        self._check_is_export()
+
+    def _read_layout(self) -> dict[str, tuple[str, ...]]:
+        try:
+            database = sqlite_utils.Database(self._db)
+            return {t.name: tuple(c.name for c in t.columns) for t in database.tables}
+        except sqlite3.Error as error:
+            raise self._damaged(error) from error
+
+    def _read(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool
+    ) -> pl.DataFrame:
+        columns = [*columns, "row"] if row else columns
+        query = f'SELECT {self._selected(columns)} FROM "{name}"'
+        where = "TRUE"
+        if only is not None:
+            column, values = only
+            where = f"{_quoted(column)} IN ({', '.join(str(int(v)) for v in values)})"
+        if self._row_count(name) < PARTITION_ROWS:
+            return self._read_small(f"{query} WHERE {where}", columns, name)
+        return self._read_large(query, where, name)
+
+    def _read_small(self, query: str, columns: Sequence[str], name: str) -> pl.DataFrame:
+        try:
+            rows = self._db.execute(query).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error, name) from error
+        return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
+
+    def _read_large(self, query: str, where: str, name: str) -> pl.DataFrame:
+        low, high = self._rowid_span(name)
+        middle = (low + high) // 2
+        halves = [f"{query} WHERE rowid {half} AND {where}" for half in (f"<= {middle}", f"> {middle}")]
+        try:
+            url = "sqlite://" + quote(str(self.path.resolve()))
+            arrow = connectorx.read_sql(url, halves, return_type="arrow")
+        except RuntimeError as error:  # connectorx raises nothing more particular
+            raise self._damaged(error, name) from error
+        frame = pl.from_arrow(arrow)
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    @staticmethod
+    def _selected(columns: Sequence[str]) -> str:
+        return ", ".join('rowid AS "row"' if c == "row" else _quoted(c) for c in columns)
+
+    def _row_count(self, name: str) -> int:
+        # nsys numbers rows from 1 without gaps; a trimmed table keeps that. Exact where it counts: len(frame).
+        low, high = self._rowid_span(name)
+        return high - low + 1
+
+    def _rowid_span(self, name: str) -> tuple[int, int]:
+        try:
+            low, high = self._db.execute(f'SELECT min(rowid), max(rowid) FROM "{name}"').fetchone()
+        except sqlite3.Error as error:
+            raise self._damaged(error, name) from error
+        return (1, 0) if low is None else (low, high)
+
+    def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
+        schema = {"row": pl.Int64, "blob": pl.Binary}
+        if not self.has_blob_column():
+            return pl.DataFrame(schema=schema)
+        inside = ", ".join(str(int(d)) for d in domain_ids)
+        try:
+            rows = self._db.execute(
+                f'SELECT rowid, CAST("{tables.NVTX_BLOB}" AS BLOB) FROM "{tables.NVTX.name}" '
+                f'WHERE "{tables.NVTX_BLOB}" IS NOT NULL AND domainId IN ({inside})'
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise self._damaged(error, tables.NVTX.name) from error
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def _damaged(self, error: Exception, table: str | None = None) -> NvtxmoeError:
+        where = f"{self.source}, table {table}" if table else str(self.source)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return NvtxmoeError(
+            f"SQLite cannot read it: {reason}",
+            where=where,
+            remedy="Export the report again, or copy the file again",
+        )
+
+
+def check_whole(path: Path, source: Path) -> None:
+    """Refuse what is not SQLite and what is shorter than its own header says (a copy that broke off).
+
+    Source: the header's page size (bytes 16-17, 1 meaning 65536) and page count (28-31), SQLite file format 1.3.
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+    remedy = "Expected a .nsys-rep, a SQLite export, or a folder of Parquet files"
+    if not header:
+        raise NvtxmoeError("the file is empty", where=source, remedy=remedy)
+    if header[:16] != MAGIC:
+        raise NvtxmoeError("not a SQLite database", where=source, remedy=remedy)
+    if len(header) < 100:
+        raise NvtxmoeError("truncated within the SQLite header", where=source, remedy="Copy or export it again")
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    expected_bytes = page_bytes * int.from_bytes(header[28:32], "big")
+    actual_bytes = path.stat().st_size
+    if actual_bytes < expected_bytes:
+        raise NvtxmoeError(
+            f"truncated: {actual_bytes} bytes of the {expected_bytes} that its header says",
+            where=source,
+            remedy="Copy or export it again",
+        )
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'

@@ -1,0 +1,81 @@
+"""Our own rows of NVTX_EVENTS: which domain, which names, which payload bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from nvtxmoe import schema
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+
+
+def pid_of(column: str) -> pl.Expr:
+    """Process id inside a globalTid or globalPid."""
+    return (pl.col(column) // (1 << tables.PID_SHIFT)) & tables.PID_MASK
+
+
+@dataclass(frozen=True)
+class NvtxRows:
+    """Ranges and marks of the domain ``nvtxmoe``.
+
+    Attributes:
+        rows: ``row``, ``start`` and ``end`` (ns), ``eventType``, ``globalTid``, ``pid``, ``domainId``, ``name``,
+            ``int64Value``.
+        blobs: the rows with a binary payload, and their ``blob``.
+    """
+
+    rows: pl.DataFrame
+    blobs: pl.DataFrame
+
+
+def read_nvtx(export: Export) -> NvtxRows:
+    """Read the domain's ranges and marks.
+
+    Raises:
+        NvtxmoeError: no NVTX events, or none of our domain.
+    """
+    if not export.has(tables.NVTX):
+        raise NvtxmoeError(
+            "no NVTX_EVENTS in it: the capture recorded no NVTX event",
+            where=export.source,
+            remedy="Capture again with `nsys profile -t cuda,nvtx` and NVTXMOE_ENABLE=1",
+        )
+    domains = _domains(export)
+    ids = sorted(set(domains["domainId"].to_list()))
+    columns = ("start", "end", "eventType", "globalTid", "domainId", "text", "textId", "int64Value")
+    frame = export.read(tables.NVTX, columns, only=("domainId", ids), row=True)
+    frame = (
+        frame.filter(pl.col("eventType").is_in([tables.NVTX_MARK, tables.NVTX_PUSH_POP, tables.NVTX_START_END]))
+        .with_columns(pid=pid_of("globalTid"))
+        .join(domains, on=["pid", "domainId"], how="semi", maintain_order="left")
+    )
+    names = export.strings(frame["textId"].drop_nulls().unique().to_list())
+    registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
+    frame = frame.with_columns(name=pl.coalesce("text", registered)).drop("text", "textId")
+    blobs = export.read_blobs(ids)
+    with_blob = blobs.join(frame, on="row", how="inner", maintain_order="left")
+    return NvtxRows(frame, with_blob)
+
+
+def _domains(export: Export) -> pl.DataFrame:
+    """(pid, domainId) pairs whose domain is ours; the ids are unique only within a process."""
+    rows = export.read(
+        tables.NVTX, ("text", "textId", "globalTid", "domainId"), only=("eventType", [tables.NVTX_DOMAIN])
+    )
+    names = export.strings(rows["textId"].drop_nulls().unique().to_list())
+    registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
+    rows = rows.select(pid_of("globalTid").alias("pid"), "domainId", pl.coalesce("text", registered).alias("name"))
+    ours = rows.filter(pl.col("name") == schema.DOMAIN).unique(["pid", "domainId"])
+    if ours.is_empty():
+        others = sorted(set(rows["name"].drop_nulls().to_list()))
+        found = f"domains found: {', '.join(others)}" if others else "no NVTX domain at all"
+        raise NvtxmoeError(
+            f"no events of the NVTX domain {schema.DOMAIN} ({found})",
+            where=export.source,
+            remedy="Capture with NVTXMOE_ENABLE=1 in the environment of the server; "
+            "nsys 2023.4 records nothing from nvtx 0.2.14 and newer",
+        )
+    return ours.select("pid", "domainId")

@@ -1,0 +1,260 @@
+"""Counts, sampled tokens and pair counts as columns and matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe import schema
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.words import WORD_BYTES
+
+Groups = list[tuple[pl.DataFrame, npt.NDArray[Any]]]
+
+COUNT_FIELDS = ("step", "layer", "rank", "num_tokens", "top_k")
+TOPK_FIELDS = ("step", "layer", "token")
+PAIR_FIELDS = ("first_step", "last_step", "layer", "rank", "num_tokens")
+
+
+@dataclass(frozen=True)
+class CountTable:
+    """One row a ``moe.counts`` (or ``moe.physical``) event.
+
+    Attributes:
+        cells: ``row``, ``pid``, ``start`` (ns), ``step``, ``layer``, ``rank``, ``num_tokens``, ``top_k``,
+            ``num_experts`` (Int64).
+        matrix: uint32 [cells, most experts], zero past a cell's own ``num_experts``.
+    """
+
+    cells: pl.DataFrame
+    matrix: npt.NDArray[np.uint32]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def take(self, rows: pl.Series) -> CountTable:
+        """The cells at these positions (integers)."""
+        index = rows.to_numpy()
+        return CountTable(self.cells[index], self.matrix[index])
+
+    def top_k_by_layer(self) -> dict[tuple[int, int], int]:
+        """top_k of each (pid, layer)."""
+        last = self.cells.unique(["pid", "layer"], keep="last")
+        keys = zip(last["pid"].to_list(), last["layer"].to_list(), strict=True)
+        return dict(zip(keys, last["top_k"].to_list(), strict=True))
+
+
+@dataclass(frozen=True)
+class TopkTable:
+    """One row a token of a sampled step.
+
+    Attributes:
+        tokens: ``pid``, ``step``, ``layer``, ``token``, ``top_k`` (Int64).
+        experts: int32 [tokens, largest top_k], -1 past a token's own top_k; in routing order.
+        weights: float32 of the same shape, NaN past top_k.
+    """
+
+    tokens: pl.DataFrame
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def take(self, rows: pl.Series) -> TopkTable:
+        """The tokens at these positions (integers)."""
+        index = rows.to_numpy()
+        return TopkTable(self.tokens[index], self.experts[index], self.weights[index])
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """One row a ``moe.pairs`` event.
+
+    Attributes:
+        spans: ``pid``, ``first_step``, ``last_step``, ``layer``, ``rank``, ``num_tokens``, ``num_experts``.
+        pairs: one uint32 array a span, the upper triangle by rows.
+    """
+
+    spans: pl.DataFrame
+    pairs: list[npt.NDArray[np.uint32]]
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+
+def count_table(
+    event: str, groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, int], int]
+) -> CountTable:
+    """Decode ``moe.counts`` or ``moe.physical`` from both forms.
+
+    Parameters:
+        groups: decoded binary payloads with their rows.
+        words: word-form payloads: ``row``, ``pid``, ``start``, ``blob``.
+        experts: number of experts by (pid, layer); settles the odd last count of a padded word.
+    """
+    frames = [_frame(("row", "pid", "start", *COUNT_FIELDS, "num_experts"))]
+    matrices: list[npt.NDArray[np.uint32]] = []
+    for rows, array in [*groups, *_word_counts(words, experts)]:
+        require(array.dtype, (*COUNT_FIELDS, "counts"), event)
+        counts = array["counts"].astype(np.uint32)
+        if counts.ndim != 2:
+            raise NvtxmoeError(f"the payload of {event} has counts of shape {counts.shape[1:]}, not one row")
+        frames.append(
+            pl.DataFrame(
+                {
+                    **{c: rows[c] for c in ("row", "pid", "start")},
+                    **{f: array[f].astype(np.int64) for f in COUNT_FIELDS},
+                    "num_experts": np.full(len(array), counts.shape[1], dtype=np.int64),
+                }
+            )
+        )
+        matrices.append(counts)
+    return CountTable(pl.concat(frames), _stack(matrices, 0, np.uint32))
+
+
+def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> Groups:
+    head = schema.counts_dtype(0)
+    groups: Groups = []
+    for (size_bytes,), rows in words.with_columns(n=pl.col("blob").bin.size()).group_by("n", maintain_order=True):
+        stacked = _bytes(rows, int(str(size_bytes)))
+        if stacked.shape[1] < head.itemsize:
+            raise NvtxmoeError(f"damaged payload: moe.w.counts of {stacked.shape[1]} bytes")
+        fields = stacked[:, : head.itemsize].copy().view(head)[:, 0]
+        room = (stacked.shape[1] - head.itemsize) // 4
+        known = [
+            experts.get((pid, int(layer)), room)
+            for pid, layer in zip(rows["pid"].to_list(), fields["layer"], strict=True)
+        ]
+        # One word holds two counts: an odd number of experts leaves one to spare.
+        real = np.array([k if k in (room, room - 1) else room for k in known])
+        for number in np.unique(real):
+            mine = real == number
+            dtype = schema.counts_dtype(int(number))
+            array = stacked[mine][:, : dtype.itemsize].copy().view(dtype)[:, 0]
+            groups.append((rows.filter(pl.Series(mine)), array))
+    return groups
+
+
+def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> TopkTable:
+    """Decode ``moe.topk`` from both forms; ``top_k`` by (pid, layer) is needed for words only."""
+    frames = [_frame(("pid", *TOPK_FIELDS, "top_k"))]
+    experts: list[npt.NDArray[np.int32]] = []
+    weights: list[npt.NDArray[np.float32]] = []
+    for rows, stacked in [*groups, *_word_topk(words, top_k)]:
+        require(stacked.dtype, (*TOPK_FIELDS, "experts", "weights"), schema.TOPK)
+        tokens = stacked.shape[1] if stacked.ndim > 1 else 1
+        array = stacked.reshape(-1)
+        ids = array["experts"].reshape(len(array), -1).astype(np.int32)
+        frames.append(
+            pl.DataFrame(
+                {
+                    "pid": np.repeat(rows["pid"].to_numpy(), tokens),
+                    **{f: array[f].astype(np.int64) for f in TOPK_FIELDS},
+                    "top_k": np.full(len(array), ids.shape[1], dtype=np.int64),
+                }
+            )
+        )
+        experts.append(ids)
+        weights.append(array["weights"].reshape(len(array), -1).astype(np.float32))
+    return TopkTable(pl.concat(frames), _stack(experts, -1, np.int32), _stack(weights, np.nan, np.float32))
+
+
+def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> Groups:
+    groups: Groups = []
+    for index, (pid, blob) in enumerate(zip(words["pid"].to_list(), words["blob"].to_list(), strict=True)):
+        layer = int.from_bytes(blob[8:12], "little", signed=True)
+        k = top_k.get((pid, layer))
+        if k is None:
+            raise NvtxmoeError(
+                f"moe.w.topk of layer {layer} can't be read: neither moe.meta nor moe.counts tells its top_k",
+                where=f"process {pid}",
+            )
+        dtype = schema.topk_dtype(k)
+        elements = len(blob) // dtype.itemsize
+        array = np.frombuffer(blob, dtype=dtype, count=elements).reshape(1, elements)
+        groups.append((words[index : index + 1], array))
+    return groups
+
+
+def pair_table(groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> PairTable:
+    """Decode ``moe.pairs`` from both forms."""
+    frames = [_frame(("pid", *PAIR_FIELDS, "num_experts"))]
+    pairs: list[npt.NDArray[np.uint32]] = []
+    for rows, array in [*groups, *_word_pairs(words, experts)]:
+        require(array.dtype, (*PAIR_FIELDS, "pairs"), schema.PAIRS)
+        matrix = array["pairs"].reshape(len(array), -1).astype(np.uint32)
+        number = experts_of_pairs(matrix.shape[1])
+        frames.append(
+            pl.DataFrame(
+                {
+                    "pid": rows["pid"],
+                    **{f: array[f].astype(np.int64) for f in PAIR_FIELDS},
+                    "num_experts": np.full(len(array), number, dtype=np.int64),
+                }
+            )
+        )
+        pairs.extend(matrix)
+    return PairTable(pl.concat(frames), pairs)
+
+
+def _word_pairs(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> Groups:
+    groups: Groups = []
+    head = schema.pairs_dtype(0)
+    for index, (pid, blob) in enumerate(zip(words["pid"].to_list(), words["blob"].to_list(), strict=True)):
+        layer = int(np.frombuffer(blob, head, 1)["layer"][0])
+        room = (len(blob) - head.itemsize) // 4
+        known = experts.get((pid, layer))
+        number = known if known is not None else _largest_fitting(room)
+        groups.append((words[index : index + 1], np.frombuffer(blob, schema.pairs_dtype(number), 1)))
+    return groups
+
+
+def experts_of_pairs(length: int) -> int:
+    """The E of a triangle of E(E-1)/2 pairs.
+
+    Raises:
+        NvtxmoeError: no E has that many pairs.
+    """
+    number = _largest_fitting(length)
+    if schema.pairs_length(number) != length:
+        raise NvtxmoeError(f"damaged payload: moe.pairs of {length} entries, which is no E(E-1)/2")
+    return number
+
+
+def _largest_fitting(length: int) -> int:
+    return int((1 + (1 + 8 * length) ** 0.5) / 2)
+
+
+def require(dtype: np.dtype[Any], fields: tuple[str, ...], event: str) -> None:
+    """Raise NvtxmoeError when a decoded payload lacks fields that its event must have."""
+    names = dtype.names or ()
+    missing = [f for f in fields if f not in names]
+    if missing:
+        found = ", ".join(names) if names else str(dtype)
+        raise NvtxmoeError(f"the payload of {event} lacks {', '.join(missing)} (it has {found})")
+
+
+def _frame(columns: tuple[str, ...]) -> pl.DataFrame:
+    return pl.DataFrame(schema=dict.fromkeys(columns, pl.Int64))
+
+
+def _bytes(rows: pl.DataFrame, size_bytes: int) -> npt.NDArray[np.uint8]:
+    joined = b"".join(rows["blob"].to_list())
+    return np.frombuffer(joined, np.uint8).reshape(len(rows), -(-size_bytes // WORD_BYTES) * WORD_BYTES)
+
+
+def _stack(parts: list[npt.NDArray[Any]], fill: float, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Stack matrices of unequal widths, filled on the right."""
+    width = max((p.shape[1] for p in parts), default=0)
+    out = np.full((sum(len(p) for p in parts), width), fill, dtype=dtype)
+    at = 0
+    for part in parts:
+        out[at : at + len(part), : part.shape[1]] = part
+        at += len(part)
+    return out

@@ -1,0 +1,90 @@
+"""The ``nvtxmoe`` command: it finds the verb, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from nvtxmoe import __version__
+from nvtxmoe.errors import NvtxmoeError
+
+#: A command is one module of nvtxmoe.commands with a ``command``, imported only when it runs.
+COMMANDS = {
+    "analyze": "Export of a run -> expert statistics and GPU time of every (rank, step, layer).",
+    "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
+    "inspect": "What is in an export, in a second, before any analysis.",
+    "trim": "An export with only what analysis needs, fit for sharing.",
+}
+
+INTERNAL_ERROR = 1
+INTERRUPTED = 130
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"nvtxmoe.commands.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nvtxmoe")
+def cli() -> None:
+    """Which experts, which layers, how many microseconds.
+
+    nvtxmoe joins the routing of a mixture-of-experts model, recorded as NVTX payloads, with the GPU kernels of
+    the same Nsight Systems capture.
+
+    \b
+    Example:
+      nvtxmoe demo
+      nvtxmoe analyze report1.nsys-rep -o results
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 2 for bad input, 3 for --strict, 1 for a bug, 130 for Ctrl-C."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run the command line and return the exit code."""
+    debug = "--debug" in argv[: argv.index("--") if "--" in argv else len(argv)]
+    try:
+        code = cli.main(args=argv, prog_name="nvtxmoe", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("nvtxmoe: interrupted", file=sys.stderr)  # noqa: T201
+        return INTERRUPTED
+    except NvtxmoeError as error:
+        return _fail(error, str(error), error.exit_code, debug)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(error, f"{where}{error.strerror or error}", 2, debug)
+    except Exception as error:
+        message = f"internal error, {type(error).__name__}: {error}. Run again with --debug and report it"
+        return _fail(error, " ".join(message.split()), INTERNAL_ERROR, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"nvtxmoe: {message}", file=sys.stderr)  # noqa: T201
+    return code
