@@ -11,7 +11,7 @@ import click
 from nvtxmoe import __version__
 from nvtxmoe.errors import NvtxmoeError
 
-#: A command is one module of nvtxmoe.commands with a ``command``, imported only when it runs.
+#: A command is one module of nvtxmoe.commands with a function of its name, imported only when it runs.
 COMMANDS = {
     "analyze": "Export of a run -> expert statistics and GPU time of every (rank, step, layer).",
     "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
@@ -30,9 +30,8 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = import_module(f"nvtxmoe.commands.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
+        made: click.Command = getattr(import_module(f"nvtxmoe.commands.{cmd_name}"), cmd_name)
+        return made
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

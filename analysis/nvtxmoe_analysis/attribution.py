@@ -49,6 +49,8 @@ class Attribution:
         outside_layers: ``name``, ``kind``, ``operations``, ``time_ns`` of work in steps outside layers.
         names: kernel names by StringIds id, and labels of copies and memsets by negative ids.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
+        partial_graphs: positions (of ``Launches``) of graph launches in steps that gave fewer operations than
+            another launch of the same graph.
     """
 
     in_layer: pl.DataFrame
@@ -56,6 +58,7 @@ class Attribution:
     outside_layers: pl.DataFrame
     names: dict[int, str]
     nodes_unresolved: int
+    partial_graphs: npt.NDArray[np.int32]
 
 
 def attribute(export: Export, segments: Segments, launches: Launches) -> Attribution:
@@ -82,6 +85,7 @@ def attribute(export: Export, segments: Segments, launches: Launches) -> Attribu
         outside_layers=_total(pl.concat(outside), ["name", "kind"]),
         names=names,
         nodes_unresolved=len(nodes.unresolved),
+        partial_graphs=nodes.partial_graphs(),
     )
 
 
@@ -97,7 +101,7 @@ def _place(operations: Operations, segments: Segments, launches: Launches, nodes
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     resolved = np.ones(len(frame), dtype=np.bool_)
     if graph.any():
-        node_segment = nodes.find(pid[graph], frame["graphNodeId"].drop_nulls().to_numpy())
+        node_segment = nodes.find(pid[graph], frame["graphNodeId"].drop_nulls().to_numpy(), call[graph])
         resolved[graph] = node_segment >= 0
         layer, phase, crossing = layer.copy(), phase.copy(), crossing.copy()
         layer[graph], phase[graph] = segments.layer[node_segment], segments.phase[node_segment]
@@ -180,18 +184,35 @@ class _Nodes:
         direct = own.join(cloned, on=["pid", "graphNodeId"], how="anti", maintain_order="left")
         both = pl.concat([cloned.select(own.columns), direct])
         known = both["start"].is_not_null().to_numpy()
-        segment = np.full(len(both), -1, dtype=np.int64)
+        self._segment = np.full(len(both) + 1, -1, dtype=np.int32)
         found = both.filter(pl.col("start").is_not_null())
-        segment[known] = segments.find(found["globalTid"].to_numpy(), found["start"].to_numpy())
-        self._keys = both.select("pid", "graphNodeId").with_columns(segment=pl.Series(segment))
+        self._segment[:-1][known] = segments.find(found["globalTid"].to_numpy(), found["start"].to_numpy())
+        self._keys = both.select("pid", "graphNodeId").with_row_index("node")
+        self._replays: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         self.unresolved: set[tuple[int, int]] = set()
 
-    def find(self, pid: Ints, node: Ints) -> Ints:
-        """Segment of each node's original creation, -1 where there is none."""
+    def find(self, pid: Ints, node: Ints, call: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Segment of each node's original creation, -1 where there is none; notes which call replayed it."""
         asked = pl.DataFrame({"pid": pid, "graphNodeId": node})
         found = asked.join(self._keys, on=["pid", "graphNodeId"], how="left", maintain_order="left")
-        segment = found["segment"].fill_null(-1).to_numpy()
-        lost = found.filter(pl.Series(segment < 0)).select("pid", "graphNodeId").unique()
-        self.unresolved.update(lost.rows())  # type: ignore[arg-type]
+        row = found["node"].fill_null(len(self._segment) - 1).to_numpy().astype(np.int32)
+        segment: npt.NDArray[np.int32] = self._segment[row]
+        lost = asked.filter(pl.Series(segment < 0)).unique()
+        self.unresolved.update((int(p), int(n)) for p, n in lost.rows())
+        self._replays.append((call[call >= 0], row[call >= 0]))
         return segment
 
+    def partial_graphs(self) -> npt.NDArray[np.int32]:
+        """Calls that replayed fewer nodes than another call that shares a node with them."""
+        if not self._replays:
+            return np.zeros(0, dtype=np.int32)
+        call = np.concatenate([c for c, _ in self._replays])
+        row = np.concatenate([r for _, r in self._replays])
+        calls, at = np.unique(call, return_inverse=True)
+        size = np.bincount(at, minlength=len(calls))
+        most = np.zeros(len(self._segment), dtype=np.int64)
+        np.maximum.at(most, row, size[at])
+        most[-1] = 0  # nodes that are nowhere say nothing of each other
+        expected = np.zeros(len(calls), dtype=np.int64)
+        np.maximum.at(expected, at, most[row])
+        return calls[size < expected]

@@ -94,9 +94,7 @@ def read_events(export: Export) -> Events:
     """
     nvtx = read_nvtx(export)
     words = assemble(
-        nvtx.rows.filter(
-            (pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
-        )
+        nvtx.rows.filter((pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX))
     )
     decoder = Decoder(export)
     binary = nvtx.blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
@@ -148,9 +146,7 @@ def _problems(nvtx: NvtxRows, words: WordEvents, steps: pl.DataFrame) -> dict[st
     }
 
 
-def _metas(
-    export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[np.generic]]], words: pl.DataFrame
-) -> dict[int, Meta]:
+def _metas(export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], words: pl.DataFrame) -> dict[int, Meta]:
     texts: list[tuple[int, int, bytes]] = []
     for rows, arrays in groups:
         for pid, start, array in zip(rows["pid"].to_list(), rows["start"].to_list(), arrays, strict=True):
@@ -208,18 +204,14 @@ _STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "dec
 
 
 def _steps(
-    ranges: pl.DataFrame, groups: list[tuple[pl.DataFrame, npt.NDArray[np.generic]]], words: pl.DataFrame
+    ranges: pl.DataFrame, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], words: pl.DataFrame
 ) -> pl.DataFrame:
-    steps = ranges.filter(pl.col("name") == schema.STEP).select(
-        "row", "pid", "globalTid", "start", "end", "int64Value"
-    )
+    steps = ranges.filter(pl.col("name") == schema.STEP).select("row", "pid", "globalTid", "start", "end", "int64Value")
     wide = dict.fromkeys(_STEP_FIELDS, pl.Int64)
     binary = [pl.DataFrame(schema={"row": pl.Int64, **wide})]
     for rows, array in groups:
         require(array.dtype, _STEP_FIELDS, schema.STEP)
-        binary.append(
-            pl.DataFrame({"row": rows["row"], **{f: array[f].astype(np.int64) for f in _STEP_FIELDS}})
-        )
+        binary.append(pl.DataFrame({"row": rows["row"], **{f: array[f].astype(np.int64) for f in _STEP_FIELDS}}))
     spelled = np.frombuffer(b"".join(words["blob"].to_list()), dtype=schema.STEP_DTYPE)
     word_frame = pl.DataFrame(
         {"pid": words["pid"], **{f: spelled[f].astype(np.int64) for f in _STEP_FIELDS}},
@@ -239,4 +231,3 @@ def _steps(
         "step",
         *(pl.coalesce(f, f"{f}_words").alias(f) for f in _STEP_FIELDS if f != "step"),
     ).sort("pid", "start", "row")
-

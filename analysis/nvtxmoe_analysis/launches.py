@@ -27,9 +27,7 @@ class Launches:
     """
 
     def __init__(self, export: Export, segments: Segments) -> None:
-        frame = export.read(
-            tables.RUNTIME, ("start", "globalTid", "correlationId", "nameId", "returnValue")
-        )
+        frame = export.read(tables.RUNTIME, ("start", "globalTid", "correlationId", "nameId", "returnValue"))
         tid, self._start = frame["globalTid"].fill_null(0).to_numpy(), frame["start"].to_numpy()
         pid = (tid >> tables.PID_SHIFT) & tables.PID_MASK
         self.segment = segments.find(tid, self._start)
@@ -53,9 +51,9 @@ class Launches:
         self._used[calls[calls >= 0]] = True
 
     def in_steps(self) -> pl.DataFrame:
-        """Launch calls inside steps: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``.
+        """Launch calls inside steps.
 
-        Left out are calls that failed and those that a stream capture recorded into a graph (a graph node was
+        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Left out are calls that failed and those that a stream capture recorded into a graph (a graph node was
         created while they ran): neither puts work on the GPU.
         """
         names = self._export.strings(self._in_step["nameId"].unique().to_list())

@@ -88,9 +88,7 @@ class PairTable:
         return len(self.spans)
 
 
-def count_table(
-    event: str, groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, int], int]
-) -> CountTable:
+def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> CountTable:
     """Decode ``moe.counts`` or ``moe.physical`` from both forms.
 
     Parameters:

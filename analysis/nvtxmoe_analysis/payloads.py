@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,7 @@ class Decoder:
         self._definitions = _read_definitions(export)
         self._layouts: dict[tuple[int, int], list[Layout]] = {}
 
-    def groups(self, blobs: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, npt.NDArray[np.generic]]]:
+    def groups(self, blobs: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, npt.NDArray[Any]]]:
         """Decode blobs, those of one schema and size together.
 
         Parameters:
@@ -98,9 +99,7 @@ class Decoder:
         short = blobs.filter(length < HEADER_BYTES)
         if len(short):
             raise self._bad(short, f"{short['blob'].bin.size()[0]} bytes, shorter than a payload's header")
-        header = np.frombuffer(
-            b"".join(blobs["blob"].bin.slice(0, HEADER_BYTES).to_list()), dtype=HEADER_DTYPE
-        )
+        header = np.frombuffer(b"".join(blobs["blob"].bin.slice(0, HEADER_BYTES).to_list()), dtype=HEADER_DTYPE)
         headed = blobs.with_columns(
             pl.Series("version", header["version"].astype(np.int64)),
             pl.Series("schema", header["schema"].astype(np.int64)),
@@ -132,12 +131,12 @@ class Decoder:
         if not fitting:
             raise self._bad(rows, f"{size_bytes} bytes fit no definition of payload schema {schema}")
         if len(fitting) > 1:
-            raise self._bad(rows, f"payload schema {schema} is defined in {len(fitting)} ways that fit {size_bytes} bytes")
+            raise self._bad(
+                rows, f"payload schema {schema} is defined in {len(fitting)} ways that fit {size_bytes} bytes"
+            )
         return fitting[0]
 
-    def _array(
-        self, layout: Layout, data: bytes, size_bytes: int, rows: pl.DataFrame
-    ) -> npt.NDArray[np.generic]:
+    def _array(self, layout: Layout, data: bytes, size_bytes: int, rows: pl.DataFrame) -> npt.NDArray[Any]:
         if not layout.dynamic:
             return np.frombuffer(data, dtype=layout.dtype)
         stacked = np.frombuffer(data, dtype=np.uint8).reshape(len(rows), size_bytes)
@@ -147,7 +146,8 @@ class Decoder:
         if len(wrong):
             at = int(wrong[0])
             raise self._bad(rows[at:], f"says {counts[at]} elements where {elements} are")
-        return stacked[:, SIZE_BYTES:].copy().view(layout.dtype)
+        elements_only: npt.NDArray[Any] = stacked[:, SIZE_BYTES:].copy().view(layout.dtype)
+        return elements_only
 
     def _all_layouts(self, domain: int, schema: int) -> list[Layout]:
         key = (domain, schema)
@@ -240,9 +240,9 @@ def _read_definitions(export: Export) -> dict[tuple[int, int], list[_Definition]
     seen: dict[tuple[int, int], int] = defaultdict(int)
     for row in schemas.iter_rows(named=True):
         key = (row["domainId"], row["schemaId"])
-        body = bodies[key][seen[key]] if seen[key] < len(bodies[key]) else []
+        fields = bodies[key][seen[key]] if seen[key] < len(bodies[key]) else []
         seen[key] += 1
-        definition = _Definition(row["type"], row["payloadSize"], tuple(body))
-        if body and definition not in definitions[key]:
+        definition = _Definition(row["type"], row["payloadSize"], tuple(fields))
+        if fields and definition not in definitions[key]:
             definitions[key].append(definition)
     return definitions

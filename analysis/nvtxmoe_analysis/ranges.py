@@ -8,6 +8,7 @@ that both cover is ambiguous: it is marked so, not guessed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -243,5 +244,5 @@ def _reset(state: _State, at: int) -> None:
     state.idle[at] = False
 
 
-def _with_empty(values: npt.NDArray[np.generic], empty: int, dtype: type[np.generic]) -> npt.NDArray[np.generic]:
+def _with_empty(values: npt.NDArray[Any], empty: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
     return np.concatenate([np.array([empty]), values]).astype(dtype)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import polars as pl
 
 from nvtxmoe.schema import WORD_PREFIX
+
 
 @dataclass(frozen=True)
 class WordEvents:
@@ -24,7 +24,9 @@ class WordEvents:
     truncated: int
     damaged: int
 
+
 SCHEMA = {"row": pl.Int64, "globalTid": pl.Int64, "start": pl.Int64, "name": pl.String, "blob": pl.Binary}
+
 
 def assemble(marks: pl.DataFrame) -> WordEvents:
     """Assemble word marks into payloads.
@@ -41,7 +43,7 @@ def assemble(marks: pl.DataFrame) -> WordEvents:
         run_ends = _run_ends(thread["name"])
         at = 0
         while at < len(words):
-            length, end = int(words[at]), int(run_ends[at])
+            length, end = int(words[at]), run_ends[at]
             stop = at + 1 + length
             if length < 0 or stop > end:
                 # A new message begins before the payload is whole: lost marks, or the end of the capture.
@@ -56,10 +58,10 @@ def assemble(marks: pl.DataFrame) -> WordEvents:
             at = stop
     return WordEvents(pl.DataFrame(out, schema=SCHEMA, orient="row"), truncated, damaged)
 
-def _run_ends(names: pl.Series) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+
+def _run_ends(names: pl.Series) -> list[int]:
     """For each mark, the index after the last one of its run of equal messages."""
     runs = names.rle_id()
     last = pl.DataFrame({"run": runs}).with_row_index("i").group_by("run").agg(pl.col("i").max() + 1)
     ends = pl.DataFrame({"run": runs}).join(last, on="run", how="left", maintain_order="left")["i"]
-    return ends.cast(pl.Int64).to_numpy()
-
+    return ends.to_list()

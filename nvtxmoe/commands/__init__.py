@@ -1,0 +1,1 @@
+"""The commands of ``nvtxmoe``, a module each."""

@@ -62,6 +62,7 @@ class ParquetExport(Export):
             raise self._damaged(error, file) from error
 
     def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
+        """See :class:`Export`."""
         schema = {"row": pl.Int64, "blob": pl.Binary}
         if not self.has_blob_column():
             return pl.DataFrame(schema=schema)

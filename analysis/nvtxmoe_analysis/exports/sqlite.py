@@ -91,6 +91,7 @@ class SqliteExport(Export):
         return (1, 0) if low is None else (low, high)
 
     def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
+        """See :class:`Export`."""
         schema = {"row": pl.Int64, "blob": pl.Binary}
         if not self.has_blob_column():
             return pl.DataFrame(schema=schema)

@@ -27,16 +27,12 @@ class Table:
 
 _ACTIVITY = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid")
 
-KERNEL = Table(
-    "CUPTI_ACTIVITY_KIND_KERNEL", (*_ACTIVITY, "demangledName"), optional=("graphNodeId",)
-)
+KERNEL = Table("CUPTI_ACTIVITY_KIND_KERNEL", (*_ACTIVITY, "demangledName"), optional=("graphNodeId",))
 MEMCPY = Table("CUPTI_ACTIVITY_KIND_MEMCPY", (*_ACTIVITY, "bytes", "copyKind"), optional=("graphNodeId",))
 MEMSET = Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ACTIVITY, "bytes"), optional=("graphNodeId",))
 #: One row a whole graph, instead of one a node: what ``--cuda-graph-trace=graph`` records.
 GRAPH_TRACE = Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", _ACTIVITY, optional=("graphId",))
-RUNTIME = Table(
-    "CUPTI_ACTIVITY_KIND_RUNTIME", ("start", "end", "globalTid", "correlationId", "nameId", "returnValue")
-)
+RUNTIME = Table("CUPTI_ACTIVITY_KIND_RUNTIME", ("start", "end", "globalTid", "correlationId", "nameId", "returnValue"))
 #: nsys 2023.4 calls it CUDA_GRAPH_EVENTS, a name that later versions use for graph-level rows without node ids.
 GRAPH_NODES = Table(
     "CUDA_GRAPH_NODE_EVENTS",
@@ -51,9 +47,7 @@ NVTX = Table(
 )
 #: Read apart from the other columns: declared text, but it holds bytes that are not UTF-8.
 NVTX_BLOB = "binaryData"
-PAYLOAD_SCHEMAS = Table(
-    "NVTX_PAYLOAD_SCHEMAS", ("domainId", "schemaId", "type", "numEntries", "payloadSize")
-)
+PAYLOAD_SCHEMAS = Table("NVTX_PAYLOAD_SCHEMAS", ("domainId", "schemaId", "type", "numEntries", "payloadSize"))
 PAYLOAD_ENTRIES = Table(
     "NVTX_PAYLOAD_SCHEMA_ENTRIES",
     ("domainId", "schemaId", "idx", "flags", "type", "name", "arrayOrUnionDetail", "offset"),

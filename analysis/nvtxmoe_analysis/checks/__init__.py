@@ -1,0 +1,62 @@
+"""Capture validation: one module a check, each a ``check(results) -> Check``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nvtxmoe_analysis.checks import (
+    blobs_present,
+    counts_sum,
+    cuda_tracing,
+    graph_nodes,
+    graph_tracing,
+    launches_have_work,
+    meta_present,
+    operations_placed,
+    profiler_warnings,
+    ranges_nest,
+    ranks_present,
+    steps_closed,
+    steps_have_counts,
+    tensor_parallel_copies,
+    tokens_agree,
+    topk_agrees,
+    unique_keys,
+    words_whole,
+)
+from nvtxmoe_analysis.checks.model import FAIL, Check
+from nvtxmoe_analysis.results import Results
+
+#: In the order in which people read them.
+CHECKS: Sequence[Callable[[Results], Check]] = (
+    meta_present.check,
+    ranks_present.check,
+    blobs_present.check,
+    words_whole.check,
+    steps_closed.check,
+    unique_keys.check,
+    steps_have_counts.check,
+    counts_sum.check,
+    tokens_agree.check,
+    topk_agrees.check,
+    tensor_parallel_copies.check,
+    cuda_tracing.check,
+    graph_tracing.check,
+    launches_have_work.check,
+    graph_nodes.check,
+    ranges_nest.check,
+    operations_placed.check,
+    profiler_warnings.check,
+)
+
+COMPLETE, INCOMPLETE = "complete", "incomplete"
+
+
+def run_checks(results: Results) -> list[Check]:
+    """Every check, on the whole capture, whatever was selected."""
+    return [check(results) for check in CHECKS]
+
+
+def verdict(checks: Sequence[Check]) -> str:
+    """``complete``, or ``incomplete`` when any check failed."""
+    return INCOMPLETE if any(check.status == FAIL for check in checks) else COMPLETE

@@ -1,0 +1,25 @@
+"""Replayed graph nodes lead to where they were created."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "graph_nodes"
+
+
+def check(results: Results) -> Check:
+    """No replayed node without a creation row."""
+    lost = sum(report.nodes_unresolved for report in results.reports)
+    rows = sum(report.graph_rows for report in results.reports)
+    if lost:
+        return failed(
+            NAME,
+            f"{number(lost, 'graph node')} of replayed graphs lead to no creation: the capture must include the time "
+            "when vLLM captures its graphs.",
+            unresolved=lost,
+            node_rows=rows,
+        )
+    if not rows:
+        return not_applicable(NAME, "No CUDA graph node in the capture.", unresolved=0, node_rows=0)
+    return passed(NAME, "Every replayed graph node leads to its creation.", unresolved=0, node_rows=rows)

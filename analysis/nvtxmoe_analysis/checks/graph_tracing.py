@@ -1,0 +1,35 @@
+"""CUDA graphs were traced node by node."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "graph_tracing"
+
+
+def check(results: Results) -> Check:
+    """Graph launches in steps gave kernels, not one record a graph."""
+    launches = sum(int(report.launches["is_graph"].sum()) for report in results.reports)
+    whole = sum(int(report.coverage.filter(pl.col("kind") == 3)["operations"].sum()) for report in results.reports)
+    nodes = sum(report.graph_rows for report in results.reports)
+    figures = {"graph_launches": launches, "whole_graph_records": whole, "node_rows": nodes}
+    if whole:
+        return failed(
+            NAME,
+            f"{whole:,} CUDA graphs were recorded as a whole, without their kernels: no layer can be told. Capture "
+            "with --cuda-graph-trace=node.",
+            **figures,
+        )
+    if launches and not nodes:
+        return failed(
+            NAME,
+            f"{number(launches, 'graph launch', 'graph launches')} but no graph node was recorded: the capture began "
+            "after the graphs were made, or traced no nodes.",
+            **figures,
+        )
+    if not launches:
+        return not_applicable(NAME, "No CUDA graph was launched in a step.", **figures)
+    return passed(NAME, f"{number(launches, 'graph launch', 'graph launches')}, traced by node.", **figures)

@@ -1,0 +1,16 @@
+"""What nsys itself said about losses."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, passed, warned
+from nvtxmoe_analysis.results import Results
+
+NAME = "profiler_warnings"
+
+
+def check(results: Results) -> Check:
+    """Diagnostics of nsys that speak of lost events. A warning only: captures with one have been found whole."""
+    found = sorted({text for report in results.reports for text in report.warnings})
+    if found:
+        return warned(NAME, "nsys says: " + " ".join(found), messages=list(found))
+    return passed(NAME, "nsys reported no lost events.", messages=[])

@@ -1,0 +1,16 @@
+"""Ranges nest."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, failed, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "ranges_nest"
+
+
+def check(results: Results) -> Check:
+    """No two ranges of a thread cross; work launched where two do is unplaced."""
+    crossing = sum(report.crossings for report in results.reports)
+    if crossing:
+        return failed(NAME, f"{crossing:,} ranges cross another of their thread.", crossing=crossing)
+    return passed(NAME, "All ranges nest.", crossing=0)

@@ -1,0 +1,30 @@
+"""All ranks of the run are in the inputs."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "ranks_present"
+
+
+def check(results: Results) -> Check:
+    """Ranks 0 to world_size - 1 each have a process here."""
+    metas = [meta for report in results.reports for meta in report.metas.values()]
+    if not metas:
+        return not_applicable(NAME, "No moe.meta tells the world size.")
+    present = sorted({meta.rank for meta in metas})
+    world_size = max(meta.world_size for meta in metas)
+    missing = sorted(set(range(world_size)) - set(present))
+    figures: dict[str, Figure] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
+    sizes = sorted({meta.world_size for meta in metas})
+    if len(sizes) > 1:
+        return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **figures)
+    if missing:
+        return failed(
+            NAME,
+            f"{number(len(missing), 'rank')} of {world_size} missing: {', '.join(map(str, missing))}. "
+            "Give every rank's report.",
+            **figures,
+        )
+    return passed(NAME, f"All {number(world_size, 'rank')} present.", **figures)

@@ -1,0 +1,20 @@
+"""Steps were captured, and each to its end."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, failed, number, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "steps_closed"
+
+
+def check(results: Results) -> Check:
+    """There is a moe.step range, and none that the end of the capture cut off."""
+    steps = sum(len(report.steps) for report in results.reports)
+    unclosed = sum(report.steps["end"].null_count() for report in results.reports)
+    figures = {"steps": steps, "unclosed": unclosed}
+    if not steps:
+        return failed(NAME, "No moe.step range: nothing was scheduled while the capture ran.", **figures)
+    if unclosed:
+        return failed(NAME, f"{number(unclosed, 'step')} still open when the capture ended.", **figures)
+    return passed(NAME, f"{number(steps, 'step')}, each closed.", **figures)

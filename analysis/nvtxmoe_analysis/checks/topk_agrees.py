@@ -1,0 +1,50 @@
+"""Sampled tokens give the counts of their step again."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
+from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.results import Results
+
+NAME = "topk_agrees"
+
+
+def check(results: Results) -> Check:
+    """On sampled steps, moe.topk counted by expert equals moe.counts."""
+    compared = differing = 0
+    for report in results.reports:
+        cells, wrong = _compare(report)
+        compared += cells
+        differing += wrong
+    if not compared:
+        return not_applicable(NAME, "No step has both sampled tokens and counts.", compared=0, differing=0)
+    if differing:
+        return failed(
+            NAME,
+            f"In {differing:,} of {compared:,} sampled (rank, step, layer) the tokens' experts are not those counted.",
+            compared=compared,
+            differing=differing,
+        )
+    return passed(NAME, f"{number(compared, 'sampled cell')} agree with their counts.", compared=compared, differing=0)
+
+
+def _compare(report: ReportFacts) -> tuple[int, int]:
+    topk, counts = report.events.topk, report.events.counts
+    key = ["pid", "step", "layer"]
+    cells = counts.cells.select(key).with_row_index("cell").unique(key, keep="first")
+    cell = topk.tokens.join(cells, on=key, how="left", maintain_order="left")["cell"].fill_null(-1).cast(pl.Int64)
+    rows = cell.to_numpy()
+    known, place = np.unique(rows, return_inverse=True)
+    if not len(known) or not len(counts):
+        return 0, 0
+    width = max(counts.matrix.shape[1], int(topk.experts.max(initial=-1)) + 1)
+    real = topk.experts >= 0
+    slots = (place[:, None] * width + topk.experts)[real]
+    tally = np.bincount(slots, minlength=len(known) * width).reshape(len(known), width)
+    mine = known >= 0
+    stated = np.zeros((int(mine.sum()), width), dtype=np.int64)
+    stated[:, : counts.matrix.shape[1]] = counts.matrix[known[mine]]
+    return len(stated), int(np.any(tally[mine] != stated, axis=1).sum())

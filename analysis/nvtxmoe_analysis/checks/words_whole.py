@@ -1,0 +1,24 @@
+"""Payloads spelled as words arrived whole."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "words_whole"
+
+
+def check(results: Results) -> Check:
+    """No word-form payload is truncated or damaged."""
+    truncated = sum(report.events.problems["words_truncated"] for report in results.reports)
+    damaged = sum(report.events.problems["words_damaged"] for report in results.reports)
+    if truncated or damaged:
+        return failed(
+            NAME,
+            f"{damaged:,} word-form payloads have lost words, {truncated:,} end with the capture.",
+            truncated=truncated,
+            damaged=damaged,
+        )
+    if not any(report.events.encoding == "words" for report in results.reports):
+        return not_applicable(NAME, "Payloads are binary.", truncated=0, damaged=0)
+    return passed(NAME, "Every word-form payload is whole.", truncated=0, damaged=0)

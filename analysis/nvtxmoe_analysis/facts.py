@@ -1,0 +1,170 @@
+"""The facts of one export, keyed by (rank, step, layer): what every later stage works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nvtxmoe_analysis.attribution import attribute
+from nvtxmoe_analysis.cells import TIMING_COLUMNS, cell_timings, kernel_timings
+from nvtxmoe_analysis.events import Events, Meta, read_events
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.launches import Launches
+from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
+from nvtxmoe_analysis.ranges import classify, flatten
+from nvtxmoe_analysis.selection import Selection
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """One export, decoded, attributed and narrowed to the selection.
+
+    Attributes:
+        source: what the user named.
+        metas: moe.meta by process id.
+        steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
+        counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
+        timings: GPU work by ``rank``, ``step``, ``layer`` and the columns of ``cells.TIMING_COLUMNS``, narrowed.
+        kernels: see ``cells.kernel_timings``, narrowed.
+        coverage, outside_layers: see ``Attribution``; the whole export.
+        launches: ``Launches.in_steps`` with ``rank``, ``step`` and ``partial``; the whole export.
+        epoch_ns: unix time of the export's time 0, None when it is not recorded.
+    """
+
+    source: Path
+    kind: str
+    size_bytes: int
+    events: Events
+    metas: dict[int, Meta]
+    steps: pl.DataFrame
+    counts: CountTable
+    topk: TopkTable
+    timings: pl.DataFrame
+    kernels: pl.DataFrame
+    coverage: pl.DataFrame
+    outside_layers: pl.DataFrame
+    launches: pl.DataFrame
+    runtime_calls: int
+    repeated_calls: int
+    crossings: int
+    nodes_unresolved: int
+    operations: int
+    epoch_ns: int | None
+    export_info: dict[str, str]
+    capture_info: dict[str, str]
+    warnings: tuple[str, ...]
+    gpus: tuple[str, ...]
+    graph_rows: int
+
+
+def gather(export: Export, selection: Selection) -> ReportFacts:
+    """Read everything in an export and place it.
+
+    Raises:
+        NvtxmoeError: see ``read_events`` and the export's ``read``.
+    """
+    events = read_events(export)
+    steps = _with_ranks(events.steps, events.metas)
+    steps = steps.with_columns(kept=selection.of_steps(steps))
+    segments = flatten(classify(events.ranges, steps))
+    launches = Launches(export, segments)
+    placed = attribute(export, segments, launches)
+    keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
+    in_layer = _narrowed(placed.in_layer, steps, keys, selection)
+    return ReportFacts(
+        source=export.source,
+        kind=export.kind,
+        size_bytes=_size_bytes(export.path),
+        events=events,
+        metas=events.metas,
+        steps=steps,
+        counts=_narrowed_counts(events.counts, steps, selection),
+        topk=_narrowed_topk(events, steps, selection),
+        coverage=placed.coverage,
+        outside_layers=_named(placed.outside_layers, placed.names),
+        launches=launches.in_steps()
+        .with_columns(partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist()))
+        .join(
+            keys,
+            on="step_row",
+            how="left",
+            maintain_order="left",
+        ),
+        runtime_calls=len(launches),
+        repeated_calls=launches.repeated,
+        crossings=segments.crossings,
+        nodes_unresolved=placed.nodes_unresolved,
+        operations=int(placed.coverage["operations"].sum()),
+        graph_rows=export.rows(tables.GRAPH_NODES),
+        timings=cell_timings(in_layer)
+        .join(keys, on="step_row", how="left", maintain_order="left")
+        .select("pid", "rank", "step", pl.col("layer").cast(pl.Int64), *TIMING_COLUMNS),
+        kernels=kernel_timings(in_layer, placed.names, steps["rank"]),
+        epoch_ns=_epoch_ns(export),
+        export_info=export.metadata(tables.EXPORT_META),
+        capture_info=export.metadata(tables.CAPTURE_META),
+        warnings=_warnings(export),
+        gpus=tuple(export.read(tables.GPU_INFO)["name"].drop_nulls().to_list()),
+    )
+
+
+def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, keys: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+    """Operations inside the selection. Ranges that repeat a step's number (checks.unique_keys) share its cells."""
+    if selection.layers is not None:
+        in_layer = in_layer.filter(pl.col("layer").is_in(list(selection.layers)))
+    if not steps["kept"].all():
+        in_layer = in_layer.filter(steps["kept"].gather(in_layer["step_row"]))
+    first = keys.select(pl.col("step_row").first().over("pid", "rank", "step"))["step_row"]
+    if first.equals(keys["step_row"]):
+        return in_layer
+    return in_layer.with_columns(step_row=first.gather(in_layer["step_row"]))
+
+
+def _epoch_ns(export: Export) -> int | None:
+    start = export.read(tables.SESSION_START)["utcEpochNs"].drop_nulls()
+    return int(start[0]) if len(start) else None
+
+
+def _warnings(export: Export) -> tuple[str, ...]:
+    texts = export.read(tables.DIAGNOSTICS)["text"].drop_nulls()
+    serious = texts.filter(texts.str.contains("(?i)might not have been collected|not all|dropped|lost"))
+    return tuple(sorted(set(serious.to_list())))
+
+
+def _size_bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    return path.stat().st_size
+
+
+def _with_ranks(steps: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
+    """Ranks of steps without a payload come from their process's moe.meta."""
+    ranks = {pid: meta.rank for pid, meta in metas.items()}
+    known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
+    return steps.with_columns(rank=pl.coalesce("rank", known))
+
+
+def _narrowed_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:
+    if not selection.active:
+        return counts
+    return counts.take(selection.of_cells(counts.cells, steps.filter("kept")))
+
+
+def _narrowed_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
+    ranks = {pid: meta.rank for pid, meta in events.metas.items()}
+    by_counts = events.counts.cells.unique("pid")
+    ranks |= dict(zip(by_counts["pid"].to_list(), by_counts["rank"].to_list(), strict=True))
+    known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
+    topk = TopkTable(events.topk.tokens.with_columns(rank=known), events.topk.experts, events.topk.weights)
+    if not selection.active:
+        return topk
+    return topk.take(selection.of_cells(topk.tokens, steps.filter("kept")))
+
+
+def _named(by_name: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:
+    return by_name.with_columns(pl.col("name").replace_strict(names, default="", return_dtype=pl.String)).sort(
+        "time_ns", "name", descending=[True, False]
+    )

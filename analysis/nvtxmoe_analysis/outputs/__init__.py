@@ -1,0 +1,38 @@
+"""The files that ``analyze`` writes: one module each, with a ``build`` from results to a table or a JSON value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.outputs import (
+    activations,
+    coselection,
+    kernel_timings,
+    layer_correlation,
+    layer_timings,
+    load_imbalance,
+    routing_weights,
+    summary,
+)
+from nvtxmoe_analysis.results import Results
+
+#: Name of the folder inside the output folder.
+FOLDER = "moe_expert_tracking"
+
+#: Tables by file stem, in the order in which they are listed to people.
+TABLES: Mapping[str, Callable[[Results], pl.DataFrame]] = {
+    "moe_expert_activations": activations.build,
+    "moe_expert_coselection": coselection.build,
+    "moe_routing_weights_hist": routing_weights.build,
+    "moe_load_imbalance": load_imbalance.build,
+    "moe_layer_timings": layer_timings.build,
+    "moe_kernel_timings": kernel_timings.build,
+    "moe_layer_correlation": layer_correlation.build,
+}
+
+#: JSON files by file stem. The validation file is written with them, by the caller who ran the checks.
+DOCUMENTS: Mapping[str, Callable[[Results], Any]] = {"moe_summary": summary.build}
+VALIDATION = "moe_capture_validation"

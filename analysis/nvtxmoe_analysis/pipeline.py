@@ -1,0 +1,83 @@
+"""From inputs to files: the whole of ``nvtxmoe analyze`` as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe import __version__
+from nvtxmoe_analysis.checks.model import Check
+from nvtxmoe_analysis.database import write_database
+from nvtxmoe_analysis.exports.open import open_export
+from nvtxmoe_analysis.facts import gather
+from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
+from nvtxmoe_analysis.results import Results, merge
+from nvtxmoe_analysis.selection import Selection
+from nvtxmoe_analysis.validation import validate
+from nvtxmoe_analysis.writer import write_set
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What ``analyze`` found and wrote."""
+
+    results: Results
+    checks: list[Check]
+    validation: dict[str, Any]
+    folder: Path
+    files: list[Path]
+
+    @property
+    def complete(self) -> bool:
+        """The verdict."""
+        return bool(self.validation["verdict"] == "complete")
+
+
+def _no_progress(_message: str) -> None:
+    pass
+
+
+def analyze(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    selection: Selection | None = None,
+    formats: Sequence[str] = ("csv",),
+    database: Path | None = None,
+    cache_dir: Path | None = None,
+    nsys: Path | None = None,
+    progress: Callable[[str], None] = _no_progress,
+) -> Analysis:
+    """Analyse exports or reports of one run and write the standard set into ``output/moe_expert_tracking``.
+
+    Parameters:
+        formats: of the tables, see ``writer.FORMATS``.
+        database: a SQLite file that gets the tables too.
+        progress: called with what is being done, for people to see.
+
+    Raises:
+        NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
+    """
+    selection = selection or Selection()
+    options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
+    reports = []
+    for path in inputs:
+        progress(f"reading {path.name}")
+        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection))
+    progress("joining")
+    results = merge(reports, selection, options)
+    tables = {stem: build(results) for stem, build in TABLES.items()}
+    documents = {stem: build(results) for stem, build in DOCUMENTS.items()}
+    progress("checking")
+    checks, validation = validate(results)
+    progress("writing")
+    folder = output / FOLDER
+    files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
+    if database is not None:
+        write_database(database, tables)
+        files.append(database)
+    return Analysis(results, checks, validation, folder, files)

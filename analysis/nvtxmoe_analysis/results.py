@@ -1,0 +1,170 @@
+"""The facts of all reports together, as the outputs want them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.cells import TIMED_KINDS, TIMING_COLUMNS
+from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.payload_tables import PairTable
+from nvtxmoe_analysis.routing import Routing, cell_features, combine, totals
+from nvtxmoe_analysis.selection import Selection
+
+KEY = ("rank", "step", "layer")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the outputs and checks need.
+
+    Attributes:
+        reports: the facts of each input.
+        routing: counts with tensor-parallel copies once.
+        layers: (rank, step, layer) rows of all that was captured: see :func:`_layer_rows`.
+        kernels: ``rank``, ``layer_idx``, ``phase``, ``kernel_name``, ``launched_by``, ``count``, ``total_ns``,
+            ``mean_ns``, ``min_ns``, ``max_ns``.
+        origin_ns: start of the first captured step, in unix time where every report has a clock, else in the
+            report's own time.
+        aligned: whether the reports' clocks could be put on one axis.
+        options: what the analysis was asked, for the validation file.
+    """
+
+    reports: tuple[ReportFacts, ...]
+    selection: Selection
+    routing: Routing
+    layers: pl.DataFrame
+    kernels: pl.DataFrame
+    origin_ns: int
+    aligned: bool
+    options: dict[str, object] = field(default_factory=dict)
+
+    @cached_property
+    def features(self) -> pl.DataFrame:
+        """``routing.cell_features`` of the chosen counts."""
+        return cell_features(self.routing.counts)
+
+    @cached_property
+    def totals(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Assignments by layer and expert."""
+        return totals(self.routing.counts, self.routing.experts)
+
+    @cached_property
+    def steps(self) -> pl.DataFrame:
+        """Kept steps of all reports: ``report``, ``rank``, ``step``, ``start``, token counts, ``timestamp_ns``."""
+        return (
+            _all_steps(self.reports, self.aligned)
+            .filter("kept")
+            .with_columns(timestamp_ns=pl.col("at_ns") - self.origin_ns)
+        )
+
+    @cached_property
+    def pairs(self) -> tuple[PairTable, ...]:
+        """Exact co-selection, where it was captured; a table a report."""
+        return tuple(report.events.pairs for report in self.reports)
+
+
+def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[str, object]) -> Results:
+    """Put the facts of all reports together.
+
+    Raises:
+        NvtxmoeError: two processes say they are the same rank.
+    """
+    _refuse_same_rank(reports)
+    aligned = all(report.epoch_ns is not None for report in reports) or len(reports) == 1
+    steps = _all_steps(reports, aligned)
+    return Results(
+        reports=tuple(reports),
+        selection=selection,
+        routing=combine([r.counts for r in reports], [r.topk for r in reports], [r.metas for r in reports]),
+        layers=pl.concat([_layer_rows(report, selection) for report in reports]).sort(KEY),
+        kernels=_merged_kernels(reports),
+        origin_ns=int(steps["at_ns"].min() or 0),  # type: ignore[arg-type]
+        aligned=aligned,
+        options=options,
+    )
+
+
+def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
+    seen: dict[int, str] = {}
+    for report in reports:
+        ranks = {(pid, meta.rank) for pid, meta in report.metas.items()}
+        ranks |= set(report.steps.select("pid", "rank").drop_nulls().unique().rows())
+        for pid, rank in sorted(ranks):
+            here = f"{report.source} (process {pid})"
+            if rank in seen:
+                raise NvtxmoeError(
+                    f"two processes say they are rank {rank}: {seen[rank]} and {here}",
+                    remedy="Give each rank's report once, and reports of one run only",
+                )
+            seen[rank] = here
+
+
+def _all_steps(reports: Sequence[ReportFacts], aligned: bool) -> pl.DataFrame:
+    frames = [
+        report.steps.with_columns(
+            report=pl.lit(i, pl.Int64),
+            at_ns=pl.col("start") + (report.epoch_ns or 0 if aligned and len(reports) > 1 else 0),
+        )
+        for i, report in enumerate(reports)
+    ]
+    return pl.concat(frames)
+
+
+def _layer_rows(report: ReportFacts, selection: Selection) -> pl.DataFrame:
+    """One row for every (rank, step, layer) captured: what steps promise, what counts say, what the GPU did.
+
+    Columns: ``rank``, ``step``, ``layer``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, and those of
+    ``cells.TIMING_COLUMNS`` (0 and null where the GPU did nothing).
+    """
+    steps = report.steps.filter("kept")
+    layers = _layers_by_pid(report, selection)
+    promised = steps.select("rank", "step", "pid").unique().join(layers, on="pid", how="inner")
+    counted = report.counts.cells.select("rank", "step", "layer")
+    timed = report.timings.select("rank", "step", "layer")
+    keys = pl.concat([promised.select(KEY), counted, timed]).unique()
+    per_step = steps.unique(["rank", "step"], keep="first").select(
+        "rank", "step", "prefill_tokens", "decode_tokens", pl.col("num_tokens").alias("step_tokens")
+    )
+    tokens = report.counts.cells.unique(["rank", "step", "layer"], keep="first").select(*KEY, "num_tokens")
+    zero = [c for c in TIMING_COLUMNS if c.startswith(TIMED_KINDS) or c == "busy_ns"]
+    return (
+        keys.join(tokens, on=KEY, how="left", nulls_equal=True)
+        .join(per_step, on=["rank", "step"], how="left", nulls_equal=True)
+        .join(report.timings.drop("pid"), on=KEY, how="left", nulls_equal=True)
+        .select(
+            *KEY,
+            pl.coalesce("num_tokens", "step_tokens").alias("num_tokens"),
+            "prefill_tokens",
+            "decode_tokens",
+            *(pl.col(c).fill_null(0) if c in zero else pl.col(c) for c in TIMING_COLUMNS if c != "launched_by"),
+            pl.col("launched_by").fill_null("none"),
+        )
+    )
+
+
+def _layers_by_pid(report: ReportFacts, selection: Selection) -> pl.DataFrame:
+    told = [(pid, layer) for pid, meta in report.metas.items() for layer in meta.layers]
+    counted = report.counts.cells.select("pid", "layer").unique().rows()
+    pairs = sorted(set(told) | {(int(p), int(n)) for p, n in counted})
+    if selection.layers is not None:
+        pairs = [(pid, layer) for pid, layer in pairs if layer in selection.layers]
+    return pl.DataFrame(pairs, schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")
+
+
+def _merged_kernels(reports: Sequence[ReportFacts]) -> pl.DataFrame:
+    by = ["rank", "layer_idx", "phase", "kernel_name", "launched_by"]
+    return (
+        pl.concat([report.kernels for report in reports])
+        .group_by(by)
+        .agg(pl.col("count").sum(), pl.col("total_ns").sum(), pl.col("min_ns").min(), pl.col("max_ns").max())
+        .with_columns(mean_ns=pl.col("total_ns") / pl.col("count"))
+        .select(*by, "count", "total_ns", "mean_ns", "min_ns", "max_ns")
+        .sort(["rank", "layer_idx", "total_ns", *by[2:]], descending=[False, False, True, False, False, False])
+    )

@@ -1,0 +1,110 @@
+"""Writing a set of files whole or not at all. Files of ours are replaced together, others are left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+
+FORMATS = ("csv", "parquet")
+
+
+def write_set(
+    folder: Path,
+    tables: Mapping[str, pl.DataFrame],
+    documents: Mapping[str, Any],
+    formats: Sequence[str] = ("csv",),
+) -> list[Path]:
+    """Write tables (in every format asked for) and JSON documents into a folder, which is made if need be.
+
+    Everything is first written beside the folder's own files; only when all of it is there are the names replaced,
+    and put back if that fails half-way. A table of ours in a format not asked for now is removed: it would be
+    another analysis's.
+
+    Raises:
+        NvtxmoeError: the folder can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _staging(folder) as stage:
+            names = []
+            for stem, table in tables.items():
+                for form in formats:
+                    names.append(f"{stem}.{form}")
+                    _write_table(table, stage / names[-1], form)
+            for stem, document in documents.items():
+                names.append(f"{stem}.json")
+                (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in formats]
+            _replace(folder, stage, names, stale)
+    except OSError as error:
+        raise NvtxmoeError(
+            f"cannot write the results: {error.strerror or error}",
+            where=error.filename or folder,
+            remedy="Choose another folder with -o, or make room",
+        ) from error
+    except pl.exceptions.ComputeError as error:  # polars reports a full disk so
+        raise NvtxmoeError(f"cannot write the results: {error}", where=folder) from error
+    return [folder / name for name in names]
+
+
+@contextlib.contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    stage = Path(tempfile.mkdtemp(prefix=".nvtxmoe-", dir=folder))
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(folder: Path, stage: Path, names: Sequence[str], stale: Sequence[str]) -> None:
+    old = stage / "old"
+    old.mkdir()
+    moved: list[str] = []
+    placed: list[str] = []
+    try:
+        for name in (*names, *stale):
+            if (folder / name).exists():
+                (folder / name).replace(old / name)
+                moved.append(name)
+        for name in names:
+            (stage / name).replace(folder / name)
+            placed.append(name)
+    except BaseException:
+        for name in placed:
+            (folder / name).unlink(missing_ok=True)
+        for name in moved:
+            (old / name).replace(folder / name)
+        raise
+
+
+def _write_table(table: pl.DataFrame, path: Path, form: str) -> None:
+    if form == "parquet":
+        table.write_parquet(path, compression="zstd")
+    else:
+        as_text(table).write_csv(path)
+
+
+def as_text(table: pl.DataFrame) -> pl.DataFrame:
+    """Floats as %.9g, empty where null or not finite."""
+    floats = [name for name, dtype in table.schema.items() if dtype.is_float()]
+    return table.with_columns(_formatted(table[name]) for name in floats)
+
+
+def _formatted(values: pl.Series) -> pl.Series:
+    # Most columns repeat few values; each is formatted once.
+    finite: pl.Series = pl.select(pl.when(values.is_finite()).then(values)).to_series().alias(values.name)
+    distinct = finite.unique().drop_nulls()
+    if distinct.is_empty():
+        return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+    texts = pl.Series([f"{v:.9g}" for v in distinct.to_list()], dtype=pl.String)
+    text: pl.Series = finite.replace_strict(distinct, texts, default=None, return_dtype=pl.String)
+    return text

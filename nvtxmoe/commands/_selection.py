@@ -1,0 +1,40 @@
+"""Reading the filters of the command line."""
+
+from __future__ import annotations
+
+import re
+
+import click
+
+_RANGE = re.compile(r"^(\d*):(\d*)$")
+_NUMBERS = re.compile(r"^(\d+)(?:-(\d+))?$")
+
+
+def step_range(text: str | None) -> tuple[int | None, int | None]:
+    """``A:B`` as (A, B), both inclusive; either may be missing."""
+    if text is None:
+        return None, None
+    match = _RANGE.match(text)
+    if match is None or text == ":":
+        raise click.BadParameter(f"{text!r} is no range; write A:B, A: or :B", param_hint="--steps")
+    first, last = (int(part) if part else None for part in match.groups())
+    if first is not None and last is not None and first > last:
+        raise click.BadParameter(f"{text!r} ends before it begins", param_hint="--steps")
+    return first, last
+
+
+def numbers(text: str | None, option: str) -> frozenset[int] | None:
+    """``0,3,8-11`` as a set."""
+    if text is None:
+        return None
+    found: set[int] = set()
+    for part in text.split(","):
+        match = _NUMBERS.match(part.strip())
+        if match is None:
+            raise click.BadParameter(f"{part!r} is no number or range; write 0,3,8-11", param_hint=option)
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first:
+            raise click.BadParameter(f"{part!r} ends before it begins", param_hint=option)
+        found.update(range(first, last + 1))
+    return frozenset(found)

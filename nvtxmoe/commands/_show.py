@@ -1,0 +1,99 @@
+"""What ``analyze`` and ``demo`` print for people."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+#: Layers listed on the terminal; the files have all.
+MOST_LAYERS = 16
+
+
+def show_analysis(console: Console, found: dict[str, Any]) -> None:
+    """Print an overview (see nvtxmoe_analysis.summaries)."""
+    console.print(
+        f"{_many(found['ranks'], 'rank')}, {_many(found['steps_kept'], 'step')}"
+        + (f" of {found['steps_captured']:,}" if found["steps_kept"] != found["steps_captured"] else "")
+        + f", {_many(len(found['layers']), 'MoE layer')}, {_many(found['tokens'], 'token')}"
+        + f"; {_us(found['in_layer_ns'])} of GPU time in MoE layers"
+        + (f" ({found['in_layer_pct']:.1f} % of all in steps)" if found["in_layer_pct"] is not None else "")
+    )
+    console.print(_layer_table(found))
+    if len(found["layers"]) > MOST_LAYERS:
+        console.print(f"The {MOST_LAYERS} layers with the most GPU time of {len(found['layers'])}; the files have all.")
+    _show_kernels(console, found)
+    _show_verdict(console, found)
+    console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
+    for file in found["files"]:
+        console.print(f"  {escape(file)}", soft_wrap=True)
+
+
+def _layer_table(found: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("layer", "experts", "top-k", "used"):
+        table.add_column(name, justify="right")
+    table.add_column("hottest expert", justify="right")
+    table.add_column("max/mean load", justify="right")
+    table.add_column("GPU time", justify="right")
+    table.add_column("a step", justify="right")
+    shown = sorted(found["layers"], key=lambda one: -one["kernel_time_ns"])[:MOST_LAYERS]
+    for one in sorted(shown, key=lambda each: each["layer"]):
+        table.add_row(
+            str(one["layer"]),
+            str(one["num_experts"]),
+            str(one["top_k"]),
+            str(one["used"]),
+            f"{one['hottest']} ({one['hottest_pct']:.1f} %)" if one["hottest_pct"] is not None else "",
+            f"{one['max_mean']:.2f}" if one["max_mean"] is not None else "",
+            _us(one["kernel_time_ns"]),
+            _us(one["kernel_time_ns_per_step"]) if one["kernel_time_ns_per_step"] is not None else "",
+        )
+    return table
+
+
+def _show_kernels(console: Console, found: dict[str, Any]) -> None:
+    if not found["kernels"]:
+        return
+    console.print("Longest operations in MoE layers:")
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for justify in ("right", "right", "left"):
+        table.add_column(justify=justify, no_wrap=True, overflow="fold")
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in found["kernels"]:
+        table.add_row(
+            f"  {_us(one['total_ns'])}", f"{one['pct']:.1f} %", one["phase"], escape(_short(one["kernel_name"]))
+        )
+    console.print(table)
+
+
+def _short(kernel_name: str) -> str:
+    """A C++ kernel's name without its template arguments and parameters."""
+    name = kernel_name.removeprefix("void ")
+    return name if name.startswith("[") else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name
+
+
+def _show_verdict(console: Console, found: dict[str, Any]) -> None:
+    if found["verdict"] == "complete":
+        console.print(f"Capture [bold green]complete[/bold green]: {found['checks_passed']} checks passed.")
+    else:
+        console.print("Capture [bold red]incomplete[/bold red]:")
+        for reason in found["reasons"]:
+            console.print(f"  - {escape(reason)}", soft_wrap=True)
+    for warning in found["warnings"]:
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _us(nanoseconds: float) -> str:
+    if nanoseconds >= 1e9:
+        return f"{nanoseconds / 1e9:,.2f} s"
+    if nanoseconds >= 1e7:
+        return f"{nanoseconds / 1e6:,.1f} ms"
+    return f"{nanoseconds / 1e3:,.1f} us"

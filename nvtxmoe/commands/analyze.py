@@ -1,0 +1,90 @@
+"""``nvtxmoe analyze``: from exports to the standard set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+from nvtxmoe.commands._selection import numbers, step_range
+from nvtxmoe.errors import INCOMPLETE
+
+
+@command(
+    "analyze",
+    "nvtxmoe analyze report1.nsys-rep -o results\n"
+    "nvtxmoe analyze rank0.sqlite rank1.sqlite -o results --only decode --skip-first 10",
+)
+@click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder for the results; made if need be.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["csv", "parquet"]),
+    multiple=True,
+    default=("csv",),
+    show_default=True,
+    help="Format of the tables. Give it twice for both.",
+)
+@click.option("--sqlite", "database", type=PATH, help="Also store the tables in this SQLite file, for SQL.")
+@click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out.")
+@click.option("--skip-first", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps.")
+@click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
+@click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11.")
+@click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")
+@click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
+@json_option
+@opening_options
+def analyze(
+    inputs: tuple[Path, ...],
+    output: Path,
+    formats: tuple[str, ...],
+    database: Path | None,
+    steps: str | None,
+    skip_first: int,
+    only: str | None,
+    layers: str | None,
+    ranks: str | None,
+    strict: bool,
+    as_json: bool,
+    nsys: Path | None,
+    cache_dir: Path | None,
+) -> int:
+    """Expert statistics and GPU time of every (rank, step, layer).
+
+    INPUT is a .nsys-rep, a SQLite export, or a folder of Parquet files. Several inputs, one a rank or node, make
+    one result. Filters narrow the tables; the checks look at the whole capture all the same.
+    """
+    from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
+
+    first, last = step_range(steps)
+    selection = Selection(
+        first_step=first,
+        last_step=last,
+        skip_first=skip_first,
+        only=only,
+        layers=numbers(layers, "--layers"),
+        ranks=numbers(ranks, "--ranks"),
+    )
+    with stderr().status("opening") as status:
+        done = run(
+            inputs,
+            output,
+            selection=selection,
+            formats=tuple(dict.fromkeys(formats)),
+            database=database,
+            cache_dir=cache_dir,
+            nsys=nsys,
+            progress=status.update,
+        )
+    found = overview(done)
+    if as_json:
+        print_json(found)
+    else:
+        from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+
+        show_analysis(stdout(), found)
+    return INCOMPLETE if strict and not done.complete else 0

@@ -1,0 +1,45 @@
+"""``nvtxmoe demo``: a real capture, analysed on any machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import nvtxmoe
+from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+
+CAPTURE = Path(nvtxmoe.__file__).parent / "data" / "demo"
+
+
+@command("demo", "nvtxmoe demo\nnvtxmoe demo -o /tmp/first-look")
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    default=Path("nvtxmoe-demo"),
+    show_default=True,
+    help="Folder for the results.",
+)
+@json_option
+def demo(output: Path, as_json: bool) -> None:
+    """Analyse the capture that ships with nvtxmoe.
+
+    Two H100s, vLLM 0.26.0 with CUDA graphs, tensor and expert parallel: 47 steps of a small randomly initialised
+    Qwen3-MoE (4 layers, 32 experts, top-4) whose gates are skewed on purpose. Needs no GPU and no nsys.
+    """
+    from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
+
+    with stderr().status("reading the capture") as status:
+        done = analyze([CAPTURE], output, progress=status.update)
+    found = overview(done)
+    if as_json:
+        print_json(found)
+        return
+    from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+
+    console = stdout()
+    console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")
+    show_analysis(console, found)
+    console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results")
