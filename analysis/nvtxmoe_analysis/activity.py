@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import polars as pl
@@ -20,41 +20,37 @@ MEMSET_NAME, GRAPH_NAME, COPY_NAMES = -1, -2, -16
 
 @dataclass(frozen=True)
 class Operations:
-    """Operations of one kind.
+    """A batch of operations of one kind.
 
     Attributes:
         kind: index into KINDS.
         frame: ``start``, ``end`` (ns), ``globalPid``, ``correlationId``, ``graphNodeId`` (null: launched eagerly),
-            ``name`` (key of ``names``).
-        names: by StringIds id for kernels, by a negative id otherwise.
+            ``name`` (StringIds id of a kernel, a negative id otherwise; see :func:`operation_names`).
     """
 
     kind: int
     frame: pl.DataFrame
-    names: dict[int, str]
 
 
 def read_operations(export: Export) -> Iterator[Operations]:
-    """Yield the operations of each kind, one table in memory at a time."""
-    kernels = export.read(tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName"))
-    names = export.strings(kernels["demangledName"].drop_nulls().unique().to_list())
-    yield Operations(0, kernels.rename({"demangledName": "name"}), names)
-    del kernels
+    """Yield the operations of every kind in batches."""
+    for batch in export.batches(tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName")):
+        yield Operations(0, batch.rename({"demangledName": "name"}))
+    for batch in export.batches(tables.MEMCPY, (*_COLUMNS, "graphNodeId", "copyKind")):
+        yield Operations(1, batch.with_columns(name=COPY_NAMES - pl.col("copyKind")).drop("copyKind"))
+    for batch in export.batches(tables.MEMSET, (*_COLUMNS, "graphNodeId")):
+        yield Operations(2, batch.with_columns(name=pl.lit(MEMSET_NAME, pl.Int64)))
+    for batch in export.batches(tables.GRAPH_TRACE, _COLUMNS):
+        yield Operations(3, batch.with_columns(graphNodeId=pl.lit(None, pl.Int64), name=pl.lit(GRAPH_NAME, pl.Int64)))
 
-    copies = export.read(tables.MEMCPY, (*_COLUMNS, "graphNodeId", "copyKind"))
-    kinds = copies["copyKind"].drop_nulls().unique().to_list()
+
+def operation_names(export: Export, ids: Collection[int]) -> dict[int, str]:
+    """Texts of ``Operations.frame["name"]``: demangled kernels, and copies and memsets as `nsys stats` has them."""
     labels = export.read(tables.COPY_KINDS)
     known = dict(zip(labels["id"].to_list(), labels["label"].to_list(), strict=True))
-    yield Operations(
-        1,
-        copies.with_columns(name=COPY_NAMES - pl.col("copyKind")).drop("copyKind"),
-        {COPY_NAMES - k: f"[CUDA memcpy {known.get(k) or f'kind {k}'}]" for k in kinds},
-    )
-
-    memsets = export.read(tables.MEMSET, (*_COLUMNS, "graphNodeId"))
-    yield Operations(2, memsets.with_columns(name=pl.lit(MEMSET_NAME, pl.Int64)), {MEMSET_NAME: "[CUDA memset]"})
-
-    graphs = export.read(tables.GRAPH_TRACE, _COLUMNS).with_columns(
-        graphNodeId=pl.lit(None, pl.Int64), name=pl.lit(GRAPH_NAME, pl.Int64)
-    )
-    yield Operations(3, graphs, {GRAPH_NAME: "[CUDA graph]"})
+    names = export.strings([i for i in ids if i >= 0])
+    for ident in ids:
+        if ident <= COPY_NAMES:
+            kind = COPY_NAMES - ident
+            names[ident] = f"[CUDA memcpy {known.get(kind) or f'kind {kind}'}]"
+    return names | {MEMSET_NAME: "[CUDA memset]", GRAPH_NAME: "[CUDA graph]"}

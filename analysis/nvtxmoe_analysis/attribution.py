@@ -6,15 +6,17 @@ decides layer and phase. Every join carries the process; what can't be placed is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.activity import KINDS, Operations, read_operations
+from nvtxmoe_analysis.activity import KINDS, Operations, operation_names, read_operations
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.graph_nodes import GraphNodes
 from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.ranges import Segments
 
@@ -36,6 +38,8 @@ REASONS = (
 )
 (NO_REASON, IN_IDLE, NO_CORRELATION, NO_LAUNCH, CROSSING, NODE_UNRESOLVED, GRAPH_LEVEL) = range(7)
 
+WHOLE_GRAPH = KINDS.index("graph")
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -44,13 +48,13 @@ class Attribution:
     Attributes:
         in_layer: one row an operation in a layer: ``step_row`` (row of ``Events.steps``), ``layer``, ``phase``
             (index into PHASE_NAMES), ``kind`` (index into KINDS), ``name`` (key of ``names``), ``graph`` (Boolean),
-            ``start``, ``end`` (ns). In time order within each kind of operation.
+            ``start``, ``end`` (ns).
         coverage: ``class``, ``reason``, ``kind``, ``operations``, ``time_ns`` of everything recorded.
         outside_layers: ``name``, ``kind``, ``operations``, ``time_ns`` of work in steps outside layers.
-        names: kernel names by StringIds id, and labels of copies and memsets by negative ids.
+        names: see ``activity.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
-        partial_graphs: positions (of ``Launches``) of graph launches in steps that gave fewer operations than
-            another launch of the same graph.
+        partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
+            the same graph.
     """
 
     in_layer: pl.DataFrame
@@ -66,86 +70,151 @@ def attribute(export: Export, segments: Segments, launches: Launches) -> Attribu
 
     Parameters:
         segments: the flattened ranges of the export.
-        launches: its runtime calls; those that gave GPU work are marked used.
+        launches: its launch calls; those that gave GPU work are marked used.
     """
-    nodes = _Nodes(export, segments)
-    parts: list[pl.DataFrame] = []
-    coverage: list[pl.DataFrame] = []
+    nodes = GraphNodes(export, segments)
+    in_layer: list[pl.DataFrame] = [_NOTHING]
     outside: list[pl.DataFrame] = []
-    names: dict[int, str] = {}
-    for operations in read_operations(export):
-        placed = _place(operations, segments, launches, nodes)
-        coverage.append(_coverage(placed))
-        parts.append(placed.filter(pl.col("class") == IN_LAYER).drop("class", "reason"))
-        outside.append(_by_name(placed.filter(pl.col("class") == IN_STEP)))
-        names |= operations.names
+    tally = np.zeros((2, len(CLASSES) * len(REASONS) * len(KINDS)), dtype=np.int64)
+    for operations, call in _with_calls(export, launches):
+        launches.use(call)
+        placed = _place(operations, call, segments, launches, nodes)
+        tally += placed.tally
+        in_layer.append(placed.in_layer)
+        outside.append(placed.in_step)
+    beside = _total(pl.concat(outside), ["name", "kind"]) if outside else _total(_BY_NAME, ["name", "kind"])
+    layers = pl.concat(in_layer)
+    named = set(layers["name"].unique().to_list()) | set(beside["name"].to_list())
     return Attribution(
-        in_layer=pl.concat(parts),
-        coverage=_total(pl.concat(coverage), ["class", "reason", "kind"]),
-        outside_layers=_total(pl.concat(outside), ["name", "kind"]),
-        names=names,
-        nodes_unresolved=len(nodes.unresolved),
+        in_layer=layers,
+        coverage=_coverage(tally),
+        outside_layers=beside,
+        names=operation_names(export, named),
+        nodes_unresolved=nodes.unresolved,
         partial_graphs=nodes.partial_graphs(),
     )
 
 
-def _place(operations: Operations, segments: Segments, launches: Launches, nodes: _Nodes) -> pl.DataFrame:
+def _with_calls(export: Export, launches: Launches) -> Iterator[tuple[Operations, npt.NDArray[np.int32]]]:
+    """Batches of operations with the launch call of each.
+
+    Operations of calls whose name does not say that they launch come last, once those calls have been read too.
+    """
+    later: list[Operations] = []
+    for operations in read_operations(export):
+        call = launches.of(*_keys(operations.frame))
+        lost = call < 0
+        if lost.any():
+            later.append(Operations(operations.kind, operations.frame.filter(pl.Series(lost))))
+            operations = Operations(operations.kind, operations.frame.filter(pl.Series(~lost)))  # noqa: PLW2901
+            call = call[~lost]
+        yield operations, call
+    asked = {int(c) for operations in later for c in operations.frame["correlationId"].drop_nulls().unique()}
+    if asked:
+        launches.add(asked)
+    for operations in later:
+        yield operations, launches.of(*_keys(operations.frame))
+
+
+def _keys(frame: pl.DataFrame) -> tuple[Ints, Ints]:
+    return _pid(frame["globalPid"]), frame["correlationId"].fill_null(-1).to_numpy()
+
+
+def _pid(column: pl.Series) -> Ints:
+    return (column.fill_null(0).to_numpy() >> tables.PID_SHIFT) & tables.PID_MASK
+
+
+@dataclass(frozen=True)
+class _Placed:
+    in_layer: pl.DataFrame
+    in_step: pl.DataFrame
+    tally: Ints
+
+
+def _place(
+    operations: Operations,
+    call: npt.NDArray[np.int32],
+    segments: Segments,
+    launches: Launches,
+    nodes: GraphNodes,
+) -> _Placed:
     frame = operations.frame
-    pid = _pid(frame["globalPid"])
-    call = launches.of(pid, frame["correlationId"])
-    launches.use(call)
-    segment = np.where(call >= 0, launches.segment[call], 0)
-    step_row = segments.step[segment]
-    layer, phase = segments.layer[segment], segments.phase[segment]
-    crossing = segments.crossing[segment]
+    segment = launches.segment[call]
+    step_row, crossing, idle = segments.step[segment], segments.crossing[segment], segments.idle[segment]
+    # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
-    resolved = np.ones(len(frame), dtype=np.bool_)
+    birth = segment
     if graph.any():
-        node_segment = nodes.find(pid[graph], frame["graphNodeId"].drop_nulls().to_numpy(), call[graph])
-        resolved[graph] = node_segment >= 0
-        layer, phase, crossing = layer.copy(), phase.copy(), crossing.copy()
-        layer[graph], phase[graph] = segments.layer[node_segment], segments.phase[node_segment]
-        # A lost node points at the last segment; resolved says so. The step's own crossing still counts.
-        crossing[graph] |= segments.crossing[node_segment] & (node_segment >= 0)
+        at = np.flatnonzero(graph)
+        birth = segment.copy()
+        birth[at] = nodes.find(_pid(frame["globalPid"])[at], frame["graphNodeId"].drop_nulls().to_numpy(), call[at])
+    resolved = birth >= 0
+    layer = segments.layer[birth]
     in_step = step_row >= 0
-    reason = np.full(len(frame), NO_REASON, dtype=np.int8)
+    reason = np.where(~in_step & idle, IN_IDLE, NO_REASON).astype(np.int8)
     place = np.where(in_step, np.where(layer >= 0, IN_LAYER, IN_STEP), OUTSIDE).astype(np.int8)
-    reason[~in_step & segments.idle[segment]] = IN_IDLE
-    whole_graph = operations.kind == KINDS.index("graph")
     for condition, why in (
         (in_step & ~resolved, NODE_UNRESOLVED),
-        (in_step & whole_graph, GRAPH_LEVEL),
-        (crossing & (call >= 0), CROSSING),
+        (in_step if operations.kind == WHOLE_GRAPH else np.zeros(0, dtype=np.intp), GRAPH_LEVEL),
+        (crossing | (segments.crossing[birth] & resolved), CROSSING),
         (call < 0, NO_LAUNCH),
         (frame["correlationId"].fill_null(0).to_numpy() == 0, NO_CORRELATION),
     ):
         place[condition] = UNPLACED
         reason[condition] = why
+    duration = frame["end"].to_numpy() - frame["start"].to_numpy()
+    inside = np.flatnonzero(place == IN_LAYER)
+    beside = np.flatnonzero(place == IN_STEP)
+    return _Placed(
+        in_layer=pl.DataFrame(
+            {
+                "step_row": step_row[inside],
+                "layer": layer[inside],
+                "phase": segments.phase[birth[inside]],
+                "kind": np.full(len(inside), operations.kind, dtype=np.int8),
+                "name": frame["name"].gather(inside),
+                "graph": graph[inside],
+                "start": frame["start"].gather(inside),
+                "end": frame["end"].gather(inside),
+            }
+        ),
+        in_step=_total(
+            pl.DataFrame(
+                {
+                    "name": frame["name"].gather(beside),
+                    "kind": np.full(len(beside), operations.kind, dtype=np.int8),
+                    "operations": np.ones(len(beside), dtype=np.int64),
+                    "time_ns": duration[beside],
+                }
+            ),
+            ["name", "kind"],
+        ),
+        tally=_tally(place, reason, operations.kind, duration),
+    )
+
+
+def _tally(place: npt.NDArray[np.int8], reason: npt.NDArray[np.int8], kind: int, duration: Ints) -> Ints:
+    """[operations, ns] by class, reason and kind, flattened."""
+    code = (place.astype(np.intp) * len(REASONS) + reason) * len(KINDS) + kind
+    size = len(CLASSES) * len(REASONS) * len(KINDS)
+    time_ns = np.zeros(size, dtype=np.int64)
+    for one in np.unique(code):
+        time_ns[one] = duration[code == one].sum()
+    return np.stack([np.bincount(code, minlength=size), time_ns])
+
+
+def _coverage(tally: Ints) -> pl.DataFrame:
+    codes = np.flatnonzero(tally[0])
+    shape = (len(CLASSES), len(REASONS), len(KINDS))
+    place, reason, kind = np.unravel_index(codes, shape)
     return pl.DataFrame(
         {
-            "step_row": step_row,
-            "layer": layer,
-            "phase": phase,
-            "kind": np.full(len(frame), operations.kind, dtype=np.int8),
-            "name": frame["name"],
-            "graph": graph,
-            "start": frame["start"],
-            "end": frame["end"],
-            "class": place,
-            "reason": reason,
+            "class": place.astype(np.int8),
+            "reason": reason.astype(np.int8),
+            "kind": kind.astype(np.int8),
+            "operations": tally[0, codes],
+            "time_ns": tally[1, codes],
         }
-    )
-
-
-def _coverage(placed: pl.DataFrame) -> pl.DataFrame:
-    return placed.group_by("class", "reason", "kind").agg(
-        pl.len().cast(pl.Int64).alias("operations"), (pl.col("end") - pl.col("start")).sum().alias("time_ns")
-    )
-
-
-def _by_name(placed: pl.DataFrame) -> pl.DataFrame:
-    return placed.group_by("name", "kind").agg(
-        pl.len().cast(pl.Int64).alias("operations"), (pl.col("end") - pl.col("start")).sum().alias("time_ns")
     )
 
 
@@ -153,66 +222,16 @@ def _total(parts: pl.DataFrame, by: list[str]) -> pl.DataFrame:
     return parts.group_by(by).agg(pl.col("operations").sum(), pl.col("time_ns").sum()).sort(by)
 
 
-def _pid(column: pl.Series) -> Ints:
-    return (column.fill_null(0).to_numpy() >> tables.PID_SHIFT) & tables.PID_MASK
-
-
-class _Nodes:
-    """From a replayed graph node to the segment in which its original was created."""
-
-    def __init__(self, export: Export, segments: Segments) -> None:
-        frame = export.read(tables.GRAPH_NODES).with_columns(
-            pid=(pl.col("globalTid") // (1 << tables.PID_SHIFT)) & tables.PID_MASK
-        )
-        clones = frame.filter(pl.col("originalGraphNodeId").is_not_null())
-        created = frame.filter(pl.col("originalGraphNodeId").is_null())
-        own = created.select("pid", "graphNodeId", "globalTid", "start").unique(
-            ["pid", "graphNodeId"], keep="first", maintain_order=True
-        )
-        cloned = (
-            clones.select("pid", "graphNodeId", "originalGraphNodeId")
-            .unique(["pid", "graphNodeId"], keep="first", maintain_order=True)
-            .join(
-                own.rename({"graphNodeId": "originalGraphNodeId"}),
-                on=["pid", "originalGraphNodeId"],
-                how="left",
-                maintain_order="left",
-            )
-            .drop("originalGraphNodeId")
-        )
-        # A replayed id has two rows; the one that names its original leads to the layer.
-        direct = own.join(cloned, on=["pid", "graphNodeId"], how="anti", maintain_order="left")
-        both = pl.concat([cloned.select(own.columns), direct])
-        known = both["start"].is_not_null().to_numpy()
-        self._segment = np.full(len(both) + 1, -1, dtype=np.int32)
-        found = both.filter(pl.col("start").is_not_null())
-        self._segment[:-1][known] = segments.find(found["globalTid"].to_numpy(), found["start"].to_numpy())
-        self._keys = both.select("pid", "graphNodeId").with_row_index("node")
-        self._replays: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
-        self.unresolved: set[tuple[int, int]] = set()
-
-    def find(self, pid: Ints, node: Ints, call: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        """Segment of each node's original creation, -1 where there is none; notes which call replayed it."""
-        asked = pl.DataFrame({"pid": pid, "graphNodeId": node})
-        found = asked.join(self._keys, on=["pid", "graphNodeId"], how="left", maintain_order="left")
-        row = found["node"].fill_null(len(self._segment) - 1).to_numpy().astype(np.int32)
-        segment: npt.NDArray[np.int32] = self._segment[row]
-        lost = asked.filter(pl.Series(segment < 0)).unique()
-        self.unresolved.update((int(p), int(n)) for p, n in lost.rows())
-        self._replays.append((call[call >= 0], row[call >= 0]))
-        return segment
-
-    def partial_graphs(self) -> npt.NDArray[np.int32]:
-        """Calls that replayed fewer nodes than another call that shares a node with them."""
-        if not self._replays:
-            return np.zeros(0, dtype=np.int32)
-        call = np.concatenate([c for c, _ in self._replays])
-        row = np.concatenate([r for _, r in self._replays])
-        calls, at = np.unique(call, return_inverse=True)
-        size = np.bincount(at, minlength=len(calls))
-        most = np.zeros(len(self._segment), dtype=np.int64)
-        np.maximum.at(most, row, size[at])
-        most[-1] = 0  # nodes that are nowhere say nothing of each other
-        expected = np.zeros(len(calls), dtype=np.int64)
-        np.maximum.at(expected, at, most[row])
-        return calls[size < expected]
+_BY_NAME = pl.DataFrame(schema={"name": pl.Int64, "kind": pl.Int8, "operations": pl.Int64, "time_ns": pl.Int64})
+_NOTHING = pl.DataFrame(
+    schema={
+        "step_row": pl.Int32,
+        "layer": pl.Int32,
+        "phase": pl.Int8,
+        "kind": pl.Int8,
+        "name": pl.Int64,
+        "graph": pl.Boolean,
+        "start": pl.Int64,
+        "end": pl.Int64,
+    }
+)

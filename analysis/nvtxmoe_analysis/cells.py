@@ -1,8 +1,9 @@
-"""GPU time of every (step, layer) of one process tree: sums, unions of intervals, kernels by name."""
+"""GPU time of every (step, layer) of one export: sums, unions of intervals, kernels by name."""
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.ranges import PHASE_NAMES
@@ -18,6 +19,8 @@ TIMING_COLUMNS = {
     "launched_by": pl.String,
 }
 
+Ints = npt.NDArray[np.int64]
+
 
 def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
     """GPU work by (step_row, layer): the columns of TIMING_COLUMNS.
@@ -25,49 +28,64 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
     Parameters:
         in_layer: see ``Attribution.in_layer``.
     """
-    kind = pl.col("kind")
-    duration = pl.col("end") - pl.col("start")
-    sums = [
-        expression
-        for code, name in enumerate(TIMED_KINDS)
-        for expression in (
-            (kind == code).sum().cast(pl.Int64).alias(f"{name}_count"),
-            duration.filter(kind == code).sum().alias(f"{name}_time_ns"),
-        )
-    ]
-    launched = pl.col("graph").any().cast(pl.Int8) * 2 + (~pl.col("graph")).any().cast(pl.Int8)
-    grouped = in_layer.group_by("step_row", "layer").agg(
-        *sums,
-        pl.col("start").min().alias("gpu_start_ns"),
-        pl.col("end").max().alias("gpu_end_ns"),
-        launched.alias("launched"),
-    )
-    busy = busy_times(in_layer)
-    return (
-        grouped.join(busy, on=["step_row", "layer"], how="left")
-        .with_columns(
-            launched_by=pl.col("launched").replace_strict(dict(enumerate(LAUNCHED_BY)), return_dtype=pl.String)
-        )
-        .select("step_row", "layer", *TIMING_COLUMNS)
+    if in_layer.is_empty():
+        return pl.DataFrame(schema={"step_row": pl.Int32, "layer": pl.Int32, **TIMING_COLUMNS})
+    layers, layer = np.unique(in_layer["layer"].to_numpy(), return_inverse=True)
+    key = in_layer["step_row"].to_numpy().astype(np.int64) * len(layers) + layer
+    cells, cell = _dense(key)
+    start, end = in_layer["start"].to_numpy(), in_layer["end"].to_numpy()
+    kind, graph = in_layer["kind"].to_numpy(), in_layer["graph"].to_numpy()
+    sums: dict[str, Ints] = {}
+    for code, name in enumerate(TIMED_KINDS):
+        mine = np.flatnonzero(kind == code)
+        sums[f"{name}_count"] = np.bincount(cell[mine], minlength=len(cells))
+        # Sums of integers below 2^53 are exact in the doubles that bincount adds.
+        weights = (end[mine] - start[mine]).astype(np.float64)
+        sums[f"{name}_time_ns"] = np.bincount(cell[mine], weights, minlength=len(cells)).astype(np.int64)
+    by_graph = np.bincount(cell[graph], minlength=len(cells)) > 0
+    by_call = np.bincount(cell[~graph], minlength=len(cells)) > 0
+    return pl.DataFrame(
+        {
+            "step_row": (cells // len(layers)).astype(np.int32),
+            "layer": layers[cells % len(layers)],
+            **sums,
+            **_extent(cell, len(cells), start, end),
+            "launched_by": pl.Series(by_graph * 2 + by_call).replace_strict(
+                dict(enumerate(LAUNCHED_BY)), return_dtype=pl.String
+            ),
+        }
     )
 
 
-def busy_times(in_layer: pl.DataFrame) -> pl.DataFrame:
-    """Length of the union of the operations' intervals by (step_row, layer): ``busy_ns``."""
-    ordered = in_layer.select("step_row", "layer", "start", "end").sort("step_row", "layer", "start")
-    if ordered.is_empty():
-        return pl.DataFrame(schema={"step_row": pl.Int32, "layer": pl.Int32, "busy_ns": pl.Int64})
-    step, layer = ordered["step_row"].to_numpy(), ordered["layer"].to_numpy()
-    start, end = ordered["start"].to_numpy(), ordered["end"].to_numpy()
-    first = np.flatnonzero(np.concatenate([[True], (step[1:] != step[:-1]) | (layer[1:] != layer[:-1])]))
-    size = np.diff(np.append(first, len(start)))
-    # Cells are laid end to end on one axis, so that a running maximum of ends never reaches into the next cell.
-    last_end = np.maximum.reduceat(end, first)
-    shift = np.repeat(np.concatenate([[0], np.cumsum(last_end - start[first])[:-1]]) - start[first], size)
-    begins, ends = start + shift, end + shift
-    covered = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
-    fresh = np.maximum(ends - np.maximum(begins, covered), 0)
-    return pl.DataFrame({"step_row": step[first], "layer": layer[first], "busy_ns": np.add.reduceat(fresh, first)})
+def _dense(key: Ints) -> tuple[Ints, Ints]:
+    """Distinct keys in order, and the number of each row's key among them."""
+    seen = np.zeros(int(key.max()) + 1, dtype=np.bool_)
+    seen[key] = True
+    number = np.cumsum(seen) - 1
+    return np.flatnonzero(seen), number[key]
+
+
+def _extent(cell: Ints, cells: int, start: Ints, end: Ints) -> dict[str, Ints]:
+    """First start, last end and length of the union of intervals of each cell.
+
+    With a cell's starts and ends each sorted, a gap lies before the i-th start exactly when it comes after the
+    (i-1)-th end: so many intervals have begun and ended. The union is the extent less the gaps.
+    """
+    first = np.full(cells, np.iinfo(np.int64).max)
+    np.minimum.at(first, cell, start)
+    span = int((end - first[cell]).max()) + 1
+    if cells * span < 2**62:
+        starts = np.sort(cell * span + (start - first[cell])) % span
+        ends = np.sort(cell * span + (end - first[cell])) % span
+    else:
+        starts = (start - first[cell])[np.lexsort((start, cell))]
+        ends = (end - first[cell])[np.lexsort((end, cell))]
+    size = np.bincount(cell, minlength=cells)
+    last = np.cumsum(size) - 1
+    gaps = np.maximum(starts[1:] - ends[:-1], 0)
+    gaps[last[:-1]] = 0  # from one cell to the next
+    idle = np.add.reduceat(np.append(0, gaps), last - size + 1)
+    return {"busy_ns": ends[last] - idle, "gpu_start_ns": first, "gpu_end_ns": ends[last] + first}
 
 
 def kernel_timings(in_layer: pl.DataFrame, names: dict[int, str], ranks: pl.Series) -> pl.DataFrame:
@@ -81,13 +99,24 @@ def kernel_timings(in_layer: pl.DataFrame, names: dict[int, str], ranks: pl.Seri
         ``rank``, ``layer_idx``, ``phase``, ``kernel_name``, ``launched_by``, ``count``, ``total_ns``, ``min_ns``,
         ``max_ns``; the caller merges reports and adds the mean.
     """
-    duration = pl.col("end") - pl.col("start")
-    by_rank = in_layer.with_columns(rank=ranks.gather(in_layer["step_row"]))
-    grouped = by_rank.group_by("rank", "layer", "phase", "name", "graph").agg(
-        pl.len().cast(pl.Int64).alias("count"),
-        duration.sum().alias("total_ns"),
-        duration.min().alias("min_ns"),
-        duration.max().alias("max_ns"),
+    grouped = (
+        in_layer.lazy()
+        .select(
+            ranks.gather(in_layer["step_row"]).alias("rank"),
+            "layer",
+            "phase",
+            "name",
+            "graph",
+            (pl.col("end") - pl.col("start")).alias("ns"),
+        )
+        .group_by("rank", "layer", "phase", "name", "graph")
+        .agg(
+            pl.len().cast(pl.Int64).alias("count"),
+            pl.col("ns").sum().alias("total_ns"),
+            pl.col("ns").min().alias("min_ns"),
+            pl.col("ns").max().alias("max_ns"),
+        )
+        .collect()
     )
     return grouped.select(
         "rank",

@@ -25,7 +25,7 @@ from nvtxmoe_analysis.payload_tables import (
     topk_table,
 )
 from nvtxmoe_analysis.payloads import Decoder
-from nvtxmoe_analysis.words import WordEvents, assemble
+from nvtxmoe_analysis.words import WordEvents, assemble, plausible
 
 #: Events whose payload is binary, or words; without it they say nothing.
 PAYLOAD_EVENTS = (schema.META, schema.STEP, schema.COUNTS, schema.PHYSICAL, schema.TOPK, schema.PAIRS)
@@ -93,9 +93,8 @@ def read_events(export: Export) -> Events:
         NvtxmoeError: no such events, a damaged payload, or a schema number this version does not know.
     """
     nvtx = read_nvtx(export)
-    words = assemble(
-        nvtx.rows.filter((pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX))
-    )
+    is_word = (pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
+    words = plausible(assemble(nvtx.rows.filter(is_word)))
     decoder = Decoder(export)
     binary = nvtx.blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
@@ -166,7 +165,7 @@ def _meta(export: Export, pid: int, text: bytes) -> Meta:
     if not isinstance(raw, dict):
         raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}", where=where)
     number = raw.get("schema")
-    if number not in schema.KNOWN_SCHEMAS:
+    if not isinstance(number, int) or number not in schema.KNOWN_SCHEMAS:
         known = ", ".join(map(str, sorted(schema.KNOWN_SCHEMAS)))
         raise NvtxmoeError(
             f"payload schema {number!r}, and this nvtxmoe reads {known}",
@@ -183,7 +182,7 @@ def _meta(export: Export, pid: int, text: bytes) -> Meta:
             layers={int(entry["layer"]): _layer(entry) for entry in raw["layers"]},
             raw=raw,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise NvtxmoeError(f"damaged payload: {type(error).__name__} at {error}", where=where) from error
 
 

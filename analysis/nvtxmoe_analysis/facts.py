@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -93,7 +93,7 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
             how="left",
             maintain_order="left",
         ),
-        runtime_calls=len(launches),
+        runtime_calls=export.rows(tables.RUNTIME),
         repeated_calls=launches.repeated,
         crossings=segments.crossings,
         nodes_unresolved=placed.nodes_unresolved,
@@ -158,10 +158,10 @@ def _narrowed_topk(events: Events, steps: pl.DataFrame, selection: Selection) ->
     by_counts = events.counts.cells.unique("pid")
     ranks |= dict(zip(by_counts["pid"].to_list(), by_counts["rank"].to_list(), strict=True))
     known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
-    topk = TopkTable(events.topk.tokens.with_columns(rank=known), events.topk.experts, events.topk.weights)
+    topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
     if not selection.active:
         return topk
-    return topk.take(selection.of_cells(topk.tokens, steps.filter("kept")))
+    return topk.take(selection.of_cells(topk.runs, steps.filter("kept")))
 
 
 def _named(by_name: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:

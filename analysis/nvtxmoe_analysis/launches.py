@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -12,77 +15,124 @@ from nvtxmoe_analysis.lookup import Index
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
+Calls = npt.NDArray[np.int32]
 
 #: Calls that put work on the GPU; version suffixes (_v7000, _ptsz) follow the name.
 LAUNCH_PATTERN = r"^(cuda|cu)(LaunchKernel|LaunchCooperativeKernel|GraphLaunch|Memcpy|Memset)"
 GRAPH_LAUNCH_PATTERN = r"^(cuda|cu)GraphLaunch"
 
+_COLUMNS = ("start", "globalTid", "correlationId", "nameId", "returnValue")
+#: Correlation ids asked for by name at most; more are found by reading the whole table.
+MOST_IDS = 5000
+
 
 class Launches:
-    """The RUNTIME rows of an export.
+    """The RUNTIME rows of an export that put work on the GPU.
+
+    Calls are numbered in the order in which they are read: first those whose name says that they launch, later
+    (:meth:`add`) others that operations turned out to come from.
 
     Attributes:
-        segment: int32 [calls], the segment (of ``Segments``) in which each call began.
+        segment: int32 [calls + 1], the segment (of ``Segments``) in which each call began. The last entry is the
+            empty segment, so that a missing call (-1) lands there.
         repeated: calls whose (process, correlation id) an earlier one has; the earlier one counts.
     """
 
     def __init__(self, export: Export, segments: Segments) -> None:
-        frame = export.read(tables.RUNTIME, ("start", "globalTid", "correlationId", "nameId", "returnValue"))
-        tid, self._start = frame["globalTid"].fill_null(0).to_numpy(), frame["start"].to_numpy()
-        pid = (tid >> tables.PID_SHIFT) & tables.PID_MASK
-        self.segment = segments.find(tid, self._start)
-        self._index = Index(pid, frame["correlationId"].fill_null(0).to_numpy())
-        self.repeated = self._index.repeated
-        self._used = np.zeros(len(frame), dtype=np.bool_)
-        in_step = np.flatnonzero(segments.step[self.segment] >= 0)
-        self._in_step = frame[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64))
-        self._segments = segments
-        self._export = export
+        self._export, self._segments = export, segments
+        strings = export.read(tables.STRINGS) if export.has(tables.RUNTIME) else pl.DataFrame()
+        self._names = {ident: text for ident, text in strings.rows() if re.match(LAUNCH_PATTERN, text) is not None}
+        self.segment: Calls = np.zeros(1, dtype=np.int32)
+        self.repeated = 0
+        self._indexes: list[tuple[int, Index]] = []
+        self._in_step: list[pl.DataFrame] = []
+        if self._names:
+            self._read(("nameId", list(self._names)))
+        self._used = np.zeros(len(self), dtype=np.bool_)
 
     def __len__(self) -> int:
-        return len(self._used)
+        return len(self.segment) - 1
 
-    def of(self, pid: Ints, correlation: pl.Series) -> npt.NDArray[np.int32]:
+    def add(self, correlations: Collection[int]) -> None:
+        """Read the calls with these correlation ids too, whatever their names."""
+        before = len(self)
+        self._read(("correlationId", correlations) if len(correlations) <= MOST_IDS else None)
+        self._used = np.append(self._used, np.zeros(len(self) - before, dtype=np.bool_))
+
+    def of(self, pid: Ints, correlation: Ints) -> Calls:
         """Call of each operation, -1 where its row is missing."""
-        return self._index.find(pid, correlation.fill_null(-1).to_numpy())
+        call = np.full(len(pid), -1, dtype=np.int32)
+        for first, index in self._indexes:
+            lost = np.flatnonzero(call < 0)
+            found = index.find(pid[lost], correlation[lost]) if len(lost) < len(call) else index.find(pid, correlation)
+            call[lost] = np.where(found >= 0, found + first, -1)
+        return call
 
-    def use(self, calls: npt.NDArray[np.int32]) -> None:
+    def use(self, calls: Calls) -> None:
         """Note that these calls gave GPU work."""
         self._used[calls[calls >= 0]] = True
 
     def in_steps(self) -> pl.DataFrame:
         """Launch calls inside steps.
 
-        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Left out are calls that failed and those that a stream capture recorded into a graph (a graph node was
-        created while they ran): neither puts work on the GPU.
+        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Left out are
+        calls that failed and those that a stream capture recorded into a graph (a graph node was created while they
+        ran): neither puts work on the GPU.
         """
-        names = self._export.strings(self._in_step["nameId"].unique().to_list())
-        named = self._in_step.with_columns(
-            name=pl.col("nameId").replace_strict(names, default="", return_dtype=pl.String)
-        )
-        launching = named.filter(
-            pl.col("name").str.contains(LAUNCH_PATTERN) & (pl.col("returnValue").fill_null(0) == 0)
-        )
-        calls = launching["call"].to_numpy()
-        launching = launching.with_columns(
-            step_row=pl.Series(self._segments.step[self.segment[calls]]),
-            is_graph=pl.col("name").str.contains(GRAPH_LAUNCH_PATTERN),
-            has_work=pl.Series(self._used[calls]),
-        )
+        calls = pl.concat([_EMPTY, *self._in_step])
+        at = calls["call"].to_numpy()
+        graphs = [ident for ident, text in self._names.items() if re.match(GRAPH_LAUNCH_PATTERN, text)]
+        launching = calls.select(
+            "call",
+            "start",
+            "globalTid",
+            "correlationId",
+            pl.col("nameId").replace_strict(self._names, default="", return_dtype=pl.String).alias("name"),
+            pl.Series("step_row", self._segments.step[self.segment[at]]),
+            pl.col("nameId").is_in(graphs).alias("is_graph"),
+            pl.Series("has_work", self._used[at]),
+        ).filter(calls["returnValue"].fill_null(0) == 0)
         suspects = launching.filter(~pl.col("has_work"))
-        if len(suspects):
-            captured = self._captured(suspects)
-            launching = launching.join(captured, on="call", how="anti", maintain_order="left")
-        return launching.select("call", "start", "globalTid", "name", "step_row", "is_graph", "has_work")
+        if len(suspects) and self._export.has(tables.GRAPH_NODES):
+            launching = launching.join(self._captured(suspects), on="call", how="anti", maintain_order="left")
+        return launching.drop("correlationId")
+
+    def _read(self, only: tuple[str, Collection[int]] | None) -> None:
+        pids: list[npt.NDArray[np.int32]] = []
+        idents: list[npt.NDArray[np.int64]] = []
+        found: list[Calls] = []
+        first = at = len(self)
+        for batch in self._export.batches(tables.RUNTIME, _COLUMNS, only=only):
+            tid = batch["globalTid"].fill_null(0).to_numpy()
+            segment = self._segments.find(tid, batch["start"].to_numpy())
+            in_step = np.flatnonzero(self._segments.step[segment] >= 0)
+            if only is not None and only[0] == "nameId":
+                self._in_step.append(batch[in_step].with_columns(call=pl.Series(in_step + at, dtype=pl.Int64)))
+            pids.append(((tid >> tables.PID_SHIFT) & tables.PID_MASK).astype(np.int32))
+            idents.append(batch["correlationId"].fill_null(0).to_numpy())
+            found.append(segment)
+            at += len(batch)
+        if found:
+            index = Index(np.concatenate(pids), np.concatenate(idents))
+            self.repeated += index.repeated if first == 0 else 0
+            self._indexes.append((first, index))
+            self.segment = np.concatenate([self.segment[:-1], *found, np.zeros(1, dtype=np.int32)])
 
     def _captured(self, suspects: pl.DataFrame) -> pl.DataFrame:
-        ends = self._export.read(tables.RUNTIME, ("end",))["end"]
+        """``call`` of those during which a graph node was created on their thread."""
+        idents = suspects["correlationId"].unique().to_list()
+        few = ("correlationId", idents) if len(idents) <= MOST_IDS else None
+        ends = self._export.read(tables.RUNTIME, ("start", "end", "globalTid", "correlationId"), only=few)
         nodes = self._export.read(tables.GRAPH_NODES, ("start", "globalTid")).sort("start")
-        spans = suspects.with_columns(end=ends[suspects["call"].to_numpy()]).sort("start")
+        spans = suspects.join(ends, on=["start", "globalTid", "correlationId"], how="inner").sort("start")
         hits = spans.join_asof(
             nodes.rename({"start": "created"}).with_columns(pl.col("created").alias("start")),
             on="start",
             by="globalTid",
             strategy="forward",
+            check_sortedness=False,
         )
         return hits.filter(pl.col("created") <= pl.col("end")).select("call")
+
+
+_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_COLUMNS, pl.Int64), "call": pl.Int64})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -12,6 +14,8 @@ DENSE_FACTOR = 4
 DENSE_CONSTANT = 1 << 20
 #: Bits of an id; CUPTI's correlation ids are 32-bit.
 ID_BITS = 38
+#: Bits of a process id in nsys's global ids.
+PID_BITS = 24
 
 
 class Index:
@@ -25,10 +29,13 @@ class Index:
         dense: which of the two ways is in use.
     """
 
-    def __init__(self, pid: Ints, ident: Ints) -> None:
-        self._pids = np.unique(pid)
-        slot = np.searchsorted(self._pids, pid)
-        bounds = [ident[slot == s] for s in range(len(self._pids))]
+    def __init__(self, pid: npt.NDArray[np.integer[Any]], ident: Ints) -> None:
+        pids = np.unique(pid)
+        # 1 + slot of each process, 0 for one without rows: one memory access, and only touched pages cost memory.
+        self._slots = np.zeros(1 << PID_BITS, dtype=np.int16)
+        self._slots[pids] = np.arange(1, len(pids) + 1)
+        slot = self._slots[pid].astype(np.int64) - 1
+        bounds = [ident[slot == s] for s in range(len(pids))]
         self._low = np.array([b.min() for b in bounds], dtype=np.int64)
         self._span = np.array([b.max() for b in bounds], dtype=np.int64) - self._low + 1
         size = sum(int(s) for s in self._span)
@@ -48,12 +55,11 @@ class Index:
 
     def find(self, pid: Ints, ident: Ints) -> npt.NDArray[np.int32]:
         """Row of each (pid, ident), -1 where there is none."""
-        if len(self._pids) == 0 or len(ident) == 0:
+        if len(self._low) == 0:
             return np.full(len(ident), -1, dtype=np.int32)
-        slot = np.searchsorted(self._pids, pid)
-        slot[slot == len(self._pids)] = 0
+        slot = self._slots[pid].astype(np.int64) - 1
         offset = ident - self._low[slot]
-        known = (self._pids[slot] == pid) & (offset >= 0) & (offset < self._span[slot])
+        known = (slot >= 0) & (offset >= 0) & (offset < self._span[slot])
         if self.dense:
             # The table's last entry stands for what is not there.
             where = np.where(known, self._base[slot] + offset, len(self._table) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,25 +52,46 @@ class CountTable:
 
 @dataclass(frozen=True)
 class TopkTable:
-    """One row a token of a sampled step.
+    """Tokens of sampled steps. A run is the tokens of one (step, layer) in one event.
 
     Attributes:
-        tokens: ``pid``, ``step``, ``layer``, ``token``, ``top_k`` (Int64).
+        runs: ``pid``, ``step``, ``layer``, ``top_k``, ``first`` (its first token's position), ``tokens`` (their
+            number); in the order of the arrays, further columns may follow.
+        token: int32 [tokens], index within the step.
         experts: int32 [tokens, largest top_k], -1 past a token's own top_k; in routing order.
         weights: float32 of the same shape, NaN past top_k.
     """
 
-    tokens: pl.DataFrame
+    runs: pl.DataFrame
+    token: npt.NDArray[np.int32]
     experts: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.token)
+
+    @property
+    def tokens(self) -> pl.DataFrame:
+        """One row a token: the columns of its run but the counts, and ``token`` (Int64)."""
+        rows = self.runs.drop("first", "tokens")[self.run_of_token]
+        return rows.with_columns(token=pl.Series(self.token.astype(np.int64)))
+
+    @property
+    def run_of_token(self) -> npt.NDArray[np.intp]:
+        """Row of ``runs`` of every token."""
+        return np.repeat(np.arange(len(self.runs)), self.runs["tokens"].to_numpy())
 
     def take(self, rows: pl.Series) -> TopkTable:
-        """The tokens at these positions (integers)."""
-        index = rows.to_numpy()
-        return TopkTable(self.tokens[index], self.experts[index], self.weights[index])
+        """The runs at these positions (integers), in their order."""
+        runs = self.runs[rows.to_numpy()]
+        length = runs["tokens"].to_numpy()
+        begin = np.concatenate([[0], np.cumsum(length)])
+        # Position in the old arrays of every token of the new ones.
+        index = np.repeat(runs["first"].to_numpy() - begin[:-1], length) + np.arange(begin[-1])
+        runs = runs.with_columns(first=pl.Series(begin[:-1], dtype=pl.Int64))
+        if np.array_equal(index, np.arange(len(self))):
+            return TopkTable(runs, self.token, self.experts, self.weights)
+        return TopkTable(runs, self.token[index], self.experts[index], self.weights[index])
 
 
 @dataclass(frozen=True)
@@ -141,31 +163,54 @@ def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) ->
 
 def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> TopkTable:
     """Decode ``moe.topk`` from both forms; ``top_k`` by (pid, layer) is needed for words only."""
-    frames = [_frame(("pid", *TOPK_FIELDS, "top_k"))]
+    runs = [_frame(("pid", "step", "layer", "top_k", "first", "tokens"))]
+    token: list[npt.NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
     experts: list[npt.NDArray[np.int32]] = []
     weights: list[npt.NDArray[np.float32]] = []
+    begin = 0
     for rows, stacked in [*groups, *_word_topk(words, top_k)]:
         require(stacked.dtype, (*TOPK_FIELDS, "experts", "weights"), schema.TOPK)
-        tokens = stacked.shape[1] if stacked.ndim > 1 else 1
         array = stacked.reshape(-1)
         ids = array["experts"].reshape(len(array), -1).astype(np.int32)
-        frames.append(
+        event = np.repeat(np.arange(len(rows)), stacked.shape[1] if stacked.ndim > 1 else 1)
+        first = _run_starts(event, array["step"], array["layer"])
+        runs.append(
             pl.DataFrame(
                 {
-                    "pid": np.repeat(rows["pid"].to_numpy(), tokens),
-                    **{f: array[f].astype(np.int64) for f in TOPK_FIELDS},
-                    "top_k": np.full(len(array), ids.shape[1], dtype=np.int64),
+                    "pid": rows["pid"].gather(event[first]),
+                    "step": array["step"][first].astype(np.int64),
+                    "layer": array["layer"][first].astype(np.int64),
+                    "top_k": np.full(len(first), ids.shape[1], dtype=np.int64),
+                    "first": first + begin,
+                    "tokens": np.diff(np.append(first, len(array))),
                 }
             )
         )
+        begin += len(array)
+        token.append(array["token"].astype(np.int32))
         experts.append(ids)
         weights.append(array["weights"].reshape(len(array), -1).astype(np.float32))
-    return TopkTable(pl.concat(frames), _stack(experts, -1, np.int32), _stack(weights, np.nan, np.float32))
+    return TopkTable(
+        pl.concat(runs), np.concatenate(token), _stack(experts, -1, np.int32), _stack(weights, np.nan, np.float32)
+    )
+
+
+def _run_starts(*keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Positions at which any of the keys differs from the row before."""
+    if len(keys[0]) == 0:
+        return np.zeros(0, dtype=np.int64)
+    fresh = np.zeros(len(keys[0]), dtype=np.bool_)
+    fresh[0] = True
+    for key in keys:
+        fresh[1:] |= key[1:] != key[:-1]
+    return np.flatnonzero(fresh)
 
 
 def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> Groups:
     groups: Groups = []
     for index, (pid, blob) in enumerate(zip(words["pid"].to_list(), words["blob"].to_list(), strict=True)):
+        if not blob:  # a step without tokens
+            continue
         layer = int.from_bytes(blob[8:12], "little", signed=True)
         k = top_k.get((pid, layer))
         if k is None:
@@ -186,7 +231,7 @@ def pair_table(groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, 
     pairs: list[npt.NDArray[np.uint32]] = []
     for rows, array in [*groups, *_word_pairs(words, experts)]:
         require(array.dtype, (*PAIR_FIELDS, "pairs"), schema.PAIRS)
-        matrix = array["pairs"].reshape(len(array), -1).astype(np.uint32)
+        matrix = _matrix(array, "pairs").astype(np.uint32)
         number = experts_of_pairs(matrix.shape[1])
         frames.append(
             pl.DataFrame(
@@ -209,6 +254,11 @@ def _word_pairs(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> 
         room = (len(blob) - head.itemsize) // 4
         known = experts.get((pid, layer))
         number = known if known is not None else _largest_fitting(room)
+        if schema.pairs_length(number) > room:
+            raise NvtxmoeError(
+                f"damaged payload: moe.w.pairs of layer {layer} holds {room} pairs of {number} experts",
+                where=f"process {pid}",
+            )
         groups.append((words[index : index + 1], np.frombuffer(blob, schema.pairs_dtype(number), 1)))
     return groups
 
@@ -240,6 +290,11 @@ def require(dtype: np.dtype[Any], fields: tuple[str, ...], event: str) -> None:
 
 def _frame(columns: tuple[str, ...]) -> pl.DataFrame:
     return pl.DataFrame(schema=dict.fromkeys(columns, pl.Int64))
+
+
+def _matrix(array: npt.NDArray[Any], field: str) -> npt.NDArray[Any]:
+    """A field as one row an element, also where there are no elements, or nothing in them."""
+    return array[field].reshape(len(array), math.prod(array.dtype[field].shape))
 
 
 def _bytes(rows: pl.DataFrame, size_bytes: int) -> npt.NDArray[np.uint8]:

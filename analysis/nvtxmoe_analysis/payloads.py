@@ -7,6 +7,7 @@ struct is a static schema; an array is a dynamic one: a u64 element count, then 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
@@ -90,8 +92,8 @@ class Decoder:
         headed = self._with_headers(blobs)
         for key, rows in headed.group_by("domainId", "schema", "size_bytes", maintain_order=True):
             domain, schema, size_bytes = (int(k) for k in key)
-            data = b"".join(rows["data"].to_list())
-            layout = self._choose(domain, schema, size_bytes, data[:size_bytes], rows)
+            data = joined(rows["data"])
+            layout = self._choose(domain, schema, size_bytes, data[:size_bytes].tobytes(), rows)
             yield rows, self._array(layout, data, size_bytes, rows)
 
     def _with_headers(self, blobs: pl.DataFrame) -> pl.DataFrame:
@@ -99,7 +101,7 @@ class Decoder:
         short = blobs.filter(length < HEADER_BYTES)
         if len(short):
             raise self._bad(short, f"{short['blob'].bin.size()[0]} bytes, shorter than a payload's header")
-        header = np.frombuffer(b"".join(blobs["blob"].bin.slice(0, HEADER_BYTES).to_list()), dtype=HEADER_DTYPE)
+        header = joined(blobs["blob"].bin.slice(0, HEADER_BYTES)).view(HEADER_DTYPE)
         headed = blobs.with_columns(
             pl.Series("version", header["version"].astype(np.int64)),
             pl.Series("schema", header["schema"].astype(np.int64)),
@@ -130,16 +132,21 @@ class Decoder:
         fitting = [layout for layout in known if _fits(layout, size_bytes, sample)]
         if not fitting:
             raise self._bad(rows, f"{size_bytes} bytes fit no definition of payload schema {schema}")
+        # A nested schema of another process may leave a hole where the right one fills its place.
+        least = min(_padding_bytes(layout.dtype) for layout in fitting)
+        fitting = [layout for layout in fitting if _padding_bytes(layout.dtype) == least]
         if len(fitting) > 1:
             raise self._bad(
                 rows, f"payload schema {schema} is defined in {len(fitting)} ways that fit {size_bytes} bytes"
             )
         return fitting[0]
 
-    def _array(self, layout: Layout, data: bytes, size_bytes: int, rows: pl.DataFrame) -> npt.NDArray[Any]:
+    def _array(
+        self, layout: Layout, data: npt.NDArray[np.uint8], size_bytes: int, rows: pl.DataFrame
+    ) -> npt.NDArray[Any]:
         if not layout.dynamic:
-            return np.frombuffer(data, dtype=layout.dtype)
-        stacked = np.frombuffer(data, dtype=np.uint8).reshape(len(rows), size_bytes)
+            return data.view(layout.dtype)
+        stacked = data.reshape(len(rows), size_bytes)
         counts = stacked[:, :SIZE_BYTES].copy().view("<u8")[:, 0]
         elements = (size_bytes - SIZE_BYTES) // layout.dtype.itemsize
         wrong = np.flatnonzero(counts != elements)
@@ -192,6 +199,17 @@ class Decoder:
         )
 
 
+def joined(blobs: pl.Series) -> npt.NDArray[np.uint8]:
+    """All bytes of a binary column, one value after the other."""
+    column = blobs.rechunk().to_arrow().cast(pa.large_binary())
+    if len(column) == 0:
+        return np.zeros(0, dtype=np.uint8)
+    _, offsets, data = column.buffers()
+    bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+    whole = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
+    return whole[bounds[0] : bounds[-1]]
+
+
 def _fits(layout: Layout, size_bytes: int, sample: bytes) -> bool:
     item_bytes = layout.dtype.itemsize
     if not layout.dynamic:
@@ -200,6 +218,18 @@ def _fits(layout: Layout, size_bytes: int, sample: bytes) -> bool:
         return False
     count = int.from_bytes(sample[:SIZE_BYTES], "little")
     return size_bytes - SIZE_BYTES == count * item_bytes
+
+
+def _padding_bytes(dtype: np.dtype[Any]) -> int:
+    """Bytes of a value that belong to no field."""
+    if dtype.subdtype is not None:
+        base, shape = dtype.subdtype
+        return _padding_bytes(base) * math.prod(shape)
+    if dtype.fields is None:
+        return 0
+    fields = [field for field, *_ in dtype.fields.values()]
+    own = dtype.itemsize - sum(field.itemsize for field in fields)
+    return own + sum(map(_padding_bytes, fields))
 
 
 def _struct(definition: _Definition, fields: tuple[np.dtype[np.generic], ...]) -> np.dtype[np.generic] | None:

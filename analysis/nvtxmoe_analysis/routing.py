@@ -77,12 +77,14 @@ def _concat_counts(tables: Sequence[CountTable], metas: Sequence[dict[int, Meta]
 
 
 def _concat_topk(tables: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) -> TopkTable:
-    tokens = [
-        _group(t.tokens, m).with_columns(report=pl.lit(i, pl.Int64))
-        for i, (t, m) in enumerate(zip(tables, metas, strict=True))
-    ]
+    runs, before = [], 0
+    for i, (table, meta) in enumerate(zip(tables, metas, strict=True)):
+        shifted = table.runs.with_columns(pl.col("first") + before, report=pl.lit(i, pl.Int64))
+        runs.append(_group(shifted, meta))
+        before += len(table)
     return TopkTable(
-        pl.concat(tokens),
+        pl.concat(runs),
+        np.concatenate([t.token for t in tables]),
         _stacked([t.experts for t in tables], -1),
         _stacked([t.weights for t in tables], np.nan),
     )
@@ -115,10 +117,10 @@ def _first_of_group(counts: CountTable) -> tuple[CountTable, Agreement]:
 
 
 def _first_topk(topk: TopkTable) -> TopkTable:
-    tokens = topk.tokens.with_row_index("at")
-    first = pl.col("rank") == pl.col("rank").min().over("group", "step", "layer")
-    kept = tokens.filter(first).sort("group", "step", "layer", "token", "at")
-    return topk.take(kept["at"].cast(pl.Int64))
+    """Of the ranks of a group the lowest one's tokens, by rank, step and layer."""
+    runs = topk.runs.with_row_index("at")
+    lowest = pl.col("rank") == pl.col("rank").min().over("group", "step", "layer")
+    return topk.take(runs.filter(lowest).sort("rank", "step", "layer", "at")["at"].cast(pl.Int64))
 
 
 def _experts(counts: CountTable, metas: Sequence[dict[int, Meta]]) -> dict[int, int]:

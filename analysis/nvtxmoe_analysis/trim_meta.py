@@ -17,10 +17,11 @@ from nvtxmoe_analysis.payloads import SIZE_BYTES
 from nvtxmoe_analysis.words import assemble
 
 #: Keys of schema 1 whose texts may be shared. Of other keys only what holds no text is kept.
-KNOWN_KEYS = frozenset(
-    "schema nvtxmoe vllm torch device rank world_size tp_rank tp_size ep_rank ep_size dp_rank dp_size sample_every "
-    "layers run_id model pid clock payload_encoding recording expert_bytes block_m eplb overhead".split()
-)
+KNOWN_KEYS = frozenset({
+    "schema", "nvtxmoe", "vllm", "torch", "device", "rank", "world_size", "tp_rank", "tp_size", "ep_rank",
+    "ep_size", "dp_rank", "dp_size", "sample_every", "layers", "run_id", "model", "pid", "clock",
+    "payload_encoding", "recording", "expert_bytes", "block_m", "eplb", "overhead",
+})  # fmt: skip
 _RUN_ID = re.compile(r"[0-9a-f-]*")
 
 
@@ -67,13 +68,14 @@ def scrub_words(marks: pl.DataFrame, where: str) -> dict[int, int]:
 def _blanked(ordered: pl.DataFrame, known: dict[int, int], meta_rows: set[int]) -> dict[int, int]:
     """Marks of broken payloads: the first of each run keeps its number if it can be a length, the others are zero."""
     blank: dict[int, int] = {}
-    within = False
-    for row, value in ordered.select("row", "int64Value").iter_rows():
-        broken = row in meta_rows and row not in known
-        if broken:
-            # An impossible length stays impossible, whatever bytes it was.
-            blank[row] = 0 if within else max(-1, min(value if value is not None else -1, 1 << 31))
-        within = broken
+    run: int | None = None  # the thread of the broken payload that the last mark belongs to
+    for tid, row, value in ordered.select("globalTid", "row", "int64Value").iter_rows():
+        if row not in meta_rows or row in known:
+            run = None
+            continue
+        # An impossible length stays impossible, whatever bytes it was.
+        blank[row] = 0 if run == tid else max(-1, min(value if value is not None else -1, 1 << 31))
+        run = tid
     return blank
 
 
@@ -92,7 +94,7 @@ def scrub_text(text: bytes, where: str) -> bytes:
     clean = _scrub(raw)
     if clean == raw:
         return text
-    made = json.dumps(clean, ensure_ascii=False, separators=(",", ":")).encode()
+    made = json.dumps(clean, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
     if len(made) > len(text):
         raise NvtxmoeError(f"moe.meta would grow from {len(text)} to {len(made)} bytes", where=where)
     return made.ljust(len(text), b" ")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from nvtxmoe import schema
 from nvtxmoe.schema import WORD_PREFIX
 
 
@@ -65,3 +66,24 @@ def _run_ends(names: pl.Series) -> list[int]:
     last = pl.DataFrame({"run": runs}).with_row_index("i").group_by("run").agg(pl.col("i").max() + 1)
     ends = pl.DataFrame({"run": runs}).join(last, on="run", how="left", maintain_order="left")["i"]
     return ends.to_list()
+
+
+#: Bytes that a payload of each event has at least.
+HEAD_BYTES = {
+    schema.STEP: schema.STEP_DTYPE.itemsize,
+    schema.COUNTS: schema.counts_dtype(0).itemsize,
+    schema.PHYSICAL: schema.counts_dtype(0).itemsize,
+    schema.PAIRS: schema.pairs_dtype(0).itemsize,
+}
+
+
+def plausible(words: WordEvents) -> WordEvents:
+    """Without payloads that can't be what they say: too short, or a step of another size. They count as damaged.
+
+    Marks lost in the middle of a run of equal messages leave no other trace: the next payload's words are taken
+    for this one's.
+    """
+    size_bytes = pl.col("blob").bin.size()
+    head = pl.col("name").replace_strict(HEAD_BYTES, default=0, return_dtype=pl.UInt32)
+    good = words.events.filter((size_bytes == head) | ((size_bytes > head) & (pl.col("name") != schema.STEP)))
+    return WordEvents(good, words.truncated, words.damaged + len(words.events) - len(good))

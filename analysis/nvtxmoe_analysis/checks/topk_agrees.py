@@ -35,9 +35,9 @@ def _compare(report: ReportFacts) -> tuple[int, int]:
     topk, counts = report.events.topk, report.events.counts
     key = ["pid", "step", "layer"]
     cells = counts.cells.select(key).with_row_index("cell").unique(key, keep="first")
-    cell = topk.tokens.join(cells, on=key, how="left", maintain_order="left")["cell"].fill_null(-1).cast(pl.Int64)
-    rows = cell.to_numpy()
-    known, place = np.unique(rows, return_inverse=True)
+    cell = topk.runs.join(cells, on=key, how="left", maintain_order="left")["cell"].cast(pl.Int64).fill_null(-1)
+    known, of_run = np.unique(cell.to_numpy(), return_inverse=True)
+    place = np.repeat(of_run, topk.runs["tokens"].to_numpy())
     if not len(known) or not len(counts):
         return 0, 0
     width = max(counts.matrix.shape[1], int(topk.experts.max(initial=-1)) + 1)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.prefetch import prefetch
 from nvtxmoe_analysis.exports.tables import Table
+
+#: Rows worked on at a time. Small enough that temporaries are reused instead of mapped anew.
+BATCH_ROWS = 1 << 19
 
 
 class Export(ABC):
@@ -38,6 +42,12 @@ class Export(ABC):
         self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool
     ) -> pl.DataFrame:
         """The columns of a table in file order; see :meth:`read`."""
+
+    @abstractmethod
+    def _batches(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
+    ) -> Iterator[pl.DataFrame]:
+        """The same in parts of about BATCH_ROWS rows; called from another thread."""
 
     @abstractmethod
     def _row_count(self, name: str) -> int:
@@ -85,13 +95,38 @@ class Export(ABC):
         Raises:
             NvtxmoeError: a required column is missing, or the file is damaged.
         """
-        wanted = list(columns) if columns is not None else [*table.columns, *table.optional]
-        schema: dict[str, type[pl.DataType]] = {c: pl.String if c in table.text else pl.Int64 for c in wanted}
+        name, present, schema = self._plan(table, columns)
         if row:
             schema["row"] = pl.Int64
-        name = self._find(table)
         if name is None:
             return pl.DataFrame(schema=schema)
+        return _conform(self._read(name, present, only, row), schema)
+
+    def batches(
+        self, table: Table, columns: Sequence[str], *, only: tuple[str, Collection[int]] | None = None
+    ) -> Iterator[pl.DataFrame]:
+        """Yield what :meth:`read` would return in parts, the next being read while one is worked on.
+
+        Memory stays that of a few parts. An absent table yields nothing.
+        """
+        name, present, schema = self._plan(table, columns)
+        if name is None:
+            return
+        if self._row_count(name) <= BATCH_ROWS:
+            yield self.read(table, columns, only=only)
+            return
+        for part in prefetch(self._batches(name, present, only)):
+            yield _conform(part, schema)
+
+    def _plan(
+        self, table: Table, columns: Sequence[str] | None
+    ) -> tuple[str | None, list[str], dict[str, type[pl.DataType]]]:
+        """Name of the table in the file (None: absent), the wanted columns it has, and the types of all wanted."""
+        wanted = list(columns) if columns is not None else [*table.columns, *table.optional]
+        schema: dict[str, type[pl.DataType]] = {c: pl.String if c in table.text else pl.Int64 for c in wanted}
+        name = self._find(table)
+        if name is None:
+            return None, [], schema
         present = self._columns[name]
         missing = [c for c in wanted if c in table.columns and c not in present]
         if missing:
@@ -101,12 +136,7 @@ class Export(ABC):
                 where=self.source,
                 remedy="Is it an Nsight Systems export of version 2023.4 or newer?",
             )
-        frame = self._read(name, [c for c in wanted if c in present], only, row)
-        # Unsigned 64-bit ids of Parquet wrap to what SQLite stores.
-        return frame.select(
-            pl.col(c).cast(t, wrap_numerical=True) if c in frame.columns else pl.lit(None, t).alias(c)
-            for c, t in schema.items()
-        )
+        return name, [c for c in wanted if c in present], schema
 
     def strings(self, ids: Collection[int]) -> dict[int, str]:
         """Texts of the given StringIds; unknown ids are left out."""
@@ -138,3 +168,11 @@ class Export(ABC):
                 where=self.source,
                 remedy="Make one with `nsys export --type sqlite --include-blobs=true -o OUT.sqlite REPORT.nsys-rep`",
             )
+
+
+def _conform(frame: pl.DataFrame, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+    """The columns of ``schema`` in its types; unsigned 64-bit ids of Parquet wrap to what SQLite stores."""
+    return frame.select(
+        pl.col(c).cast(t, wrap_numerical=True) if c in frame.columns else pl.lit(None, t).alias(c)
+        for c, t in schema.items()
+    )

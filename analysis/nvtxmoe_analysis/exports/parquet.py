@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 
 
 class ParquetExport(Export):
@@ -52,6 +52,21 @@ class ParquetExport(Export):
                 lazy = lazy.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
             return lazy.select([*columns, "row"] if row else columns).collect()
         except (pl.exceptions.PolarsError, OSError) as error:
+            raise self._damaged(error, file) from error
+
+    def _batches(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
+    ) -> Iterator[pl.DataFrame]:
+        file = self._file(name)
+        try:
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(BATCH_ROWS, columns=list(columns)):
+                    frame = pl.DataFrame(batch)
+                    if only is not None:
+                        column, values = only
+                        frame = frame.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
+                    yield frame
+        except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
             raise self._damaged(error, file) from error
 
     def _row_count(self, name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,7 +13,7 @@ import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 
 MAGIC = b"SQLite format 3\0"
 #: Above this many rows a table is read in two partitions, each by a thread of its own.
@@ -31,6 +31,7 @@ class SqliteExport(Export):
             self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
         except sqlite3.Error as error:
             raise NvtxmoeError(f"cannot be opened: {error}", where=source or path) from error
+        self._spans: dict[str, tuple[int, int]] = {}
         super().__init__(path, source)
         self._check_is_export()
 
@@ -45,14 +46,26 @@ class SqliteExport(Export):
         self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool
     ) -> pl.DataFrame:
         columns = [*columns, "row"] if row else columns
-        query = f'SELECT {self._selected(columns)} FROM "{name}"'
+        query = self._query(name, columns, only)
+        low, high = self._rowid_span(name)
+        if high - low < PARTITION_ROWS:
+            return self._read_small(query, columns, name)
+        return self._read_large(_halves(query, low, high), name)
+
+    def _batches(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
+    ) -> Iterator[pl.DataFrame]:
+        query = self._query(name, columns, only)
+        low, high = self._spans[name]
+        for at in range(low, high + 1, BATCH_ROWS):
+            yield self._read_large(_halves(query, at, at + BATCH_ROWS - 1), name)
+
+    def _query(self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None) -> str:
         where = "TRUE"
         if only is not None:
             column, values = only
             where = f"{_quoted(column)} IN ({', '.join(str(int(v)) for v in values)})"
-        if self._row_count(name) < PARTITION_ROWS:
-            return self._read_small(f"{query} WHERE {where}", columns, name)
-        return self._read_large(query, where, name)
+        return f'SELECT {self._selected(columns)} FROM "{name}" WHERE {where}'
 
     def _read_small(self, query: str, columns: Sequence[str], name: str) -> pl.DataFrame:
         try:
@@ -61,13 +74,10 @@ class SqliteExport(Export):
             raise self._damaged(error, name) from error
         return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
 
-    def _read_large(self, query: str, where: str, name: str) -> pl.DataFrame:
-        low, high = self._rowid_span(name)
-        middle = (low + high) // 2
-        halves = [f"{query} WHERE rowid {half} AND {where}" for half in (f"<= {middle}", f"> {middle}")]
+    def _read_large(self, queries: list[str], name: str) -> pl.DataFrame:
         try:
             url = "sqlite://" + quote(str(self.path.resolve()))
-            arrow = connectorx.read_sql(url, halves, return_type="arrow")
+            arrow = connectorx.read_sql(url, queries, return_type="arrow")
         except RuntimeError as error:  # connectorx raises nothing more particular
             raise self._damaged(error, name) from error
         frame = pl.from_arrow(arrow)
@@ -84,6 +94,11 @@ class SqliteExport(Export):
         return high - low + 1
 
     def _rowid_span(self, name: str) -> tuple[int, int]:
+        if name not in self._spans:
+            self._spans[name] = self._find_span(name)
+        return self._spans[name]
+
+    def _find_span(self, name: str) -> tuple[int, int]:
         try:
             low, high = self._db.execute(f'SELECT min(rowid), max(rowid) FROM "{name}"').fetchone()
         except sqlite3.Error as error:
@@ -96,11 +111,16 @@ class SqliteExport(Export):
         if not self.has_blob_column():
             return pl.DataFrame(schema=schema)
         inside = ", ".join(str(int(d)) for d in domain_ids)
+        # The column is declared TEXT; only cast to what it holds do readers take it.
+        query = (
+            f'SELECT rowid AS "row", CAST("{tables.NVTX_BLOB}" AS BLOB) AS "blob" FROM "{tables.NVTX.name}" '
+            f'WHERE "{tables.NVTX_BLOB}" IS NOT NULL AND domainId IN ({inside})'
+        )
+        low, high = self._rowid_span(tables.NVTX.name)
+        if high - low >= PARTITION_ROWS:
+            return self._read_large(_halves(query, low, high), tables.NVTX.name).cast(schema)  # type: ignore[arg-type]
         try:
-            rows = self._db.execute(
-                f'SELECT rowid, CAST("{tables.NVTX_BLOB}" AS BLOB) FROM "{tables.NVTX.name}" '
-                f'WHERE "{tables.NVTX_BLOB}" IS NOT NULL AND domainId IN ({inside})'
-            ).fetchall()
+            rows = self._db.execute(query).fetchall()
         except sqlite3.Error as error:
             raise self._damaged(error, tables.NVTX.name) from error
         return pl.DataFrame(rows, schema=schema, orient="row")
@@ -139,6 +159,12 @@ def check_whole(path: Path, source: Path) -> None:
             where=source,
             remedy="Copy or export it again",
         )
+
+
+def _halves(query: str, low: int, high: int) -> list[str]:
+    """The query over a span of rowids as two, which connectorx runs side by side."""
+    middle = (low + high) // 2
+    return [f"{query} AND rowid BETWEEN {low} AND {middle}", f"{query} AND rowid BETWEEN {middle + 1} AND {high}"]
 
 
 def _quoted(column: str) -> str:

@@ -44,17 +44,17 @@ def _rows(layer: int, counts: Triangle, tokens: int) -> pl.DataFrame:
 def _from_samples(results: Results) -> dict[int, tuple[Triangle, int]]:
     """Per layer, [experts, experts] counts above the diagonal, and the number of tokens."""
     topk = results.routing.topk
-    layers = topk.tokens["layer"].to_numpy()
     out: dict[int, tuple[Triangle, int]] = {}
-    for layer in np.unique(layers):
-        chosen = topk.experts[layers == layer].astype(np.int64)
-        number = max(results.routing.experts.get(int(layer), 0), int(chosen.max(initial=-1)) + 1)
+    for layer in topk.runs["layer"].unique().to_list():
+        mine = topk.take((topk.runs["layer"] == layer).arg_true())
+        chosen = mine.experts.astype(np.int64)
+        number = max(results.routing.experts.get(layer, 0), int(chosen.max(initial=-1)) + 1)
         counts = np.zeros(number * number, dtype=np.int64)
         for i, j in combinations(range(chosen.shape[1]), 2):
             low, high = np.minimum(chosen[:, i], chosen[:, j]), np.maximum(chosen[:, i], chosen[:, j])
             real = (low >= 0) & (low < high)
             counts += np.bincount(low[real] * number + high[real], minlength=len(counts))
-        out[int(layer)] = (counts.reshape(number, number), len(chosen))
+        out[layer] = (counts.reshape(number, number), len(chosen))
     return out
 
 

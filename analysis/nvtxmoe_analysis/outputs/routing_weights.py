@@ -9,22 +9,27 @@ from nvtxmoe_analysis.results import Results
 
 
 def build(results: Results) -> pl.DataFrame:
-    """One row an expert of a sampled token, in routing order.
+    """One row an expert of a sampled token, in routing order, by rank, step, layer and token.
 
     Columns: ``layer_idx``, ``token_idx`` (within its step), ``expert_id``, ``weight``, ``step``, ``rank``.
     """
     topk = results.routing.topk
-    width = topk.experts.shape[1]
-    real = topk.experts >= 0
-    repeated = np.repeat(np.arange(len(topk)), width)[real.reshape(-1)]
-    tokens = topk.tokens[repeated]
+    runs = topk.runs
+    rows = runs["tokens"].to_numpy() * runs["top_k"].to_numpy()
+    columns = {name: np.repeat(runs[name].to_numpy(), rows) for name in ("layer", "step", "rank")}
+    if (runs["top_k"] == topk.experts.shape[1]).all():
+        experts, weights = topk.experts.reshape(-1), topk.weights.reshape(-1)
+    else:
+        real = topk.experts >= 0
+        experts, weights = topk.experts[real], topk.weights[real]
+    per_token = np.repeat(runs["top_k"].to_numpy(), runs["tokens"].to_numpy())
     return pl.DataFrame(
         {
-            "layer_idx": tokens["layer"],
-            "token_idx": tokens["token"],
-            "expert_id": topk.experts[real].astype(np.int64),
-            "weight": topk.weights[real].astype(np.float64),
-            "step": tokens["step"],
-            "rank": tokens["rank"],
+            "layer_idx": columns["layer"],
+            "token_idx": np.repeat(topk.token, per_token).astype(np.int64),
+            "expert_id": experts.astype(np.int64),
+            "weight": weights,
+            "step": columns["step"],
+            "rank": columns["rank"],
         }
-    ).sort("rank", "step", "layer_idx", "token_idx", maintain_order=True)
+    )

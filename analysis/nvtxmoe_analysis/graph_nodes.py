@@ -1,0 +1,100 @@
+"""From a replayed CUDA-graph node to the ranges in which its original was created (docs/attribution.md)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.ranges import Segments
+
+Ints = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+
+class GraphNodes:
+    """The graph nodes of an export.
+
+    A replayed id has two rows; the one that names its original leads to the original's own creation row, and that
+    to the ranges then open on its thread. All of it within one process.
+    """
+
+    def __init__(self, export: Export, segments: Segments) -> None:
+        nodes = _resolved(export)
+        self._pids = nodes["pid"].unique().sort().to_numpy()
+        self._idents = nodes["graphNodeId"].unique().sort().to_numpy()
+        known = nodes["start"].is_not_null().to_numpy()
+        segment = np.full(len(nodes), -1, dtype=np.int32)
+        created = nodes.filter(pl.Series(known))
+        segment[known] = segments.find(created["globalTid"].to_numpy(), created["start"].to_numpy())
+        # A table by process and node: ids repeat between processes, so it is nearly full. The last row and column
+        # stand for what is not there.
+        shape = (len(self._pids) + 1, len(self._idents) + 1)
+        self._segment = np.full(shape, -1, dtype=np.int32)
+        slots = np.searchsorted(self._pids, nodes["pid"].to_numpy())
+        self._segment[slots, np.searchsorted(self._idents, nodes["graphNodeId"].to_numpy())] = segment
+        self._replays: list[tuple[Int32s, Int32s]] = []
+        self._unresolved: set[tuple[int, int]] = set()
+
+    def find(self, pid: Ints, node: Ints, call: Int32s) -> Int32s:
+        """Segment of each node's original creation, -1 where there is none; notes which call replayed it."""
+        slot, column = _place(self._pids, pid), _place(self._idents, node)
+        segment: Int32s = self._segment[slot, column]
+        lost = segment < 0
+        if lost.any():
+            pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
+            self._unresolved.update((int(p), int(n)) for p, n in pairs.T)
+        known = (call >= 0) & ~lost
+        row = (slot * self._segment.shape[1] + column).astype(np.int32)
+        self._replays.append((call[known], row[known]))
+        return segment
+
+    @property
+    def unresolved(self) -> int:
+        """Nodes asked for that lead to no creation."""
+        return len(self._unresolved)
+
+    def partial_graphs(self) -> Int32s:
+        """Calls that replayed fewer nodes than another call that shares a node with them."""
+        if not self._replays:
+            return np.zeros(0, dtype=np.int32)
+        call = np.concatenate([c for c, _ in self._replays])
+        row = np.concatenate([r for _, r in self._replays])
+        size = np.bincount(call)
+        most = np.zeros(self._segment.size, dtype=np.int64)
+        np.maximum.at(most, row, size[call])
+        expected = np.zeros(len(size), dtype=np.int64)
+        np.maximum.at(expected, call, most[row])
+        return np.flatnonzero(size < expected).astype(np.int32)
+
+
+def _place(known: Ints, asked: Ints) -> npt.NDArray[np.intp]:
+    """Position of each value among the sorted known ones, their number where it is not there."""
+    if len(known) == 0:
+        return np.zeros(len(asked), dtype=np.intp)
+    at = np.searchsorted(known, asked)
+    at[known[np.minimum(at, len(known) - 1)] != asked] = len(known)
+    return at
+
+
+def _resolved(export: Export) -> pl.DataFrame:
+    """``pid``, ``graphNodeId``, and ``globalTid`` and ``start`` of its original's creation (null: not captured)."""
+    frame = export.read(tables.GRAPH_NODES).with_columns(
+        pid=(pl.col("globalTid") // (1 << tables.PID_SHIFT)) & tables.PID_MASK
+    )
+    key = ["pid", "graphNodeId"]
+    own = (
+        frame.filter(pl.col("originalGraphNodeId").is_null())
+        .unique(key, keep="first", maintain_order=True)
+        .select(*key, "globalTid", "start")
+    )
+    clones = (
+        frame.filter(pl.col("originalGraphNodeId").is_not_null())
+        .unique(key, keep="first", maintain_order=True)
+        .select(*key, "originalGraphNodeId")
+    )
+    originals = own.rename({"graphNodeId": "originalGraphNodeId"})
+    cloned = clones.join(originals, on=["pid", "originalGraphNodeId"], how="left", maintain_order="left")
+    return pl.concat([cloned.select(own.columns), own.join(clones, on=key, how="anti", maintain_order="left")])

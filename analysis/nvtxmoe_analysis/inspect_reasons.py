@@ -1,0 +1,108 @@
+"""What an export lacks as far as can be told without reading its CUDA tables."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import polars as pl
+
+from nvtxmoe_analysis.events import Events, Meta
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+
+_WORRYING = r"(?i)might not have been collected|not all|dropped|lost"
+
+
+def losses(export: Export, events: Events | None, operations: int, calls: int, graph_tracing: str) -> list[str]:
+    """Why the capture can't be whole, one sentence each.
+
+    Parameters:
+        events: null when they couldn't be read.
+        operations: number of GPU operations.
+        calls: number of CUDA API calls.
+        graph_tracing: see ``inspect.Inspected``.
+    """
+    found = _event_losses(export, events) if events else []
+    if not operations and not calls:
+        found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
+    elif not operations:
+        found.append(f"{calls:,} CUDA calls but no GPU operation")
+    elif not calls:
+        found.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
+    if graph_tracing == "graph":
+        found.append("CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node")
+    return found
+
+
+def _event_losses(export: Export, events: Events) -> list[str]:
+    found = []
+    if count := events.problems["blobs_missing"]:
+        remedy = (
+            "export again with --include-blobs=true"
+            if export.has_blob_column()
+            else "this version of nsys has no column for them"
+        )
+        found.append(f"{_number(count, 'event')} lost the payload: {remedy}")
+    if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
+        found.append(f"{_number(count, 'payload')} spelled as words broke off")
+    if events.steps.is_empty():
+        found.append("no step: nothing was scheduled while the capture ran")
+    if count := events.steps["end"].null_count():
+        found.append(f"{_number(count, 'step')} still open when the capture ended")
+    silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
+    found += [f"process {pid} has steps but no moe.meta" for pid in silent]
+    cells, absent = _cells(events)
+    if absent:
+        found.append(f"{absent:,} of {cells:,} (rank, step, layer) have no counts")
+    return found
+
+
+def _cells(events: Events) -> tuple[int, int]:
+    """(rank, step, layer) cells of steps with tokens, and how many of them have no counts."""
+    layers = pl.DataFrame(
+        [(pid, layer) for pid, meta in events.metas.items() for layer in meta.layers],
+        schema={"pid": pl.Int64, "layer": pl.Int64},
+        orient="row",
+    )
+    steps = events.steps.filter(pl.col("step").is_not_null() & (pl.col("num_tokens").fill_null(1) > 0))
+    wanted = steps.select("pid", "step").unique().join(layers, on="pid", how="inner")
+    return len(wanted), len(wanted.join(events.counts.cells, on=["pid", "step", "layer"], how="anti"))
+
+
+def missing_ranks(metas: Sequence[Meta]) -> list[str]:
+    """Ranks that the world size promises but no input has; runs are told apart by ``run_id`` where it is there."""
+    runs: dict[str, list[Meta]] = defaultdict(list)
+    for meta in metas:
+        runs[str(meta.raw.get("run_id", ""))].append(meta)
+    return [
+        f"run {run_id}: {text}" if len(runs) > 1 else text
+        for run_id, members in sorted(runs.items())
+        for text in _rank_losses(members)
+    ]
+
+
+def _rank_losses(members: Sequence[Meta]) -> list[str]:
+    found = []
+    sizes = sorted({meta.world_size for meta in members})
+    ranks = Counter(meta.rank for meta in members)
+    if len(sizes) > 1:
+        found.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
+    absent = sorted(set(range(sizes[-1])) - set(ranks))
+    if absent:
+        listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
+        found.append(f"world_size says {_number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
+    repeated = sorted(rank for rank, times in ranks.items() if times > 1)
+    if repeated:
+        found.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
+    return found
+
+
+def reservations(export: Export) -> list[str]:
+    """Diagnostics of nsys that speak of lost events. Captures with one have been found whole."""
+    texts = export.read(tables.DIAGNOSTICS)["text"].drop_nulls()
+    return [f"nsys says: {text}" for text in sorted(set(texts.filter(texts.str.contains(_WORRYING)).to_list()))]
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,235 @@
+"""An export with only what the analysis reads, fit for sharing: no environment, commands, users, hosts or paths.
+
+Rows are chosen by what the analysis does with them, so that it finds the same figures in the trimmed export:
+attribution, completeness of launches, payloads and versions. Everything else stays behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nvtxmoe import schema
+from nvtxmoe_analysis.events import PAYLOAD_EVENTS
+from nvtxmoe_analysis.exports import tables
+from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.tables import Table
+from nvtxmoe_analysis.launches import LAUNCH_PATTERN
+from nvtxmoe_analysis.nvtx_rows import pid_of, read_nvtx
+from nvtxmoe_analysis.ranges import Segments, classify, flatten
+from nvtxmoe_analysis.trim_meta import scrub_blob, scrub_words
+from nvtxmoe_analysis.trim_write import check_target, write_export
+
+OPERATIONS = (tables.KERNEL, tables.MEMCPY, tables.MEMSET, tables.GRAPH_TRACE)
+
+#: Events of the domain that are kept; ``moe.layer.7`` is of this form too.
+EVENT_PATTERN = r"^moe\.[a-z0-9_.]+$"
+EXPORT_NAMES = r"^EXPORT_(PRODUCT_(NAME|VERSION)|SCHEMA_VERSION(_MAJOR|_MINOR|_MICRO)?)$"
+CAPTURE_NAMES = (
+    r"^([A-Z0-9_]+:)*(CAPTURE_EVENT_TYPE|COLLECT_CUDA_TRACE|COLLECT_NVTX_TRACE|CUDA_GRAPH_TRACE_OPTIONS(:[A-Z_]+)?)$"
+)
+#: What nsys says that names nobody. Messages with free text in them (programs, paths) are left out.
+DIAGNOSTIC_PATTERNS = (
+    r"Profiling has (started|stopped)\.",
+    r"(Common|NVTX|CUDA) injection( library)? initialized successfully\.",
+    r"(NVTX|CUDA) profiling might have not been started correctly\.",
+    r"No (NVTX|CUDA) events collected\. Does the process use (NVTX|CUDA)\?",
+    r"Not all [A-Za-z]+( [a-z]+)? events might have been collected\.",
+    r"Number of [A-Za-z]+ events (collected|produced):\s*\d+(, CUPTI buffers: \d+)?\.",
+    r"Buffers holding CUDA trace data will be flushed on CudaProfilerStop\(\) call\. "
+    r"See --flush-on-cudaprofilerstop to control this behavior\.",
+    r"(Some )?(\d+ )?(NVTX |CUDA |CUPTI )?(trace )?(events|records|buffers) (were |have been )?(dropped|lost)\.?",
+)
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What trimming did. Sizes in bytes; rows by table as (before, after), of the tables that the analysis reads."""
+
+    source: Path
+    out: Path
+    bytes_before: int
+    bytes_after: int
+    rows: dict[str, tuple[int, int]]
+
+    @property
+    def rows_before(self) -> int:
+        """Rows of all these tables in the source."""
+        return sum(before for before, _ in self.rows.values())
+
+    @property
+    def rows_after(self) -> int:
+        """Rows kept."""
+        return sum(after for _, after in self.rows.values())
+
+
+def trim(export: Export, out: Path) -> Trimmed:
+    """Write ``export`` to ``out`` with only what the analysis needs.
+
+    Parameters:
+        out: a SQLite file when its name ends in .sqlite or .db, else a folder of Parquet files.
+
+    Raises:
+        NvtxmoeError: no nvtxmoe events in it, a moe.meta that can't be read, or an ``out`` that can't be written.
+    """
+    check_target(out, export.source, export.path)
+    frames = select(export)
+    # nsys leaves tables without rows out; these two tell that the file is an export at all.
+    written = {t: f for t, f in frames.items() if len(f) or (t in (tables.STRINGS, tables.EXPORT_META))}
+    write_export(written, out)
+    return Trimmed(
+        source=export.source,
+        out=out,
+        bytes_before=size_bytes(export.path),
+        bytes_after=size_bytes(out),
+        rows={t.name: (_rows(export, t), len(f)) for t, f in frames.items()},
+    )
+
+
+def _rows(export: Export, table: Table) -> int:
+    # Ids are row numbers of StringIds in SQLite, and a trimmed export has gaps in them.
+    return len(export.read(table, ("id",))) if table == tables.STRINGS else export.rows(table)
+
+
+def size_bytes(path: Path) -> int:
+    """Size of a file, or of the files of a folder."""
+    return sum(f.stat().st_size for f in path.iterdir() if f.is_file()) if path.is_dir() else path.stat().st_size
+
+
+def select(export: Export) -> dict[Table, pl.DataFrame]:
+    """The rows and columns to keep of each table that is there, in file order.
+
+    Columns are those of exports.tables that the file has, and ``binaryData`` (Binary).
+    """
+    nvtx, segments = _nvtx(export)
+    operations = {table: _read(export, table) for table in OPERATIONS if export.has(table)}
+    frames = {tables.NVTX: nvtx, **operations}
+    worked = [f.select(_key("globalPid", -1)) for f in operations.values()]
+    runtime = _runtime(export, segments, worked)
+    frames[tables.RUNTIME] = runtime
+    frames[tables.GRAPH_NODES] = _graph_nodes(export, list(operations.values()), runtime)
+    domains = nvtx["domainId"].unique()
+    for table in (tables.PAYLOAD_SCHEMAS, tables.PAYLOAD_ENTRIES):
+        frames[table] = _read(export, table).filter(pl.col("domainId").is_in(domains.implode()))
+    frames[tables.STRINGS] = _strings(export, frames)
+    frames[tables.PROCESSES] = _read(export, tables.PROCESSES).drop("name", strict=False)
+    for table in (tables.SESSION_START, tables.GPU_INFO, tables.COPY_KINDS):
+        frames[table] = _read(export, table)
+    frames[tables.EXPORT_META] = _read(export, tables.EXPORT_META).filter(pl.col("name").str.contains(EXPORT_NAMES))
+    frames[tables.CAPTURE_META] = _read(export, tables.CAPTURE_META).filter(pl.col("name").str.contains(CAPTURE_NAMES))
+    harmless = rf"^({'|'.join(DIAGNOSTIC_PATTERNS)})$"
+    frames[tables.DIAGNOSTICS] = _read(export, tables.DIAGNOSTICS).filter(pl.col("text").str.contains(harmless))
+    return {table: frames[table] for table in tables.ALL if table in frames and export.has(table)}
+
+
+def _read(export: Export, table: Table) -> pl.DataFrame:
+    """The declared columns that the file has, in file order."""
+    return _in_order(_read_with_rows(export, table))
+
+
+def _read_with_rows(export: Export, table: Table) -> pl.DataFrame:
+    """The same in any order, with ``row``, the row's number in the file."""
+    there = export.columns(table)
+    return export.read(table, [c for c in (*table.columns, *table.optional) if c in there or not there], row=True)
+
+
+def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort("row").drop("row")
+
+
+def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
+    """Rows of our domain, payloads scrubbed; and the segments of its ranges."""
+    ours = read_nvtx(export)
+    events = ours.rows.filter(pl.col("name").str.contains(EVENT_PATTERN))
+    ranges = events.filter(pl.col("eventType") == tables.NVTX_PUSH_POP)
+    segments = flatten(classify(ranges, ranges.filter(pl.col("name") == schema.STEP)))
+    kept = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
+    frame = _read_with_rows(export, tables.NVTX).join(kept.to_frame(), on="row", how="semi")
+    where = f"{export.source}, table {tables.NVTX.name}"
+    frame = _with_words(frame, events, where)
+    if export.has_blob_column():
+        frame = _with_blobs(frame, ours.blobs, where)
+    return _in_order(frame), segments
+
+
+def _with_words(frame: pl.DataFrame, events: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The words that spell moe.meta, scrubbed."""
+    is_word = (pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
+    words = scrub_words(events.filter(is_word), where)
+    if not words:
+        return frame
+    new = pl.DataFrame({"row": list(words), "word": list(words.values())}, schema={"row": pl.Int64, "word": pl.Int64})
+    respelled = frame.join(new, on="row", how="left")
+    return respelled.with_columns(int64Value=pl.coalesce("word", "int64Value")).drop("word")
+
+
+def _with_blobs(frame: pl.DataFrame, blobs: pl.DataFrame, where: str) -> pl.DataFrame:
+    """``binaryData`` of the events that the analysis decodes, moe.meta scrubbed."""
+    decoded = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS)).select("row", "name", "blob")
+    clean = [
+        scrub_blob(blob, where) if name == schema.META else blob
+        for name, blob in decoded.select("name", "blob").iter_rows()
+    ]
+    payloads = pl.DataFrame({"row": decoded["row"], tables.NVTX_BLOB: pl.Series(clean, dtype=pl.Binary)})
+    return frame.join(payloads, on="row", how="left")
+
+
+def _domain_rows(export: Export) -> pl.Series:
+    """Rows that name our domain, one a process that registered it."""
+    columns = ("text", "textId")
+    rows = export.read(tables.NVTX, columns, only=("eventType", [tables.NVTX_DOMAIN]), row=True)
+    names = export.strings(rows["textId"].drop_nulls().unique().to_list())
+    registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
+    return rows.filter(pl.coalesce("text", registered) == schema.DOMAIN)["row"]
+
+
+def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> pl.DataFrame:
+    """Calls that gave GPU work, and launch calls inside steps, whatever became of them."""
+    frame = _read_with_rows(export, tables.RUNTIME)
+    tid = frame["globalTid"].fill_null(0).to_numpy()
+    in_step = pl.Series(segments.step[segments.find(tid, frame["start"].to_numpy())] >= 0)
+    names = export.strings(frame["nameId"].drop_nulls().unique().to_list())
+    name = pl.col("nameId").replace_strict(names, default="", return_dtype=pl.String)
+    launches = frame.filter(in_step).filter(name.str.contains(LAUNCH_PATTERN)).select("row")
+    calls = frame.select("row", *_key("globalTid", 0))
+    used = [calls.join(w, on=["pid", "correlationId"], how="semi").select("row") for w in worked]
+    kept = pl.concat([launches, *used]).unique()
+    return _in_order(frame.join(kept, on="row", how="semi"))
+
+
+def _key(process: str, nameless: int) -> tuple[pl.Expr, pl.Expr]:
+    """(pid, correlationId) as launches.Launches looks them up: nulls are calls of number 0, operations of none."""
+    return pid_of(process).fill_null(0).alias("pid"), pl.col("correlationId").fill_null(nameless)
+
+
+def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.DataFrame) -> pl.DataFrame:
+    """Nodes that were replayed, the originals they lead to, and nodes made by the launch calls that are kept."""
+    frame = _read_with_rows(export, tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
+    replayed = [
+        f.select(pid_of("globalPid").alias("pid"), "graphNodeId").drop_nulls().unique()
+        for f in operations
+        if "graphNodeId" in f.columns
+    ]
+    key = ["pid", "graphNodeId"]
+    used = frame.join(pl.concat([frame.clear().select(key), *replayed]), on=key, how="semi")
+    originals = used.select("pid", pl.col("originalGraphNodeId").alias("graphNodeId")).drop_nulls()
+    lead = frame.join(originals, on=key, how="semi")
+    kept = pl.concat([used["row"], lead["row"], _made_during(frame, runtime)]).unique().alias("row")
+    return _in_order(frame.join(kept.to_frame(), on="row", how="semi")).drop("pid")
+
+
+def _made_during(nodes: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
+    """Rows of the first node created while each call ran: a stream capture recorded it (Launches.in_steps)."""
+    made = nodes.select("row", "globalTid", "start", pl.col("start").alias("created")).sort("start")
+    spans = calls.select("globalTid", "start", "end").sort("start")
+    found = spans.join_asof(made, on="start", by="globalTid", strategy="forward", check_sortedness=False)
+    return found.filter(pl.col("created") <= pl.col("end"))["row"]
+
+
+def _strings(export: Export, frames: dict[Table, pl.DataFrame]) -> pl.DataFrame:
+    """Texts that the kept rows name."""
+    named = ((tables.KERNEL, "demangledName"), (tables.RUNTIME, "nameId"), (tables.NVTX, "textId"))
+    ids = pl.concat([frames[t][c] for t, c in named if t in frames]).drop_nulls().unique().to_list()
+    return export.read(tables.STRINGS, only=("id", ids)).sort("id")

@@ -1,0 +1,40 @@
+"""``nvtxmoe inspect``: what is in an export, in a second."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+from nvtxmoe.errors import BAD_INPUT
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.inspect import Inspection
+
+
+@command("inspect", "nvtxmoe inspect report1.nsys-rep\nnvtxmoe inspect rank0.sqlite rank1.sqlite --json")
+@click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
+@json_option
+@opening_options
+def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_dir: Path | None) -> int:
+    """Say what is in an export, before any analysis.
+
+    Versions, processes, steps, layers, payloads, CUDA activity, and whether something is missing as far as that
+    can be told at a glance. INPUT is a .nsys-rep, a SQLite export, or a folder of Parquet files; several belong to
+    one run. Exits with 2 when an input holds no nvtxmoe events.
+    """
+    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.inspect import NO_EVENTS  # noqa: PLC0415
+    from nvtxmoe_analysis.inspect import inspect as run  # noqa: PLC0415
+
+    with stderr().status("reading"):
+        found: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        from nvtxmoe.commands._show_inspect import show_inspection  # noqa: PLC0415
+
+        show_inspection(stdout(), found)
+    return BAD_INPUT if found.verdict == NO_EVENTS else 0

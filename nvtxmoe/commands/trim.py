@@ -1,0 +1,56 @@
+"""``nvtxmoe trim``: an export fit for sharing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+
+
+@command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
+@click.argument("source", metavar="IN", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+@json_option
+@opening_options
+def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: Path | None) -> None:
+    """Write the export IN to OUT with only what the analysis reads.
+
+    Environment, commands, users, hosts and paths stay behind; every figure of `nvtxmoe analyze` stays the same.
+    IN is a .nsys-rep, a SQLite export, or a folder of Parquet files. OUT becomes a SQLite file when its name ends
+    in .sqlite or .db, else a folder of Parquet files; an export of that name is replaced.
+    """
+    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.trim import trim as run  # noqa: PLC0415
+    from nvtxmoe_analysis.trim_write import check_target  # noqa: PLC0415
+
+    check_target(out, source)
+    with stderr().status(f"reading {source.name}"):
+        done = run(open_export(source, cache_dir=cache_dir, nsys=nsys), out)
+    if as_json:
+        print_json(
+            {
+                "source": str(done.source),
+                "out": str(done.out),
+                "bytes_before": done.bytes_before,
+                "bytes_after": done.bytes_after,
+                "rows_before": done.rows_before,
+                "rows_after": done.rows_after,
+                "tables": {name: {"before": b, "after": a} for name, (b, a) in done.rows.items()},
+            }
+        )
+        return
+    stdout().print(
+        f"{done.out}: {_size(done.bytes_before)} -> {_size(done.bytes_after)}, "
+        f"{done.rows_after:,} of {done.rows_before:,} rows kept",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _size(size_bytes: int) -> str:
+    for unit, factor in (("GB", 10**9), ("MB", 10**6)):
+        if size_bytes >= factor:
+            return f"{size_bytes / factor:.1f} {unit}"
+    return f"{size_bytes / 1000:.1f} kB"

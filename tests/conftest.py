@@ -1,0 +1,61 @@
+"""What tests share: the golden captures, unpacked once a session."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+INSTALLED_NSYS = Path(__file__).parents[1] / ".cache" / "nsys" / "bin" / "nsys"
+
+
+def _unpacked(name: str, folder: Path) -> Path:
+    out = folder / name
+    with lzma.open(GOLDEN / f"{name}.xz") as packed, out.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return out
+
+
+@pytest.fixture(scope="session")
+def golden_1gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One GPU, CUDA graphs: SQLite. See tests/golden/README.md for its figures."""
+    return _unpacked("h100-1gpu-graphs.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_1gpu_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a folder of Parquet files."""
+    folder = tmp_path_factory.mktemp("golden")
+    with tarfile.open(GOLDEN / "h100-1gpu-graphs.parquetdir.tar.xz") as archive:
+        if sys.version_info >= (3, 12):
+            archive.extractall(folder, filter="data")
+        else:
+            archive.extractall(folder)
+    return folder / "h100-1gpu-graphs"
+
+
+@pytest.fixture(scope="session")
+def golden_2gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two GPUs, tensor and expert parallel, CUDA graphs: SQLite."""
+    return _unpacked("h100-2gpu-ep2-graphs.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One event a numpy payload type, in the domain `pt`: SQLite."""
+    return _unpacked("payload-encodings.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def nsys_path() -> Path:
+    """A real nsys: the one NVTXMOE_TEST_NSYS names, else the one scripts/test.sh installs. Never skipped."""
+    path = Path(os.environ.get("NVTXMOE_TEST_NSYS") or INSTALLED_NSYS)
+    if not os.access(path, os.X_OK):
+        pytest.fail(f"no nsys at {path}: scripts/test.sh installs it (scripts/install_nsys.sh .cache/nsys)")
+    return path
