@@ -6,7 +6,6 @@ decides layer and phase. Every join carries the process; what can't be placed is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +15,9 @@ import polars as pl
 from nvtxmoe_analysis.activity import KINDS, Operations, operation_names, read_operations
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.graph_nodes import GraphNodes
+from nvtxmoe_analysis.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.launches import Launches
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
@@ -39,6 +39,7 @@ REASONS = (
 (NO_REASON, IN_IDLE, NO_CORRELATION, NO_LAUNCH, CROSSING, NODE_UNRESOLVED, GRAPH_LEVEL) = range(7)
 
 WHOLE_GRAPH = KINDS.index("graph")
+CODES = len(CLASSES) * len(REASONS) * len(KINDS)
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,20 @@ def attribute(export: Export, segments: Segments, launches: Launches) -> Attribu
         launches: its launch calls; those that gave GPU work are marked used.
     """
     nodes = GraphNodes(export, segments)
-    in_layer: list[pl.DataFrame] = [_NOTHING]
-    outside: list[pl.DataFrame] = []
-    tally = np.zeros((2, len(CLASSES) * len(REASONS) * len(KINDS)), dtype=np.int64)
-    for operations, call in _with_calls(export, launches):
-        launches.use(call)
-        placed = _place(operations, call, segments, launches, nodes)
-        tally += placed.tally
-        in_layer.append(placed.in_layer)
-        outside.append(placed.in_step)
+
+    def work(operations: Operations) -> _Placed:
+        return _place(operations, segments, launches, nodes)
+
+    parts = list(ordered_map(work, read_operations(export)))
+    lost = [part.lost for part in parts if part.lost is not None]
+    if lost:
+        # Calls whose name does not say that they launch: read them too, then try again.
+        launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
+        parts += [_place(operations, segments, launches, nodes, last=True) for operations in lost]
+    in_layer = [_NOTHING, *(part.in_layer for part in parts)]
+    outside = [part.in_step for part in parts]
+    tally = sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))
+    replays = [part.replayed for part in parts]
     beside = _total(pl.concat(outside), ["name", "kind"]) if outside else _total(_BY_NAME, ["name", "kind"])
     layers = pl.concat(in_layer)
     named = set(layers["name"].unique().to_list()) | set(beside["name"].to_list())
@@ -90,34 +96,9 @@ def attribute(export: Export, segments: Segments, launches: Launches) -> Attribu
         coverage=_coverage(tally),
         outside_layers=beside,
         names=operation_names(export, named),
-        nodes_unresolved=nodes.unresolved,
-        partial_graphs=nodes.partial_graphs(),
+        nodes_unresolved=len(set().union(*(part.unresolved for part in parts))),
+        partial_graphs=nodes.partial_graphs(replays),
     )
-
-
-def _with_calls(export: Export, launches: Launches) -> Iterator[tuple[Operations, npt.NDArray[np.int32]]]:
-    """Batches of operations with the launch call of each.
-
-    Operations of calls whose name does not say that they launch come last, once those calls have been read too.
-    """
-    later: list[Operations] = []
-    for operations in read_operations(export):
-        call = launches.of(*_keys(operations.frame))
-        lost = call < 0
-        if lost.any():
-            later.append(Operations(operations.kind, operations.frame.filter(pl.Series(lost))))
-            operations = Operations(operations.kind, operations.frame.filter(pl.Series(~lost)))  # noqa: PLW2901
-            call = call[~lost]
-        yield operations, call
-    asked = {int(c) for operations in later for c in operations.frame["correlationId"].drop_nulls().unique()}
-    if asked:
-        launches.add(asked)
-    for operations in later:
-        yield operations, launches.of(*_keys(operations.frame))
-
-
-def _keys(frame: pl.DataFrame) -> tuple[Ints, Ints]:
-    return _pid(frame["globalPid"]), frame["correlationId"].fill_null(-1).to_numpy()
 
 
 def _pid(column: pl.Series) -> Ints:
@@ -129,25 +110,31 @@ class _Placed:
     in_layer: pl.DataFrame
     in_step: pl.DataFrame
     tally: Ints
+    replayed: Replayed
+    unresolved: set[tuple[int, int]]
+    lost: Operations | None
 
 
 def _place(
-    operations: Operations,
-    call: npt.NDArray[np.int32],
-    segments: Segments,
-    launches: Launches,
-    nodes: GraphNodes,
+    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool = False
 ) -> _Placed:
+    """Place a batch. Operations whose launch call has not been read are handed back, unless it is the last try."""
+    lost = None
+    call = launches.of(_pid(operations.frame["globalPid"]), operations.frame["correlationId"].fill_null(-1).to_numpy())
+    if not last and (call < 0).any():
+        lost = Operations(operations.kind, operations.frame.filter(pl.Series(call < 0)))
+        operations = Operations(operations.kind, operations.frame.filter(pl.Series(call >= 0)))
+        call = call[call >= 0]
+    launches.use(call)
     frame = operations.frame
     segment = launches.segment[call]
     step_row, crossing, idle = segments.step[segment], segments.crossing[segment], segments.idle[segment]
     # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
-    birth = segment
-    if graph.any():
-        at = np.flatnonzero(graph)
-        birth = segment.copy()
-        birth[at] = nodes.find(_pid(frame["globalPid"])[at], frame["graphNodeId"].drop_nulls().to_numpy(), call[at])
+    at = np.flatnonzero(graph)
+    found = nodes.find(_pid(frame["globalPid"])[at], frame["graphNodeId"].drop_nulls().to_numpy())
+    birth = segment.copy()
+    birth[at] = found.segment
     resolved = birth >= 0
     layer = segments.layer[birth]
     in_step = step_row >= 0
@@ -190,17 +177,19 @@ def _place(
             ["name", "kind"],
         ),
         tally=_tally(place, reason, operations.kind, duration),
+        replayed=(call[at], found.row),
+        unresolved=found.unresolved,
+        lost=lost,
     )
 
 
 def _tally(place: npt.NDArray[np.int8], reason: npt.NDArray[np.int8], kind: int, duration: Ints) -> Ints:
     """[operations, ns] by class, reason and kind, flattened."""
     code = (place.astype(np.intp) * len(REASONS) + reason) * len(KINDS) + kind
-    size = len(CLASSES) * len(REASONS) * len(KINDS)
-    time_ns = np.zeros(size, dtype=np.int64)
+    time_ns = np.zeros(CODES, dtype=np.int64)
     for one in np.unique(code):
         time_ns[one] = duration[code == one].sum()
-    return np.stack([np.bincount(code, minlength=size), time_ns])
+    return np.stack([np.bincount(code, minlength=CODES), time_ns])
 
 
 def _coverage(tally: Ints) -> pl.DataFrame:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.ranges import PHASE_NAMES
 
 LAUNCHED_BY = ("none", "eager", "graph", "mixed")
@@ -30,7 +31,7 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
     """
     if in_layer.is_empty():
         return pl.DataFrame(schema={"step_row": pl.Int32, "layer": pl.Int32, **TIMING_COLUMNS})
-    layers, layer = np.unique(in_layer["layer"].to_numpy(), return_inverse=True)
+    layers, layer = _dense(in_layer["layer"].to_numpy())
     key = in_layer["step_row"].to_numpy().astype(np.int64) * len(layers) + layer
     cells, cell = _dense(key)
     start, end = in_layer["start"].to_numpy(), in_layer["end"].to_numpy()
@@ -75,8 +76,8 @@ def _extent(cell: Ints, cells: int, start: Ints, end: Ints) -> dict[str, Ints]:
     np.minimum.at(first, cell, start)
     span = int((end - first[cell]).max()) + 1
     if cells * span < 2**62:
-        starts = np.sort(cell * span + (start - first[cell])) % span
-        ends = np.sort(cell * span + (end - first[cell])) % span
+        base = cell * span - first[cell]
+        starts, ends = (keys % span for keys in ordered_map(np.sort, (base + start, base + end)))
     else:
         starts = (start - first[cell])[np.lexsort((start, cell))]
         ends = (end - first[cell])[np.lexsort((end, cell))]

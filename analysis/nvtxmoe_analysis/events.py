@@ -14,7 +14,7 @@ from nvtxmoe import schema
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.nvtx_rows import NvtxRows, read_nvtx
+from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, read_payloads, step_ranges
 from nvtxmoe_analysis.payload_tables import (
     CountTable,
     PairTable,
@@ -92,11 +92,16 @@ def read_events(export: Export) -> Events:
     Raises:
         NvtxmoeError: no such events, a damaged payload, or a schema number this version does not know.
     """
-    nvtx = read_nvtx(export)
+    return decode_events(export, read_nvtx(export))
+
+
+def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
+    """Read the payloads of the rows of ``read_nvtx`` and decode them; raises as :func:`read_events`."""
+    blobs = read_payloads(export, nvtx)
     is_word = (pl.col("eventType") == tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
-    words = plausible(assemble(nvtx.rows.filter(is_word)))
+    words = plausible(assemble(nvtx.filter(is_word)))
     decoder = Decoder(export)
-    binary = nvtx.blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
+    binary = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
     spelled = words.events.with_columns(pid=_pid())
     metas = _metas(export, groups[schema.META], spelled.filter(pl.col("name") == schema.META))
@@ -108,17 +113,16 @@ def read_events(export: Export) -> Events:
     top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
     topk = topk_table(groups[schema.TOPK], spelled.filter(pl.col("name") == schema.TOPK), top_k)
     pairs = pair_table(groups[schema.PAIRS], spelled.filter(pl.col("name") == schema.PAIRS), _experts(metas))
-    ranges = nvtx.rows.filter(pl.col("eventType") == tables.NVTX_PUSH_POP)
-    steps = _steps(ranges, groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
+    steps = _steps(step_ranges(nvtx), groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
     return Events(
-        ranges=ranges.select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
+        ranges=push_pop(nvtx).select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
         metas=metas,
         steps=steps,
         counts=counts,
         physical=counted(schema.PHYSICAL),
         topk=topk,
         pairs=pairs,
-        problems=_problems(nvtx, words, steps),
+        problems=_problems(nvtx, blobs, words, steps),
         encoding="words" if len(words.events) else "binary" if len(binary) else "none",
     )
 
@@ -135,9 +139,9 @@ def _top_k(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
     return {(pid, n): layer.top_k for pid, meta in metas.items() for n, layer in meta.layers.items()}
 
 
-def _problems(nvtx: NvtxRows, words: WordEvents, steps: pl.DataFrame) -> dict[str, int]:
-    expect = nvtx.rows.filter(pl.col("name").is_in([n for n in PAYLOAD_EVENTS if n != schema.STEP]))
-    bare = expect.join(nvtx.blobs.select("row"), on="row", how="anti")
+def _problems(nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps: pl.DataFrame) -> dict[str, int]:
+    expect = nvtx.filter(pl.col("name").is_in([n for n in PAYLOAD_EVENTS if n != schema.STEP]))
+    bare = expect.join(blobs.select("row"), on="row", how="anti")
     return {
         "blobs_missing": len(bare) + steps["num_tokens"].null_count(),
         "words_truncated": words.truncated,
@@ -205,7 +209,7 @@ _STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "dec
 def _steps(
     ranges: pl.DataFrame, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], words: pl.DataFrame
 ) -> pl.DataFrame:
-    steps = ranges.filter(pl.col("name") == schema.STEP).select("row", "pid", "globalTid", "start", "end", "int64Value")
+    steps = ranges.select("row", "pid", "globalTid", "start", "end", "int64Value")
     wide = dict.fromkeys(_STEP_FIELDS, pl.Int64)
     binary = [pl.DataFrame(schema={"row": pl.Int64, **wide})]
     for rows, array in groups:
@@ -229,4 +233,4 @@ def _steps(
         "end",
         "step",
         *(pl.coalesce(f, f"{f}_words").alias(f) for f in _STEP_FIELDS if f != "step"),
-    ).sort("pid", "start", "row")
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import polars as pl
 
 from nvtxmoe_analysis.attribution import attribute
 from nvtxmoe_analysis.cells import TIMING_COLUMNS, cell_timings, kernel_timings
-from nvtxmoe_analysis.events import Events, Meta, read_events
+from nvtxmoe_analysis.events import Events, Meta, decode_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.launches import Launches
+from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.ranges import classify, flatten
 from nvtxmoe_analysis.selection import Selection
@@ -66,12 +68,15 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
     Raises:
         NvtxmoeError: see ``read_events`` and the export's ``read``.
     """
-    events = read_events(export)
+    nvtx = read_nvtx(export)
+    with ThreadPoolExecutor(1) as aside:
+        decoding = aside.submit(decode_events, export, nvtx)
+        segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
+        launches = Launches(export, segments)
+        placed = attribute(export, segments, launches)
+        events = decoding.result()
     steps = _with_ranks(events.steps, events.metas)
     steps = steps.with_columns(kept=selection.of_steps(steps))
-    segments = flatten(classify(events.ranges, steps))
-    launches = Launches(export, segments)
-    placed = attribute(export, segments, launches)
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
     in_layer = _narrowed(placed.in_layer, steps, keys, selection)
     return ReportFacts(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -12,6 +15,25 @@ from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
 Int32s = npt.NDArray[np.int32]
+
+
+#: Calls and the rows of the nodes that they replayed (``Found.row``).
+Replayed = tuple[Int32s, Int32s]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Nodes looked up.
+
+    Attributes:
+        segment: in which each node's original was created, -1 where there is no creation.
+        row: a number for each node, -1 likewise.
+        unresolved: (pid, node) of those.
+    """
+
+    segment: Int32s
+    row: Int32s
+    unresolved: set[tuple[int, int]]
 
 
 class GraphNodes:
@@ -35,33 +57,26 @@ class GraphNodes:
         self._segment = np.full(shape, -1, dtype=np.int32)
         slots = np.searchsorted(self._pids, nodes["pid"].to_numpy())
         self._segment[slots, np.searchsorted(self._idents, nodes["graphNodeId"].to_numpy())] = segment
-        self._replays: list[tuple[Int32s, Int32s]] = []
-        self._unresolved: set[tuple[int, int]] = set()
 
-    def find(self, pid: Ints, node: Ints, call: Int32s) -> Int32s:
-        """Segment of each node's original creation, -1 where there is none; notes which call replayed it."""
+    def find(self, pid: Ints, node: Ints) -> Found:
+        """Look up replayed nodes."""
         slot, column = _place(self._pids, pid), _place(self._idents, node)
         segment: Int32s = self._segment[slot, column]
         lost = segment < 0
+        unresolved: set[tuple[int, int]] = set()
         if lost.any():
             pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
-            self._unresolved.update((int(p), int(n)) for p, n in pairs.T)
-        known = (call >= 0) & ~lost
+            unresolved = {(int(p), int(n)) for p, n in pairs.T}
         row = (slot * self._segment.shape[1] + column).astype(np.int32)
-        self._replays.append((call[known], row[known]))
-        return segment
+        return Found(segment, np.where(lost, np.int32(-1), row), unresolved)
 
-    @property
-    def unresolved(self) -> int:
-        """Nodes asked for that lead to no creation."""
-        return len(self._unresolved)
-
-    def partial_graphs(self) -> Int32s:
+    def partial_graphs(self, replayed: Sequence[Replayed]) -> Int32s:
         """Calls that replayed fewer nodes than another call that shares a node with them."""
-        if not self._replays:
-            return np.zeros(0, dtype=np.int32)
-        call = np.concatenate([c for c, _ in self._replays])
-        row = np.concatenate([r for _, r in self._replays])
+        call = np.concatenate([np.zeros(0, dtype=np.int32), *(c for c, _ in replayed)])
+        row = np.concatenate([np.zeros(0, dtype=np.int32), *(r for _, r in replayed)])
+        known = (call >= 0) & (row >= 0)
+        if not known.all():
+            call, row = call[known], row[known]
         size = np.bincount(call)
         most = np.zeros(self._segment.size, dtype=np.int64)
         np.maximum.at(most, row, size[call])

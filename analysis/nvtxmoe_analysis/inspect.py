@@ -198,15 +198,15 @@ def _contents(export: Export, events: Events) -> Contents:
             if meta.raw.get(key) is not None:
                 versions[key].add(str(meta.raw[key]))
         layers |= {n: LayerInfo(n, one.name, one.num_experts, one.top_k) for n, one in meta.layers.items()}
-    topk = events.topk.tokens
+    samples = events.topk.runs.select("pid", "step", "layer")
     return Contents(
         versions={key: sorted(versions[key]) for key in VERSIONS if key in versions},
         processes=_processes(events),
         layers=[layers[n] for n in sorted(layers)],
         steps=len(events.steps),
         counts=len(events.counts),
-        samples=topk.select("pid", "step", "layer").n_unique() if len(topk) else 0,
-        sampled_tokens=len(topk),
+        samples=samples.n_unique() if len(samples) else 0,
+        sampled_tokens=len(events.topk),
         encoding=events.encoding,
         blobs=_blobs(export, events),
         span_ns=_span_ns(events),

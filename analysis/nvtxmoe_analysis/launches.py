@@ -12,6 +12,7 @@ import polars as pl
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.lookup import Index
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
@@ -102,21 +103,33 @@ class Launches:
         idents: list[npt.NDArray[np.int64]] = []
         found: list[Calls] = []
         first = at = len(self)
-        for batch in self._export.batches(tables.RUNTIME, _COLUMNS, only=only):
-            tid = batch["globalTid"].fill_null(0).to_numpy()
-            segment = self._segments.find(tid, batch["start"].to_numpy())
-            in_step = np.flatnonzero(self._segments.step[segment] >= 0)
-            if only is not None and only[0] == "nameId":
-                self._in_step.append(batch[in_step].with_columns(call=pl.Series(in_step + at, dtype=pl.Int64)))
-            pids.append(((tid >> tables.PID_SHIFT) & tables.PID_MASK).astype(np.int32))
-            idents.append(batch["correlationId"].fill_null(0).to_numpy())
+        named = only is not None and only[0] == "nameId"
+        for tid, correlation, segment, in_step in ordered_map(
+            self._located, self._export.batches(tables.RUNTIME, _COLUMNS, only=only)
+        ):
+            if named:
+                self._in_step.append(in_step.with_columns(pl.col("call") + at))
+            pids.append(tid)
+            idents.append(correlation)
             found.append(segment)
-            at += len(batch)
+            at += len(segment)
         if found:
             index = Index(np.concatenate(pids), np.concatenate(idents))
             self.repeated += index.repeated if first == 0 else 0
             self._indexes.append((first, index))
             self.segment = np.concatenate([self.segment[:-1], *found, np.zeros(1, dtype=np.int32)])
+
+    def _located(self, batch: pl.DataFrame) -> tuple[Calls, Ints, Calls, pl.DataFrame]:
+        """pid, correlation id and segment of each call, and the rows of those in steps."""
+        tid = batch["globalTid"].fill_null(0).to_numpy()
+        segment = self._segments.find(tid, batch["start"].to_numpy())
+        in_step = np.flatnonzero(self._segments.step[segment] >= 0)
+        return (
+            ((tid >> tables.PID_SHIFT) & tables.PID_MASK).astype(np.int32),
+            batch["correlationId"].fill_null(0).to_numpy(),
+            segment,
+            batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),
+        )
 
     def _captured(self, suspects: pl.DataFrame) -> pl.DataFrame:
         """``call`` of those during which a graph node was created on their thread."""

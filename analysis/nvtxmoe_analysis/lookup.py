@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-#: A direct table may be this many times larger than the rows it indexes, plus a constant.
-DENSE_FACTOR = 4
+#: A direct table may be this many times larger than the rows it indexes, plus a constant. Launches are one call in
+#: 1.2 to 4.5 (docs/nsys.md) and share the counter of ids with other activity.
+DENSE_FACTOR = 24
 DENSE_CONSTANT = 1 << 20
 #: Bits of an id; CUPTI's correlation ids are 32-bit.
 ID_BITS = 38
@@ -43,10 +44,11 @@ class Index:
         if self.dense:
             self._base = np.concatenate([[0], np.cumsum(self._span)]).astype(np.int64)
             where = self._base[slot] + ident - self._low[slot]
-            self._table = np.full(size + 1, -1, dtype=np.int32)
+            # 1 + row, 0 for none: pages without an id cost nothing.
+            self._table = np.zeros(size + 1, dtype=np.int32)
             # Written backwards, so that of rows with one key the first stays.
-            self._table[where[::-1]] = np.arange(len(ident) - 1, -1, -1, dtype=np.int32)
-            self.repeated = len(ident) - int(np.count_nonzero(self._table >= 0))
+            self._table[where[::-1]] = np.arange(len(ident), 0, -1, dtype=np.int32)
+            self.repeated = int(np.count_nonzero(self._table[where] != np.arange(1, len(ident) + 1)))
         else:
             keys = (slot << ID_BITS) | (ident - self._low[slot])
             self._order = np.argsort(keys, kind="stable").astype(np.int32)
@@ -63,7 +65,8 @@ class Index:
         if self.dense:
             # The table's last entry stands for what is not there.
             where = np.where(known, self._base[slot] + offset, len(self._table) - 1)
-            return self._table[where]
+            row: npt.NDArray[np.int32] = self._table[where] - np.int32(1)
+            return row
         keys = (slot << ID_BITS) | np.where(known, offset, 0)
         at = np.searchsorted(self._keys, keys)
         at[at == len(self._keys)] = 0

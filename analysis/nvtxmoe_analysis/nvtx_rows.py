@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import polars as pl
 
 from nvtxmoe import schema
@@ -17,22 +15,12 @@ def pid_of(column: str) -> pl.Expr:
     return (pl.col(column) // (1 << tables.PID_SHIFT)) & tables.PID_MASK
 
 
-@dataclass(frozen=True)
-class NvtxRows:
-    """Ranges and marks of the domain ``nvtxmoe``.
+def read_nvtx(export: Export) -> pl.DataFrame:
+    """Read the ranges and marks of the domain ``nvtxmoe``.
 
-    Attributes:
-        rows: ``row``, ``start`` and ``end`` (ns), ``eventType``, ``globalTid``, ``pid``, ``domainId``, ``name``,
-            ``int64Value``.
-        blobs: the rows with a binary payload, and their ``blob``.
-    """
-
-    rows: pl.DataFrame
-    blobs: pl.DataFrame
-
-
-def read_nvtx(export: Export) -> NvtxRows:
-    """Read the domain's ranges and marks.
+    Returns:
+        ``row``, ``start`` and ``end`` (ns), ``eventType``, ``globalTid``, ``pid``, ``domainId``, ``name``,
+        ``int64Value``.
 
     Raises:
         NvtxmoeError: no NVTX events, or none of our domain.
@@ -54,10 +42,23 @@ def read_nvtx(export: Export) -> NvtxRows:
     )
     names = export.strings(frame["textId"].drop_nulls().unique().to_list())
     registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
-    frame = frame.with_columns(name=pl.coalesce("text", registered)).drop("text", "textId")
-    blobs = export.read_blobs(ids)
-    with_blob = blobs.join(frame, on="row", how="inner", maintain_order="left")
-    return NvtxRows(frame, with_blob)
+    return frame.with_columns(name=pl.coalesce("text", registered)).drop("text", "textId")
+
+
+def read_payloads(export: Export, nvtx: pl.DataFrame) -> pl.DataFrame:
+    """The rows of :func:`read_nvtx` that have a binary payload, and their ``blob``."""
+    blobs = export.read_blobs(nvtx["domainId"].unique().to_list())
+    return blobs.join(nvtx, on="row", how="inner", maintain_order="left")
+
+
+def push_pop(nvtx: pl.DataFrame) -> pl.DataFrame:
+    """The push/pop ranges among the rows of :func:`read_nvtx`."""
+    return nvtx.filter(pl.col("eventType") == tables.NVTX_PUSH_POP)
+
+
+def step_ranges(nvtx: pl.DataFrame) -> pl.DataFrame:
+    """The moe.step ranges, in the order in which the rest of the analysis numbers them."""
+    return push_pop(nvtx).filter(pl.col("name") == schema.STEP).sort("pid", "start", "row")
 
 
 def _domains(export: Export) -> pl.DataFrame:

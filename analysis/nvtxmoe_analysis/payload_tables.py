@@ -171,7 +171,7 @@ def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, in
     for rows, stacked in [*groups, *_word_topk(words, top_k)]:
         require(stacked.dtype, (*TOPK_FIELDS, "experts", "weights"), schema.TOPK)
         array = stacked.reshape(-1)
-        ids = array["experts"].reshape(len(array), -1).astype(np.int32)
+        ids = _matrix(array, "experts").astype(np.int32)
         event = np.repeat(np.arange(len(rows)), stacked.shape[1] if stacked.ndim > 1 else 1)
         first = _run_starts(event, array["step"], array["layer"])
         runs.append(
@@ -189,7 +189,7 @@ def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, in
         begin += len(array)
         token.append(array["token"].astype(np.int32))
         experts.append(ids)
-        weights.append(array["weights"].reshape(len(array), -1).astype(np.float32))
+        weights.append(_matrix(array, "weights").astype(np.float32))
     return TopkTable(
         pl.concat(runs), np.concatenate(token), _stack(experts, -1, np.int32), _stack(weights, np.nan, np.float32)
     )

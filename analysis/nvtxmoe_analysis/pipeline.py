@@ -15,6 +15,7 @@ from nvtxmoe_analysis.database import write_database
 from nvtxmoe_analysis.exports.open import open_export
 from nvtxmoe_analysis.facts import gather
 from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.results import Results, merge
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.validation import validate
@@ -70,10 +71,11 @@ def analyze(
         reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection))
     progress("joining")
     results = merge(reports, selection, options)
-    tables = {stem: build(results) for stem, build in TABLES.items()}
-    documents = {stem: build(results) for stem, build in DOCUMENTS.items()}
-    progress("checking")
-    checks, validation = validate(results)
+    results.prepare()
+    builds: list[Callable[[Results], Any]] = [validate, *TABLES.values(), *DOCUMENTS.values()]
+    (checks, validation), *built = ordered_map(lambda build: build(results), builds)
+    tables = dict(zip(TABLES, built[: len(TABLES)], strict=True))
+    documents = dict(zip(DOCUMENTS, built[len(TABLES) :], strict=True))
     progress("writing")
     folder = output / FOLDER
     files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)

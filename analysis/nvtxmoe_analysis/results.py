@@ -64,6 +64,10 @@ class Results:
             .with_columns(timestamp_ns=pl.col("at_ns") - self.origin_ns)
         )
 
+    def prepare(self) -> None:
+        """Compute what several outputs share, so that they can be built side by side."""
+        _ = self.features, self.totals, self.steps
+
     @cached_property
     def pairs(self) -> tuple[PairTable, ...]:
         """Exact co-selection, where it was captured; a table a report."""

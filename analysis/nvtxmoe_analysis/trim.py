@@ -17,7 +17,7 @@ from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.exports.tables import Table
 from nvtxmoe_analysis.launches import LAUNCH_PATTERN
-from nvtxmoe_analysis.nvtx_rows import pid_of, read_nvtx
+from nvtxmoe_analysis.nvtx_rows import pid_of, read_nvtx, read_payloads
 from nvtxmoe_analysis.ranges import Segments, classify, flatten
 from nvtxmoe_analysis.trim_meta import scrub_blob, scrub_words
 from nvtxmoe_analysis.trim_write import check_target, write_export
@@ -141,8 +141,8 @@ def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
     """Rows of our domain, payloads scrubbed; and the segments of its ranges."""
-    ours = read_nvtx(export)
-    events = ours.rows.filter(pl.col("name").str.contains(EVENT_PATTERN))
+    nvtx = read_nvtx(export)
+    events = nvtx.filter(pl.col("name").str.contains(EVENT_PATTERN))
     ranges = events.filter(pl.col("eventType") == tables.NVTX_PUSH_POP)
     segments = flatten(classify(ranges, ranges.filter(pl.col("name") == schema.STEP)))
     kept = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
@@ -150,7 +150,7 @@ def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
     where = f"{export.source}, table {tables.NVTX.name}"
     frame = _with_words(frame, events, where)
     if export.has_blob_column():
-        frame = _with_blobs(frame, ours.blobs, where)
+        frame = _with_blobs(frame, read_payloads(export, nvtx), where)
     return _in_order(frame), segments
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.parallel import ordered_map
 
 FORMATS = ("csv", "parquet")
 
@@ -35,11 +36,10 @@ def write_set(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _staging(folder) as stage:
-            names = []
-            for stem, table in tables.items():
-                for form in formats:
-                    names.append(f"{stem}.{form}")
-                    _write_table(table, stage / names[-1], form)
+            files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in formats]
+            for _ in ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files):
+                pass
+            names = [name for _, name, _ in files]
             for stem, document in documents.items():
                 names.append(f"{stem}.json")
                 (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")

@@ -107,7 +107,8 @@ def stride_of(source: Source, processes: int) -> Stride:
     timed = [frame for frame in source.tile.values() if "start" in frame.columns]
     last_ns = max(span_of(timed, "start")[1], span_of(timed, "end")[1])
     first_id, last_id = span_of([source.tile[RUNTIME]], "correlationId")
-    first_grid, last_grid = span_of([source.tile[KERNEL]], "gridId")
+    has_grid_ids = "gridId" in source.tile[KERNEL].columns  # a trimmed capture has none
+    first_grid, last_grid = span_of([source.tile[KERNEL]], "gridId") if has_grid_ids else (0, 0)
     time_ns = last_ns - source.window.serving_ns + processes * STAGGER_NS + GAP_NS
     return Stride(time_ns, last_id - first_id + 1, last_grid - first_grid + 1)
 
@@ -181,7 +182,7 @@ def tile_capture(
     head, tile = source.head, source.tile
     tiles = max(1, round((kernels / processes - head[KERNEL].height) / tile[KERNEL].height))
     wanted_calls = calls_per_kernel * (head[KERNEL].height + tiles * tile[KERNEL].height)
-    source_tables.fit_calls(tile, round((wanted_calls - head[RUNTIME].height) / tiles), rng)
+    source_tables.fit_calls(tile, source.small, round((wanted_calls - head[RUNTIME].height) / tiles), rng)
     stride = stride_of(source, processes)
     rounds = {table: all_processes(table, frame, source.pid, processes) for table, frame in tile.items()}
     heads = {table: all_processes(table, head[table], source.pid, processes) for table in tile}

@@ -28,6 +28,8 @@ ACTIVITIES = (
 #: How long after the last step the tile ends: the copies and kernels launched after it belong to it.
 SETTLE_NS = 1_000_000
 #: NVTX rows that say something once and for all: a category's name, a domain's name.
+#: A call that gives no GPU work, as nsys names it.
+PADDING_CALL = "cudaStreamIsCapturing_v10000"
 ONCE_EVENT_TYPES = (33, 75)
 
 Frames = dict[str, pl.DataFrame]
@@ -131,10 +133,23 @@ def cut_activities(source: Source, tables: Frames) -> None:
         raise ValueError("correlation ids of the head reach into the tile's")
 
 
-def fit_calls(tile: Frames, wanted: int, rng: np.random.Generator) -> None:
+def _padding_name(small: Frames) -> int:
+    """Id of PADDING_CALL, which is added to the strings if it is not there."""
+    strings = small["StringIds"]
+    known = strings.filter(pl.col("value") == PADDING_CALL)["id"]
+    if len(known):
+        return int(known[0])
+    ident = int(strings["id"].to_numpy().max()) + 1
+    new = pl.DataFrame({"id": [ident], "value": [PADDING_CALL]}, schema=strings.schema)
+    small["StringIds"] = pl.concat([strings, new])
+    return ident
+
+
+def fit_calls(tile: Frames, small: Frames, wanted: int, rng: np.random.Generator) -> None:
     """Pad or thin the tile's runtime calls that nothing refers to, as far as that goes.
 
-    A padding call stands right after the call it copies, as long as that one and with an id of its own.
+    A padding call stands right after the call it copies, as long as that one and with an id of its own. A trimmed
+    capture has no call that nothing refers to: there the copies are renamed to one that gives no GPU work.
     """
     calls = tile[RUNTIME].with_row_index("row")
     used = pl.concat([tile[table].select("correlationId") for table in ACTIVITIES if table in tile])
@@ -143,8 +158,9 @@ def fit_calls(tile: Frames, wanted: int, rng: np.random.Generator) -> None:
     if missing < 0:
         dropped = rng.choice(idle["row"].to_numpy(), size=min(-missing, idle.height), replace=False)
         calls = calls.filter(~pl.col("row").is_in(dropped.tolist()))
-    elif missing > 0 and idle.height:
+    elif missing > 0:
         first_id = int(calls["correlationId"].to_numpy().max()) + 1
+        idle = idle if idle.height else calls.with_columns(nameId=pl.lit(_padding_name(small), pl.Int64))
         copies = idle[rng.integers(idle.height, size=missing).tolist()].with_columns(
             start=pl.col("end"),
             end=2 * pl.col("end") - pl.col("start"),

@@ -10,7 +10,6 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.prefetch import prefetch
 from nvtxmoe_analysis.exports.tables import Table
 
 #: Rows worked on at a time. Small enough that temporaries are reused instead of mapped anew.
@@ -47,7 +46,7 @@ class Export(ABC):
     def _batches(
         self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
     ) -> Iterator[pl.DataFrame]:
-        """The same in parts of about BATCH_ROWS rows; called from another thread."""
+        """The same in parts of about BATCH_ROWS rows."""
 
     @abstractmethod
     def _row_count(self, name: str) -> int:
@@ -105,17 +104,14 @@ class Export(ABC):
     def batches(
         self, table: Table, columns: Sequence[str], *, only: tuple[str, Collection[int]] | None = None
     ) -> Iterator[pl.DataFrame]:
-        """Yield what :meth:`read` would return in parts, the next being read while one is worked on.
-
-        Memory stays that of a few parts. An absent table yields nothing.
-        """
+        """Yield what :meth:`read` would return in parts of about BATCH_ROWS rows. An absent table yields nothing."""
         name, present, schema = self._plan(table, columns)
         if name is None:
             return
         if self._row_count(name) <= BATCH_ROWS:
             yield self.read(table, columns, only=only)
             return
-        for part in prefetch(self._batches(name, present, only)):
+        for part in self._batches(name, present, only):
             yield _conform(part, schema)
 
     def _plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -28,9 +29,10 @@ class SqliteExport(Export):
     def __init__(self, path: Path, source: Path | None = None) -> None:
         check_whole(path, source or path)
         try:
-            self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True)
+            self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
         except sqlite3.Error as error:
             raise NvtxmoeError(f"cannot be opened: {error}", where=source or path) from error
+        self._lock = threading.Lock()
         self._spans: dict[str, tuple[int, int]] = {}
         super().__init__(path, source)
         self._check_is_export()
@@ -69,7 +71,8 @@ class SqliteExport(Export):
 
     def _read_small(self, query: str, columns: Sequence[str], name: str) -> pl.DataFrame:
         try:
-            rows = self._db.execute(query).fetchall()
+            with self._lock:
+                rows = self._db.execute(query).fetchall()
         except sqlite3.Error as error:
             raise self._damaged(error, name) from error
         return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
@@ -100,7 +103,8 @@ class SqliteExport(Export):
 
     def _find_span(self, name: str) -> tuple[int, int]:
         try:
-            low, high = self._db.execute(f'SELECT min(rowid), max(rowid) FROM "{name}"').fetchone()
+            with self._lock:
+                low, high = self._db.execute(f'SELECT min(rowid), max(rowid) FROM "{name}"').fetchone()
         except sqlite3.Error as error:
             raise self._damaged(error, name) from error
         return (1, 0) if low is None else (low, high)
@@ -120,7 +124,8 @@ class SqliteExport(Export):
         if high - low >= PARTITION_ROWS:
             return self._read_large(_halves(query, low, high), tables.NVTX.name).cast(schema)  # type: ignore[arg-type]
         try:
-            rows = self._db.execute(query).fetchall()
+            with self._lock:
+                rows = self._db.execute(query).fetchall()
         except sqlite3.Error as error:
             raise self._damaged(error, tables.NVTX.name) from error
         return pl.DataFrame(rows, schema=schema, orient="row")
