@@ -10,7 +10,7 @@ import json
 import sqlite3
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -226,9 +226,7 @@ class Process:
     @contextmanager
     def step(self, step: int, tokens: int = 3, prefill: int = 0) -> Iterator[dict[str, Any]]:
         """A moe.step range."""
-        payload = np.array(
-            (step, self.rank, tokens, 1, prefill, tokens - prefill, 0), dtype=schema.STEP_DTYPE
-        )
+        payload = np.array((step, self.rank, tokens, 1, prefill, tokens - prefill, 0), dtype=schema.STEP_DTYPE)
         if self.encoding == "words":
             with self.range(schema.STEP, value=step) as row:
                 self.mark("step", payload)
@@ -243,7 +241,7 @@ class Process:
         with self.range(f"{schema.LAYER_PREFIX}{layer}", layer) as row:
             yield row
 
-    def phase(self, phase: str, layer: int) -> Any:
+    def phase(self, phase: str, layer: int) -> AbstractContextManager[dict[str, Any]]:
         """A phase range (also ``collective``)."""
         return self.range(f"moe.{phase}", layer)
 
@@ -320,9 +318,7 @@ class Process:
         self.create_node(clone)["originalGraphNodeId"] = original
 
 
-def simple_run(
-    export: Export, *, steps: int = 3, kernels: int = 1, **process: Any
-) -> Process:
+def simple_run(export: Export, *, steps: int = 3, kernels: int = 1, **process: Any) -> Process:
     """A whole little run: eager layers, every launch with its kernel, counts of every (step, layer), samples."""
     worker = Process(export, **process)
     worker.send_meta()

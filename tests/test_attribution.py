@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import polars as pl
 from hypothesis import given, settings
@@ -277,9 +279,7 @@ ACTIONS = [*RANGES, "pop", "kernel", "copy", "set", "node", "clone", "replay", "
     st.lists(st.tuples(st.integers(0, 1), st.sampled_from(ACTIONS)), max_size=60),
     st.lists(st.tuples(st.integers(0, 40), st.integers(-30, 30)), max_size=2),
 )
-def test_random_captures_against_the_brute_force(
-    actions: list[tuple[int, str]], shifts: list[tuple[int, int]]
-) -> None:
+def test_random_captures_against_the_brute_force(actions: list[tuple[int, str]], shifts: list[tuple[int, int]]) -> None:
     """Two processes with colliding ids do anything; then some range ends are moved so that ranges may cross."""
     export = Export()
     workers = [Process(export, pid=100 + r, rank=r, world_size=2) for r in range(2)]
@@ -305,25 +305,26 @@ def test_random_captures_against_the_brute_force(
     for (kind, reason, _), (operations, _) in coverage(found).items():
         if kind != "in_layer":
             got[brute.Place(kind, reason, None, None, None)] += operations
-    for row in found.in_layer.select("step_row", "layer", "phase").rows():
-        got[brute.Place("in_layer", "", steps["row"][row[0]], row[1], PHASE_NAMES[row[2]])] += 1
+    for step_row, layer, phase in found.in_layer.select("step_row", "layer", "phase").rows():
+        got[brute.Place("in_layer", "", steps["row"][step_row], layer, PHASE_NAMES[phase])] += 1
     merged: Counter[brute.Place] = Counter()
     for key, count in want.items():
         merged[key if key.kind == "in_layer" else key._replace(step=None)] += count
     assert got == merged
 
 
-def act(
-    worker: Process, action: str, number: int, stack: list[object], nodes: list[int], clones: list[int]
-) -> None:
+def act(worker: Process, action: str, number: int, stack: list[object], nodes: list[int], clones: list[int]) -> None:  # noqa: PLR0912  a list of actions
     """One step of a random program."""
     if action in RANGES:
-        opened = {
-            "step": lambda: worker.step(number),
-            "layer0": lambda: worker.layer(0),
-            "layer1": lambda: worker.layer(1),
-            "idle": lambda: worker.range("moe.idle"),
-        }.get(action, lambda: worker.phase(action, number % 2))()
+        opened: AbstractContextManager[dict[str, Any]]
+        if action == "step":
+            opened = worker.step(number)
+        elif action.startswith("layer"):
+            opened = worker.layer(int(action[-1]))
+        elif action == "idle":
+            opened = worker.range("moe.idle")
+        else:
+            opened = worker.phase(action, number % 2)
         opened.__enter__()
         stack.append(opened)
     elif action == "pop" and stack:

@@ -19,7 +19,10 @@ Row = tuple[int, int, int | None, str, int]
 def segments_of(rows: list[Row]) -> tuple[Segments, pl.DataFrame]:
     """Flatten (tid, start, end, name, layer value) rows."""
     ranges = pl.DataFrame(
-        [(i, 1, t, s, e, n, v if n not in {"moe.idle", "moe.step"} else None) for i, (t, s, e, n, v) in enumerate(rows)],
+        [
+            (i, 1, t, s, e, n, v if n not in {"moe.idle", "moe.step"} else None)
+            for i, (t, s, e, n, v) in enumerate(rows)
+        ],
         schema={
             "row": pl.Int64, "pid": pl.Int64, "globalTid": pl.Int64, "start": pl.Int64, "end": pl.Int64,
             "name": pl.String, "int64Value": pl.Int64,

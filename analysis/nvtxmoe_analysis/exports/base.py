@@ -70,7 +70,7 @@ class Export(ABC):
         return self._find(table) is not None
 
     def rows(self, table: Table) -> int:
-        """Number of rows, 0 for an absent table."""
+        """Number of rows, 0 for an absent table; without reading them, so in SQLite the span of the rowids."""
         name = self._find(table)
         return self._row_count(name) if name else 0
 

@@ -15,10 +15,11 @@ import sqlite_utils
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
+from nvtxmoe_analysis.parallel import ordered_map
 
 MAGIC = b"SQLite format 3\0"
-#: Above this many rows a table is read in two partitions, each by a thread of its own.
-PARTITION_ROWS = 10_000
+#: From this many rows on connectorx is faster than sqlite3.
+LARGE_ROWS = 10_000
 
 
 class SqliteExport(Export):
@@ -50,17 +51,20 @@ class SqliteExport(Export):
         columns = [*columns, "row"] if row else columns
         query = self._query(name, columns, only)
         low, high = self._rowid_span(name)
-        if high - low < PARTITION_ROWS:
+        if high - low < LARGE_ROWS:
             return self._read_small(query, columns, name)
-        return self._read_large(_halves(query, low, high), name)
+        return pl.concat(self._read_spans(name, query, -(-(high - low + 1) // 2)), rechunk=True)
 
     def _batches(
         self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
     ) -> Iterator[pl.DataFrame]:
-        query = self._query(name, columns, only)
-        low, high = self._spans[name]
-        for at in range(low, high + 1, BATCH_ROWS):
-            yield self._read_large(_halves(query, at, at + BATCH_ROWS - 1), name)
+        return self._read_spans(name, self._query(name, columns, only), BATCH_ROWS)
+
+    def _read_spans(self, name: str, query: str, rows: int) -> Iterator[pl.DataFrame]:
+        """The query's rows in file order, in spans of so many rowids, several being read at once."""
+        low, high = self._rowid_span(name)
+        spans = (f"{query} AND rowid BETWEEN {at} AND {at + rows - 1}" for at in range(low, high + 1, rows))
+        return ordered_map(lambda span: self._read_large(span, name), spans)
 
     def _query(self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None) -> str:
         where = "TRUE"
@@ -77,10 +81,10 @@ class SqliteExport(Export):
             raise self._damaged(error, name) from error
         return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
 
-    def _read_large(self, queries: list[str], name: str) -> pl.DataFrame:
+    def _read_large(self, query: str, name: str) -> pl.DataFrame:
         try:
-            url = "sqlite://" + quote(str(self.path.resolve()))
-            arrow = connectorx.read_sql(url, queries, return_type="arrow")
+            # One query a call: of several, connectorx returns the rows in the order in which they finish.
+            arrow = connectorx.read_sql("sqlite://" + quote(str(self.path.resolve())), query, return_type="arrow")
         except RuntimeError as error:  # connectorx raises nothing more particular
             raise self._damaged(error, name) from error
         frame = pl.from_arrow(arrow)
@@ -102,9 +106,11 @@ class SqliteExport(Export):
         return self._spans[name]
 
     def _find_span(self, name: str) -> tuple[int, int]:
+        # Asked for apart, each end is one step in the tree; together they scan the table.
+        query = f'SELECT (SELECT min(rowid) FROM "{name}"), (SELECT max(rowid) FROM "{name}")'
         try:
             with self._lock:
-                low, high = self._db.execute(f'SELECT min(rowid), max(rowid) FROM "{name}"').fetchone()
+                low, high = self._db.execute(query).fetchone()
         except sqlite3.Error as error:
             raise self._damaged(error, name) from error
         return (1, 0) if low is None else (low, high)
@@ -121,8 +127,9 @@ class SqliteExport(Export):
             f'WHERE "{tables.NVTX_BLOB}" IS NOT NULL AND domainId IN ({inside})'
         )
         low, high = self._rowid_span(tables.NVTX.name)
-        if high - low >= PARTITION_ROWS:
-            return self._read_large(_halves(query, low, high), tables.NVTX.name).cast(schema)  # type: ignore[arg-type]
+        if high - low >= LARGE_ROWS:
+            parts = self._read_spans(tables.NVTX.name, query, -(-(high - low + 1) // 2))
+            return pl.concat([part.cast(schema) for part in parts])  # type: ignore[arg-type]
         try:
             with self._lock:
                 rows = self._db.execute(query).fetchall()
@@ -164,12 +171,6 @@ def check_whole(path: Path, source: Path) -> None:
             where=source,
             remedy="Copy or export it again",
         )
-
-
-def _halves(query: str, low: int, high: int) -> list[str]:
-    """The query over a span of rowids as two, which connectorx runs side by side."""
-    middle = (low + high) // 2
-    return [f"{query} AND rowid BETWEEN {low} AND {middle}", f"{query} AND rowid BETWEEN {middle + 1} AND {high}"]
 
 
 def _quoted(column: str) -> str:

@@ -1,0 +1,5 @@
+"""``python -m nvtxmoe``."""
+
+from nvtxmoe.cli import main
+
+main()

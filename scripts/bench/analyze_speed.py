@@ -1,0 +1,135 @@
+"""How fast `nvtxmoe analyze` is, and whether it is right: the table of docs/benchmarks.md.
+
+``python scripts/bench/analyze_speed.py [--folder DIR] [--kernels 5000000] [--repeats 5]`` tiles a golden capture
+into a big export (kept in DIR for the next time), runs `analyze` on it from SQLite and from Parquet in fresh
+processes, in turn with the yardstick bare_pipeline.py, compares every row with the tiler's truth, and prints
+Markdown. Wall time and peak memory are those of the whole process, Python's start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import polars as pl
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from scripts.bench.tile_capture import tile_capture  # noqa: E402
+
+GOLDEN = ROOT / "tests" / "golden" / "h100-1gpu-graphs.sqlite.xz"
+KEY = ["rank", "step", "layer_idx"]
+
+
+def prepare(folder: Path, kernels: int, topk_every: int) -> dict[str, object]:
+    """Unpack and tile the capture unless the folder holds that already; the truth's summary."""
+    wanted = json.dumps([kernels, topk_every])
+    stamp = folder / "stamp.json"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        folder.mkdir(parents=True, exist_ok=True)
+        small = folder / "small.sqlite"
+        with lzma.open(GOLDEN) as packed, small.open("wb") as file:
+            shutil.copyfileobj(packed, file)
+        tile_capture(small, folder, kernels, 1.4, 8, 0, {"sqlite", "parquet"}, topk_every)
+        stamp.write_text(wanted)
+    summary: dict[str, object] = json.loads((folder / "truth.json").read_text())
+    return summary
+
+
+def timed(command: list[str]) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak MiB of a command."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - began
+    if status:
+        raise SystemExit(f"{' '.join(command)} failed: {status}")
+    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def check(results: Path, folder: Path) -> dict[str, str]:
+    """Rows of the results that equal the truth, by table."""
+    tables = results / "moe_expert_tracking"
+    cells = pl.read_csv(tables / "moe_layer_timings.csv")
+    truth = pl.read_parquet(folder / "truth_cells.parquet")
+    columns = [c for c in truth.columns if c in cells.columns]
+    equal = truth.select(columns).join(cells.select(columns).cast(truth.select(columns).schema), on=columns)
+    said = {"cells": f"{len(equal):,} of {len(truth):,}"}
+    counts = pl.read_csv(tables / "moe_expert_activations.csv").drop("percentage")
+    wanted = pl.read_parquet(folder / "truth_activations.parquet")
+    same = wanted.join(counts.cast(wanted.schema), on=wanted.columns)
+    said["activations"] = f"{len(same):,} of {len(wanted):,}"
+    if len(equal) != len(truth) or len(cells) != len(truth) or len(same) != len(wanted):
+        raise SystemExit(f"the results are not the truth: {said}")
+    return said
+
+
+def table_row(name: str, runs: list[tuple[float, float, float]], base: float | None) -> str:
+    """One line of the table."""
+    wall = [r[0] for r in runs]
+    ratio = f"{statistics.median(wall) / base:.2f}" if base else ""
+    return (
+        f"| {name} | {statistics.median(wall):.2f} | {min(wall):.2f} to {max(wall):.2f} | "
+        f"{statistics.median(r[1] for r in runs):.2f} | {max(r[2] for r in runs):,.0f} | {ratio} |"
+    )
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "bench")
+    parser.add_argument("--kernels", type=int, default=5_000_000)
+    parser.add_argument("--topk-every", type=int, default=12)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    truth = prepare(args.folder, args.kernels, args.topk_every)
+    analyze = [sys.executable, "-m", "nvtxmoe", "analyze"]
+    bare = [sys.executable, str(Path(__file__).with_name("bare_pipeline.py"))]
+    inputs = {"SQLite": args.folder / "tiled.sqlite", "Parquet": args.folder / "tiled_pqtdir"}
+    runs: dict[str, list[tuple[float, float, float]]] = {}
+    said: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for _ in range(args.repeats):
+            for kind, path in inputs.items():
+                runs.setdefault(f"bare, {kind}", []).append(timed([*bare, str(path)]))
+                results = Path(scratch) / kind
+                runs.setdefault(f"analyze, {kind}", []).append(timed([*analyze, str(path), "-o", str(results)]))
+                said = check(results, args.folder)
+            small = [*analyze, str(args.folder / "small.sqlite"), "-o", f"{scratch}/small"]
+            runs.setdefault("analyze, the capture itself (SQLite)", []).append(timed(small))
+    print(f"{truth['kernels']:,} kernels, {truth['memcpys']:,} copies, {truth['runtime_calls']:,} runtime calls ")
+    print(f"({truth['calls_per_kernel']:.2f} a kernel), {truth['ranges']:,} ranges and {truth['marks']:,} marks ")
+    print(f"({truth['ranges_and_marks_per_kernel']:.3f} a kernel), {truth['processes']} processes, ")
+    print(f"{truth['topk_tokens']:,} sampled tokens.")
+    print(f"Rows equal to the truth: {', '.join(f'{k} {v}' for k, v in said.items())}.\n")
+    print("| run | median s | range s | CPU s | peak MiB | x bare |\n| --- | --- | --- | --- | --- | --- |")
+    for name, measured in runs.items():
+        twin = runs.get(name.replace("analyze", "bare"), [])
+        base = statistics.median(r[0] for r in twin) if twin and name.startswith("analyze") else None
+        print(table_row(name, measured, base))
+    packages = ", ".join(f"{p} {version(p)}" for p in ("nvtxmoe", "polars", "pyarrow", "connectorx", "numpy"))
+    print(f"\nPython {platform.python_version()}, {packages}; {os.cpu_count()} cores, {processor()}; ", end="")
+    print(f"{args.repeats} repetitions in turn, load average {os.getloadavg()[0]:.1f} at the end.")
+
+
+def processor() -> str:
+    """Name of the CPU, from /proc."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository with nvtxmoe in it; with "test", also what the tests and linters need, pinned.
+#
+#   scripts/setup_env.sh [test]
+#
+# Python: $PYTHON, else the first of python3.13 to python3.10 and python3 that is 3.10 to 3.13. On Debian and Ubuntu
+# a missing python3-venv is installed (as root, or with sudo). Nothing is done when .venv is up to date.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+kind=${1:-run}
+
+say() { echo "setup_env.sh: $*" >&2; }
+die() {
+    say "$*"
+    exit 1
+}
+
+find_python() {
+    local name
+    for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
+        if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+        [ -z "${PYTHON:-}" ] || die "\$PYTHON is $PYTHON, which is no Python 3.10 to 3.13"
+    done
+}
+
+apt_install() {
+    command -v apt-get >/dev/null || die "no apt-get here: install $* yourself"
+    local sudo=()
+    if [ "$(id -u)" -ne 0 ]; then
+        command -v sudo >/dev/null || die "run as root: apt-get install $*"
+        sudo=(sudo)
+    fi
+    say "installing $*"
+    "${sudo[@]}" apt-get update -qq >&2
+    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+python=$(find_python)
+if [ -z "$python" ]; then
+    apt_install python3 python3-venv
+    python=$(find_python)
+    [ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
+fi
+
+stamp=$(cat pyproject.toml requirements-test.txt nvtxmoe/__init__.py <(echo "$kind $python $PWD") | sha256sum)
+if [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ]; then
+    exit 0
+fi
+"$python" -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv
+say "making .venv with $("$python" --version)"
+rm -rf .venv
+"$python" -m venv .venv || die "could not make .venv; is python3-venv installed?"
+pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
+if [ "$kind" = test ]; then
+    "${pip[@]}" install -r requirements-test.txt
+fi
+"${pip[@]}" install -e .
+echo "$stamp" >.venv/.stamp
