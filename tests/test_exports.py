@@ -55,6 +55,8 @@ def test_batches_are_the_table_in_order(capture: str, request: pytest.FixtureReq
 def test_sqlite_and_parquet_hold_the_same(golden_1gpu: Path, golden_1gpu_parquet: Path) -> None:
     ours, theirs = open_export(golden_1gpu), open_export(golden_1gpu_parquet)
     for table in tables.ALL:
+        if table is tables.CAPTURE_META:  # left out of the Parquet capture when it was made
+            continue
         assert_frame_equal(ours.read(table), theirs.read(table))
         if table is not tables.STRINGS:  # its rowids are its ids, which have gaps
             assert ours.rows(table) == theirs.rows(table) == len(ours.read(table))
