@@ -47,6 +47,12 @@ def golden_2gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """programs/emit_graph.py on an H200: SQLite. What it counted itself stands beside it."""
+    return _unpacked("h200-graph-program.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
 def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One event a numpy payload type, in the domain `pt`: SQLite."""
     return _unpacked("payload-encodings.sqlite", tmp_path_factory.mktemp("golden"))
@@ -59,3 +65,14 @@ def nsys_path() -> Path:
     if not os.access(path, os.X_OK):
         pytest.fail(f"no nsys at {path}: scripts/test.sh installs it (scripts/install_nsys.sh .cache/nsys)")
     return path
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The one flag that rewrites golden files and the README's blocks."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite expected files with what is computed now")
+
+
+@pytest.fixture
+def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether --update-golden was given."""
+    return bool(request.config.getoption("--update-golden"))

@@ -90,7 +90,7 @@ def test_unsigned_ids_wrap(tmp_path: Path) -> None:
     )
     pl.DataFrame(
         {"start": [1], "globalTid": [top], "graphNodeId": [top], "originalGraphNodeId": [None]},
-        schema={c: pl.UInt64 for c in ("start", "globalTid", "graphNodeId", "originalGraphNodeId")},
+        schema=dict.fromkeys(("start", "globalTid", "graphNodeId", "originalGraphNodeId"), pl.UInt64),
     ).write_parquet(tmp_path / "CUDA_GRAPH_NODE_EVENTS.parquet")
     assert open_export(tmp_path).read(tables.GRAPH_NODES)["graphNodeId"].to_list() == [top - (1 << 64)]
 

@@ -29,7 +29,9 @@ class ReportFacts:
         metas: moe.meta by process id.
         steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
         counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
-        timings: GPU work by ``rank``, ``step``, ``layer`` and the columns of ``cells.TIMING_COLUMNS``, narrowed.
+        timings: GPU work by ``pid``, ``rank``, ``step``, ``layer``, ``step_row`` (of ``steps``) and the columns of
+            ``cells.TIMING_COLUMNS``, narrowed.
+        worked: ``pid``, ``step``, ``layer`` that have GPU work; the whole export.
         kernels: see ``cells.kernel_timings``, narrowed.
         coverage, outside_layers: see ``Attribution``; the whole export.
         launches: ``Launches.in_steps`` with ``rank``, ``step`` and ``partial``; the whole export.
@@ -45,6 +47,7 @@ class ReportFacts:
     counts: CountTable
     topk: TopkTable
     timings: pl.DataFrame
+    worked: pl.DataFrame
     kernels: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
@@ -78,7 +81,9 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
     steps = _with_ranks(events.steps, events.metas)
     steps = steps.with_columns(kept=selection.of_steps(steps))
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
-    in_layer = _narrowed(placed.in_layer, steps, keys, selection)
+    in_layer = _repeats_merged(_narrowed(placed.in_layer, steps, selection), keys)
+    timings = cell_timings(in_layer)
+    worked = placed.in_layer.select("step_row", "layer").unique() if selection.active else timings
     return ReportFacts(
         source=export.source,
         kind=export.kind,
@@ -104,9 +109,10 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
         nodes_unresolved=placed.nodes_unresolved,
         operations=int(placed.coverage["operations"].sum()),
         graph_rows=export.rows(tables.GRAPH_NODES),
-        timings=cell_timings(in_layer)
-        .join(keys, on="step_row", how="left", maintain_order="left")
-        .select("pid", "rank", "step", pl.col("layer").cast(pl.Int64), *TIMING_COLUMNS),
+        timings=timings.join(keys, on="step_row", how="left", maintain_order="left").select(
+            "pid", "rank", "step", pl.col("layer").cast(pl.Int64), "step_row", *TIMING_COLUMNS
+        ),
+        worked=worked.join(keys, on="step_row", how="left").select("pid", "step", pl.col("layer").cast(pl.Int64)),
         kernels=kernel_timings(in_layer, placed.names, steps["rank"]),
         epoch_ns=_epoch_ns(export),
         export_info=export.metadata(tables.EXPORT_META),
@@ -116,16 +122,22 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
     )
 
 
-def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, keys: pl.DataFrame, selection: Selection) -> pl.DataFrame:
-    """Operations inside the selection. Ranges that repeat a step's number (checks.unique_keys) share its cells."""
+def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+    """Operations inside the selection."""
     if selection.layers is not None:
         in_layer = in_layer.filter(pl.col("layer").is_in(list(selection.layers)))
     if not steps["kept"].all():
         in_layer = in_layer.filter(steps["kept"].gather(in_layer["step_row"]))
-    first = keys.select(pl.col("step_row").first().over("pid", "rank", "step"))["step_row"]
-    if first.equals(keys["step_row"]):
+    return in_layer
+
+
+def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Ranges that repeat a step's number (checks.unique_keys) share its cells; steps without a number stay apart."""
+    own = pl.col("step_row")
+    first = keys.select(pl.when(pl.col("step").is_null()).then(own).otherwise(own.first().over("pid", "rank", "step")))
+    if first["step_row"].equals(keys["step_row"]):
         return in_layer
-    return in_layer.with_columns(step_row=first.gather(in_layer["step_row"]))
+    return in_layer.with_columns(step_row=first["step_row"].gather(in_layer["step_row"]))
 
 
 def _epoch_ns(export: Export) -> int | None:
@@ -159,9 +171,11 @@ def _narrowed_counts(counts: CountTable, steps: pl.DataFrame, selection: Selecti
 
 
 def _narrowed_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
+    # moe.topk has no rank: its process's moe.meta tells, else its steps or counts.
     ranks = {pid: meta.rank for pid, meta in events.metas.items()}
-    by_counts = events.counts.cells.unique("pid")
-    ranks |= dict(zip(by_counts["pid"].to_list(), by_counts["rank"].to_list(), strict=True))
+    for told in (steps, events.counts.cells):
+        by_pid = told.drop_nulls("rank").unique("pid", keep="first")
+        ranks |= dict(zip(by_pid["pid"].to_list(), by_pid["rank"].to_list(), strict=True))
     known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
     topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
     if not selection.active:

@@ -87,7 +87,7 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
         reports=tuple(reports),
         selection=selection,
         routing=combine([r.counts for r in reports], [r.topk for r in reports], [r.metas for r in reports]),
-        layers=pl.concat([_layer_rows(report, selection) for report in reports]).sort(KEY),
+        layers=pl.concat([_layer_rows(report, selection) for report in reports]).sort([*KEY, "gpu_start_ns"]),
         kernels=_merged_kernels(reports),
         origin_ns=int(steps["at_ns"].min() or 0),  # type: ignore[arg-type]
         aligned=aligned,
@@ -127,21 +127,21 @@ def _layer_rows(report: ReportFacts, selection: Selection) -> pl.DataFrame:
     Columns: ``rank``, ``step``, ``layer``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, and those of
     ``cells.TIMING_COLUMNS`` (0 and null where the GPU did nothing).
     """
-    steps = report.steps.filter("kept")
-    layers = _layers_by_pid(report, selection)
-    promised = steps.select("rank", "step", "pid").unique().join(layers, on="pid", how="inner")
-    counted = report.counts.cells.select("rank", "step", "layer")
-    timed = report.timings.select("rank", "step", "layer")
-    keys = pl.concat([promised.select(KEY), counted, timed]).unique()
-    per_step = steps.unique(["rank", "step"], keep="first").select(
-        "rank", "step", "prefill_tokens", "decode_tokens", pl.col("num_tokens").alias("step_tokens")
+    apart = pl.when(pl.col("step").is_null()).then("step_row").alias("apart")
+    key = [*KEY, "apart"]  # steps without a number are told apart by their range
+    steps = report.steps.with_row_index("step_row").with_columns(apart.cast(pl.Int32)).filter("kept")
+    timings = report.timings.with_columns(apart)
+    counted = report.counts.cells.select(*KEY, pl.lit(None, pl.Int32).alias("apart"), "num_tokens")
+    promised = steps.join(_layers_by_pid(report, selection), on="pid", how="inner")
+    keys = pl.concat([promised.select(key), counted.select(key), timings.select(key)]).unique()
+    per_step = steps.unique(["rank", "step", "apart"], keep="first").select(
+        "rank", "step", "apart", "prefill_tokens", "decode_tokens", pl.col("num_tokens").alias("step_tokens")
     )
-    tokens = report.counts.cells.unique(["rank", "step", "layer"], keep="first").select(*KEY, "num_tokens")
     zero = [c for c in TIMING_COLUMNS if c.startswith(TIMED_KINDS) or c == "busy_ns"]
     return (
-        keys.join(tokens, on=KEY, how="left", nulls_equal=True)
-        .join(per_step, on=["rank", "step"], how="left", nulls_equal=True)
-        .join(report.timings.drop("pid"), on=KEY, how="left", nulls_equal=True)
+        keys.join(counted.unique(key, keep="first"), on=key, how="left", nulls_equal=True)
+        .join(per_step, on=["rank", "step", "apart"], how="left", nulls_equal=True)
+        .join(timings.drop("pid", "step_row"), on=key, how="left", nulls_equal=True)
         .select(
             *KEY,
             pl.coalesce("num_tokens", "step_tokens").alias("num_tokens"),

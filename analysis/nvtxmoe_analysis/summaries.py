@@ -11,6 +11,7 @@ from nvtxmoe_analysis.checks.model import FAIL, PASS, WARN
 from nvtxmoe_analysis.pipeline import Analysis
 
 TOP_KERNELS = 5
+TOP_OUTSIDE = 3
 
 
 def overview(analysis: Analysis) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
         "in_layer_pct": None if results.selection.active else cover["in_layer_pct_of_step_time"],
         "layers": _layers(analysis),
         "kernels": _kernels(analysis),
+        "outside": [] if results.selection.active else _outside(cover),
         "folder": str(analysis.folder),
         "files": [file.name for file in analysis.files],
     }
@@ -95,3 +97,18 @@ def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
         .head(TOP_KERNELS)
     )
     return [{**row, "pct": 100.0 * row["total_ns"] / total} for row in top.iter_rows(named=True)]
+
+
+def _outside(cover: dict[str, Any]) -> list[dict[str, Any]]:
+    """Longest work of steps outside layers, of the whole capture; ``pct`` of all such work."""
+    total = cover["classes"]["in_step"]["time_ns"]
+    return [
+        {
+            "phase": "",
+            "kernel_name": one["name"],
+            "count": one["operations"],
+            "total_ns": one["time_ns"],
+            "pct": 100.0 * one["time_ns"] / total,
+        }
+        for one in cover["in_step_outside_layers_names"][:TOP_OUTSIDE]
+    ]

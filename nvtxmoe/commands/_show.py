@@ -25,7 +25,8 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
     console.print(_layer_table(found))
     if len(found["layers"]) > MOST_LAYERS:
         console.print(f"The {MOST_LAYERS} layers with the most GPU time of {len(found['layers'])}; the files have all.")
-    _show_kernels(console, found)
+    _show_operations(console, "Longest operations in MoE layers:", found["kernels"])
+    _show_operations(console, "Longest operations of steps outside MoE layers:", found["outside"])
     _show_verdict(console, found)
     console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
     for file in found["files"]:
@@ -38,7 +39,7 @@ def _layer_table(found: dict[str, Any]) -> Table:
         table.add_column(name, justify="right")
     table.add_column("hottest expert", justify="right")
     table.add_column("max/mean load", justify="right")
-    table.add_column("GPU time", justify="right")
+    table.add_column("kernel time", justify="right")
     table.add_column("a step", justify="right")
     shown = sorted(found["layers"], key=lambda one: -one["kernel_time_ns"])[:MOST_LAYERS]
     for one in sorted(shown, key=lambda each: each["layer"]):
@@ -55,15 +56,15 @@ def _layer_table(found: dict[str, Any]) -> Table:
     return table
 
 
-def _show_kernels(console: Console, found: dict[str, Any]) -> None:
-    if not found["kernels"]:
+def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:
+    if not operations:
         return
-    console.print("Longest operations in MoE layers:")
+    console.print(title)
     table = Table(box=None, pad_edge=False, show_header=False)
     for justify in ("right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True, overflow="fold")
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for one in found["kernels"]:
+    for one in operations:
         table.add_row(
             f"  {_us(one['total_ns'])}", f"{one['pct']:.1f} %", one["phase"], escape(_short(one["kernel_name"]))
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nvtxmoe_analysis.checks.model import Check, failed, number, passed
+from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.results import Results
 
 NAME = "cuda_tracing"
@@ -13,13 +14,19 @@ def check(results: Results) -> Check:
     calls = sum(report.runtime_calls for report in results.reports)
     operations = sum(report.operations for report in results.reports)
     figures = {"runtime_calls": calls, "gpu_operations": operations}
-    bare = [r.source.name for r in results.reports if not r.runtime_calls or not r.operations]
+    bare = [f"{r.source.name}: {lost}" for r in results.reports if (lost := _lost(r))]
     if bare:
-        lost = "CUDA calls but no GPU operation" if calls and not operations else "no CUDA activity"
         return failed(
             NAME,
-            f"{', '.join(bare)}: {lost}. The tables of GPU time are empty; capture with "
+            f"{'; '.join(bare)}. GPU time is missing; capture with "
             "`nsys profile -t cuda,nvtx --cuda-graph-trace=node`.",
             **figures,
         )
     return passed(NAME, f"{number(operations, 'GPU operation')} from {number(calls, 'CUDA call')}.", **figures)
+
+
+def _lost(report: ReportFacts) -> str:
+    """What a report lacks, empty when it has calls and operations."""
+    if report.operations:
+        return "" if report.runtime_calls else "GPU operations but no CUDA call"
+    return "CUDA calls but no GPU operation" if report.runtime_calls else "no CUDA activity"

@@ -18,16 +18,15 @@ def check(results: Results) -> Check:
         coverage.filter(pl.col("class") == UNPLACED)
         .group_by("reason")
         .agg(pl.col("operations").sum(), pl.col("time_ns").sum())
+        .sort(["time_ns", "reason"], descending=[True, False])
     )
     total = int(coverage["operations"].sum())
     lost = int(unplaced["operations"].sum())
-    reasons: dict[str, Figure] = {
-        REASONS[r]: {"operations": n, "time_ns": t} for r, n, t in unplaced.sort("time_ns", descending=True).rows()
-    }
+    reasons: dict[str, Figure] = {REASONS[r]: {"operations": n, "time_ns": t} for r, n, t in unplaced.rows()}
     calls = sum(report.repeated_calls for report in results.reports)
     figures: dict[str, Figure] = {"operations": total, "unplaced": lost, "reasons": reasons, "repeated_calls": calls}
     if lost:
-        listed = ", ".join(f"{name} {n:,}" for (name, n) in ((REASONS[r], n) for r, n, _ in unplaced.rows()))
+        listed = ", ".join(f"{REASONS[r]} {n:,}" for r, n, _ in unplaced.rows())
         return failed(NAME, f"{lost:,} of {total:,} GPU operations are unplaced: {listed}.", **figures)
     if not total:
         return not_applicable(NAME, "No GPU operation in the capture.", **figures)

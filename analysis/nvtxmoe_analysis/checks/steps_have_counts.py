@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.results import Results
 
@@ -27,7 +27,9 @@ def check(results: Results) -> Check:
             missing=missing,
             examples=list(examples[:3]),
         )
-    return passed(NAME, f"{number(cells, '(rank, step, layer)')} with counts.", cells=cells, missing=0)
+    if not cells:
+        return not_applicable(NAME, "No step whose layers are known.", cells=0, missing=0)
+    return passed(NAME, f"All {cells:,} (rank, step, layer) have counts.", cells=cells, missing=0)
 
 
 def _absent(report: ReportFacts) -> tuple[int, pl.DataFrame]:
