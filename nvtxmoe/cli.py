@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,6 +22,7 @@ COMMANDS = {
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 
 class _Group(click.Group):
@@ -55,35 +57,55 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 for bad input, 3 for --strict, 1 for a bug, 130 for Ctrl-C."""
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    for stream in (sys.stdout, sys.stderr):  # a path or kernel name need not fit the terminal's encoding
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
+    code = run(list(sys.argv[1:] if argv is None else argv))
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # the reader has gone, or the disk of a redirected output is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        closed = isinstance(error, BrokenPipeError)
+        code = PIPE_CLOSED if closed else code or _fail(error, f"standard output: {error.strerror}", 2, debug=False)
+    sys.exit(code)
 
 
 def run(argv: list[str]) -> int:
     """Run the command line and return the exit code."""
     debug = "--debug" in argv[: argv.index("--") if "--" in argv else len(argv)]
     try:
-        code = cli.main(args=argv, prog_name="nvtxmoe", standalone_mode=False)
+        code = cli.main(args=argv or ["--help"], prog_name="nvtxmoe", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _fail(error, _usage(error), error.exit_code, debug)
     except (click.Abort, KeyboardInterrupt):
         print("nvtxmoe: interrupted", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     except NvtxmoeError as error:
         return _fail(error, str(error), error.exit_code, debug)
+    except BrokenPipeError:
+        return PIPE_CLOSED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(error, f"{where}{error.strerror or error}", 2, debug)
-    except Exception as error:
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # the panics of Rust libraries are no Exception
         message = f"internal error, {type(error).__name__}: {error}. Run again with --debug and report it"
         return _fail(error, " ".join(message.split()), INTERNAL_ERROR, debug)
     return code if isinstance(code, int) else 0
 
 
+def _usage(error: click.ClickException) -> str:
+    message = error.format_message().rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return message if context is None else f"{message}. See `{context.command_path} --help`"
+
+
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
     if debug:
         raise error
-    print(f"nvtxmoe: {message}", file=sys.stderr)  # noqa: T201
+    # Names come from files: one line, and nothing that a terminal would obey.
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    print(f"nvtxmoe: {shown}", file=sys.stderr)  # noqa: T201
     return code

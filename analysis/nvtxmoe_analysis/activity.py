@@ -9,6 +9,8 @@ import polars as pl
 
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.tables import Table
+from nvtxmoe_analysis.progress import Progress
 
 KINDS = ("kernel", "memcpy", "memset", "graph")
 
@@ -32,15 +34,21 @@ class Operations:
     frame: pl.DataFrame
 
 
-def read_operations(export: Export) -> Iterator[Operations]:
+def read_operations(export: Export, progress: Progress) -> Iterator[Operations]:
     """Yield the operations of every kind in batches."""
-    for batch in export.batches(tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName")):
+    rows = sum(export.rows(table) for table in (tables.KERNEL, tables.MEMCPY, tables.MEMSET, tables.GRAPH_TRACE))
+    progress.begin(f"{export.source.name}: {rows:,} GPU operations", rows)
+
+    def batches(table: Table, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
+        return progress.over(export.batches(table, columns))
+
+    for batch in batches(tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName")):
         yield Operations(0, batch.rename({"demangledName": "name"}))
-    for batch in export.batches(tables.MEMCPY, (*_COLUMNS, "graphNodeId", "copyKind")):
+    for batch in batches(tables.MEMCPY, (*_COLUMNS, "graphNodeId", "copyKind")):
         yield Operations(1, batch.with_columns(name=COPY_NAMES - pl.col("copyKind")).drop("copyKind"))
-    for batch in export.batches(tables.MEMSET, (*_COLUMNS, "graphNodeId")):
+    for batch in batches(tables.MEMSET, (*_COLUMNS, "graphNodeId")):
         yield Operations(2, batch.with_columns(name=pl.lit(MEMSET_NAME, pl.Int64)))
-    for batch in export.batches(tables.GRAPH_TRACE, _COLUMNS):
+    for batch in batches(tables.GRAPH_TRACE, _COLUMNS):
         yield Operations(3, batch.with_columns(graphNodeId=pl.lit(None, pl.Int64), name=pl.lit(GRAPH_NAME, pl.Int64)))
 
 

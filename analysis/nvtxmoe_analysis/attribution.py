@@ -18,6 +18,7 @@ from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.parallel import ordered_map
+from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
@@ -66,7 +67,7 @@ class Attribution:
     partial_graphs: npt.NDArray[np.int32]
 
 
-def attribute(export: Export, segments: Segments, launches: Launches) -> Attribution:
+def attribute(export: Export, segments: Segments, launches: Launches, progress: Progress | None = None) -> Attribution:
     """Place every kernel, copy and memset of an export.
 
     Parameters:
@@ -78,7 +79,7 @@ def attribute(export: Export, segments: Segments, launches: Launches) -> Attribu
     def work(operations: Operations) -> _Placed:
         return _place(operations, segments, launches, nodes)
 
-    parts = list(ordered_map(work, read_operations(export)))
+    parts = list(ordered_map(work, read_operations(export, progress or Progress())))
     lost = [part.lost for part in parts if part.lost is not None]
     if lost:
         # Calls whose name does not say that they launch: read them too, then try again.

@@ -16,6 +16,7 @@ from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
+from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import classify, flatten
 from nvtxmoe_analysis.selection import Selection
 
@@ -65,7 +66,7 @@ class ReportFacts:
     graph_rows: int
 
 
-def gather(export: Export, selection: Selection) -> ReportFacts:
+def gather(export: Export, selection: Selection, progress: Progress | None = None) -> ReportFacts:
     """Read everything in an export and place it.
 
     Raises:
@@ -75,8 +76,8 @@ def gather(export: Export, selection: Selection) -> ReportFacts:
     with ThreadPoolExecutor(1) as aside:
         decoding = aside.submit(decode_events, export, nvtx)
         segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
-        launches = Launches(export, segments)
-        placed = attribute(export, segments, launches)
+        launches = Launches(export, segments, progress)
+        placed = attribute(export, segments, launches, progress)
         events = decoding.result()
     steps = _with_ranks(events.steps, events.metas)
     steps = steps.with_columns(kept=selection.of_steps(steps))

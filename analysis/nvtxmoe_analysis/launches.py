@@ -13,6 +13,7 @@ from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.lookup import Index
 from nvtxmoe_analysis.parallel import ordered_map
+from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
@@ -39,8 +40,9 @@ class Launches:
         repeated: calls whose (process, correlation id) an earlier one has; the earlier one counts.
     """
 
-    def __init__(self, export: Export, segments: Segments) -> None:
+    def __init__(self, export: Export, segments: Segments, progress: Progress | None = None) -> None:
         self._export, self._segments = export, segments
+        self._progress = progress or Progress()
         strings = export.read(tables.STRINGS) if export.has(tables.RUNTIME) else pl.DataFrame()
         self._names = {ident: text for ident, text in strings.rows() if re.match(LAUNCH_PATTERN, text) is not None}
         self.segment: Calls = np.zeros(1, dtype=np.int32)
@@ -48,6 +50,7 @@ class Launches:
         self._indexes: list[tuple[int, Index]] = []
         self._in_step: list[pl.DataFrame] = []
         if self._names:
+            self._progress.begin(f"{export.source.name}: launches among {export.rows(tables.RUNTIME):,} CUDA calls")
             self._read(("nameId", list(self._names)))
         self._used = np.zeros(len(self), dtype=np.bool_)
 
@@ -105,7 +108,7 @@ class Launches:
         first = at = len(self)
         named = only is not None and only[0] == "nameId"
         for tid, correlation, segment, in_step in ordered_map(
-            self._located, self._export.batches(tables.RUNTIME, _COLUMNS, only=only)
+            self._located, self._progress.over(self._export.batches(tables.RUNTIME, _COLUMNS, only=only))
         ):
             if named:
                 self._in_step.append(in_step.with_columns(pl.col("call") + at))

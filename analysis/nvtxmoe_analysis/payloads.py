@@ -83,47 +83,41 @@ class Decoder:
             blobs: ``domainId`` (Int64), ``blob`` (Binary), and any further columns.
 
         Yields:
-            (rows, array): ``rows`` a part of ``blobs`` with their header's columns; ``array`` of shape (rows,) for a
-            static schema, (rows, elements) for a dynamic one.
+            (rows, array): ``rows`` a part of ``blobs`` without the bytes; ``array`` of shape (rows,) for a static
+            schema, (rows, elements) for a dynamic one.
 
         Raises:
             NvtxmoeError: a damaged header, an unknown or ambiguous schema, data of the wrong size.
         """
-        headed = self._with_headers(blobs)
-        for key, rows in headed.group_by("domainId", "schema", "size_bytes", maintain_order=True):
-            domain, schema, size_bytes = (int(k) for k in key)
-            data = joined(rows["data"])
-            layout = self._choose(domain, schema, size_bytes, data[:size_bytes].tobytes(), rows)
-            yield rows, self._array(layout, data, size_bytes, rows)
+        sized = blobs.with_columns(length=pl.col("blob").bin.size().cast(pl.Int64))
+        for key, rows in sized.group_by("domainId", "length", maintain_order=True):
+            domain, length = (int(k) for k in key)
+            about = rows.drop("blob", "length")
+            if length < HEADER_BYTES:
+                raise self._bad(about, f"{length} bytes, shorter than a payload's header")
+            whole = joined(rows["blob"]).reshape(len(rows), length)
+            header = whole[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
+            self._check_headers(header, length, about)
+            for schema, offset in np.unique(header[["schema", "offset_bytes"]]).tolist():
+                mine = np.flatnonzero((header["schema"] == schema) & (header["offset_bytes"] == offset))
+                alike = len(mine) == len(rows)
+                data = np.ascontiguousarray(whole[:, offset:] if alike else whole[mine, offset:])
+                part = about if alike else about[mine]
+                layout = self._choose(domain, schema, length - offset, data[0].tobytes(), part)
+                yield part, self._array(layout, data, part)
 
-    def _with_headers(self, blobs: pl.DataFrame) -> pl.DataFrame:
-        length = pl.col("blob").bin.size().cast(pl.Int64)
-        short = blobs.filter(length < HEADER_BYTES)
-        if len(short):
-            raise self._bad(short, f"{short['blob'].bin.size()[0]} bytes, shorter than a payload's header")
-        header = joined(blobs["blob"].bin.slice(0, HEADER_BYTES)).view(HEADER_DTYPE)
-        headed = blobs.with_columns(
-            pl.Series("version", header["version"].astype(np.int64)),
-            pl.Series("schema", header["schema"].astype(np.int64)),
-            pl.Series("size_bytes", header["size_bytes"].astype(np.int64)),
-            pl.Series("offset_bytes", header["offset_bytes"].astype(np.int64)),
-        )
-        whole = (
-            (pl.col("version") == 1)
-            & (pl.col("offset_bytes") >= HEADER_BYTES)
-            & (pl.col("offset_bytes") + pl.col("size_bytes") == length)
-        )
-        wrong = headed.filter(~whole)
+    def _check_headers(self, header: npt.NDArray[np.void], length: int, about: pl.DataFrame) -> None:
+        offset = header["offset_bytes"]
+        fits = (offset >= HEADER_BYTES) & (offset <= length)
+        fits &= header["size_bytes"] == length - np.where(fits, offset, 0).astype(np.int64)
+        wrong = np.flatnonzero(~fits | (header["version"] != 1))
         if len(wrong):
-            row = wrong.row(0, named=True)
+            at = int(wrong[0])
+            version, _, size_bytes, begin = header[at].tolist()
             raise self._bad(
-                wrong,
-                f"header says version {row['version']}, {row['size_bytes']} bytes of data at "
-                f"{row['offset_bytes']}, but {len(row['blob'])} bytes are there",
+                about[at:],
+                f"header says version {version}, {size_bytes} bytes of data at {begin}, but {length} bytes are there",
             )
-        return headed.with_columns(
-            pl.col("blob").bin.slice(pl.col("offset_bytes"), pl.col("size_bytes")).alias("data")
-        ).drop("blob")
 
     def _choose(self, domain: int, schema: int, size_bytes: int, sample: bytes, rows: pl.DataFrame) -> Layout:
         known = self._all_layouts(domain, schema)
@@ -141,20 +135,20 @@ class Decoder:
             )
         return fitting[0]
 
-    def _array(
-        self, layout: Layout, data: npt.NDArray[np.uint8], size_bytes: int, rows: pl.DataFrame
-    ) -> npt.NDArray[Any]:
+    def _array(self, layout: Layout, data: npt.NDArray[np.uint8], rows: pl.DataFrame) -> npt.NDArray[Any]:
+        """``data``, uint8 [rows, bytes], as the layout has it."""
         if not layout.dynamic:
-            return data.view(layout.dtype)
-        stacked = data.reshape(len(rows), size_bytes)
-        counts = stacked[:, :SIZE_BYTES].copy().view("<u8")[:, 0]
-        elements = (size_bytes - SIZE_BYTES) // layout.dtype.itemsize
+            return data.reshape(-1).view(layout.dtype)
+        counts = data[:, :SIZE_BYTES].copy().view("<u8")[:, 0]
+        elements = (data.shape[1] - SIZE_BYTES) // layout.dtype.itemsize
         wrong = np.flatnonzero(counts != elements)
         if len(wrong):
             at = int(wrong[0])
             raise self._bad(rows[at:], f"says {counts[at]} elements where {elements} are")
-        elements_only: npt.NDArray[Any] = stacked[:, SIZE_BYTES:].copy().view(layout.dtype)
-        return elements_only
+        if elements == 0:
+            return np.zeros((len(rows), 0), dtype=layout.dtype)
+        only: npt.NDArray[Any] = np.ascontiguousarray(data[:, SIZE_BYTES:]).view(layout.dtype)
+        return only
 
     def _all_layouts(self, domain: int, schema: int) -> list[Layout]:
         key = (domain, schema)

@@ -12,10 +12,11 @@ import polars as pl
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
 from nvtxmoe_analysis.database import write_database
-from nvtxmoe_analysis.exports.open import open_export
+from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
 from nvtxmoe_analysis.facts import gather
 from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
 from nvtxmoe_analysis.parallel import ordered_map
+from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.results import Results, merge
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.validation import validate
@@ -38,10 +39,6 @@ class Analysis:
         return bool(self.validation["verdict"] == "complete")
 
 
-def _no_progress(_message: str) -> None:
-    pass
-
-
 def analyze(
     inputs: Sequence[Path],
     output: Path,
@@ -51,32 +48,33 @@ def analyze(
     database: Path | None = None,
     cache_dir: Path | None = None,
     nsys: Path | None = None,
-    progress: Callable[[str], None] = _no_progress,
+    tell: Callable[[str, float | None], None] | None = None,
 ) -> Analysis:
     """Analyse exports or reports of one run and write the standard set into ``output/moe_expert_tracking``.
 
     Parameters:
         formats: of the tables, see ``writer.FORMATS``.
         database: a SQLite file that gets the tables too.
-        progress: called with what is being done, for people to see.
+        tell: called with what is being done and how far it is, see ``progress.Progress``.
 
     Raises:
         NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
     """
     selection = selection or Selection()
+    progress = Progress(tell)
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
     reports = []
     for path in inputs:
-        progress(f"reading {path.name}")
-        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection))
-    progress("joining")
+        progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
+        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
+    progress.begin("joining")
     results = merge(reports, selection, options)
     results.prepare()
     builds: list[Callable[[Results], Any]] = [validate, *TABLES.values(), *DOCUMENTS.values()]
     (checks, validation), *built = ordered_map(lambda build: build(results), builds)
     tables = dict(zip(TABLES, built[: len(TABLES)], strict=True))
     documents = dict(zip(DOCUMENTS, built[len(TABLES) :], strict=True))
-    progress("writing")
+    progress.begin("writing")
     folder = output / FOLDER
     files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
     if database is not None:

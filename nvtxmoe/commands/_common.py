@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,22 @@ from rich.console import Console
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PATH = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path that every library here can open."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(super().convert(value, param, ctx))
+        if not str(path).isascii():
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:
+                self.fail(f"{str(path)!r} is not UTF-8; rename the file or folder", param, ctx)
+        return path
+
+
+PATH = _Path(path_type=Path)
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., int | None]], click.Command]:
@@ -43,6 +59,21 @@ def opening_options(function: F) -> F:
     )(function)
 
 
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
+    """A bar on standard error for ``analyze``'s ``tell``; nothing at all where that is not a terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it shows
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("opening", total=None)
+
+        def tell(what: str, done: float | None) -> None:
+            bar.update(task, description=what, completed=done or 0.0, total=None if done is None else 1.0)
+
+        yield tell
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
@@ -53,9 +84,9 @@ def print_json(value: object) -> None:
 
 def stdout() -> Console:
     """The console for results. Not a terminal: plain text, and wide enough not to fold tables."""
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
-    """The console for progress and warnings."""
-    return Console(stderr=True, highlight=False)
+    """The console for progress. It shows none where standard output is read by a program."""
+    return Console(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())

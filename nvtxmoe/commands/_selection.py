@@ -6,15 +6,18 @@ import re
 
 import click
 
-_RANGE = re.compile(r"^(\d*):(\d*)$")
-_NUMBERS = re.compile(r"^(\d+)(?:-(\d+))?$")
+# At most 15 digits: 64-bit integers wherever they go.
+_RANGE = re.compile(r"([0-9]{0,15}):([0-9]{0,15})")
+_NUMBERS = re.compile(r"([0-9]{1,15})(?:-([0-9]{1,15}))?")
+#: Layers or ranks that one LIST may name.
+MOST_NUMBERS = 100_000
 
 
 def step_range(text: str | None) -> tuple[int | None, int | None]:
     """``A:B`` as (A, B), both inclusive; either may be missing."""
     if text is None:
         return None, None
-    match = _RANGE.match(text)
+    match = _RANGE.fullmatch(text)
     if match is None or text == ":":
         raise click.BadParameter(f"{text!r} is no range; write A:B, A: or :B", param_hint="--steps")
     first, last = (int(part) if part else None for part in match.groups())
@@ -29,12 +32,14 @@ def numbers(text: str | None, option: str) -> frozenset[int] | None:
         return None
     found: set[int] = set()
     for part in text.split(","):
-        match = _NUMBERS.match(part.strip())
+        match = _NUMBERS.fullmatch(part.strip())
         if match is None:
             raise click.BadParameter(f"{part!r} is no number or range; write 0,3,8-11", param_hint=option)
         first = int(match[1])
         last = int(match[2] or first)
         if last < first:
             raise click.BadParameter(f"{part!r} ends before it begins", param_hint=option)
+        if last - first >= MOST_NUMBERS:
+            raise click.BadParameter(f"{part!r} are more than {MOST_NUMBERS:,} numbers", param_hint=option)
         found.update(range(first, last + 1))
     return frozenset(found)

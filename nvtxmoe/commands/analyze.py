@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
 from nvtxmoe.commands._selection import numbers, step_range
 from nvtxmoe.errors import INCOMPLETE
 
@@ -69,7 +69,7 @@ def analyze(
         layers=numbers(layers, "--layers"),
         ranks=numbers(ranks, "--ranks"),
     )
-    with stderr().status("opening") as status:
+    with progress_bar() as tell:
         done = run(
             inputs,
             output,
@@ -78,7 +78,7 @@ def analyze(
             database=database,
             cache_dir=cache_dir,
             nsys=nsys,
-            progress=status.update,
+            tell=tell,
         )
     found = overview(done)
     if as_json:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 import nvtxmoe
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option, print_json, progress_bar, stdout
 
 CAPTURE = Path(nvtxmoe.__file__).parent / "data" / "demo"
 
@@ -31,8 +31,8 @@ def demo(output: Path, as_json: bool) -> None:
     from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 
-    with stderr().status("reading the capture") as status:
-        done = analyze([CAPTURE], output, progress=status.update)
+    with progress_bar() as tell:
+        done = analyze([CAPTURE], output, tell=tell)
     found = overview(done)
     if as_json:
         print_json(found)
