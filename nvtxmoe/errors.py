@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 
 BAD_INPUT = 2
@@ -33,7 +35,15 @@ class NvtxmoeError(Exception):
         super().__init__(str(self))
 
     def __str__(self) -> str:
-        line = f"{self.where}: {self.what}" if self.where else self.what
-        if self.remedy:
-            line = f"{line}. {self.remedy}"
-        return " ".join(line.split())
+        line = " ".join(f"{self.what}. {self.remedy}".split() if self.remedy else self.what.split())
+        return f"{self.where}: {line}" if self.where else line
+
+
+@contextmanager
+def located(where: str | PathLike[str], remedy: str) -> Iterator[None]:
+    """Add to errors raised inside what those who raise them can't know: the file, and what to do about it."""
+    try:
+        yield
+    except NvtxmoeError as error:
+        inner = f"{where}, {error.where}" if error.where else where
+        raise NvtxmoeError(error.what, where=inner, remedy=error.remedy or remedy) from error

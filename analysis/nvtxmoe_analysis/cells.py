@@ -20,6 +20,10 @@ TIMING_COLUMNS = {
     "launched_by": pl.String,
 }
 
+#: A table by key may be this many times larger than the rows, plus a constant.
+SPARSE_FACTOR = 16
+SPARSE_CONSTANT = 1 << 20
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -42,7 +46,8 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
         sums[f"{name}_count"] = np.bincount(cell[mine], minlength=len(cells))
         # Sums of integers below 2^53 are exact in the doubles that bincount adds.
         weights = (end[mine] - start[mine]).astype(np.float64)
-        sums[f"{name}_time_ns"] = np.bincount(cell[mine], weights, minlength=len(cells)).astype(np.int64)
+        with np.errstate(invalid="ignore"):  # times of a damaged file need not add up to 64 bits
+            sums[f"{name}_time_ns"] = np.bincount(cell[mine], weights, minlength=len(cells)).astype(np.int64)
     by_graph = np.bincount(cell[graph], minlength=len(cells)) > 0
     by_call = np.bincount(cell[~graph], minlength=len(cells)) > 0
     return pl.DataFrame(
@@ -60,6 +65,9 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
 
 def _dense(key: Ints) -> tuple[Ints, Ints]:
     """Distinct keys in order, and the number of each row's key among them."""
+    if key.max() > SPARSE_FACTOR * len(key) + SPARSE_CONSTANT:
+        numbers, index = np.unique(key, return_inverse=True)
+        return numbers.astype(np.int64), index.astype(np.int64)
     seen = np.zeros(int(key.max()) + 1, dtype=np.bool_)
     seen[key] = True
     number = np.cumsum(seen) - 1

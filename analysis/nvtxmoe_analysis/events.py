@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe import schema
-from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.errors import NvtxmoeError, located
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, read_payloads, step_ranges
@@ -27,6 +28,9 @@ from nvtxmoe_analysis.payload_tables import (
 from nvtxmoe_analysis.payloads import Decoder
 from nvtxmoe_analysis.words import WordEvents, assemble, plausible
 
+RECAPTURE = "Capture again, or export the report again with --include-blobs=true"
+#: Numbers of ranks, experts and layers in moe.meta are smaller: moe.topk has 16 bits for an expert.
+MOST = 1 << 16
 #: Events whose payload is binary, or words; without it they say nothing.
 PAYLOAD_EVENTS = (schema.META, schema.STEP, schema.COUNTS, schema.PHYSICAL, schema.TOPK, schema.PAIRS)
 
@@ -109,17 +113,18 @@ def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
     def counted(name: str) -> CountTable:
         return count_table(name, groups[name], spelled.filter(pl.col("name") == name), _experts(metas))
 
-    counts = counted(schema.COUNTS)
-    top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
-    topk = topk_table(groups[schema.TOPK], spelled.filter(pl.col("name") == schema.TOPK), top_k)
-    pairs = pair_table(groups[schema.PAIRS], spelled.filter(pl.col("name") == schema.PAIRS), _experts(metas))
-    steps = _steps(step_ranges(nvtx), groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
+    with located(export.source, RECAPTURE):
+        counts, physical = counted(schema.COUNTS), counted(schema.PHYSICAL)
+        top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
+        topk = topk_table(groups[schema.TOPK], spelled.filter(pl.col("name") == schema.TOPK), top_k)
+        pairs = pair_table(groups[schema.PAIRS], spelled.filter(pl.col("name") == schema.PAIRS), _experts(metas))
+        steps = _steps(step_ranges(nvtx), groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
     return Events(
         ranges=push_pop(nvtx).select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
         metas=metas,
         steps=steps,
         counts=counts,
-        physical=counted(schema.PHYSICAL),
+        physical=physical,
         topk=topk,
         pairs=pairs,
         problems=_problems(nvtx, blobs, words, steps),
@@ -161,46 +166,71 @@ def _metas(export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], 
 
 
 def _meta(export: Export, pid: int, text: bytes) -> Meta:
-    where = f"{export.source}, moe.meta of process {pid}"
-    try:
-        raw = json.loads(text)
-    except ValueError as error:
-        raise NvtxmoeError(f"damaged payload: not JSON ({error})", where=where) from error
-    if not isinstance(raw, dict):
-        raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}", where=where)
-    number = raw.get("schema")
-    if not isinstance(number, int) or number not in schema.KNOWN_SCHEMAS:
-        known = ", ".join(map(str, sorted(schema.KNOWN_SCHEMAS)))
-        raise NvtxmoeError(
-            f"payload schema {number!r}, and this nvtxmoe reads {known}",
-            where=where,
-            remedy="Analyse it with the version of nvtxmoe that captured it, or a newer one",
-        )
-    try:
+    with located(f"{export.source}, moe.meta of process {pid}", RECAPTURE):
+        try:
+            raw = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise NvtxmoeError(f"damaged payload: not JSON ({error})") from error
+        if not isinstance(raw, dict):
+            raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}")
+        number = raw.get("schema")
+        if type(number) is not int or number not in schema.KNOWN_SCHEMAS:
+            known = ", ".join(map(str, sorted(schema.KNOWN_SCHEMAS)))
+            raise NvtxmoeError(
+                f"payload schema {number!r}, and this nvtxmoe reads {known}",
+                remedy="Analyse it with the version of nvtxmoe that captured it, or a newer one",
+            )
+        layers = raw.get("layers")
+        if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
+            raise NvtxmoeError(f"damaged payload: layers is no list of objects, but {_shown(layers)}")
         return Meta(
             pid=pid,
-            rank=int(raw["rank"]),
-            world_size=int(raw["world_size"]),
-            tp_rank=int(raw.get("tp_rank", 0)),
-            tp_size=max(1, int(raw.get("tp_size", 1))),
-            layers={int(entry["layer"]): _layer(entry) for entry in raw["layers"]},
+            rank=_number(raw, "rank"),
+            world_size=_number(raw, "world_size", least=1),
+            tp_rank=_number(raw, "tp_rank", 0),
+            tp_size=max(1, _number(raw, "tp_size", 1)),
+            layers={_number(entry, "layer"): _layer(entry) for entry in layers},
             raw=raw,
         )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise NvtxmoeError(f"damaged payload: {type(error).__name__} at {error}", where=where) from error
+
+
+def _finite(text: str) -> float | None:
+    # Documents of ours must not hold what JSON has no word for.
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least: int = 0, most: int = MOST) -> int:
+    value = absent if entry.get(key) is None else entry[key]
+    if type(value) is not int or not least <= value <= most:
+        found = _shown(value) if key in entry else "absent"
+        raise NvtxmoeError(f"damaged payload: {key} is {found}, not a number from {least} to {most}")
+    return value
 
 
 def _layer(entry: dict[str, Any]) -> Layer:
     local = entry.get("local_experts")
+    if local is not None and not (isinstance(local, list) and all(type(e) is int for e in local)):
+        raise NvtxmoeError(f"damaged payload: local_experts is {_shown(local)}, not a list of numbers")
+    name = entry.get("name")
     return Layer(
-        layer=int(entry["layer"]),
-        name=entry.get("name"),
-        num_experts=int(entry["num_experts"]),
-        top_k=int(entry["top_k"]),
-        local_experts=None if local is None else tuple(int(e) for e in local),
-        block_m=entry.get("block_m"),
-        expert_bytes=entry.get("expert_bytes"),
+        layer=_number(entry, "layer"),
+        name=None if name is None else str(name),
+        num_experts=_number(entry, "num_experts", least=1),
+        top_k=_number(entry, "top_k", least=1),
+        local_experts=None if local is None else tuple(local),
+        block_m=_known(entry, "block_m"),
+        expert_bytes=_known(entry, "expert_bytes"),
     )
+
+
+def _known(entry: dict[str, Any], key: str) -> int | None:
+    return None if entry.get(key) is None else _number(entry, key, most=1 << 62)
 
 
 _STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "decode_tokens")
@@ -213,7 +243,7 @@ def _steps(
     wide = dict.fromkeys(_STEP_FIELDS, pl.Int64)
     binary = [pl.DataFrame(schema={"row": pl.Int64, **wide})]
     for rows, array in groups:
-        require(array.dtype, _STEP_FIELDS, schema.STEP)
+        require(array, _STEP_FIELDS, (), schema.STEP)
         binary.append(pl.DataFrame({"row": rows["row"], **{f: array[f].astype(np.int64) for f in _STEP_FIELDS}}))
     spelled = np.frombuffer(b"".join(words["blob"].to_list()), dtype=schema.STEP_DTYPE)
     word_frame = pl.DataFrame(

@@ -11,7 +11,7 @@ import polars as pl
 
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.lookup import Index
+from nvtxmoe_analysis.lookup import ID_BITS, Index
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import Segments
@@ -79,11 +79,13 @@ class Launches:
     def in_steps(self) -> pl.DataFrame:
         """Launch calls inside steps.
 
-        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Left out are
+        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Calls whose
+        name does not say that they launch are among them when they did (their ``name`` is empty). Left out are
         calls that failed and those that a stream capture recorded into a graph (a graph node was created while they
         ran): neither puts work on the GPU.
         """
         calls = pl.concat([_EMPTY, *self._in_step])
+        calls = calls.filter(pl.col("named") | pl.Series(self._used[calls["call"].to_numpy()])).drop("named")
         at = calls["call"].to_numpy()
         graphs = [ident for ident, text in self._names.items() if re.match(GRAPH_LAUNCH_PATTERN, text)]
         launching = calls.select(
@@ -110,8 +112,7 @@ class Launches:
         for tid, correlation, segment, in_step in ordered_map(
             self._located, self._progress.over(self._export.batches(tables.RUNTIME, _COLUMNS, only=only))
         ):
-            if named:
-                self._in_step.append(in_step.with_columns(pl.col("call") + at))
+            self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
             pids.append(tid)
             idents.append(correlation)
             found.append(segment)
@@ -129,14 +130,14 @@ class Launches:
         in_step = np.flatnonzero(self._segments.step[segment] >= 0)
         return (
             ((tid >> tables.PID_SHIFT) & tables.PID_MASK).astype(np.int32),
-            batch["correlationId"].fill_null(0).to_numpy(),
+            _known_ids(batch["correlationId"]),
             segment,
             batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),
         )
 
     def _captured(self, suspects: pl.DataFrame) -> pl.DataFrame:
         """``call`` of those during which a graph node was created on their thread."""
-        idents = suspects["correlationId"].unique().to_list()
+        idents = suspects["correlationId"].drop_nulls().unique().to_list()
         few = ("correlationId", idents) if len(idents) <= MOST_IDS else None
         ends = self._export.read(tables.RUNTIME, ("start", "end", "globalTid", "correlationId"), only=few)
         nodes = self._export.read(tables.GRAPH_NODES, ("start", "globalTid")).sort("start")
@@ -151,4 +152,10 @@ class Launches:
         return hits.filter(pl.col("created") <= pl.col("end")).select("call")
 
 
-_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_COLUMNS, pl.Int64), "call": pl.Int64})
+def _known_ids(correlation: pl.Series) -> Ints:
+    """Correlation ids, 0 (which stands for none) in the place of what can't be one."""
+    ids = correlation.fill_null(0).to_numpy()
+    return np.where((ids >= 0) & (ids < 1 << ID_BITS), ids, 0)
+
+
+_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_COLUMNS, pl.Int64), "call": pl.Int64, "named": pl.Boolean})

@@ -69,7 +69,7 @@ def _domains(export: Export) -> pl.DataFrame:
     names = export.strings(rows["textId"].drop_nulls().unique().to_list())
     registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
     rows = rows.select(pid_of("globalTid").alias("pid"), "domainId", pl.coalesce("text", registered).alias("name"))
-    ours = rows.filter(pl.col("name") == schema.DOMAIN).unique(["pid", "domainId"])
+    ours = rows.filter(pl.col("name") == schema.DOMAIN).drop_nulls().unique(["pid", "domainId"])
     if ours.is_empty():
         others = sorted(set(rows["name"].drop_nulls().to_list()))
         found = f"domains found: {', '.join(others)}" if others else "no NVTX domain at all"

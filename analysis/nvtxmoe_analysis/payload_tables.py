@@ -121,9 +121,9 @@ def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mappin
     frames = [_frame(("row", "pid", "start", *COUNT_FIELDS, "num_experts"))]
     matrices: list[npt.NDArray[np.uint32]] = []
     for rows, array in [*groups, *_word_counts(words, experts)]:
-        require(array.dtype, (*COUNT_FIELDS, "counts"), event)
+        require(array, COUNT_FIELDS, ("counts",), event)
         counts = array["counts"].astype(np.uint32)
-        if counts.ndim != 2:
+        if counts.ndim != 2 or not counts.shape[1]:
             raise NvtxmoeError(f"the payload of {event} has counts of shape {counts.shape[1:]}, not one row")
         frames.append(
             pl.DataFrame(
@@ -169,8 +169,8 @@ def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, in
     weights: list[npt.NDArray[np.float32]] = []
     begin = 0
     for rows, stacked in [*groups, *_word_topk(words, top_k)]:
-        require(stacked.dtype, (*TOPK_FIELDS, "experts", "weights"), schema.TOPK)
         array = stacked.reshape(-1)
+        require(array, TOPK_FIELDS, ("experts", "weights"), schema.TOPK)
         ids = _matrix(array, "experts").astype(np.int32)
         event = np.repeat(np.arange(len(rows)), stacked.shape[1] if stacked.ndim > 1 else 1)
         first = _run_starts(event, array["step"], array["layer"])
@@ -230,7 +230,7 @@ def pair_table(groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, 
     frames = [_frame(("pid", *PAIR_FIELDS, "num_experts"))]
     pairs: list[npt.NDArray[np.uint32]] = []
     for rows, array in [*groups, *_word_pairs(words, experts)]:
-        require(array.dtype, (*PAIR_FIELDS, "pairs"), schema.PAIRS)
+        require(array, PAIR_FIELDS, ("pairs",), schema.PAIRS)
         matrix = _matrix(array, "pairs").astype(np.uint32)
         number = experts_of_pairs(matrix.shape[1])
         frames.append(
@@ -279,13 +279,25 @@ def _largest_fitting(length: int) -> int:
     return int((1 + (1 + 8 * length) ** 0.5) / 2)
 
 
-def require(dtype: np.dtype[Any], fields: tuple[str, ...], event: str) -> None:
-    """Raise NvtxmoeError when a decoded payload lacks fields that its event must have."""
-    names = dtype.names or ()
-    missing = [f for f in fields if f not in names]
+def require(array: npt.NDArray[Any], numbers: tuple[str, ...], lists: tuple[str, ...], event: str) -> None:
+    """Raise NvtxmoeError when a decoded payload is not what its event must be.
+
+    Parameters:
+        array: one struct a payload.
+        numbers: names of fields that must be one integer each.
+        lists: names of fields that are numbers, one or several.
+    """
+    dtype = array.dtype
+    missing = [f for f in (*numbers, *lists) if f not in (dtype.names or ())]
     if missing:
-        found = ", ".join(names) if names else str(dtype)
+        found = ", ".join(dtype.names) if dtype.names else str(dtype)
         raise NvtxmoeError(f"the payload of {event} lacks {', '.join(missing)} (it has {found})")
+    wrong = [f for f in numbers if dtype[f].kind not in "iu"]
+    wrong += [f for f in lists if dtype[f].base.kind not in ("f" if f == "weights" else "iu")]
+    if wrong:
+        raise NvtxmoeError(f"the payload of {event} has {wrong[0]} of type {dtype[wrong[0]]}")
+    if array.ndim != 1:
+        raise NvtxmoeError(f"the payload of {event} is an array, not one struct")
 
 
 def _frame(columns: tuple[str, ...]) -> pl.DataFrame:

@@ -27,6 +27,9 @@ HEADER_BYTES = 32
 HEADER_DTYPE = np.dtype([("version", "<u8"), ("schema", "<u8"), ("size_bytes", "<u8"), ("offset_bytes", "<u8")])
 SIZE_BYTES = 8
 
+#: Types of numpy are smaller than this.
+MOST_BYTES = 1 << 31
+
 STATIC, DYNAMIC = 1, 2
 FIXED_ARRAY, LENGTH_ARRAY = 16, 48
 NESTED_FROM = 1 << 24
@@ -178,9 +181,11 @@ class Decoder:
         if entry.flags != FIXED_ARRAY:
             return base
         length = entry.detail or 0
+        if not 0 <= length < MOST_BYTES:
+            return []
         if entry.type in CHAR_TYPES:
             return [np.dtype(f"S{length}")]
-        return [np.dtype((b, (length,))) for b in base]
+        return [np.dtype((b, (length,))) for b in base if b.itemsize * length < MOST_BYTES]
 
     def _bad(self, rows: pl.DataFrame, what: str) -> NvtxmoeError:
         row = rows.row(0, named=True)
@@ -206,9 +211,11 @@ def joined(blobs: pl.Series) -> npt.NDArray[np.uint8]:
 
 def _fits(layout: Layout, size_bytes: int, sample: bytes) -> bool:
     item_bytes = layout.dtype.itemsize
+    if item_bytes == 0:
+        return False
     if not layout.dynamic:
         return size_bytes == item_bytes
-    if size_bytes < SIZE_BYTES or item_bytes == 0:
+    if size_bytes < SIZE_BYTES:
         return False
     count = int.from_bytes(sample[:SIZE_BYTES], "little")
     return size_bytes - SIZE_BYTES == count * item_bytes
@@ -243,9 +250,9 @@ def _struct(definition: _Definition, fields: tuple[np.dtype[np.generic], ...]) -
         offsets.append(offset)
         end = offset + field.itemsize
     size_bytes = definition.size_bytes if definition.size_bytes is not None else end
-    if end > size_bytes:
-        return None
     names = [entry.name or f"f{i}" for i, entry in enumerate(definition.entries)]
+    if end > size_bytes or size_bytes >= MOST_BYTES or len(set(names)) < len(names):
+        return None
     return np.dtype({"names": names, "formats": list(fields), "offsets": offsets, "itemsize": size_bytes})
 
 

@@ -11,7 +11,7 @@ import polars as pl
 
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
-from nvtxmoe_analysis.database import write_database
+from nvtxmoe_analysis.database import check_database, write_database
 from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
 from nvtxmoe_analysis.facts import gather
 from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
@@ -20,7 +20,7 @@ from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.results import Results, merge
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.validation import validate
-from nvtxmoe_analysis.writer import write_set
+from nvtxmoe_analysis.writer import check_folder, write_set
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,10 @@ def analyze(
     selection = selection or Selection()
     progress = Progress(tell)
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
+    folder = output / FOLDER
+    check_folder(folder)
+    if database is not None:
+        check_database(database, TABLES)
     reports = []
     for path in inputs:
         progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
@@ -75,7 +79,6 @@ def analyze(
     tables = dict(zip(TABLES, built[: len(TABLES)], strict=True))
     documents = dict(zip(DOCUMENTS, built[len(TABLES) :], strict=True))
     progress.begin("writing")
-    folder = output / FOLDER
     files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
     if database is not None:
         write_database(database, tables)

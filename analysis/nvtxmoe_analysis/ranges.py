@@ -28,6 +28,7 @@ IDLE, STEP, LAYER, PHASE = range(4)
 
 TIME_BITS = 47  # 39 hours in nanoseconds
 NONE = -1
+MOST_LAYER = (1 << 31) - 1  # payloads carry it as i4
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
             .when(names.is_in(list(phases)))
             .then("int64Value")
             .otherwise(NONE)
-            .fill_null(NONE),
+            .fill_null(NONE)
+            .clip(NONE, MOST_LAYER),
         )
         .filter(pl.col("kind").is_not_null())
         .join(by_row, on="row", how="left", maintain_order="left")

@@ -96,7 +96,7 @@ def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
         .sort(["total_ns", "kernel_name", "phase"], descending=[True, False, False])
         .head(TOP_KERNELS)
     )
-    return [{**row, "pct": 100.0 * row["total_ns"] / total} for row in top.iter_rows(named=True)]
+    return [{**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0} for row in top.iter_rows(named=True)]
 
 
 def _outside(cover: dict[str, Any]) -> list[dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,8 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.parallel import ordered_map
 
 FORMATS = ("csv", "parquet")
+#: Where the earlier results are while new ones take their names.
+OLD = "old"
 
 
 def write_set(
@@ -45,15 +49,32 @@ def write_set(
                 (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
             stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in formats]
             _replace(folder, stage, names, stale)
-    except OSError as error:
-        raise NvtxmoeError(
-            f"cannot write the results: {error.strerror or error}",
-            where=error.filename or folder,
-            remedy="Choose another folder with -o, or make room",
-        ) from error
-    except pl.exceptions.ComputeError as error:  # polars reports a full disk so
-        raise NvtxmoeError(f"cannot write the results: {error}", where=folder) from error
+    except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the latter
+        raise _cannot_write(error, folder) from error
     return [folder / name for name in names]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse early what :func:`write_set` could not make or write into.
+
+    Raises:
+        NvtxmoeError: something on the way is no folder, or not writable.
+    """
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there)
+    except OSError as error:
+        raise _cannot_write(error, folder) from error
+
+
+def _cannot_write(error: Exception, folder: Path) -> NvtxmoeError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    where = error.filename if isinstance(error, OSError) and error.filename else folder
+    remedy = "Choose another folder with -o, or make room"
+    return NvtxmoeError(f"cannot write the results: {reason}", where=where, remedy=remedy)
 
 
 @contextlib.contextmanager
@@ -62,28 +83,40 @@ def _staging(folder: Path) -> Iterator[Path]:
     try:
         yield stage
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        if not (stage / OLD).exists():
+            shutil.rmtree(stage, ignore_errors=True)
 
 
 def _replace(folder: Path, stage: Path, names: Sequence[str], stale: Sequence[str]) -> None:
-    old = stage / "old"
+    old = stage / OLD
     old.mkdir()
-    moved: list[str] = []
-    placed: list[str] = []
     try:
         for name in (*names, *stale):
             if (folder / name).exists():
                 (folder / name).replace(old / name)
-                moved.append(name)
         for name in names:
             (stage / name).replace(folder / name)
-            placed.append(name)
-    except BaseException:
-        for name in placed:
-            (folder / name).unlink(missing_ok=True)
-        for name in moved:
-            (old / name).replace(folder / name)
-        raise
+    except BaseException as error:
+        _put_back(folder, stage, names)
+        if not old.exists():
+            raise
+        where = f"earlier results, which could not be put back, are in {old}"
+        raise NvtxmoeError(f"cannot replace the results: {error}; {where}", where=folder) from error
+    old.rename(stage / "replaced")
+
+
+def _put_back(folder: Path, stage: Path, names: Sequence[str]) -> None:
+    """Undo what of the replacing has been done, as the folders tell: an interrupt may come between any two steps."""
+    old = stage / OLD
+    for name in names:
+        if not (stage / name).exists() and not (old / name).exists():
+            with contextlib.suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
+    for file in list(old.iterdir()):
+        with contextlib.suppress(OSError):
+            file.replace(folder / file.name)
+    with contextlib.suppress(OSError):  # not empty: _staging leaves it
+        old.rmdir()
 
 
 def _write_table(table: pl.DataFrame, path: Path, form: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +16,15 @@ from rich.console import Console
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-
 class _Path(click.Path):
     """A path that every library here can open."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(super().convert(value, param, ctx))
-        if not str(path).isascii():
-            try:
-                str(path).encode()
-            except UnicodeEncodeError:
-                self.fail(f"{str(path)!r} is not UTF-8; rename the file or folder", param, ctx)
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            self.fail(f"{str(path)!r} is not UTF-8; rename the file or folder", param, ctx)
         return path
 
 
@@ -64,7 +63,7 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
     """A bar on standard error for ``analyze``'s ``tell``; nothing at all where that is not a terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it shows
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("opening", total=None)
 

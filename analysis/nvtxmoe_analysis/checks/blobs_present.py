@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, passed
+from nvtxmoe_analysis.checks.model import Check, failed, number, passed
 from nvtxmoe_analysis.results import Results
 
 NAME = "blobs_present"
@@ -14,10 +14,13 @@ def check(results: Results) -> Check:
     missing = sum(bare.values())
     if missing:
         where = ", ".join(name for name, count in bare.items() if count)
+        # Where some payloads are there, the option was given.
+        every = any(r.events.problems["blobs_missing"] and r.events.encoding == "none" for r in results.reports)
+        remedy = (
+            " Export the report again with `nsys export --type sqlite --include-blobs=true` (nsys 2023.4 does not "
+            "know the option)."
+        )
         return failed(
-            NAME,
-            f"{missing:,} events of {where} have lost their payload. Export the report again with "
-            "`nsys export --type sqlite --include-blobs=true` (nsys 2023.4 does not know the option).",
-            missing=missing,
+            NAME, f"{number(missing, 'event')} of {where} without payload.{remedy if every else ''}", missing=missing
         )
     return passed(NAME, "Every payload is in the export.", missing=0)

@@ -1,11 +1,13 @@
-"""Every launch inside a step has its GPU work, to the last step."""
+"""Every launch inside a step has its GPU work, and every step its launches, to the last one."""
 
 from __future__ import annotations
 
 import polars as pl
 
 from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
+from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.wanted import with_tokens
 
 NAME = "launches_have_work"
 
@@ -13,34 +15,53 @@ NAME = "launches_have_work"
 def check(results: Results) -> Check:
     """Launches are judged, not completion times: kernels may well end after their step's range.
 
-    A graph launch is partial when another launch of the same graph gave more operations.
+    A graph launch is partial when another launch of the same graph gave more operations. A step with tokens in
+    which nothing was launched has lost its calls together with their work.
     """
-    frames = [
-        report.launches.select("rank", "step", "name", "start", "is_graph", "has_work", "partial").with_columns(
-            report=pl.lit(report.source.name)
-        )
-        for report in results.reports
-    ]
-    launches = pl.concat(frames)
+    launches = pl.concat([_launches(report) for report in results.reports])
+    silent = pl.concat([_silent_steps(report) for report in results.reports])
     lost = launches.filter(~pl.col("has_work") | pl.col("partial"))
     figures: dict[str, Figure] = {
         "launches": len(launches),
         "graph_launches": int(launches["is_graph"].sum()),
         "without_work": int((~launches["has_work"]).sum()),
         "partial_graphs": int(launches["partial"].sum()),
+        "steps_without_launch": len(silent),
     }
-    if launches.is_empty():
+    gone = pl.concat([lost, silent], how="diagonal")
+    if gone.is_empty() and launches.is_empty():
         return not_applicable(NAME, "No launch inside a step was recorded.", **figures)
-    if lost.is_empty():
+    if gone.is_empty():
         return passed(
             NAME, f"All {number(len(launches), 'launch', 'launches')} in steps have their GPU work.", **figures
         )
-    first = lost.sort("report", "start").row(0, named=True)
+    first = gone.sort("report", "start").row(0, named=True)
     figures["first"] = {k: first[k] for k in ("report", "rank", "step", "name", "start")}
-    figures["steps_affected"] = lost.select("rank", "step").n_unique()
+    figures["steps_affected"] = gone.select("report", "step_row").n_unique()
+    said = []
+    if len(lost):
+        said.append(f"{len(lost):,} of {len(launches):,} launches in steps have lost GPU work")
+    if len(silent):
+        said.append(f"{number(len(silent), 'step')} with tokens {'has' if len(silent) == 1 else 'have'} no launch")
     return failed(
-        NAME,
-        f"{len(lost):,} of {len(launches):,} launches in steps have lost GPU work, from rank {first['rank']} step "
-        f"{first['step']} on ({first['name']}): the GPU half of the capture is not whole.",
-        **figures,
+        NAME, f"{' and '.join(said)}, {_beginning(first)}: the GPU half of the capture is not whole.", **figures
     )
+
+
+def _beginning(first: dict[str, object]) -> str:
+    step = f"rank {first['rank']} step {first['step']}" if first["step"] is not None else f"{first['start']} ns"
+    return f"from {step} on" + (f" ({first['name']})" if first["name"] else "")
+
+
+def _launches(report: ReportFacts) -> pl.DataFrame:
+    columns = ("rank", "step", "step_row", "name", "start", "is_graph", "has_work", "partial")
+    return report.launches.select(pl.lit(str(report.source)).alias("report"), *columns)
+
+
+def _silent_steps(report: ReportFacts) -> pl.DataFrame:
+    """Steps with tokens but without launches. Without any CUDA call see cuda_tracing."""
+    steps = report.steps.with_row_index("step_row").with_columns(pl.col("step_row").cast(pl.Int32))
+    if not report.runtime_calls:
+        steps = steps.clear()
+    silent = with_tokens(steps).join(report.launches.select("step_row"), on="step_row", how="anti")
+    return silent.select(pl.lit(str(report.source)).alias("report"), "rank", "step", "step_row", "start")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
 from nvtxmoe_analysis.results import Results
 
 NAME = "meta_present"
@@ -12,16 +12,22 @@ def check(results: Results) -> Check:
     """moe.meta is there for each process with steps or counts."""
     speaking = 0
     silent: list[str] = []
+    whole = True
     for report in results.reports:
         pids = set(report.steps["pid"].to_list()) | set(report.events.counts.cells["pid"].to_list())
         speaking += len(pids)
-        silent += [f"process {pid} of {report.source.name}" for pid in sorted(pids - set(report.metas))]
+        mute = sorted(pids - set(report.metas))
+        silent += [f"process {pid} of {report.source.name}" for pid in mute]
+        whole &= not mute or not report.events.problems["blobs_missing"]
     if silent:
+        why = "The capture began after the process announced itself." if whole else "Payloads are missing."
         return failed(
             NAME,
-            f"No moe.meta from {', '.join(silent)}: its ranks, layers and parallel groups are unknown. "
-            "The capture began after the process announced itself.",
+            f"No moe.meta from {', '.join(silent)}: its ranks, layers and parallel groups are unknown. {why}",
             processes=speaking,
             without_meta=len(silent),
         )
-    return passed(NAME, f"{number(speaking, 'process', 'processes')} announced itself.", processes=speaking)
+    if not speaking:
+        return not_applicable(NAME, "No process with steps or counts.", processes=0)
+    themselves = "itself" if speaking == 1 else "themselves"
+    return passed(NAME, f"{number(speaking, 'process', 'processes')} announced {themselves}.", processes=speaking)

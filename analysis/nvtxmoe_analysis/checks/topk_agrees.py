@@ -40,11 +40,11 @@ def _compare(report: ReportFacts) -> tuple[int, int]:
     place = np.repeat(of_run, topk.runs["tokens"].to_numpy())
     if not len(known) or not len(counts):
         return 0, 0
-    width = max(counts.matrix.shape[1], int(topk.experts.max(initial=-1)) + 1)
+    width = counts.matrix.shape[1] + 1  # the last column: experts that the counts do not have
     real = topk.experts >= 0
-    slots = (place[:, None] * width + topk.experts)[real]
+    slots = (place[:, None] * width + np.minimum(topk.experts, width - 1))[real]
     tally = np.bincount(slots, minlength=len(known) * width).reshape(len(known), width)
     mine = known >= 0
     stated = np.zeros((int(mine.sum()), width), dtype=np.int64)
-    stated[:, : counts.matrix.shape[1]] = counts.matrix[known[mine]]
+    stated[:, :-1] = counts.matrix[known[mine]]
     return len(stated), int(np.any(tally[mine] != stated, axis=1).sum())

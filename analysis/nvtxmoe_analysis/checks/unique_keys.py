@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, passed
+from nvtxmoe_analysis.checks.model import Check, failed, number, passed
 from nvtxmoe_analysis.results import Results
 
 NAME = "unique_keys"
@@ -19,7 +19,7 @@ def check(results: Results) -> Check:
     if steps or counts:
         return failed(
             NAME,
-            f"{steps:,} steps and {counts:,} counts repeat a number that their rank has used: repeated steps are "
+            f"{number(steps, 'step')} and {number(counts, 'count')} repeat a number that their rank has used: repeated steps are "
             "added up, of repeated counts the first counts.",
             repeated_steps=steps,
             repeated_counts=counts,

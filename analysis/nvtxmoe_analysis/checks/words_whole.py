@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
 from nvtxmoe_analysis.results import Results
 
 NAME = "words_whole"
@@ -15,7 +15,7 @@ def check(results: Results) -> Check:
     if truncated or damaged:
         return failed(
             NAME,
-            f"{damaged:,} word-form payloads have lost words, {truncated:,} end with the capture.",
+            f"{number(damaged, 'word-form payload')} lost words, {truncated:,} broke off with the capture's end.",
             truncated=truncated,
             damaged=damaged,
         )

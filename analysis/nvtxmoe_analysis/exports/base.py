@@ -99,7 +99,7 @@ class Export(ABC):
             schema["row"] = pl.Int64
         if name is None:
             return pl.DataFrame(schema=schema)
-        return _conform(self._read(name, present, only, row), schema)
+        return self._conform(table, self._read(name, present, only, row), schema)
 
     def batches(
         self, table: Table, columns: Sequence[str], *, only: tuple[str, Collection[int]] | None = None
@@ -112,7 +112,7 @@ class Export(ABC):
             yield self.read(table, columns, only=only)
             return
         for part in self._batches(name, present, only):
-            yield _conform(part, schema)
+            yield self._conform(table, part, schema)
 
     def _plan(
         self, table: Table, columns: Sequence[str] | None
@@ -165,10 +165,27 @@ class Export(ABC):
                 remedy="Make one with `nsys export --type sqlite --include-blobs=true -o OUT.sqlite REPORT.nsys-rep`",
             )
 
+    def _conform(self, table: Table, frame: pl.DataFrame, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
+        """The columns of ``schema`` in its types; unsigned 64-bit ids of Parquet wrap to what SQLite stores."""
+        columns = []
+        for name, dtype in schema.items():
+            found = frame[name] if name in frame.columns else None
+            if found is None or found.null_count() == len(found):
+                column = pl.repeat(None, len(frame), dtype=dtype, eager=True).alias(name)
+            elif found.dtype.is_integer() if dtype == pl.Int64 else found.dtype == dtype:
+                column = found.cast(dtype, wrap_numerical=True)
+            else:
+                wanted = "integers" if dtype == pl.Int64 else "text"
+                raise self._bad_column(table, name, f"holds {found.dtype} where {wanted} belong")
+            if name in table.filled and column.null_count():
+                raise self._bad_column(table, name, f"has {column.null_count():,} rows without a value")
+            if name in tables.TIMES and not column.is_between(tables.LEAST_NS, tables.MOST_NS).all():
+                raise self._bad_column(table, name, "has times beyond any capture's")
+            columns.append(column)
+        return pl.DataFrame(columns)
 
-def _conform(frame: pl.DataFrame, schema: dict[str, type[pl.DataType]]) -> pl.DataFrame:
-    """The columns of ``schema`` in its types; unsigned 64-bit ids of Parquet wrap to what SQLite stores."""
-    return frame.select(
-        pl.col(c).cast(t, wrap_numerical=True) if c in frame.columns else pl.lit(None, t).alias(c)
-        for c, t in schema.items()
-    )
+    def _bad_column(self, table: Table, column: str, what: str) -> NvtxmoeError:
+        where = f"{self.source}, table {self._find(table)}"
+        return NvtxmoeError(
+            f"damaged: column {column} {what}", where=where, remedy="Export the report again, or copy it again"
+        )

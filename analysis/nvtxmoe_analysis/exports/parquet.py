@@ -46,7 +46,7 @@ class ParquetExport(Export):
     ) -> pl.DataFrame:
         file = self._file(name)
         try:
-            lazy = pl.scan_parquet(file, row_index_name="row" if row else None)
+            lazy = pl.scan_parquet(file, row_index_name="row" if row else None, glob=False)
             if only is not None:
                 column, values = only
                 lazy = lazy.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))

@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import connectorx
@@ -18,6 +19,8 @@ from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.parallel import ordered_map
 
 MAGIC = b"SQLite format 3\0"
+#: What reading a damaged file raises: sqlite3 decodes even the messages of its errors.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 #: From this many rows on connectorx is faster than sqlite3.
 LARGE_ROWS = 10_000
 
@@ -31,7 +34,7 @@ class SqliteExport(Export):
         check_whole(path, source or path)
         try:
             self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise NvtxmoeError(f"cannot be opened: {error}", where=source or path) from error
         self._lock = threading.Lock()
         self._spans: dict[str, tuple[int, int]] = {}
@@ -42,7 +45,7 @@ class SqliteExport(Export):
         try:
             database = sqlite_utils.Database(self._db)
             return {t.name: tuple(c.name for c in t.columns) for t in database.tables}
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._damaged(error) from error
 
     def _read(
@@ -62,9 +65,16 @@ class SqliteExport(Export):
 
     def _read_spans(self, name: str, query: str, rows: int) -> Iterator[pl.DataFrame]:
         """The query's rows in file order, in spans of so many rowids, several being read at once."""
-        low, high = self._rowid_span(name)
-        spans = (f"{query} AND rowid BETWEEN {at} AND {at + rows - 1}" for at in range(low, high + 1, rows))
+        spans = (f"{query} AND rowid BETWEEN {at} AND {at + rows - 1}" for at in self._span_starts(name, rows))
         return ordered_map(lambda span: self._read_large(span, name), spans)
+
+    def _span_starts(self, name: str, rows: int) -> Iterator[int]:
+        """First rowid of each span of so many that holds any: a damaged one may be 2^60 past the others."""
+        at, high = self._rowid_span(name)
+        while at <= high:
+            yield at
+            (following,) = self._one(f'SELECT min(rowid) FROM "{name}" WHERE rowid >= {at + rows}', name)
+            at = high + 1 if following is None else following
 
     def _query(self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None) -> str:
         where = "TRUE"
@@ -77,9 +87,9 @@ class SqliteExport(Export):
         try:
             with self._lock:
                 rows = self._db.execute(query).fetchall()
-        except sqlite3.Error as error:
+            return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
+        except (*SQLITE_ERRORS, pl.exceptions.PolarsError, TypeError) as error:  # several types in a column
             raise self._damaged(error, name) from error
-        return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
 
     def _read_large(self, query: str, name: str) -> pl.DataFrame:
         try:
@@ -108,12 +118,16 @@ class SqliteExport(Export):
     def _find_span(self, name: str) -> tuple[int, int]:
         # Asked for apart, each end is one step in the tree; together they scan the table.
         query = f'SELECT (SELECT min(rowid) FROM "{name}"), (SELECT max(rowid) FROM "{name}")'
+        low, high = self._one(query, name)
+        return (1, 0) if low is None else (low, high)
+
+    def _one(self, query: str, name: str) -> tuple[Any, ...]:
         try:
             with self._lock:
-                low, high = self._db.execute(query).fetchone()
-        except sqlite3.Error as error:
+                row: tuple[Any, ...] = self._db.execute(query).fetchone()
+        except SQLITE_ERRORS as error:
             raise self._damaged(error, name) from error
-        return (1, 0) if low is None else (low, high)
+        return row
 
     def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
         """See :class:`Export`."""
@@ -133,7 +147,7 @@ class SqliteExport(Export):
         try:
             with self._lock:
                 rows = self._db.execute(query).fetchall()
-        except sqlite3.Error as error:
+        except SQLITE_ERRORS as error:
             raise self._damaged(error, tables.NVTX.name) from error
         return pl.DataFrame(rows, schema=schema, orient="row")
 

@@ -15,7 +15,7 @@ class Table:
 
     ``columns`` must be there when the table is; ``optional`` columns read as null where a version of nsys lacks
     them. ``aliases`` are older names of the table. ``text`` names the columns that hold strings; every other one
-    is an integer.
+    is an integer. A row without a value in one of ``filled`` is damage.
     """
 
     name: str
@@ -23,27 +23,46 @@ class Table:
     optional: tuple[str, ...] = ()
     text: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    filled: tuple[str, ...] = ()
 
 
 _ACTIVITY = ("start", "end", "deviceId", "streamId", "correlationId", "globalPid")
 
-KERNEL = Table("CUPTI_ACTIVITY_KIND_KERNEL", (*_ACTIVITY, "demangledName"), optional=("graphNodeId",))
-MEMCPY = Table("CUPTI_ACTIVITY_KIND_MEMCPY", (*_ACTIVITY, "bytes", "copyKind"), optional=("graphNodeId",))
-MEMSET = Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ACTIVITY, "bytes"), optional=("graphNodeId",))
+_SPAN = ("start", "end")
+
+KERNEL = Table(
+    "CUPTI_ACTIVITY_KIND_KERNEL",
+    (*_ACTIVITY, "demangledName"),
+    optional=("graphNodeId",),
+    filled=(*_SPAN, "demangledName"),
+)
+MEMCPY = Table(
+    "CUPTI_ACTIVITY_KIND_MEMCPY",
+    (*_ACTIVITY, "bytes", "copyKind"),
+    optional=("graphNodeId",),
+    filled=(*_SPAN, "copyKind"),
+)
+MEMSET = Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ACTIVITY, "bytes"), optional=("graphNodeId",), filled=_SPAN)
 #: One row a whole graph, instead of one a node: what ``--cuda-graph-trace=graph`` records.
-GRAPH_TRACE = Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", _ACTIVITY, optional=("graphId",))
-RUNTIME = Table("CUPTI_ACTIVITY_KIND_RUNTIME", ("start", "end", "globalTid", "correlationId", "nameId", "returnValue"))
+GRAPH_TRACE = Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", _ACTIVITY, optional=("graphId",), filled=_SPAN)
+RUNTIME = Table(
+    "CUPTI_ACTIVITY_KIND_RUNTIME",
+    ("start", "end", "globalTid", "correlationId", "nameId", "returnValue"),
+    filled=(*_SPAN, "nameId"),
+)
 #: nsys 2023.4 calls it CUDA_GRAPH_EVENTS, a name that later versions use for graph-level rows without node ids.
 GRAPH_NODES = Table(
     "CUDA_GRAPH_NODE_EVENTS",
     ("start", "globalTid", "graphNodeId", "originalGraphNodeId"),
     aliases=("CUDA_GRAPH_EVENTS",),
+    filled=("start", "graphNodeId"),
 )
 NVTX = Table(
     "NVTX_EVENTS",
     ("start", "end", "eventType", "text", "globalTid", "textId", "domainId"),
     optional=("int64Value", "category"),
     text=("text",),
+    filled=("start", "eventType"),
 )
 #: Read apart from the other columns: declared text, but it holds bytes that are not UTF-8.
 NVTX_BLOB = "binaryData"
@@ -53,14 +72,19 @@ PAYLOAD_ENTRIES = Table(
     ("domainId", "schemaId", "idx", "flags", "type", "name", "arrayOrUnionDetail", "offset"),
     text=("name",),
 )
-STRINGS = Table("StringIds", ("id", "value"), text=("value",))
+STRINGS = Table("StringIds", ("id", "value"), text=("value",), filled=("id", "value"))
 PROCESSES = Table("PROCESSES", ("globalPid", "pid"), optional=("name",), text=("name",))
-EXPORT_META = Table("META_DATA_EXPORT", ("name", "value"), text=("name", "value"))
-CAPTURE_META = Table("META_DATA_CAPTURE", ("name", "value"), text=("name", "value"))
+EXPORT_META = Table("META_DATA_EXPORT", ("name", "value"), text=("name", "value"), filled=("name",))
+CAPTURE_META = Table("META_DATA_CAPTURE", ("name", "value"), text=("name", "value"), filled=("name",))
 SESSION_START = Table("TARGET_INFO_SESSION_START_TIME", ("utcEpochNs",))
 DIAGNOSTICS = Table("DIAGNOSTIC_EVENT", ("timestamp", "severity", "text"), text=("text",))
 GPU_INFO = Table("TARGET_INFO_GPU", ("id", "name"), text=("name",))
 COPY_KINDS = Table("ENUM_CUDA_MEMCPY_OPER", ("id", "label"), text=("label",))
+
+#: Columns of times, and the ns that they lie between (an export may have them as unix time): their differences
+#: must not overflow.
+TIMES = frozenset({"start", "end", "timestamp"})
+LEAST_NS, MOST_NS = -(1 << 61), 1 << 62
 
 #: Everything the analysis reads; ``nvtxmoe trim`` keeps nothing else.
 ALL = (

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe_analysis.events import Meta
 from nvtxmoe_analysis.payload_tables import PairTable
 from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.selection import Selection
 
 Triangle = npt.NDArray[np.int64]
+
+#: Pairs of experts that got tokens (first x experts + second, rising), their counts, the number of experts, and of
+#: tokens.
+Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int, int]
+
+#: A square of all experts may be this many times larger than the pairs that are counted in it, plus a constant.
+#: Only damage gives a token an expert far past the others.
+DENSE_FACTOR = 16
+DENSE_CONSTANT = 1 << 20
 
 SCHEMA = dict.fromkeys(("layer_idx", "expert_id_1", "expert_id_2", "coselection_count", "tokens"), pl.Int64)
 
@@ -24,64 +36,92 @@ def build(results: Results) -> pl.DataFrame:
     """
     sampled = _from_samples(results)
     exact = _from_pairs(results)
-    rows = [_rows(layer, *(exact.get(layer) or sampled[layer])) for layer in sorted({*sampled, *exact})]
+    rows = [_rows(layer, exact.get(layer) or sampled[layer]) for layer in sorted({*sampled, *exact})]
     return pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
 
 
-def _rows(layer: int, counts: Triangle, tokens: int) -> pl.DataFrame:
-    first, second = np.nonzero(counts)
+def _rows(layer: int, pairs: Pairs) -> pl.DataFrame:
+    pair, count, experts, tokens = pairs
     return pl.DataFrame(
         {
-            "layer_idx": np.full(len(first), layer, dtype=np.int64),
-            "expert_id_1": first.astype(np.int64),
-            "expert_id_2": second.astype(np.int64),
-            "coselection_count": counts[first, second],
-            "tokens": np.full(len(first), tokens, dtype=np.int64),
+            "layer_idx": np.full(len(pair), layer, dtype=np.int64),
+            "expert_id_1": pair // experts,
+            "expert_id_2": pair % experts,
+            "coselection_count": count,
+            "tokens": np.full(len(pair), tokens, dtype=np.int64),
         }
     )
 
 
-def _from_samples(results: Results) -> dict[int, tuple[Triangle, int]]:
-    """Per layer, [experts, experts] counts above the diagonal, and the number of tokens."""
+def _from_samples(results: Results) -> dict[int, Pairs]:
+    """Pairs by layer."""
     topk = results.routing.topk
-    out: dict[int, tuple[Triangle, int]] = {}
+    out: dict[int, Pairs] = {}
     for layer in topk.runs["layer"].unique().to_list():
         mine = topk.take((topk.runs["layer"] == layer).arg_true())
         chosen = mine.experts.astype(np.int64)
-        number = max(results.routing.experts.get(layer, 0), int(chosen.max(initial=-1)) + 1)
-        counts = np.zeros(number * number, dtype=np.int64)
-        for i, j in combinations(range(chosen.shape[1]), 2):
-            low, high = np.minimum(chosen[:, i], chosen[:, j]), np.maximum(chosen[:, i], chosen[:, j])
-            real = (low >= 0) & (low < high)
-            counts += np.bincount(low[real] * number + high[real], minlength=len(counts))
-        out[layer] = (counts.reshape(number, number), len(chosen))
+        number = max(1, int(chosen.max(initial=-1)) + 1)
+        out[layer] = (*_counted(_coded(chosen, number), number * number, chosen.size), number, len(chosen))
     return out
 
 
-def _from_pairs(results: Results) -> dict[int, tuple[Triangle, int]]:
+def _coded(chosen: npt.NDArray[np.int64], number: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Every pair of every token, as ``Pairs`` has them; -1 among ``chosen`` is nobody."""
+    for i, j in combinations(range(chosen.shape[1]), 2):
+        low, high = np.minimum(chosen[:, i], chosen[:, j]), np.maximum(chosen[:, i], chosen[:, j])
+        real = (low >= 0) & (low < high)
+        yield low[real] * number + high[real]
+
+
+def _counted(
+    parts: Iterable[npt.NDArray[np.int64]], size: int, about: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The distinct values among about so many below ``size``, rising, and how often each occurs."""
+    if size > DENSE_FACTOR * about + DENSE_CONSTANT:
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *parts]), return_counts=True)
+    counts = np.zeros(size, dtype=np.int64)
+    for part in parts:
+        counts += np.bincount(part, minlength=size)
+    pair = np.flatnonzero(counts)
+    return pair, counts[pair]
+
+
+def _from_pairs(results: Results) -> dict[int, Pairs]:
     """The same from moe.pairs. A span of steps can't be divided, so with steps left out the samples serve."""
     out: dict[int, tuple[Triangle, int]] = {}
     if results.selection.narrows_steps:
-        return out
-    for report, table in zip(results.reports, results.pairs, strict=True):
-        for row in _own_spans(table, report.metas):
-            layer, number = int(row["layer"]), int(row["num_experts"])
-            if not _selected(results, layer, int(row["rank"])):
-                continue
-            counts = np.zeros((number, number), dtype=np.int64)
-            counts[np.triu_indices(number, 1)] = table.pairs[int(row["at"])]
-            before, tokens = out.get(layer, (np.zeros_like(counts), 0))
-            out[layer] = (before + counts, tokens + int(row["num_tokens"]))
-    return out
+        return {}
+    spans = [
+        _spans(table, report.metas).with_columns(report=pl.lit(i))
+        for i, (report, table) in enumerate(zip(results.reports, results.pairs, strict=True))
+    ]
+    # Tensor-parallel ranks see the same tokens: of each group the lowest rank's.
+    lowest = pl.col("rank") == pl.col("rank").min().over("group", "layer")
+    for row in _selected(pl.concat(spans), results.selection).filter(lowest).iter_rows(named=True):
+        layer, number = int(row["layer"]), int(row["num_experts"])
+        counts = np.zeros((number, number), dtype=np.int64)
+        counts[np.triu_indices(number, 1)] = results.pairs[row["report"]].pairs[int(row["at"])]
+        before, tokens = out.get(layer, (np.zeros_like(counts), 0))
+        out[layer] = (_added(before, counts), tokens + int(row["num_tokens"]))
+    return {n: (np.flatnonzero(square), square[square > 0], len(square), tokens) for n, (square, tokens) in out.items()}
 
 
-def _own_spans(table: PairTable, metas: object) -> list[dict[str, int]]:
-    """Spans with their position; of a tensor-parallel group only those of its first rank."""
-    frame = table.spans.with_row_index("at")
-    firsts = {pid: meta.tp_rank == 0 for pid, meta in dict(metas).items()}  # type: ignore[call-overload]
-    return [row for row in frame.iter_rows(named=True) if firsts.get(row["pid"], True)]
+def _spans(table: PairTable, metas: Mapping[int, Meta]) -> pl.DataFrame:
+    """The spans with their position and tensor-parallel group."""
+    groups = {pid: meta.tp_group for pid, meta in metas.items()}
+    group = pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64)
+    return table.spans.with_row_index("at").with_columns(group=pl.coalesce(group, -1 - pl.col("rank")))
 
 
-def _selected(results: Results, layer: int, rank: int) -> bool:
-    chosen = results.selection
-    return (chosen.layers is None or layer in chosen.layers) and (chosen.ranks is None or rank in chosen.ranks)
+def _added(one: Triangle, other: Triangle) -> Triangle:
+    """Sum of two squares, the smaller one filled up with zeros."""
+    size = max(len(one), len(other))
+    return sum((np.pad(part, (0, size - len(part))) for part in (one, other)), np.zeros((size, size), dtype=np.int64))
+
+
+def _selected(spans: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+    if selection.layers is not None:
+        spans = spans.filter(pl.col("layer").is_in(list(selection.layers)))
+    if selection.ranks is not None:
+        spans = spans.filter(pl.col("rank").is_in(list(selection.ranks)))
+    return spans

@@ -15,13 +15,15 @@ def build(results: Results) -> pl.DataFrame:
     expert got nothing), ``max_mean_ratio``, ``step``, ``num_tokens``, ``rank`` (the lowest of the group).
     """
     begun = results.steps.select("rank", "step", "timestamp_ns").unique(["rank", "step"], keep="first")
+    # Divided by numpy: polars multiplies by a scalar's reciprocal, which rounds twice.
+    begun = begun.with_columns(timestamp_sec=pl.Series(begun["timestamp_ns"].to_numpy() / 1e9))
     cells = results.routing.counts.cells.select("rank", "step", "layer", "num_tokens")
     return (
         pl.concat([cells, results.features.select("std_dev", "max_min_ratio", "max_mean_ratio")], how="horizontal")
         .join(begun, on=["rank", "step"], how="left", maintain_order="left")
         .select(
             pl.col("layer").alias("layer_idx"),
-            (pl.col("timestamp_ns") / 1e9).alias("timestamp_sec"),
+            "timestamp_sec",
             "std_dev",
             "max_min_ratio",
             "max_mean_ratio",
