@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 from nvtxmoe import __version__
-from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
 
 #: A command is one module of nvtxmoe.commands with a function of its name, imported only when it runs.
 COMMANDS = {
@@ -22,7 +22,7 @@ COMMANDS = {
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
-PIPE_CLOSED = 141
+PIPE_CLOSED = 1  # as click and rich have it
 
 
 class _Group(click.Group):
@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except OSError as error:  # the reader has gone, or the disk of a redirected output is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        closed = isinstance(error, BrokenPipeError)
-        code = PIPE_CLOSED if closed else code or _fail(error, f"standard output: {error.strerror}", 2, debug=False)
+        if not isinstance(error, BrokenPipeError):
+            code = code or _fail(error, f"standard output: {error.strerror}", BAD_INPUT, debug=False)
+        code = code or PIPE_CLOSED
     sys.exit(code)
 
 
@@ -83,11 +84,9 @@ def run(argv: list[str]) -> int:
         return INTERRUPTED
     except NvtxmoeError as error:
         return _fail(error, str(error), error.exit_code, debug)
-    except BrokenPipeError:
-        return PIPE_CLOSED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        return _fail(error, f"{where}{error.strerror or error}", 2, debug)
+        return _fail(error, f"{where}{error.strerror or error}", BAD_INPUT, debug)
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # the panics of Rust libraries are no Exception

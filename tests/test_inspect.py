@@ -204,7 +204,7 @@ def test_without_events_of_ours(payload_encodings: Path) -> None:
     found = inspect([open_export(payload_encodings)])
     assert found.verdict == NO_EVENTS
     assert found.inputs[0].contents is None
-    assert found.missing[0].startswith("no events of the NVTX domain nvtxmoe (domains found: pt). Capture with")
+    assert found.missing[0].startswith("no events of the NVTX domain nvtxmoe (domains found: pt). Capture a program")
 
 
 # The command ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from nvtxmoe import schema
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.writer import as_text
 from tests.builder import Export, Process
@@ -305,7 +306,8 @@ def test_pairs_of_selected_layers_and_ranks(tmp_path: Path) -> None:
     assert run(Selection()) == 2 * 18
     assert run(Selection(ranks=frozenset({1}))) == 18
     assert run(Selection(layers=frozenset({0}))) == 2 * 18
-    assert run(Selection(layers=frozenset({1}))) == 0
+    with pytest.raises(NvtxmoeError, match="the filters keep nothing"):
+        run(Selection(layers=frozenset({1})))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -317,6 +319,25 @@ def test_pairs_of_a_tensor_parallel_group_count_once(tmp_path: Path, rank: int) 
     assert written(tmp_path, both[rank]).text("moe_expert_coselection") == exact
     alone = Selection(ranks=frozenset({rank}))
     assert written(tmp_path, *both, selection=alone).text("moe_expert_coselection") == exact
+
+
+def test_a_layer_without_any_activation(tmp_path: Path) -> None:
+    """Shares and ratios of nothing are null, in Parquet too."""
+    export = Export()
+    worker = Process(export, layers=1)
+    worker.send_meta()
+    with worker.step(0, tokens=0):
+        pass
+    worker.counts(0, 0, [0, 0, 0, 0], tokens=0)
+    found = written(tmp_path, export, formats=("csv", "parquet"))
+    assert found.text("moe_expert_activations").splitlines()[1:] == [f"0,{expert},0," for expert in range(4)]
+    table = pl.read_parquet(found.folder / "moe_expert_activations.parquet")
+    assert table["percentage"].to_list() == [None] * 4
+    imbalance = pl.read_parquet(found.folder / "moe_load_imbalance.parquet")
+    assert imbalance.select("std_dev", "max_min_ratio", "max_mean_ratio").rows() == [(0.0, None, None)]
+    summary = found.json("moe_summary")["layer_0"]
+    assert (summary["load_balance_ratio"], summary["activation_coverage_pct"]) == (None, 0.0)
+    assert found.verdict == "incomplete"  # nothing of CUDA is there
 
 
 def test_an_empty_run_has_headers_only(tmp_path: Path) -> None:

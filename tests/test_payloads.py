@@ -210,7 +210,7 @@ def test_definitions_of_one_size_are_ambiguous(edited: Callable[..., Path]) -> N
         entry_row(STRUCT_ID, 0, 17, "a", None),
         entry_row(STRUCT_ID, 1, 17, "b", 8),
     )
-    with pytest.raises(NvtxmoeError, match="is defined in 2 ways that fit (16|40) bytes"):
+    with pytest.raises(NvtxmoeError, match=r"is defined in 2 ways that fit (16|40) bytes"):
         decoded(edited(None, None, *other))
 
 

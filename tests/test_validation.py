@@ -81,9 +81,14 @@ def test_the_whole_document(tmp_path: Path) -> None:
             "All 9 GPU operations have their place.",
             {"operations": 9, "unplaced": 0, "reasons": {}, "repeated_calls": 0},
         ),
+        (
+            "collectives_seen",
+            "No rank shares a layer with another.",
+            {"processes_that_share_layers": 0, "collective_ranges": 0},
+        ),
         ("profiler_warnings", "nsys reported no lost events.", {"messages": []}),
     ]
-    nothing_to_see = {"words_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"}
+    nothing_to_see = {"words_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes", "collectives_seen"}
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {
         "verdict": "complete",

@@ -105,6 +105,24 @@ def test_step_without_counts(tmp_path: Path) -> None:
     assert found.statuses == {"steps_have_counts": "fail"}
 
 
+def test_step_without_counts_of_a_layer_that_no_meta_names(tmp_path: Path) -> None:
+    """Another step has counts of it, so this one should."""
+    export, worker = one_layer()
+    for step in range(2):
+        with worker.step(step):
+            for layer in (0, 5):
+                with worker.layer(layer):
+                    worker.kernel()
+        for layer in (0, 5)[: 2 - step]:
+            worker.counts(step, layer, [2, 2, 1, 1])
+    found = written(tmp_path, export)
+    assert found.check("steps_have_counts")[2] == {
+        "cells": 4,
+        "missing": 1,
+        "examples": ["rank 0 step 1 layer 5"],
+    }
+
+
 def test_wrong_sum(tmp_path: Path) -> None:
     export, worker = one_layer()
     for step in range(3):
@@ -156,15 +174,15 @@ def test_tokens_disagree(tmp_path: Path) -> None:
 
 def test_topk_disagrees(tmp_path: Path) -> None:
     export, worker = one_layer()
-    for step in range(2):
+    for step in range(3):
         run_step(worker, step)
         worker.counts(step, 0, [2, 2, 1, 1])
         worker.topk(step, 0, [[0, 1], [0, 1], [2, 3 - step]])
     found = written(tmp_path, export)
     assert found.check("topk_agrees") == (
         "fail",
-        "In 1 of 2 sampled (rank, step, layer) the tokens' experts are not those counted.",
-        {"compared": 2, "differing": 1},
+        "In 2 of 3 sampled (rank, step, layer) the tokens' experts are not those counted.",
+        {"compared": 3, "differing": 2},
     )
     assert found.statuses == {"topk_agrees": "fail"}
 
@@ -206,7 +224,7 @@ def test_tensor_parallel_copies_differ(tmp_path: Path) -> None:
         "2 of 3 copies differ, the first between ranks 0 and 1 at step 1 layer 0. The lowest rank's counts are used.",
         {"compared": 3, "differing": 2},
     )
-    assert found.statuses == {"tensor_parallel_copies": "fail"}
+    assert found.statuses == {"tensor_parallel_copies": "fail", "collectives_seen": "warn"}
     assert found.rows("moe_expert_activations", "activation_count") == [("6",), ("6",), ("3",), ("3",)]
     # A filter hides nothing from the checks.
     filtered = written(tmp_path, *exports, selection=Selection(last_step=0))
@@ -236,7 +254,7 @@ def test_a_cell_that_only_the_second_copy_has(tmp_path: Path) -> None:
             if rank or not step:
                 worker.counts(step, 0, [2, 2, 1, 1])
     found = written(tmp_path, export)
-    assert found.statuses == {"steps_have_counts": "fail"}
+    assert found.statuses == {"steps_have_counts": "fail", "collectives_seen": "warn"}
     assert found.check("steps_have_counts")[2]["examples"] == ["rank 0 step 1 layer 0"]
     assert found.rows("moe_expert_activations", "activation_count") == [("4",), ("4",), ("2",), ("2",)]
     assert found.rows("moe_load_imbalance", "step", "rank") == [("0", "0"), ("1", "1")]

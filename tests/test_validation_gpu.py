@@ -27,14 +27,16 @@ ROUTING_FILES = (
 
 
 @pytest.mark.parametrize(
-    ("gone", "lost", "figures"),
+    ("gone", "lost", "figures", "others"),
     [
-        (["RUNTIME", "KERNEL"], "no CUDA activity", (0, 0)),
-        (["KERNEL"], "CUDA calls but no GPU operation", (9, 0)),
-        (["RUNTIME"], "GPU operations but no CUDA call", (0, 9)),
+        (["RUNTIME", "KERNEL"], "no CUDA activity", (0, 0), set()),
+        (["KERNEL"], "CUDA calls but no GPU operation", (9, 0), {"launches_have_work"}),
+        (["RUNTIME"], "GPU operations but no CUDA call", (0, 9), {"operations_placed"}),
     ],
 )
-def test_cuda_not_traced(tmp_path: Path, gone: list[str], lost: str, figures: tuple[int, int]) -> None:
+def test_cuda_not_traced(
+    tmp_path: Path, gone: list[str], lost: str, figures: tuple[int, int], others: set[str]
+) -> None:
     found = written(tmp_path, without(simple(), *gone))
     assert found.check("cuda_tracing") == (
         "fail",
@@ -43,6 +45,7 @@ def test_cuda_not_traced(tmp_path: Path, gone: list[str], lost: str, figures: tu
         {"runtime_calls": figures[0], "gpu_operations": figures[1]},
     )
     assert found.verdict == "incomplete"
+    assert found.statuses == dict.fromkeys({"cuda_tracing", *others}, "fail")
     # The cells are there, at zero; the routing is whole.
     assert found.rows("moe_layer_timings", "num_tokens", "kernel_count", "launched_by") == [("3", "0", "none")] * 6
     assert found.rows("moe_kernel_timings", "rank") == []
@@ -293,6 +296,40 @@ def test_a_layer_whose_range_was_not_open(tmp_path: Path) -> None:
         },
     )
     assert (found.verdict, found.statuses) == ("complete", {"layers_have_work": "warn"})
+
+
+@pytest.mark.parametrize("by_graph", [True, False])
+def test_a_layer_whose_work_is_lost_is_named_once(tmp_path: Path, by_graph: bool) -> None:
+    """Its launch lacks work: that is the fault, and its empty cell no second one."""
+    export = Export()
+    worker = Process(export, layers=2)
+    worker.send_meta()
+    for layer in range(2):
+        with worker.layer(layer):
+            worker.create_node(1 + layer)
+    for node in (1, 2):
+        worker.clone_node(100 + node, node)
+    for step in range(2):
+        with worker.step(step):
+            if by_graph:
+                replay(worker, [101, 102][: 2 - step])
+            else:
+                for layer in range(2):
+                    with worker.layer(layer):
+                        worker.kernel()
+        for layer in range(2):
+            worker.counts(step, layer, GOOD)
+    if not by_graph:
+        export.rows["CUPTI_ACTIVITY_KIND_KERNEL"].pop()
+    found = written(tmp_path, export)
+    assert found.statuses == {"launches_have_work": "fail"}
+    assert found.check("launches_have_work")[2]["partial_graphs"] == by_graph
+    assert found.check("layers_have_work") == (
+        "pass",
+        "All 2 (rank, step, layer) have GPU work.",
+        {"cells": 2, "without_work": 0},
+    )
+    assert found.rows("moe_layer_timings", "kernel_count") == [("1",), ("1",), ("1",), ("0",)]
 
 
 CUT: dict[str, tuple[str, ...]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,10 +119,45 @@ def test_nsys_warns(tmp_path: Path) -> None:
     found = written(tmp_path, export)
     assert found.check("profiler_warnings") == (
         "warn",
-        "nsys says: 3 events were dropped. Not all NVTX events might have been collected.",
+        "nsys says: 3 events were dropped. Not all NVTX events might have been collected. The other checks tell "
+        "whether anything is missing.",
         {"messages": ["3 events were dropped.", "Not all NVTX events might have been collected."]},
     )
     assert (found.verdict, found.validation["reasons"]) == ("complete", [])
+
+
+@pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"meta": {"ep_size": 2}}])
+@pytest.mark.parametrize("seen", [True, False])
+def test_collectives(tmp_path: Path, sizes: dict[str, Any], seen: bool) -> None:
+    """The reduction of a shared layer counts in it where moe.collective says whose it is, else outside."""
+    export = Export()
+    for rank in range(2):
+        worker = Process(export, pid=100 + rank, rank=rank, world_size=2, layers=1, **sizes)
+        worker.send_meta()
+        with worker.step(0):
+            with worker.layer(0):
+                worker.kernel(100, "fused")
+            with worker.phase("collective", 0) if seen else worker.range("other.range"):
+                worker.kernel(30, "all_reduce")
+        worker.counts(0, 0, GOOD)
+    found = written(tmp_path, export)
+    figures = {"processes_that_share_layers": 2, "collective_ranges": 2 if seen else 0}
+    times = found.rows("moe_layer_timings", "kernel_count", "kernel_time_ns")
+    rows = found.rows("moe_kernel_timings", "rank", "phase", "kernel_name", "total_ns")
+    if seen:
+        assert found.check("collectives_seen") == ("pass", "2 moe.collective ranges.", figures)
+        assert times == [("2", "130")] * 2
+        assert ("1", "collective", "all_reduce", "30") in rows
+    else:
+        assert found.check("collectives_seen") == (
+            "warn",
+            "No moe.collective range: reductions of MoE results after their layers count outside them. The time of a "
+            "collective includes waiting for other ranks.",
+            figures,
+        )
+        assert times == [("1", "100")] * 2
+        assert "all_reduce" not in {row[2] for row in rows}
+    assert found.verdict == "complete"
 
 
 def test_several_problems_at_once(tmp_path: Path) -> None:
@@ -159,7 +195,7 @@ def test_several_problems_at_once(tmp_path: Path) -> None:
 def test_a_whole_capture(golden_2gpu: Path, tmp_path: Path) -> None:
     """The pass of what constructed runs don't have: graphs, copies, many ranks."""
     found = written(tmp_path, golden_2gpu)
-    assert found.statuses == {"profiler_warnings": "warn"}
+    assert found.statuses == {"collectives_seen": "warn", "profiler_warnings": "warn"}
     assert found.check("graph_tracing")[1] == "86 graph launches, traced by node."
     assert found.check("graph_nodes")[2] == {"unresolved": 0, "node_rows": 3420}
     assert found.check("launches_have_work")[1] == "All 3,848 launches in steps have their GPU work."

@@ -5,24 +5,30 @@ from __future__ import annotations
 import os
 import sqlite3
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
 import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.writer import reach
 
 
 def check_database(path: Path, tables: Collection[str]) -> None:
-    """Refuse a name that something else has already.
+    """Refuse early a name that something else has already, or that can't be made.
 
     Parameters:
         tables: names of the tables that a database of ours has.
 
     Raises:
-        NvtxmoeError: there is something other than a database of ours.
+        NvtxmoeError: there is something other than a database of ours, or no folder for it.
     """
+    try:
+        reach(path.parent)
+    except OSError as error:
+        raise _cannot_write(error, path) from error
     if path.exists() and not _is_ours(path, tables):
         raise NvtxmoeError(
             "is there already and was not written by nvtxmoe",
@@ -31,8 +37,10 @@ def check_database(path: Path, tables: Collection[str]) -> None:
         )
 
 
-def write_database(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
-    """Write every table under its file's name into a new SQLite file, whole or not at all.
+@contextmanager
+def writing_database(path: Path, tables: Mapping[str, pl.DataFrame]) -> Iterator[None]:
+    """Write every table under its file's name into a new SQLite file. It takes its name when what is done inside the
+    context has succeeded too.
 
     Raises:
         NvtxmoeError: the file can't be written, or is something other than a database of ours.
@@ -45,14 +53,19 @@ def write_database(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
         os.close(handle)
         _fill(Path(name), tables)
         os.chmod(name, 0o644)  # noqa: PTH101  mkstemp's own is for one user
+        yield
         Path(name).replace(path)
     except (OSError, sqlite3.Error) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        remedy = "Choose another name for --sqlite, or make room"
-        raise NvtxmoeError(f"cannot write the database: {reason}", where=path, remedy=remedy) from error
+        raise _cannot_write(error, path) from error
     finally:
         if handle is not None:
             Path(name).unlink(missing_ok=True)
+
+
+def _cannot_write(error: Exception, path: Path) -> NvtxmoeError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    remedy = "Choose another name for --sqlite, or make room"
+    return NvtxmoeError(f"cannot write the database: {reason}", where=path, remedy=remedy)
 
 
 def _fill(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:

@@ -148,7 +148,7 @@ def _epoch_ns(export: Export) -> int | None:
 
 def _warnings(export: Export) -> tuple[str, ...]:
     texts = export.read(tables.DIAGNOSTICS)["text"].drop_nulls()
-    serious = texts.filter(texts.str.contains("(?i)might not have been collected|not all|dropped|lost"))
+    serious = texts.filter(texts.str.contains(r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"))
     return tuple(sorted(set(serious.to_list())))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +16,11 @@ from nvtxmoe_analysis.events import Events, Meta, read_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.inspect_reasons import losses, missing_ranks, reservations
+from nvtxmoe_analysis.launches import GRAPH_LAUNCH_PATTERN
 from nvtxmoe_analysis.trim import OPERATIONS, size_bytes
 
 VERSIONS = ("vllm", "torch", "nvtxmoe", "device")
+UNRECORDED = "launched, but no node recorded"
 _MODE_NAME = "CUDA_GRAPH_TRACE_OPTIONS:MODE"
 
 NOTHING_MISSING, INCOMPLETE, NO_EVENTS = "nothing missing so far", "incomplete", "no readable nvtxmoe events"
@@ -86,7 +89,8 @@ class Inspected:
     Attributes:
         gpu_operations: rows by kind of operation.
         runtime_calls: rows of CUDA API calls.
-        graph_tracing: ``node``, ``graph`` (no kernels inside graphs), ``none used``, or ``unknown``.
+        graph_tracing: ``node``, ``graph`` (no kernels inside graphs), ``launched, but no node recorded``, ``none
+            used``, or ``unknown``.
         contents: null when there are no nvtxmoe events that can be read.
         missing: why the capture can't be whole.
         warnings: what is worth knowing but need not be a loss.
@@ -186,6 +190,8 @@ def _graph_tracing(export: Export) -> str:
         return "graph"
     if export.rows(tables.GRAPH_NODES):
         return "node"
+    if any(re.match(GRAPH_LAUNCH_PATTERN, text) for text in export.read(tables.STRINGS)["value"].to_list()):
+        return UNRECORDED
     asked = [v for k, v in export.metadata(tables.CAPTURE_META).items() if k.endswith(_MODE_NAME)]
     return "none used" if asked and export.rows(tables.RUNTIME) else "unknown"
 

@@ -11,7 +11,7 @@ from nvtxmoe_analysis.events import Events, Meta
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 
-_WORRYING = r"(?i)might not have been collected|not all|dropped|lost"
+_WORRYING = r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"
 
 
 def losses(export: Export, events: Events | None, operations: int, calls: int, graph_tracing: str) -> list[str]:
@@ -32,6 +32,11 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         found.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
     if graph_tracing == "graph":
         found.append("CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node")
+    elif graph_tracing not in {"node", "none used", "unknown"}:
+        found.append(
+            "CUDA graphs were launched but none of their nodes recorded; capture with --cuda-graph-trace=node, from "
+            "before the graphs are made"
+        )
     return found
 
 

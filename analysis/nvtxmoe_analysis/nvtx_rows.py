@@ -29,7 +29,7 @@ def read_nvtx(export: Export) -> pl.DataFrame:
         raise NvtxmoeError(
             "no NVTX_EVENTS in it: the capture recorded no NVTX event",
             where=export.source,
-            remedy="Capture again with `nsys profile -t cuda,nvtx` and NVTXMOE_ENABLE=1",
+            remedy="Capture again with `nsys profile -t cuda,nvtx` of a program that emits nvtxmoe's events",
         )
     domains = _domains(export)
     ids = sorted(set(domains["domainId"].to_list()))
@@ -76,7 +76,6 @@ def _domains(export: Export) -> pl.DataFrame:
         raise NvtxmoeError(
             f"no events of the NVTX domain {schema.DOMAIN} ({found})",
             where=export.source,
-            remedy="Capture with NVTXMOE_ENABLE=1 in the environment of the server; "
-            "nsys 2023.4 records nothing from nvtx 0.2.14 and newer",
+            remedy="Capture a program that emits nvtxmoe's events; nsys 2023.4 records none of nvtx 0.2.14 and newer",
         )
     return ours.select("pid", "domainId")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import polars as pl
 
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
-from nvtxmoe_analysis.database import check_database, write_database
+from nvtxmoe_analysis.database import check_database, writing_database
 from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
 from nvtxmoe_analysis.facts import gather
 from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
@@ -79,8 +80,8 @@ def analyze(
     tables = dict(zip(TABLES, built[: len(TABLES)], strict=True))
     documents = dict(zip(DOCUMENTS, built[len(TABLES) :], strict=True))
     progress.begin("writing")
-    files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
+    with nullcontext() if database is None else writing_database(database, tables):
+        files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
     if database is not None:
-        write_database(database, tables)
         files.append(database)
     return Analysis(results, checks, validation, folder, files)

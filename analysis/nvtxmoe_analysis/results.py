@@ -58,11 +58,8 @@ class Results:
     @cached_property
     def steps(self) -> pl.DataFrame:
         """Kept steps of all reports: ``report``, ``rank``, ``step``, ``start``, token counts, ``timestamp_ns``."""
-        return (
-            _all_steps(self.reports, self.aligned)
-            .filter("kept")
-            .with_columns(timestamp_ns=pl.col("at_ns") - self.origin_ns)
-        )
+        origin = self.origin_ns if self.aligned else pl.col("at_ns").min().over("report")
+        return _all_steps(self.reports, self.aligned).with_columns(timestamp_ns=pl.col("at_ns") - origin).filter("kept")
 
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""
@@ -81,6 +78,7 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
         NvtxmoeError: two processes say they are the same rank.
     """
     _refuse_same_rank(reports)
+    _refuse_empty(reports, selection)
     aligned = all(report.epoch_ns is not None for report in reports) or len(reports) == 1
     steps = _all_steps(reports, aligned)
     return Results(
@@ -99,7 +97,8 @@ def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
     seen: dict[int, str] = {}
     for report in reports:
         ranks = {(pid, meta.rank) for pid, meta in report.metas.items()}
-        ranks |= set(report.steps.select("pid", "rank").drop_nulls().unique().rows())
+        for frame in (report.steps, report.events.counts.cells):
+            ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
         for pid, rank in sorted(ranks):
             here = f"{report.source} (process {pid})"
             if rank in seen:
@@ -108,6 +107,27 @@ def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
                     remedy="Give each rank's report once, and reports of one run only",
                 )
             seen[rank] = here
+
+
+def _refuse_empty(reports: Sequence[ReportFacts], selection: Selection) -> None:
+    """Raise when the filters leave nothing of a capture that holds something."""
+    kept = any(report.steps["kept"].any() or len(report.counts) for report in reports)
+    layers = {n for r in reports for m in r.metas.values() for n in m.layers}
+    layers |= {n for r in reports for n in r.events.counts.cells["layer"].unique().to_list()}
+    if selection.layers is not None and layers and not layers & selection.layers:
+        kept = False
+    if kept or not selection.active:
+        return
+    steps = pl.concat([report.steps.select("rank", "step") for report in reports]).drop_nulls()
+    if steps.is_empty():
+        return
+    ranks = ", ".join(map(str, steps["rank"].unique().sort().to_list()))
+    numbers = steps["step"].sort().to_list()
+    raise NvtxmoeError(
+        f"the filters keep nothing: captured are steps {numbers[0]} to {numbers[-1]} of "
+        f"{'rank' if ',' not in ranks else 'ranks'} {ranks}, layers {', '.join(map(str, sorted(layers)))}",
+        remedy="Widen --steps, --skip-first, --only, --layers or --ranks",
+    )
 
 
 def _all_steps(reports: Sequence[ReportFacts], aligned: bool) -> pl.DataFrame:

@@ -17,57 +17,67 @@ TOP_OUTSIDE = 3
 def overview(analysis: Analysis) -> dict[str, Any]:
     """Verdict, layers, longest operations and files; JSON-ready. Times are ns.
 
-    ``kernel_time_ns`` is the sum over ranks and steps of kernel durations; ``kernel_time_ns_per_step`` its mean over
-    (rank, step). ``max_mean`` is the mean over steps of the largest over the mean expert count.
+    ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
+    memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked. ``max_mean`` is the
+    hottest expert's share of all the layer's activations over the mean expert's.
     """
     results = analysis.results
     cover = analysis.validation["coverage"]
-    groups = results.routing.counts.cells.select("rank", "step", "num_tokens").unique(["rank", "step"])
+    steps, tokens = _steps_and_tokens(analysis, kept=True)
     return {
         "verdict": analysis.validation["verdict"],
         "reasons": analysis.validation["reasons"],
         "warnings": [check.message for check in analysis.checks if check.status == WARN],
         "checks_passed": sum(check.status == PASS for check in analysis.checks),
         "checks_failed": sum(check.status == FAIL for check in analysis.checks),
-        "ranks": results.layers["rank"].n_unique(),
-        "steps_kept": _distinct_steps(analysis, kept=True),
-        "steps_captured": _distinct_steps(analysis, kept=False),
-        "tokens": int(groups["num_tokens"].sum()),
+        "ranks": sum(report.steps.filter("kept")["pid"].n_unique() for report in results.reports),
+        "steps_kept": steps,
+        "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
+        "tokens": tokens,
         "in_layer_ns": sum(int(results.layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
         "in_layer_pct": None if results.selection.active else cover["in_layer_pct_of_step_time"],
         "layers": _layers(analysis),
         "kernels": _kernels(analysis),
         "outside": [] if results.selection.active else _outside(cover),
         "folder": str(analysis.folder),
-        "files": [file.name for file in analysis.files],
+        "files": [file.name if file.parent == analysis.folder else str(file) for file in analysis.files],
     }
 
 
-def _distinct_steps(analysis: Analysis, *, kept: bool) -> int:
-    """Steps, each once however many tensor-parallel ranks ran it."""
-    number = 0
+def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
+    """Steps and their tokens, each once however many tensor- or pipeline-parallel ranks ran it.
+
+    Ranks that have the first layer and share tokens are one; data-parallel ones are added.
+    """
+    first = int(analysis.results.layers["layer"].min() or 0)  # type: ignore[arg-type]
+    number = tokens = 0
     for report in analysis.results.reports:
-        groups = {pid: meta.tp_group for pid, meta in report.metas.items()}
+        groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first in meta.layers}
+        silent = [pid for pid in report.steps["pid"].unique().to_list() if pid not in report.metas]
+        groups |= {pid: -pid for pid in silent}
         steps = report.steps.filter("kept") if kept else report.steps
-        group = pl.col("pid").replace_strict(groups, default=-pl.col("pid"), return_dtype=pl.Int64)
-        number += steps.select(group, "step").n_unique()
-    return number
+        mine = steps.filter(pl.col("pid").is_in(list(groups))).with_columns(
+            group=pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64),
+            number=pl.coalesce("step", -1 - pl.col("row")),  # without a number a range stands for itself
+        )
+        once = mine.unique(["group", "number"], keep="first")
+        number += len(once)
+        tokens += int(once["num_tokens"].sum())
+    return number, tokens
 
 
 def _layers(analysis: Analysis) -> list[dict[str, Any]]:
     results = analysis.results
+    worked = pl.col("kernel_time_ns").filter(pl.col("launched_by") != "none")
     timed = results.layers.group_by("layer").agg(
-        pl.col("kernel_time_ns").sum(), pl.col("kernel_time_ns").mean().alias("per_step")
+        pl.col("kernel_time_ns").sum(),
+        (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
+        worked.mean().alias("per_step"),
     )
-    time = {layer: (total, mean) for layer, total, mean in timed.rows()}
-    loads = (
-        pl.concat([results.routing.counts.cells.select("layer", "top_k"), results.features], how="horizontal")
-        .group_by("layer")
-        .agg(pl.col("max_mean_ratio").mean(), pl.col("top_k").last())
-    )
-    load = {layer: (ratio, top_k) for layer, ratio, top_k in loads.rows()}
+    time = {layer: (total, copies, mean) for layer, total, copies, mean in timed.rows()}
+    top_k = dict(results.routing.counts.cells.group_by("layer").agg(pl.col("top_k").last()).rows())
     out = []
-    for layer in sorted({*time, *load}):
+    for layer in sorted({*time, *top_k}):
         total = results.totals.get(layer)
         assigned = 0 if total is None else int(total.sum())
         hottest = None if total is None or not assigned else int(total.argmax())
@@ -75,13 +85,14 @@ def _layers(analysis: Analysis) -> list[dict[str, Any]]:
             {
                 "layer": layer,
                 "num_experts": None if total is None else len(total),
-                "top_k": load.get(layer, (None, None))[1],
+                "top_k": top_k.get(layer),
                 "used": None if total is None else int((total > 0).sum()),
                 "hottest": hottest,
                 "hottest_pct": None if total is None or hottest is None else 100.0 * int(total[hottest]) / assigned,
-                "max_mean": load.get(layer, (None, None))[0],
-                "kernel_time_ns": time.get(layer, (0, None))[0],
-                "kernel_time_ns_per_step": time.get(layer, (0, None))[1],
+                "max_mean": None if total is None or not assigned else int(total.max()) * len(total) / assigned,
+                "kernel_time_ns": time.get(layer, (0, 0, None))[0],
+                "copy_time_ns": time.get(layer, (0, 0, None))[1],
+                "kernel_time_ns_per_step": time.get(layer, (0, 0, None))[2],
             }
         )
     return out
@@ -108,7 +119,7 @@ def _outside(cover: dict[str, Any]) -> list[dict[str, Any]]:
             "kernel_name": one["name"],
             "count": one["operations"],
             "total_ns": one["time_ns"],
-            "pct": 100.0 * one["time_ns"] / total,
+            "pct": 100.0 * one["time_ns"] / total if total else 0.0,
         }
         for one in cover["in_step_outside_layers_names"][:TOP_OUTSIDE]
     ]

@@ -61,13 +61,18 @@ def check_folder(folder: Path) -> None:
         NvtxmoeError: something on the way is no folder, or not writable.
     """
     try:
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there)
+        reach(folder)
     except OSError as error:
         raise _cannot_write(error, folder) from error
+
+
+def reach(folder: Path) -> None:
+    """Raise OSError where a folder can't be made, or nothing be put into it, as far as that can be told."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there)
 
 
 def _cannot_write(error: Exception, folder: Path) -> NvtxmoeError:

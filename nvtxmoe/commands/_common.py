@@ -28,7 +28,7 @@ class _Path(click.Path):
         return path
 
 
-PATH = _Path(path_type=Path)
+PATH = _Path(path_type=Path, readable=False)
 
 
 def command(name: str, example: str) -> Callable[[Callable[..., int | None]], click.Command]:

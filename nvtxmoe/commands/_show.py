@@ -15,18 +15,24 @@ MOST_LAYERS = 16
 
 def show_analysis(console: Console, found: dict[str, Any]) -> None:
     """Print an overview (see nvtxmoe_analysis.summaries)."""
+    if found["verdict"] != "complete":
+        console.print("Capture [bold red]incomplete[/bold red], see below: the numbers lack what is missing.")
     console.print(
         f"{_many(found['ranks'], 'rank')}, {_many(found['steps_kept'], 'step')}"
         + (f" of {found['steps_captured']:,}" if found["steps_kept"] != found["steps_captured"] else "")
         + f", {_many(len(found['layers']), 'MoE layer')}, {_many(found['tokens'], 'token')}"
-        + f"; {_us(found['in_layer_ns'])} of GPU time in MoE layers"
-        + (f" ({found['in_layer_pct']:.1f} % of all in steps)" if found["in_layer_pct"] is not None else "")
+    )
+    console.print(
+        f"{_us(found['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
+        + (f": {found['in_layer_pct']:.1f} % of all in steps" if found["in_layer_pct"] is not None else "")
     )
     console.print(_layer_table(found))
     if len(found["layers"]) > MOST_LAYERS:
-        console.print(f"The {MOST_LAYERS} layers with the most GPU time of {len(found['layers'])}; the files have all.")
-    _show_operations(console, "Longest operations in MoE layers:", found["kernels"])
-    _show_operations(console, "Longest operations of steps outside MoE layers:", found["outside"])
+        console.print(
+            f"The {MOST_LAYERS} layers with the most kernel time of {len(found['layers'])}; the files have all."
+        )
+    _show_operations(console, "Most GPU time in MoE layers:", found["kernels"])
+    _show_operations(console, "Most GPU time of steps outside MoE layers:", found["outside"])
     _show_verdict(console, found)
     console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
     for file in found["files"]:
@@ -35,23 +41,29 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
 
 def _layer_table(found: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in ("layer", "experts", "top-k", "used"):
+    for name in (
+        "layer",
+        "experts",
+        "top-k",
+        "used",
+        "hottest expert",
+        "max/mean",
+        "kernels",
+        "copies",
+        "kernels a step",
+    ):
         table.add_column(name, justify="right")
-    table.add_column("hottest expert", justify="right")
-    table.add_column("max/mean load", justify="right")
-    table.add_column("kernel time", justify="right")
-    table.add_column("a step", justify="right")
     shown = sorted(found["layers"], key=lambda one: -one["kernel_time_ns"])[:MOST_LAYERS]
     for one in sorted(shown, key=lambda each: each["layer"]):
+        per_step = one["kernel_time_ns_per_step"]
         table.add_row(
             str(one["layer"]),
-            str(one["num_experts"]),
-            str(one["top_k"]),
-            str(one["used"]),
-            f"{one['hottest']} ({one['hottest_pct']:.1f} %)" if one["hottest_pct"] is not None else "",
-            f"{one['max_mean']:.2f}" if one["max_mean"] is not None else "",
+            *("-" if one[key] is None else str(one[key]) for key in ("num_experts", "top_k", "used")),
+            "-" if one["hottest"] is None else f"{one['hottest']} ({one['hottest_pct']:.1f} %)",
+            "-" if one["max_mean"] is None else f"{one['max_mean']:.2f}",
             _us(one["kernel_time_ns"]),
-            _us(one["kernel_time_ns_per_step"]) if one["kernel_time_ns_per_step"] is not None else "",
+            _us(one["copy_time_ns"]),
+            "-" if per_step is None else _us(per_step),
         )
     return table
 

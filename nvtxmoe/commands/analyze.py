@@ -29,7 +29,9 @@ from nvtxmoe.errors import INCOMPLETE
 )
 @click.option("--sqlite", "database", type=PATH, help="Also store the tables in this SQLite file, for SQL.")
 @click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out.")
-@click.option("--skip-first", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps.")
+@click.option(
+    "--skip-first", metavar="N", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps."
+)
 @click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
 @click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11.")
 @click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from nvtxmoe_analysis.checks import (
     blobs_present,
+    collectives_seen,
     counts_sum,
     cuda_tracing,
     graph_nodes,
@@ -48,6 +49,7 @@ CHECKS: Sequence[Callable[[Results], Check]] = (
     graph_nodes.check,
     ranges_nest.check,
     operations_placed.check,
+    collectives_seen.check,
     profiler_warnings.check,
 )
 

@@ -12,5 +12,9 @@ def check(results: Results) -> Check:
     """Diagnostics of nsys that speak of lost events. A warning only: captures with one have been found whole."""
     found = sorted({text for report in results.reports for text in report.warnings})
     if found:
-        return warned(NAME, "nsys says: " + " ".join(found), messages=list(found))
+        return warned(
+            NAME,
+            f"nsys says: {' '.join(found)} The other checks tell whether anything is missing.",
+            messages=list(found),
+        )
     return passed(NAME, "nsys reported no lost events.", messages=[])

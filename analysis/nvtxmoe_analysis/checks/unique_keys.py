@@ -19,8 +19,8 @@ def check(results: Results) -> Check:
     if steps or counts:
         return failed(
             NAME,
-            f"{number(steps, 'step')} and {number(counts, 'count')} repeat a number that their rank has used: repeated steps are "
-            "added up, of repeated counts the first counts.",
+            f"{number(steps, 'step')} and {number(counts, 'count')} repeat a number that their rank has used: repeated "
+            "steps are added up, of repeated counts the first counts.",
             repeated_steps=steps,
             repeated_counts=counts,
         )

@@ -94,7 +94,7 @@ class Export(ABC):
         Raises:
             NvtxmoeError: a required column is missing, or the file is damaged.
         """
-        name, present, schema = self._plan(table, columns)
+        name, present, schema = self._plan(table, columns, only[:1] if only else ())
         if row:
             schema["row"] = pl.Int64
         if name is None:
@@ -105,7 +105,7 @@ class Export(ABC):
         self, table: Table, columns: Sequence[str], *, only: tuple[str, Collection[int]] | None = None
     ) -> Iterator[pl.DataFrame]:
         """Yield what :meth:`read` would return in parts of about BATCH_ROWS rows. An absent table yields nothing."""
-        name, present, schema = self._plan(table, columns)
+        name, present, schema = self._plan(table, columns, only[:1] if only else ())
         if name is None:
             return
         if self._row_count(name) <= BATCH_ROWS:
@@ -115,16 +115,19 @@ class Export(ABC):
             yield self._conform(table, part, schema)
 
     def _plan(
-        self, table: Table, columns: Sequence[str] | None
+        self, table: Table, columns: Sequence[str] | None, filtered: Collection[str] = ()
     ) -> tuple[str | None, list[str], dict[str, type[pl.DataType]]]:
-        """Name of the table in the file (None: absent), the wanted columns it has, and the types of all wanted."""
+        """Name of the table in the file (None: absent), the wanted columns it has, and the types of all wanted.
+
+        Columns that rows are ``filtered`` by must be there too.
+        """
         wanted = list(columns) if columns is not None else [*table.columns, *table.optional]
         schema: dict[str, type[pl.DataType]] = {c: pl.String if c in table.text else pl.Int64 for c in wanted}
         name = self._find(table)
         if name is None:
             return None, [], schema
         present = self._columns[name]
-        missing = [c for c in wanted if c in table.columns and c not in present]
+        missing = [c for c in dict.fromkeys((*wanted, *filtered)) if c in table.columns and c not in present]
         if missing:
             raise NvtxmoeError(
                 f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
@@ -156,6 +159,12 @@ class Export(ABC):
         return table.name if table.name in self._columns else None
 
     def _check_is_export(self) -> None:
+        if tables.EXPORT_META.name not in self._columns and tables.STRINGS.name in self._columns:
+            raise NvtxmoeError(
+                f"an unfinished export: table {tables.EXPORT_META.name} is missing",
+                where=self.source,
+                remedy="`nsys export` failed: export again with an nsys at least as new as the one that captured",
+            )
         if tables.EXPORT_META.name not in self._columns and tables.STRINGS.name not in self._columns:
             found = ", ".join(sorted(self._columns)[:8]) or "no table"
             raise NvtxmoeError(
@@ -175,10 +184,10 @@ class Export(ABC):
             elif found.dtype.is_integer() if dtype == pl.Int64 else found.dtype == dtype:
                 column = found.cast(dtype, wrap_numerical=True)
             else:
-                wanted = "integers" if dtype == pl.Int64 else "text"
-                raise self._bad_column(table, name, f"holds {found.dtype} where {wanted} belong")
+                wanted = "integers belong" if dtype == pl.Int64 else "text belongs"
+                raise self._bad_column(table, name, f"holds {found.dtype} where {wanted}")
             if name in table.filled and column.null_count():
-                raise self._bad_column(table, name, f"has {column.null_count():,} rows without a value")
+                raise self._bad_column(table, name, f"lacks a value in {column.null_count():,} of {len(column):,} rows")
             if name in tables.TIMES and not column.is_between(tables.LEAST_NS, tables.MOST_NS).all():
                 raise self._bad_column(table, name, "has times beyond any capture's")
             columns.append(column)

@@ -21,9 +21,9 @@ def open_export(path: Path, *, cache_dir: Path | None = None, nsys: Path | None 
     try:
         if path.is_dir():
             return ParquetExport(path)
-        if not path.exists():
+        if not path.is_file():
             raise NvtxmoeError(
-                "no such file or folder",
+                "neither a file nor a folder" if path.exists() else "no such file or folder",
                 where=path,
                 remedy="Give a .nsys-rep, a SQLite export, or a folder of Parquet files",
             )
@@ -40,4 +40,5 @@ def open_export(path: Path, *, cache_dir: Path | None = None, nsys: Path | None 
             )
         return SqliteExport(path)
     except OSError as error:
-        raise NvtxmoeError(f"cannot be read: {error.strerror or error}", where=path) from error
+        remedy = "Check its name and who may read it"
+        raise NvtxmoeError(f"cannot be read: {error.strerror or error}", where=path, remedy=remedy) from error

@@ -13,6 +13,15 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 
+#: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
+PARQUET_ERRORS = (
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    OSError,
+    UnicodeDecodeError,
+)
+
 
 class ParquetExport(Export):
     """An export made by ``nsys export --type parquetdir``."""
@@ -31,7 +40,7 @@ class ParquetExport(Export):
         for file in sorted(self.path.glob("*.parquet")):
             try:
                 layout[file.stem] = tuple(pq.read_schema(file).names)
-            except (pa.ArrowException, OSError) as error:
+            except PARQUET_ERRORS as error:
                 raise self._damaged(error, file) from error
         if not layout:
             raise NvtxmoeError(
@@ -51,7 +60,7 @@ class ParquetExport(Export):
                 column, values = only
                 lazy = lazy.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
             return lazy.select([*columns, "row"] if row else columns).collect()
-        except (pl.exceptions.PolarsError, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error
 
     def _batches(
@@ -66,14 +75,14 @@ class ParquetExport(Export):
                         column, values = only
                         frame = frame.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
                     yield frame
-        except (pa.ArrowException, pl.exceptions.PolarsError, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error
 
     def _row_count(self, name: str) -> int:
         file = self._file(name)
         try:
             return int(pq.read_metadata(file).num_rows)
-        except (pa.ArrowException, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error
 
     def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
@@ -86,7 +95,7 @@ class ParquetExport(Export):
             # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
             table = pq.read_table(file, columns=["domainId", tables.NVTX_BLOB], use_threads=True)
             blob = table.column(tables.NVTX_BLOB).cast(pa.large_binary())
-        except (pa.ArrowException, OSError) as error:
+        except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error
         frame = pl.DataFrame(
             {
@@ -98,7 +107,7 @@ class ParquetExport(Export):
         mine = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
         return frame.filter(mine).select(pl.col("row").cast(pl.Int64), "blob")
 
-    def _damaged(self, error: Exception, file: Path) -> NvtxmoeError:
+    def _damaged(self, error: BaseException, file: Path) -> NvtxmoeError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return NvtxmoeError(
             f"Parquet cannot be read: {reason}", where=file, remedy="Export the report again, or copy it again"

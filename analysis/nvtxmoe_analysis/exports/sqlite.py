@@ -19,6 +19,8 @@ from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.parallel import ordered_map
 
 MAGIC = b"SQLite format 3\0"
+#: Longer paths SQLite does not open (MAX_PATHNAME of its os_unix.c).
+MOST_PATH_BYTES = 512
 #: What reading a damaged file raises: sqlite3 decodes even the messages of its errors.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 #: From this many rows on connectorx is faster than sqlite3.
@@ -35,7 +37,8 @@ class SqliteExport(Export):
         try:
             self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
         except SQLITE_ERRORS as error:
-            raise NvtxmoeError(f"cannot be opened: {error}", where=source or path) from error
+            remedy = f"Check who may read it; SQLite takes paths of {MOST_PATH_BYTES} bytes"
+            raise NvtxmoeError(f"cannot be opened: {error}", where=source or path, remedy=remedy) from error
         self._lock = threading.Lock()
         self._spans: dict[str, tuple[int, int]] = {}
         super().__init__(path, source)
