@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from nvtxmoe import cli
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "nvtxmoe" / "data" / "demo"
 RESULTS = "moe_expert_tracking"
+#: Why nothing can be made in /proc.
+PROC = "No such file or directory" if os.access("/proc", os.W_OK) else "Permission denied"
 
 
 @dataclass(frozen=True)

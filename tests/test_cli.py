@@ -161,7 +161,7 @@ def on_a_terminal(*arguments: object, piped: bool = False, **environment: str) -
 def test_terminals_get_colour_unless_they_want_none(small: Path, tmp_path: Path) -> None:
     _, shown = on_a_terminal("analyze", small, "-o", tmp_path / "results")
     assert COLOUR.search(shown)
-    assert "complete" in shown
+    assert "opening" in shown and "complete" in shown
     _, shown = on_a_terminal("analyze", small, "-o", tmp_path / "results", NO_COLOR="1")
     assert not COLOUR.search(shown)
     assert "complete" in shown

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.builder import Export, Process, simple_run
-from tests.command import refuses
+from tests.command import DEMO, RESULTS, analyze, everything, refuses
 from tests.runs import simple
 
 PAGE = 4096
@@ -124,6 +125,18 @@ def test_values_that_cannot_be(
     connection.close()
     # Of large tables connectorx tells what it found in its own words.
     refuses(path, f"table {table}: ", said if size == "small" or table == "StringIds" else "")
+
+
+def test_a_panic_of_polars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise pl.exceptions.PanicException("called `unwrap()`\n on an `Err`")
+
+    monkeypatch.setattr(pl, "scan_parquet", panic)
+    folder = tmp_path / "capture"
+    shutil.copytree(DEMO, folder)
+    refuses(
+        folder, folder / "NVTX_EVENTS.parquet", "Parquet cannot be read: called `unwrap()`. Export the report again"
+    )
 
 
 def built(folder: Path, **process: Any) -> tuple[Export, Path]:
@@ -280,3 +293,50 @@ def test_payloads_of_another_shape(tmp_path: Path, event: str, payload: np.ndarr
     Process(export, pid=7, rank=1, schema_base=1 << 33).mark(event, payload)
     export.save(path)
     refuses(path, said, "Capture again, or export the report again")
+
+
+# Damage that is not refused: what can be had is, in time and memory that the file justifies.
+
+
+def test_row_numbers_with_gaps(tmp_path: Path, large: Path) -> None:
+    analyze(large, tmp_path / "plain")
+    path = tmp_path / "built.sqlite"
+    shutil.copy(large, path)
+    connection = sqlite3.connect(path)
+    with connection:
+        for table in ("CUPTI_ACTIVITY_KIND_RUNTIME", "CUPTI_ACTIVITY_KIND_KERNEL", "NVTX_EVENTS"):
+            ((last,),) = connection.execute(f"SELECT max(rowid) FROM {table}").fetchall()
+            connection.execute(f"UPDATE {table} SET rowid = {1 << 60} WHERE rowid = {last}")
+    connection.close()
+    analyze(path, tmp_path / "results")
+    plain, found = (everything(tmp_path / name / RESULTS) for name in ("plain", "results"))
+    for name in plain.keys() - {"moe_capture_validation.json"}:
+        assert found[name] == plain[name], name
+
+
+def test_a_sampled_token_with_an_expert_that_is_not(tmp_path: Path) -> None:
+    export = Export()
+    worker = simple_run(export, steps=1)
+    with worker.step(1):
+        worker.kernel()
+    for layer in range(worker.layers):
+        worker.counts(1, layer, [3, 3, 0, 0])
+        worker.topk(1, layer, [[0, 1], [0, 1], [0, 65535]])
+    output = tmp_path / "results"
+    analyze(export.save(tmp_path / "built.sqlite"), output)
+    validation = json.loads((output / RESULTS / "moe_capture_validation.json").read_text())
+    assert [check["name"] for check in validation["checks"] if check["status"] == "fail"] == ["topk_agrees"]
+    pairs = (output / RESULTS / "moe_expert_coselection.csv").read_text().splitlines()
+    assert {"0,0,1,3,6", "0,0,65535,1,6", "1,0,65535,1,6"} <= set(pairs)
+
+
+@pytest.mark.parametrize("number", [65_536, 2**31 - 1, 2**31, 2**40, 2**63 - 1])
+def test_a_layer_that_is_not(tmp_path: Path, number: int) -> None:
+    export = Export()
+    worker = simple_run(export, steps=2)
+    with worker.step(2), worker.range("moe.layer.1", number):
+        worker.kernel(77)
+    output = tmp_path / "results"
+    analyze(export.save(tmp_path / "built.sqlite"), output)
+    rows = (output / RESULTS / "moe_layer_timings.csv").read_text().splitlines()
+    assert [row.split(",")[7] for row in rows if row.startswith(f"0,2,{min(number, 2**31 - 1)},")] == ["77"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from nvtxmoe_analysis.exports import tables
 from tests.builder import Export, simple_run
-from tests.command import DEMO, RESULTS, Ran, everything, files, refused, refuses, run, spawn
+from tests.command import DEMO, PROC, RESULTS, Ran, everything, files, refused, refuses, run, spawn
 from tests.runs import simple
 
 
@@ -52,6 +53,11 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     remedy = "no such file or folder. Give a .nsys-rep, a SQLite export, or a folder of Parquet files"
     refuses(tmp_path / "nothing.sqlite", remedy)
     refuses(tmp_path / "nothing.nsys-rep", remedy)
+    os.mkfifo(tmp_path / "pipe")
+    refused(
+        run("analyze", tmp_path / "pipe", "-o", tmp_path / "results"), "neither a file nor a folder. Give a .nsys-rep"
+    )
+    (tmp_path / "pipe").unlink()
     (tmp_path / "dangling").symlink_to(tmp_path / "away")
     refuses(tmp_path / "dangling", remedy)
     refuses(tmp_path / ("n" * 300), "cannot be read: File name too long")
@@ -210,7 +216,7 @@ def test_output_that_cannot_be_made(tmp_path: Path, place: str) -> None:
     output, said = {
         "a file": (tmp_path / "file", "Not a directory"),
         "below a file": (tmp_path / "file" / "deep" / "results", "Not a directory"),
-        "/proc": (Path("/proc/nvtxmoe"), "No such file or directory"),
+        "/proc": (Path("/proc/nvtxmoe"), PROC),
         "a long name": (tmp_path / ("n" * 300), "File name too long"),
     }[place]
     before = everything(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.writer import as_text, write_set
-from tests.command import DEMO, RESULTS, analyze, everything, files, refused, run
+from tests.command import DEMO, PROC, RESULTS, analyze, everything, files, refused, run
 from tests.runs import simple
 from tests.written import TABLES
 
@@ -263,7 +263,7 @@ def test_a_database_that_cannot_be_written(tmp_path: Path, sources: tuple[Path, 
     output = tmp_path / "results"
     analyze(old, output)
     before = everything(tmp_path)
-    for path, said in ((Path("/proc/nvtxmoe.db"), "No such file or directory"), (old / "x.db", "Not a directory")):
+    for path, said in ((Path("/proc/nvtxmoe.db"), PROC), (old / "x.db", "Not a directory")):
         ran = run("analyze", new, "-o", output, "--sqlite", path)
         refused(ran, f"{path}: cannot write the database: {said}. Choose another name for --sqlite, or make room")
         assert everything(tmp_path) == before

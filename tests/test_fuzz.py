@@ -21,7 +21,7 @@ from tests.runs import make_nodes, replay
 
 ENCODINGS = ("binary", "words")
 FUZZ = settings(
-    max_examples=80,
+    max_examples=60,
     deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),

@@ -9,10 +9,12 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
-#: A direct table may be this many times larger than the rows it indexes, plus a constant. Launches are one call in
-#: 1.2 to 4.5 (docs/nsys.md) and share the counter of ids with other activity.
+#: A direct table, and the list of its blocks, may be this many times larger than the rows, plus a constant.
 DENSE_FACTOR = 24
 DENSE_CONSTANT = 1 << 20
+#: A direct table consists of blocks of so many ids (a power of two); those without any id are left out.
+BLOCK_BITS = 7
+BLOCK = 1 << BLOCK_BITS
 #: Bits of an id; CUPTI's correlation ids are 32-bit.
 ID_BITS = 38
 #: Bits of a process id in nsys's global ids.
@@ -22,7 +24,7 @@ PID_BITS = 24
 class Index:
     """Row of each (process, id). Ids repeat between processes; of rows with one key the first counts.
 
-    CUDA hands out correlation ids by counting, so a table indexed by id costs one memory access a lookup. Where
+    CUDA hands out correlation ids by counting, so a table indexed by id costs two memory accesses a lookup. Where
     ids are sparse the keys are sorted and searched instead.
 
     Attributes:
@@ -39,21 +41,42 @@ class Index:
         bounds = [ident[slot == s] for s in range(len(pids))]
         self._low = np.array([b.min() for b in bounds], dtype=np.int64)
         self._span = np.array([b.max() for b in bounds], dtype=np.int64) - self._low + 1
-        size = sum(int(s) for s in self._span)
-        self.dense = size <= DENSE_FACTOR * len(ident) + DENSE_CONSTANT
+        span = sum(int(s) for s in self._span)
+        self._base = np.concatenate([[0], np.cumsum(self._span)]).astype(np.int64)
+        where = self._base[slot] + ident - self._low[slot]
+        self.dense = self._make_blocks(where, span)
         if self.dense:
-            self._base = np.concatenate([[0], np.cumsum(self._span)]).astype(np.int64)
-            where = self._base[slot] + ident - self._low[slot]
-            # 1 + row, 0 for none: pages without an id cost nothing.
-            self._table = np.zeros(size + 1, dtype=np.int32)
-            # Written backwards, so that of rows with one key the first stays.
-            self._table[where[::-1]] = np.arange(len(ident), 0, -1, dtype=np.int32)
-            self.repeated = int(np.count_nonzero(self._table[where] != np.arange(1, len(ident) + 1)))
+            self._make_table(where)
         else:
             keys = (slot << ID_BITS) | (ident - self._low[slot])
             self._order = np.argsort(keys, kind="stable").astype(np.int32)
             self._keys = keys[self._order]
             self.repeated = int(np.count_nonzero(self._keys[1:] == self._keys[:-1]))
+
+    def _make_blocks(self, where: Ints, span: int) -> bool:
+        """Number the blocks that hold any id; whether they are few enough. Block 0 is the empty one."""
+        most = DENSE_FACTOR * len(where) + DENSE_CONSTANT
+        if span >> BLOCK_BITS > most:
+            return False
+        used = np.zeros((span >> BLOCK_BITS) + 1, dtype=np.bool_)
+        used[where >> BLOCK_BITS] = True
+        self._block = np.where(used, np.cumsum(used), 0).astype(np.int32)
+        return int(self._block.max(initial=0)) * BLOCK <= most
+
+    def _make_table(self, where: Ints) -> None:
+        # 1 + row, 0 for none.
+        self._table = np.zeros((int(self._block.max(initial=0)) + 1) * BLOCK, dtype=np.int32)
+        place = self._place(where)
+        rows = np.arange(1, len(where) + 1, dtype=np.int32)
+        self._table[place] = rows
+        self.repeated = int(np.count_nonzero(self._table[place] != rows))
+        if self.repeated:  # written backwards, of rows with one key the first stays
+            self._table[place[::-1]] = rows[::-1]
+
+    def _place(self, where: Ints) -> Ints:
+        """Position in the table of a position in the span of all ids."""
+        block: Ints = self._block[where >> BLOCK_BITS].astype(np.int64)
+        return (block << BLOCK_BITS) | (where & (BLOCK - 1))
 
     def find(self, pid: Ints, ident: Ints) -> npt.NDArray[np.int32]:
         """Row of each (pid, ident), -1 where there is none."""
@@ -63,9 +86,8 @@ class Index:
         offset = ident - self._low[slot]
         known = (slot >= 0) & (offset >= 0) & (offset < self._span[slot])
         if self.dense:
-            # The table's last entry stands for what is not there.
-            where = np.where(known, self._base[slot] + offset, len(self._table) - 1)
-            row: npt.NDArray[np.int32] = self._table[where] - np.int32(1)
+            place = self._place(np.where(known, self._base[slot] + offset, 0))
+            row: npt.NDArray[np.int32] = self._table[np.where(known, place, 0)] - np.int32(1)
             return row
         keys = (slot << ID_BITS) | np.where(known, offset, 0)
         at = np.searchsorted(self._keys, keys)

@@ -27,6 +27,7 @@ from nvtxmoe_analysis.checks import (
     words_whole,
 )
 from nvtxmoe_analysis.checks.model import FAIL, Check
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.results import Results
 
 #: In the order in which people read them.
@@ -58,7 +59,7 @@ COMPLETE, INCOMPLETE = "complete", "incomplete"
 
 def run_checks(results: Results) -> list[Check]:
     """Every check, on the whole capture, whatever was selected."""
-    return [check(results) for check in CHECKS]
+    return list(ordered_map(lambda check: check(results), CHECKS))
 
 
 def verdict(checks: Sequence[Check]) -> str:
