@@ -13,7 +13,7 @@ from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.tables import Table
 
 #: Rows worked on at a time. Small enough that temporaries are reused instead of mapped anew.
-BATCH_ROWS = 1 << 19
+BATCH_ROWS = 1 << 18
 
 
 class Export(ABC):
