@@ -250,7 +250,7 @@ def test_parquet_has_what_csv_has(small: Written, tmp_path: Path) -> None:
     }  # nulls, not zeros or text, where the GPU did nothing
     assert timings["gpu_start_ns"].to_list() == [5000, 6000, 7000, None, None, None]
     weights = pl.read_parquet(both.folder / "moe_routing_weights_hist.parquet")["weight"]
-    assert weights.to_numpy().astype(np.float32).tolist()[2] == float(np.float32(2 / 3))
+    assert float(weights.to_numpy().astype(np.float32)[2]) == float(np.float32(2 / 3))
 
 
 # Co-selection ------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Launches:
         if self._names:
             self._progress.begin(f"{export.source.name}: launches among {export.rows(tables.RUNTIME):,} CUDA calls")
             self._read(("nameId", list(self._names)))
-        self._used = np.zeros(len(self), dtype=np.bool_)
+        self._used: npt.NDArray[np.bool_] = np.zeros(len(self), dtype=np.bool_)
 
     def __len__(self) -> int:
         return len(self.segment) - 1

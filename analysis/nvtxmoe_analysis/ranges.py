@@ -173,7 +173,8 @@ def _crossing_clusters(level: Ints, index: Ints, is_open: Bools) -> Ints:
 
 def _clusters(level: Ints, is_open: Bools) -> Ints:
     """Number of the outermost range (or chain of crossing ones) that each boundary belongs to."""
-    return np.cumsum(is_open & (level == 1))
+    number: Ints = np.cumsum(is_open & (level == 1))
+    return number
 
 
 def _fold(ordered: pl.DataFrame, level: Ints, index: Ints, is_open: Bools, number: int) -> _State:
@@ -247,4 +248,5 @@ def _reset(state: _State, at: int) -> None:
 
 
 def _with_empty(values: npt.NDArray[Any], empty: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    return np.concatenate([np.array([empty]), values]).astype(dtype)
+    whole: npt.NDArray[Any] = np.concatenate([np.array([empty]), values]).astype(dtype)
+    return whole

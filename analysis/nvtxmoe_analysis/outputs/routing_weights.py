@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.results import Results
@@ -17,6 +18,8 @@ def build(results: Results) -> pl.DataFrame:
     runs = topk.runs
     rows = runs["tokens"].to_numpy() * runs["top_k"].to_numpy()
     columns = {name: np.repeat(runs[name].to_numpy(), rows) for name in ("layer", "step", "rank")}
+    experts: npt.NDArray[np.int32]
+    weights: npt.NDArray[np.float32]
     if (runs["top_k"] == topk.experts.shape[1]).all():
         experts, weights = topk.experts.reshape(-1), topk.weights.reshape(-1)
     else:
