@@ -168,7 +168,8 @@ def _crossing_clusters(level: Ints, index: Ints, is_open: Bools) -> Ints:
     order = np.lexsort((np.arange(len(level)), level))
     opened, closed = order[0::2], order[1::2]
     wrong = opened[index[opened] != index[closed]]
-    return np.unique(_clusters(level, is_open)[wrong])
+    found: Ints = np.unique(_clusters(level, is_open)[wrong])
+    return found
 
 
 def _clusters(level: Ints, is_open: Bools) -> Ints:
