@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from nvtxmoe.cli import run
+from nvtxmoe.commands.demo import CAPTURE as DEMO
 from nvtxmoe_analysis.pipeline import analyze
 
 ROOT = Path(__file__).parents[1]
@@ -105,3 +106,16 @@ def test_a_gpu_program_counted_the_same(golden_program: Path, tmp_path: Path) ->
     coverage = done.validation["coverage"]
     assert coverage["placed_pct_of_step_time"] == 100.0
     assert coverage["classes"]["unplaced"]["operations"] == 0
+
+
+def test_the_demos_capture_is_the_two_gpu_one(golden_2gpu: Path, tmp_path: Path) -> None:
+    """The same reference figures from Parquet (tests/golden/README.md), and the same files as from SQLite."""
+    demo, sqlite = analyze([DEMO], tmp_path / "demo"), analyze([golden_2gpu], tmp_path / "sqlite")
+    layers = demo.results.layers
+    sums = [int(layers[c].sum()) for c in ("kernel_count", "kernel_time_ns", "memcpy_count", "memcpy_time_ns")]
+    assert [len(layers), *sums] == [376, 3_408, 14_442_661, 1_128, 1_204_533]
+    classes = demo.validation["coverage"]["classes"]
+    assert (classes["in_step"]["operations"], classes["outside_steps"]["operations"]) == (7_396, 33_220)
+    for one, other in zip(demo.files, sqlite.files, strict=True):
+        if one.name != "moe_capture_validation.json":
+            assert one.read_bytes() == other.read_bytes()
