@@ -15,7 +15,7 @@ from nvtxmoe import schema
 from nvtxmoe.errors import NvtxmoeError, located
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, read_payloads, step_ranges
+from nvtxmoe_analysis.nvtx_rows import pid_of, push_pop, read_nvtx, read_payloads, step_ranges
 from nvtxmoe_analysis.payload_tables import (
     CountTable,
     PairTable,
@@ -107,7 +107,7 @@ def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
     decoder = Decoder(export)
     binary = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
-    spelled = words.events.with_columns(pid=_pid())
+    spelled = words.events.with_columns(pid=pid_of("globalTid"))
     metas = _metas(export, groups[schema.META], spelled.filter(pl.col("name") == schema.META))
 
     def counted(name: str) -> CountTable:
@@ -130,10 +130,6 @@ def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
         problems=_problems(nvtx, blobs, words, steps),
         encoding="words" if len(words.events) else "binary" if len(binary) else "none",
     )
-
-
-def _pid() -> pl.Expr:
-    return (pl.col("globalTid") // (1 << tables.PID_SHIFT)) & tables.PID_MASK
 
 
 def _experts(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:

@@ -60,7 +60,6 @@ class ReportFacts:
     operations: int
     epoch_ns: int | None
     export_info: dict[str, str]
-    capture_info: dict[str, str]
     warnings: tuple[str, ...]
     gpus: tuple[str, ...]
     graph_rows: int
@@ -117,7 +116,6 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         kernels=kernel_timings(in_layer, placed.names, steps["rank"]),
         epoch_ns=_epoch_ns(export),
         export_info=export.metadata(tables.EXPORT_META),
-        capture_info=export.metadata(tables.CAPTURE_META),
         warnings=_warnings(export),
         gpus=tuple(export.read(tables.GPU_INFO)["name"].drop_nulls().to_list()),
     )

@@ -11,6 +11,7 @@ import polars as pl
 
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.nvtx_rows import pid_of
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
@@ -96,9 +97,7 @@ def _place(known: Ints, asked: Ints) -> npt.NDArray[np.intp]:
 
 def _resolved(export: Export) -> pl.DataFrame:
     """``pid``, ``graphNodeId``, and ``globalTid`` and ``start`` of its original's creation (null: not captured)."""
-    frame = export.read(tables.GRAPH_NODES).with_columns(
-        pid=(pl.col("globalTid") // (1 << tables.PID_SHIFT)) & tables.PID_MASK
-    )
+    frame = export.read(tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
     key = ["pid", "graphNodeId"]
     own = (
         frame.filter(pl.col("originalGraphNodeId").is_null())

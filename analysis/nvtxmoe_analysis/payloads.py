@@ -30,7 +30,8 @@ SIZE_BYTES = 8
 #: Types of numpy are smaller than this.
 MOST_BYTES = 1 << 31
 
-STATIC, DYNAMIC = 1, 2
+#: Schema type of arrays; a struct has 1.
+DYNAMIC = 2
 FIXED_ARRAY, LENGTH_ARRAY = 16, 48
 NESTED_FROM = 1 << 24
 

@@ -21,7 +21,6 @@ Bools = npt.NDArray[np.bool_]
 
 #: Phase codes; 0 is in a layer but in no phase of it.
 PHASE_NAMES = ("other", *schema.PHASES, "collective")
-COLLECTIVE_PHASE = PHASE_NAMES.index("collective")
 
 # Kinds of range, outermost first: the order in which ranges of equal times nest.
 IDLE, STEP, LAYER, PHASE = range(4)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import polars as pl
 
-ONLY = ("prefill", "decode", "mixed")
-
 
 @dataclass(frozen=True)
 class Selection:
