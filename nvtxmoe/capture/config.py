@@ -106,7 +106,9 @@ class Settings:
     layers: frozenset[int] | None = _setting(_layers, None, "all, or a list of layers as 0,3,8-11")
     emit: frozenset[str] = _setting(_emits, DEFAULT_EMITS, f"a list of {', '.join(EMITS)}")
     verbose: bool = _setting(_switch, False, f"say what is hooked and written (also {OTHER_VERBOSE}=1)")
-    output_dir: Path = _setting(_folder, DEFAULT_OUTPUT_DIR, "base folder of sessions of mode moe")
+    output_dir: Path = _setting(  # noqa: RUF009  a field, as the others
+        _folder, DEFAULT_OUTPUT_DIR, "base folder of sessions of mode moe"
+    )
     flush_interval: float = _setting(_seconds, 1.0, "seconds after which mode moe has written what was counted")
     payload: str = _setting(_one_of(*PAYLOADS), "auto", "NVTX payloads: binary, words, or what the stack can carry")
 
