@@ -1,0 +1,46 @@
+"""What an adapter needs of vLLM, as data: checked on the installed modules, and by a script on published source."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Need:
+    """A name in a module, and parameters that it must have.
+
+    Attributes:
+        module: dotted name of the module.
+        qualname: dotted name in it, as ``MoERunner._forward_impl``; it may be inherited.
+        parameters: names that must be among the callable's parameters.
+    """
+
+    module: str
+    qualname: str
+    parameters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.qualname}" + (f"({', '.join(self.parameters)})" if self.parameters else "")
+
+
+def missing(needs: Iterable[Need]) -> list[str]:
+    """The needs that the installed vLLM does not meet, each as a clause."""
+    return [clause for need in needs if (clause := _lacks(need)) is not None]
+
+
+def _lacks(need: Need) -> str | None:
+    try:
+        found: Any = import_module(need.module)
+    except ImportError as error:
+        return f"module {need.module} ({error})"
+    for name in need.qualname.split("."):
+        found = getattr(found, name, None)
+        if found is None:
+            return str(need)
+    has = set() if not need.parameters else set(inspect.signature(found).parameters)
+    lacking = [name for name in need.parameters if name not in has]
+    return f"{need.module}.{need.qualname} has no parameter {', '.join(lacking)}" if lacking else None

@@ -1,0 +1,37 @@
+"""Which tokens of a step are prefill: told from the scheduler's output alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RequestLengths:
+    """Prompt lengths of running requests."""
+
+    def __init__(self) -> None:
+        self._prompt: dict[str, int] = {}
+
+    def prefill_tokens(self, scheduled: Any) -> int:
+        """Tokens of a SchedulerOutput at positions inside their prompts; the others are decode tokens."""
+        computed: dict[str, int] = {}
+        for new in scheduled.scheduled_new_reqs:
+            self._prompt[new.req_id] = _prompt_length(new)
+            computed[new.req_id] = new.num_computed_tokens
+        cached = scheduled.scheduled_cached_reqs
+        computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        prefill = 0
+        for request, tokens in scheduled.num_scheduled_tokens.items():
+            left = self._prompt.get(request, 0) - computed.get(request, 0)
+            prefill += max(0, min(tokens, left))
+        return prefill
+
+    def forget(self, finished: Any) -> None:
+        """Requests that have ended."""
+        for request in finished:
+            self._prompt.pop(request, None)
+
+
+def _prompt_length(new: Any) -> int:
+    if new.prompt_token_ids is not None:
+        return len(new.prompt_token_ids)
+    return 0 if new.prompt_embeds is None else int(new.prompt_embeds.shape[0])

@@ -1,0 +1,88 @@
+"""Being told when a module has been imported, without importing it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from nvtxmoe.capture.log import logger
+
+
+class _Finder(MetaPathFinder):
+    """Finds watched modules as the other finders do, and has its callback called after they were executed."""
+
+    def __init__(self) -> None:
+        self.watched: dict[str, Callable[[], None]] = {}
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of a watched module, with a loader that calls back; None for any other module."""
+        if fullname not in self.watched:
+            return None
+        for finder in list(sys.meta_path):  # the others, in their order: nothing calls back into this one
+            if isinstance(finder, _Finder) or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None and hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Calling(spec.loader, self.watched.pop(fullname))
+                return spec
+        return None
+
+
+class _Calling(Loader):
+    """A loader that is another one in everything, and calls back once."""
+
+    def __init__(self, inner: Any, callback: Callable[[], None]) -> None:
+        self._inner = inner
+        self._callback = callback
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        """As the inner loader."""
+        created: ModuleType | None = self._inner.create_module(spec)
+        return created
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute, put the inner loader back, call back."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._inner
+        module.__loader__ = self._inner
+        self._inner.exec_module(module)
+        called(self._callback)
+
+
+def called(callback: Callable[[], None]) -> None:
+    """Call back; what goes wrong there is a warning, and the import goes on."""
+    try:
+        callback()
+    except Exception:  # serving is sacred
+        logger().warning("nothing is recorded in this process", exc_info=True)
+
+
+_finder = _Finder()
+
+
+def watch(module: str, callback: Callable[[], None]) -> None:
+    """Call back after ``module`` was imported, or now when it is there already."""
+    there = sys.modules.get(module)
+    if there is not None and not getattr(there.__spec__, "_initializing", False):
+        called(callback)
+        return
+    _finder.watched[module] = callback
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+
+
+def unwatch() -> None:
+    """Forget everything."""
+    _finder.watched.clear()
+    if _finder in sys.meta_path:
+        sys.meta_path.remove(_finder)

@@ -1,0 +1,49 @@
+"""Sessions of direct mode: one folder for all processes of a run, merged when the first of them ends."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from nvtxmoe.capture.config import SESSION_DIR
+from nvtxmoe.capture.log import logger
+from nvtxmoe.journal import RANKS, SUFFIX
+
+
+def session_dir(base: Path) -> Path:
+    """The run's folder: the one that the parent process chose, else a new name, handed to the children.
+
+    The process that chooses it merges the journals at its exit. Nothing is made on disk yet.
+    """
+    chosen = os.environ.get(SESSION_DIR)
+    if chosen:
+        return Path(chosen)
+    name = time.strftime("session_%Y%m%d_%H%M%S")
+    folder, number = base / name, 2
+    while folder.exists():
+        folder, number = base / f"{name}_{number}", number + 1
+    os.environ[SESSION_DIR] = str(folder)
+    atexit.register(merge_at_exit, folder, os.getpid())
+    return folder
+
+
+def merge_at_exit(folder: Path, pid: int) -> None:
+    """Merge what the processes of the run have written, in the process that began it."""
+    if os.getpid() != pid or not any((folder / RANKS).glob(f"*{SUFFIX}")):
+        return
+    command = [sys.executable, "-m", "nvtxmoe", "merge", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
+    package = str(Path(__file__).parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), package)))
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        logger().warning("the journals in %s are not merged (%s); run: nvtxmoe merge %s", folder, last, folder)
+    else:
+        print(f"nvtxmoe: {folder / 'moe_expert_tracking'}", file=sys.stderr)  # noqa: T201

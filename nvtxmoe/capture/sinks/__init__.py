@@ -1,0 +1,29 @@
+"""Where the recorder's events go: NVTX, or the journal of direct mode."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from nvtxmoe.capture.model import Step
+
+
+class Sink(Protocol):
+    """Takes the events of one process in order."""
+
+    encoding: str
+
+    def meta(self, text: bytes) -> None:
+        """``moe.meta``; the last one counts."""
+
+    def step_begins(self, step: Step) -> None:
+        """``moe.step`` opens."""
+
+    def step_ends(self) -> None:
+        """``moe.step`` closes."""
+
+    def payload(self, event: str, payload: Any) -> None:
+        """``moe.counts`` and the like: a numpy array in the layout of ``nvtxmoe.schema``."""
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """The process ends; a second call does nothing."""

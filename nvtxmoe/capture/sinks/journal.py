@@ -1,0 +1,115 @@
+"""The sink of direct mode: a journal a process, written by a thread of its own."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping
+from multiprocessing import util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.model import Step
+from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record
+
+#: Bytes waiting to be written, from which on the thread is woken early, and from which on events are dropped.
+WAKE_BYTES = 4 << 20
+MOST_BYTES = 64 << 20
+
+
+class JournalSink:
+    """Appends records to memory; a thread writes them every ``interval_s`` seconds.
+
+    Serving never waits for the disk. A killed process loses at most the last interval.
+    """
+
+    encoding = "journal"
+
+    def __init__(self, session: Path, rank: int, interval_s: float) -> None:
+        self.path = session / RANKS / f"rank{rank}-{os.getpid()}{SUFFIX}"
+        self.dropped = 0
+        self.failure: str | None = None
+        self._writer = JournalWriter(self.path)
+        self._pid = os.getpid()
+        self._pending: list[bytes] = []
+        self._bytes = 0
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._wake = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, args=(interval_s,), name="nvtxmoe-journal", daemon=True)
+        self._thread.start()
+        # Children of multiprocessing leave without atexit.
+        atexit.register(self.flush)
+        util.Finalize(self, self.flush, exitpriority=100)
+
+    def meta(self, text: bytes) -> None:
+        """A record."""
+        self._add(record("meta", time.time_ns(), text))
+
+    def step_begins(self, step: Step) -> None:
+        """A record, with the time at which the step began."""
+        self._add(record("step", time.time_ns(), step.payload().tobytes()))
+
+    def step_ends(self) -> None:
+        """Nothing: the next step's record tells."""
+
+    def payload(self, event: str, payload: Any) -> None:
+        """A record."""
+        self._add(record(event.removeprefix("moe."), time.time_ns(), np.asarray(payload).tobytes()))
+
+    def flush(self) -> None:
+        """Write what is pending, now."""
+        if os.getpid() != self._pid:  # a forked child has the parent's records
+            return
+        with self._writing:
+            with self._lock:
+                records, self._pending, self._bytes = self._pending, [], 0
+            if not records or self.failure is not None:
+                return
+            try:
+                self._writer.append(b"".join(records))
+            except (OSError, ValueError) as error:
+                self.failure = f"{type(error).__name__}: {error}"
+                logger().warning("%s: cannot write (%s); nothing more is recorded there", self.path, self.failure)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write the end record and close the file."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        said = {**summary, "lost": {**summary.get("lost", {})}}
+        if self.dropped:
+            said["lost"]["the disk was slower than the events"] = self.dropped
+        with self._lock:
+            self._pending.append(record("end", time.time_ns(), json.dumps(said).encode()))
+        self._wake.set()
+        self.flush()
+        with self._writing, contextlib.suppress(OSError):
+            self._writer.close()
+
+    def _add(self, data: bytes) -> None:
+        if self._closed or self.failure is not None:
+            return
+        with self._lock:
+            if self._bytes + len(data) > MOST_BYTES:
+                self.dropped += 1
+                return
+            self._pending.append(data)
+            self._bytes += len(data)
+        if self._bytes > WAKE_BYTES:
+            self._wake.set()
+
+    def _run(self, interval_s: float) -> None:
+        while not self._closed:
+            self._wake.wait(interval_s)
+            self._wake.clear()
+            if not self._closed:
+                self.flush()

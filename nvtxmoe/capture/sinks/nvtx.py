@@ -1,0 +1,39 @@
+"""The sink that emits NVTX."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nvtxmoe import schema
+from nvtxmoe.capture.emission import Emitter
+from nvtxmoe.capture.model import Step
+
+
+class NvtxSink:
+    """Events of schema 1 through an emitter."""
+
+    def __init__(self, emitter: Emitter) -> None:
+        self.emitter = emitter
+        self.encoding = emitter.encoding
+
+    def meta(self, text: bytes) -> None:
+        """A mark."""
+        self.emitter.mark(schema.META, np.frombuffer(text, np.uint8))
+
+    def step_begins(self, step: Step) -> None:
+        """A range opens."""
+        self.emitter.push_step(step.payload())
+
+    def step_ends(self) -> None:
+        """It closes."""
+        self.emitter.pop()
+
+    def payload(self, event: str, payload: Any) -> None:
+        """A mark."""
+        self.emitter.mark(event, payload)
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Nothing: nsys has what was emitted."""

@@ -1,0 +1,44 @@
+"""The way in by PYTHONPATH: Python imports this at every start when this folder is on the path.
+
+It only arranges to be told when vLLM is imported. Another sitecustomize that stood behind it on the path is run first.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def _run_the_next_one(here: str) -> None:
+    """Run the sitecustomize that this one hides, as if it had been found."""
+    from importlib.machinery import PathFinder  # noqa: PLC0415
+    from importlib.util import module_from_spec  # noqa: PLC0415
+
+    behind = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
+    spec = PathFinder.find_spec("sitecustomize", behind)
+    if spec is None or spec.loader is None:
+        return
+    module = module_from_spec(spec)
+    sys.modules["sitecustomize"] = module
+    spec.loader.exec_module(module)
+
+
+def _watch(here: str) -> None:
+    """Start capture when vLLM is imported, not before: pip and the like are not to notice."""
+    package = str(Path(here).parents[1])
+    if package not in sys.path:
+        sys.path.append(package)  # last: what is installed wins
+    from nvtxmoe.capture.finder import watch  # noqa: PLC0415
+    from nvtxmoe.capture.plugin import register  # noqa: PLC0415
+
+    watch("vllm", register)
+
+
+_here = os.path.realpath(Path(__file__).parent)
+try:
+    _run_the_next_one(_here)
+finally:
+    if os.environ.get("NVTXMOE_ENABLE") or os.environ.get("NVTXMOE_CONFIG"):
+        try:
+            _watch(_here)
+        except Exception as error:  # the interpreter's start is not ours to break
+            sys.stderr.write(f"nvtxmoe: nothing is recorded in this process: {error}\n")
