@@ -3,4 +3,19 @@
 Importing this package imports nothing heavy: no torch, no vllm, no polars.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvtxmoe.profiler import MoEExpertProfiler
+
 __version__ = "0.1.0"
+__all__ = ["MoEExpertProfiler", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """The recorder for any PyTorch model, imported when it is asked for."""
+    if name == "MoEExpertProfiler":
+        from nvtxmoe.profiler import MoEExpertProfiler  # noqa: PLC0415
+
+        return MoEExpertProfiler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

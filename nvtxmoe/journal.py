@@ -14,9 +14,13 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.schema import WORD_EVENTS
@@ -31,6 +35,9 @@ EVENTS = (*WORD_EVENTS, "end")
 _BLOCK = struct.Struct("<4sIII")
 _BLOCK_MARK = b"BLK1"
 _RECORD = struct.Struct("<IIq")
+_RECORD_DTYPE = np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8")])
+#: Bytes of a record's event and size: what records that are alike share.
+_ALIKE_BYTES = 8
 _CODES = {name: code for code, name in enumerate(EVENTS)}
 #: Raw bytes of one block at most; a reader refuses more as damage.
 MOST_RAW_BYTES = 1 << 28
@@ -39,6 +46,15 @@ MOST_RAW_BYTES = 1 << 28
 def record(event: str, time_ns: int, payload: bytes) -> bytes:
     """One record as bytes."""
     return _RECORD.pack(_CODES[event], len(payload), time_ns) + payload
+
+
+def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> bytes:
+    """One record a row of a structured array, as bytes; all of the same time."""
+    head = [("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8")]
+    out = np.empty(len(rows), np.dtype([*head, ("payload", rows.dtype)]))
+    out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], rows.dtype.itemsize, time_ns
+    out["payload"] = rows
+    return out.tobytes()
 
 
 def block(records: bytes) -> bytes:
@@ -77,16 +93,49 @@ class JournalWriter:
             view = view[done:]
 
 
-@dataclass
-class Journal:
-    """A journal being read.
+@dataclass(frozen=True)
+class Records:
+    """The records of one block as columns.
 
     Attributes:
+        raw: the block's bytes.
+        event: uint32 [records], index into ``EVENTS``.
+        place: int64 [records], where each payload begins in ``raw``.
+        size_bytes: int64 [records], of each payload.
+        time_ns: int64 [records], unix time.
+    """
+
+    raw: bytes = field(repr=False)
+    event: npt.NDArray[np.uint32]
+    place: npt.NDArray[np.int64]
+    size_bytes: npt.NDArray[np.int64]
+    time_ns: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def payloads(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Payloads of the records at these positions, which are of one size: uint8 [chosen, bytes]."""
+        size_bytes = int(self.size_bytes[chosen[0]]) if len(chosen) else 0
+        if not size_bytes:
+            return np.zeros((len(chosen), 0), np.uint8)
+        anywhere = np.ndarray((len(self.raw) - size_bytes + 1,), f"V{size_bytes}", self.raw, strides=(1,))
+        found: npt.NDArray[np.uint8] = anywhere[self.place[chosen]].view(np.uint8)
+        return found.reshape(len(chosen), size_bytes)
+
+
+@dataclass
+class Journal:
+    """A journal being read, as far as it had been written when that began.
+
+    Attributes:
+        size_bytes: of the file, known after reading.
         truncated: whether the file ends inside a block, known after reading.
-        ended: the payload of the ``end`` record, known after reading; None when the process was killed.
+        ended: the payload of the ``end`` record, known after reading; None when the process was killed or still runs.
     """
 
     path: Path
+    size_bytes: int = 0
     truncated: bool = False
     ended: bytes | None = field(default=None, repr=False)
 
@@ -96,19 +145,60 @@ class Journal:
         Raises:
             NvtxmoeError: no journal, or one that is damaged before its end.
         """
+        for at, raw in self._blocks():
+            yield from self._records(raw, at)
+
+    def bulk(self) -> Iterator[Records]:
+        """Yield the same a block at a time, without an object a record.
+
+        Raises:
+            NvtxmoeError: as :meth:`records`.
+        """
+        end = EVENTS.index("end")
+        for at, raw in self._blocks():
+            found = _columns(raw)
+            if found is None:
+                raise self._damaged(at)
+            closing = np.flatnonzero(found.event == end)
+            if len(closing):
+                self.ended = found.payloads(closing[-1:]).tobytes()
+                keep = np.flatnonzero(found.event != end)
+                found = Records(raw, found.event[keep], found.place[keep], found.size_bytes[keep], found.time_ns[keep])
+            yield found
+
+    def _blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where each whole block begins in the file, and its raw bytes."""
         with self.path.open("rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise NvtxmoeError("not a journal of nvtxmoe", where=self.path, remedy="Give a session's folder")
+            # A running process goes on writing: what comes after this is another reading's.
+            end = self.size_bytes = os.fstat(file.fileno()).st_size
+            self._check_magic(file.read(len(MAGIC)))
             at = len(MAGIC)
-            while head := file.read(_BLOCK.size):
-                raw = self._block(head, file.read(_BLOCK.unpack(head)[1]) if len(head) == _BLOCK.size else b"", at)
+            while at < end:
+                head = file.read(min(_BLOCK.size, end - at))
+                room = end - at - len(head)
+                packed = file.read(min(_BLOCK.unpack(head)[1], room)) if len(head) == _BLOCK.size else b""
+                raw = self._block(head, packed, at)
                 if raw is None:
-                    if file.read(1):
+                    if len(packed) < room:
                         raise self._damaged(at)
                     self.truncated = True
                     return
-                yield from self._records(raw, at)
-                at = file.tell()
+                yield at, raw
+                at += len(head) + len(packed)
+
+    def _check_magic(self, magic: bytes) -> None:
+        if magic == MAGIC:
+            return
+        if MAGIC.startswith(magic):  # the process has just begun, or was killed as it began
+            self.truncated = True
+            return
+        if magic[:-1] == MAGIC[:-1]:
+            raise NvtxmoeError(
+                f"a journal of another format, {magic[-1:]!r}, and this nvtxmoe reads {MAGIC[-1:]!r}",
+                where=self.path,
+                remedy="Read it with the version of nvtxmoe that captured it, or a newer one",
+            )
+        raise NvtxmoeError("not a journal of nvtxmoe", where=self.path, remedy="Give a session's folder")
 
     def _block(self, head: bytes, packed: bytes, at: int) -> bytes | None:
         if len(head) < _BLOCK.size:
@@ -118,7 +208,10 @@ class Journal:
             raise self._damaged(at)
         if len(packed) < packed_bytes or zlib.crc32(packed) != checksum:
             return None
-        raw = zlib.decompressobj().decompress(packed, raw_bytes + 1)
+        try:
+            raw = zlib.decompressobj().decompress(packed, raw_bytes + 1)
+        except zlib.error as error:
+            raise self._damaged(at) from error
         if len(raw) != raw_bytes:
             raise self._damaged(at)
         return raw
@@ -141,3 +234,43 @@ class Journal:
 
     def _damaged(self, at: int) -> NvtxmoeError:
         return NvtxmoeError(f"damaged journal at byte {at:,}", where=self.path, remedy="Capture again")
+
+
+def _columns(raw: bytes) -> Records | None:
+    """A block's records; None where they don't fill it, or an event is unknown."""
+    places = array("q")
+    at = 0
+    while at + _RECORD.size <= len(raw):
+        stride = _RECORD.size + int.from_bytes(raw[at + 4 : at + 8], "little")
+        number = _run_length(raw, at, stride)
+        places.extend(range(at, at + number * stride, stride))
+        at += number * stride
+    if at != len(raw):
+        return None
+    place = np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
+    room = max(0, len(raw) - _RECORD.size + 1)
+    heads = np.ndarray((room,), _RECORD_DTYPE, raw, strides=(1,))[place]
+    if (heads["event"] >= len(EVENTS)).any():
+        return None
+    sizes = heads["size_bytes"].astype(np.int64)
+    return Records(raw, heads["event"].copy(), place + _RECORD.size, sizes, heads["time_ns"].copy())
+
+
+def _run_length(raw: bytes, at: int, stride: int) -> int:
+    """How many records of the event and size of the one at ``at`` follow one another there, itself included.
+
+    Where the first of two neighbours is a record, so is the second: a run is found by comparing what stands a stride
+    apart, however many records it has.
+    """
+    head = raw[at : at + _ALIKE_BYTES]
+    if raw[at + stride : at + stride + _ALIKE_BYTES] != head:
+        return 1
+    wanted, most = int.from_bytes(head, "little"), (len(raw) - _ALIKE_BYTES - at) // stride + 1
+    number, window = 2, 64
+    while number < most:
+        heads = np.ndarray((min(window, most - number),), "<u8", raw, at + number * stride, (stride,))
+        other = np.flatnonzero(heads != wanted)
+        if len(other):
+            return number + int(other[0])
+        number, window = number + len(heads), 8 * window
+    return number

@@ -82,11 +82,19 @@ class Step:
 
 
 def meta_text(
-    identity: Identity, *, sample_every: int, encoding: str, recording: str, capture: Mapping[str, Any] | None
+    identity: Identity,
+    *,
+    sample_every: int,
+    encoding: str,
+    recording: str,
+    held_bytes: int,
+    capture: Mapping[str, Any] | None,
 ) -> bytes:
     """The JSON of moe.meta.
 
     Parameters:
+        recording: how ids were taken: ``references`` to the router's tensors, counted after the forward.
+        held_bytes: memory that CUDA graphs keep for it.
         capture: failures, losses and hidden layers so far; left out while there are none.
     """
     said: dict[str, Any] = {
@@ -107,6 +115,7 @@ def meta_text(
         "clock": {"unix_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
         "payload_encoding": encoding,
         "recording": recording,
+        "held_bytes": held_bytes or None,
         "layers": [layer.as_dict() for layer in identity.layers],
         "capture": dict(capture) if capture else None,
     }

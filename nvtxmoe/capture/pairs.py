@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +19,18 @@ class _Span:
     first_step: int
     last_step: int
     num_tokens: int
-    square: Any  # int32 [experts, experts] on the device of the ids
+    square: Any  # float32 [experts, experts], on the device of the ids; sums of ones are exact up to 2**24
+    event: Any = None
 
 
 class PairCounts:
-    """One square a layer; ``take`` gives the spans since the last call."""
+    """One square a layer, from ``begin`` to ``begin``; the finished ones arrive without anybody waiting."""
 
     def __init__(self) -> None:
         self._spans: dict[int, _Span] = {}
+        self._leaving: deque[tuple[int, _Span]] = deque()
 
-    def add(self, step: Step, routed: Sequence[Routed]) -> None:
+    def add(self, step: Step, routed: tuple[Routed, ...]) -> None:
         """Count the pairs of a step, on the tensors' own device."""
         import torch  # noqa: PLC0415  only where there are tensors
 
@@ -40,16 +43,34 @@ class PairCounts:
                 ids = one.ids[one.start : one.start + step.num_tokens].to(torch.int64)
                 chosen = torch.zeros(len(ids), one.num_experts, device=ids.device)
                 chosen.scatter_(1, ids, 1.0)
-                # float32 sums of ones are exact up to 2**24, more than a span holds
                 span.square.addmm_(chosen.t(), chosen)
                 span.last_step = step.number
                 span.num_tokens += step.num_tokens
 
-    def take(self, rank: int) -> Iterator[Any]:
-        """Payloads of moe.pairs, one a layer. This waits for the device."""
+    def begin(self) -> None:
+        """Close the spans, and begin new ones with the next step."""
+        import torch  # noqa: PLC0415
+
         spans, self._spans = self._spans, {}
         for layer, span in sorted(spans.items()):
-            square = span.square.cpu().numpy()
+            if span.square.is_cuda:
+                with torch.inference_mode():
+                    host = torch.empty(span.square.shape, dtype=span.square.dtype, pin_memory=True)
+                    host.copy_(span.square, non_blocking=True)
+                span.square, span.event = host, torch.cuda.Event()
+                span.event.record()
+            self._leaving.append((layer, span))
+
+    def arrived(self, rank: int, wait: bool = False) -> Iterator[Any]:
+        """Payloads of moe.pairs, one a layer and span. Only ``wait`` waits for the device."""
+        while self._leaving:
+            layer, span = self._leaving[0]
+            if span.event is not None and not span.event.query():
+                if not wait:
+                    return
+                span.event.synchronize()
+            self._leaving.popleft()
+            square = span.square.numpy()
             triangle = square[np.triu_indices(len(square), 1)].round().astype(np.uint32)
             head = (span.first_step, span.last_step, layer, rank, span.num_tokens)
             yield np.array((*head, triangle), schema.pairs_dtype(len(square)))

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nvtxmoe import schema
-from nvtxmoe.capture.counting import Counter, CpuCounter, DeviceCounter
+from nvtxmoe.capture.counting import Counter, CpuCounter
+from nvtxmoe.capture.cuda_counting import CudaCounter
+from nvtxmoe.capture.graphs import Graphs
 from nvtxmoe.capture.hooks import failures
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.model import Identity, Step, meta_text
 from nvtxmoe.capture.pairs import PairCounts
-from nvtxmoe.capture.routed import Cell, Counted, Routed
+from nvtxmoe.capture.routed import Cells, Counted, Routed, Sample
 from nvtxmoe.capture.sinks import Sink
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Steps after which moe.meta is sent again, for captures that begin later.
 META_EVERY = 500
+#: Steps of one span of moe.pairs.
+PAIRS_EVERY = 100
 
 
 class Recorder:
@@ -36,6 +40,7 @@ class Recorder:
         sample_every: token-level rows on every so many steps, 0 for never.
         layers: numbers to record; None for all.
         emit: of ``config.EMITS``.
+        every_layer: whether a step in which a known layer routes nothing has lost something.
         sinks: made when the identity is known, since journals are named by rank.
     """
 
@@ -46,10 +51,10 @@ class Recorder:
         sample_every: int = 100,
         layers: frozenset[int] | None = None,
         emit: frozenset[str] = frozenset({"counts", "topk", "physical"}),
-        recording: str = "references, counted after the forward",
+        every_layer: bool = True,
     ) -> None:
         self.identity: Identity | None = None
-        self.recording = recording
+        self.graphs = Graphs()
         self.hidden: dict[int, str] = {}
         self.lost: Tally[str] = Tally()
         self.steps = 0
@@ -58,8 +63,12 @@ class Recorder:
         self._sample_every = sample_every
         self._layers = layers
         self._emit = emit
+        self._every_layer = every_layer
         self._step: Step | None = None
         self._routed: dict[int, Routed] | None = None  # while a forward runs
+        self._replays: list[int] = []
+        self._merged: dict[tuple[int, ...], tuple[Routed, ...]] = {}
+        self._graphs_gone = 0
         self._open = False
         self._counter: Counter | None = None
         self._pairs = PairCounts() if "pairs" in emit else None
@@ -89,13 +98,18 @@ class Recorder:
         if self.identity is None:
             return
         self.end_step()
-        self._arrived(wait=True)
-        self._flush_pairs()
+        self.settle()
         if self._capture() is not None:
             self._tell_meta()
         summary = {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
         for sink in self._sinks:
             sink.close(summary)
+
+    def settle(self) -> None:
+        """Send everything that was counted so far. This waits for the device."""
+        if self._pairs is not None:
+            self._pairs.begin()
+        self._arrived(wait=True)
 
     # Steps -------------------------------------------------------------------------------------------------------
 
@@ -119,46 +133,90 @@ class Recorder:
         self.end_step()
         self.steps += 1
 
-    @property
-    def in_forward(self) -> bool:
-        """Whether routing counts now."""
-        return self._routed is not None
+    def wants(self, layer: int) -> bool:
+        """Whether what a router chooses now is to be kept."""
+        return (self._routed is not None or self.graphs.capturing) and self.records(layer)
 
     def records(self, layer: int) -> bool:
         """Whether a layer is wanted and visible."""
         return layer not in self.hidden and (self._layers is None or layer in self._layers)
 
     def routed(self, one: Routed) -> None:
-        """A router chose. Only references are kept until ``forward_done``."""
-        if self._routed is None:
+        """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
+        if not self.wants(one.layer):
             return
-        if one.layer in self._routed:
-            self.hide(one.layer, "it runs more than once a step (micro-batches, or a draft model)")
-            del self._routed[one.layer]
-        elif self.records(one.layer):
+        if self.graphs.capturing:
+            self.graphs.keep(one)
+        elif self._routed is not None and one.layer in self._routed:
+            self._hide_repeated(one.layer)
+        elif self._routed is not None:
             self._routed[one.layer] = one
+
+    def replayed(self, graph: int) -> None:
+        """A CUDA graph is replayed, as part of the step's forward."""
+        if self._routed is not None and self.graphs.routed(graph):
+            self._replays.append(graph)
 
     def forward_done(self) -> None:
         """The step's forward was launched: begin to count it. Nothing waits for the device."""
-        step, routed, self._routed = self._step, self._routed, None
-        if step is None or routed is None or self.identity is None:
+        step, eager, self._routed = self._step, self._routed, None
+        replays, self._replays = tuple(self._replays), []
+        if step is None or eager is None or self.identity is None:
             return
-        whole = []
-        for one in routed.values():
-            if one.ids.shape[0] - one.start < step.num_tokens:
-                self._lose("layers with fewer rows than tokens")
-            else:
-                whole.append(one)
-        if len(routed) < sum(self.records(layer.layer) for layer in self.identity.layers):
-            self._lose("steps with layers that routed nothing")
-        if not whole:
+        self._forget_gone()
+        routed = self._of_graphs(replays)
+        if eager:
+            routed = self._together(routed, tuple(eager.values()))
+        routed = tuple(one for one in routed if self._whole(one, step)) if self._short(routed, step) else routed
+        if self._every_layer and len(routed) < sum(self.records(layer.layer) for layer in self.identity.layers):
+            self._lose("steps in which a layer's routing was not seen")
+        if not routed:
             return
         if self._counter is None:
-            self._counter = DeviceCounter() if whole[0].ids.is_cuda else CpuCounter()
+            self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
         sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-        self._counter.submit(step, whole, sample)
+        again = not eager and routed is self._merged.get(replays)
+        self._counter.submit(step, routed, sample, replays if again else None)
         if self._pairs is not None:
-            self._pairs.add(step, whole)
+            self._pairs.add(step, routed)
+
+    def _of_graphs(self, replays: tuple[int, ...]) -> tuple[Routed, ...]:
+        merged = self._merged.get(replays)
+        if merged is None:
+            merged = ()
+            for graph in replays:
+                for layer in self.graphs.repeated(graph):
+                    self._hide_repeated(layer)
+                merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
+            self._merged[replays] = merged
+        return merged
+
+    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
+        for layer in {one.layer for one in some} & {one.layer for one in more}:
+            self._hide_repeated(layer)
+        return tuple(one for one in (*some, *more) if self.records(one.layer))
+
+    def _hide_repeated(self, layer: int) -> None:
+        self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
+        self._merged.clear()
+        if self._routed is not None:
+            self._routed.pop(layer, None)
+
+    def _forget_gone(self) -> None:
+        if self.graphs.gone != self._graphs_gone:
+            self._graphs_gone = self.graphs.gone
+            self._merged.clear()
+            if isinstance(self._counter, CudaCounter):
+                self._counter.forget_plans()
+
+    def _short(self, routed: tuple[Routed, ...], step: Step) -> bool:
+        return any(one.ids.shape[0] - one.start < step.num_tokens for one in routed)
+
+    def _whole(self, one: Routed, step: Step) -> bool:
+        if one.ids.shape[0] - one.start >= step.num_tokens:
+            return True
+        self._lose("layers with fewer rows than tokens")
+        return False
 
     def end_step(self) -> None:
         """The step's range closes; counts that have arrived are sent."""
@@ -166,11 +224,12 @@ class Recorder:
             return
         self._open = False
         self._step = self._routed = None
+        self._replays = []
         for sink in self._sinks:
             sink.step_ends()
+        if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
+            self._pairs.begin()
         self._arrived()
-        if self._sample_every and self.steps % self._sample_every == 0:
-            self._flush_pairs()
         if self._capture() != self._told:
             self._tell_meta()
 
@@ -184,30 +243,35 @@ class Recorder:
     # Events ------------------------------------------------------------------------------------------------------
 
     def _arrived(self, wait: bool = False) -> None:
-        if self._counter is None:
+        if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):
-            for cell in counted.cells:
-                self._send_cell(counted, cell)
+            self._send_counted(counted)
+        if self._pairs is not None:
+            for payload in self._pairs.arrived(self.identity.rank, wait):
+                self._send(schema.PAIRS, payload)
+        if self._counter.dropped:
+            self.lost["steps left out, the device being far behind"] = self._counter.dropped
 
-    def _send_cell(self, counted: Counted, cell: Cell) -> None:
-        number, rank = counted.step.number, counted.step.rank
-        head = (number, cell.layer, rank, cell.num_tokens, cell.top_k)
-        if "counts" in self._emit:
-            self._send(schema.COUNTS, np.array((*head, cell.counts), schema.counts_dtype(len(cell.counts))))
-        if cell.physical is not None and "physical" in self._emit:
-            self._send(schema.PHYSICAL, np.array((*head, cell.physical), schema.counts_dtype(len(cell.physical))))
-        if cell.experts is not None:
-            self._send(schema.TOPK, _topk(number, cell))
+    def _send_counted(self, counted: Counted) -> None:
+        for cells in counted.cells:
+            self._send_cells(counted.step, cells)
+        for sample in counted.samples:
+            self._send(schema.TOPK, _topk(counted.step.number, sample))
+
+    def _send_cells(self, step: Step, cells: Cells) -> None:
+        event = schema.PHYSICAL if cells.physical else schema.COUNTS
+        if event.removeprefix("moe.") not in self._emit:
+            return
+        rows = np.empty(len(cells.layers), schema.counts_dtype(cells.counts.shape[1]))
+        rows["step"], rows["rank"], rows["num_tokens"] = step.number, step.rank, step.num_tokens
+        rows["layer"], rows["top_k"], rows["counts"] = cells.layers, cells.top_k, cells.counts
+        for sink in self._sinks:
+            sink.payloads(event, rows)
 
     def _send(self, event: str, payload: Any) -> None:
         for sink in self._sinks:
             sink.payload(event, payload)
-
-    def _flush_pairs(self) -> None:
-        if self._pairs is not None and self.identity is not None:
-            for payload in self._pairs.take(self.identity.rank):
-                self._send(schema.PAIRS, payload)
 
     # moe.meta ----------------------------------------------------------------------------------------------------
 
@@ -232,17 +296,17 @@ class Recorder:
                     self.identity,
                     sample_every=self._sample_every,
                     encoding=sink.encoding,
-                    recording=self.recording,
+                    recording="references",
+                    held_bytes=self.graphs.held_bytes,
                     capture=capture,
                 )
             )
 
 
-def _topk(step: int, cell: Cell) -> Any:
-    assert cell.experts is not None
-    rows = np.zeros(len(cell.experts), schema.topk_dtype(cell.top_k))
-    rows["step"], rows["layer"], rows["token"] = step, cell.layer, np.arange(len(rows))
-    rows["experts"] = cell.experts
-    if cell.weights is not None:
-        rows["weights"] = cell.weights
+def _topk(step: int, sample: Sample) -> Any:
+    rows = np.zeros(len(sample.experts), schema.topk_dtype(sample.experts.shape[1]))
+    rows["step"], rows["layer"], rows["token"] = step, sample.layer, np.arange(len(rows))
+    rows["experts"] = sample.experts
+    if sample.weights is not None:
+        rows["weights"] = sample.weights
     return rows

@@ -1,11 +1,10 @@
-"""One layer's routing of one step, as tensors that nobody has looked at yet."""
+"""Routing of a step: as tensors that nobody has looked at yet, and as counts that have arrived."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from nvtxmoe.capture.model import Step
@@ -20,7 +19,7 @@ class Routed:
 
     Attributes:
         ids: logical experts, [rows, top_k], any integer dtype; rows past the step's tokens are padding.
-        weights: [rows, top_k], floating.
+        weights: [rows, top_k], floating; None where they are not known.
         physical: physical experts, as ids; None without EPLB.
         start: the first row that is this rank's (data parallelism may put all ranks' rows together).
     """
@@ -33,24 +32,36 @@ class Routed:
     num_physical: int = 0
     start: int = 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that this keeps from being used again."""
+        held = (self.ids, self.weights, self.physical)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
 
 @dataclass(frozen=True)
-class Cell:
-    """The counts of one (step, layer).
+class Cells:
+    """Counts of layers that are alike, in one step.
 
     Attributes:
-        counts: int64 [experts].
-        physical: int64 [physical experts], or None.
-        experts, weights: [num_tokens, top_k] on sampled steps, else None.
+        layers: their numbers.
+        counts: integers [layers, experts].
+        physical: whether the experts are physical ones.
     """
 
-    layer: int
-    num_tokens: int
+    layers: tuple[int, ...]
     top_k: int
-    counts: npt.NDArray[np.int64]
-    physical: npt.NDArray[np.int64] | None = None
-    experts: npt.NDArray[Any] | None = None
-    weights: npt.NDArray[Any] | None = None
+    counts: npt.NDArray[Any]
+    physical: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The tokens of one layer in a sampled step: [num_tokens, top_k] both."""
+
+    layer: int
+    experts: npt.NDArray[Any]
+    weights: npt.NDArray[Any] | None
 
 
 @dataclass(frozen=True)
@@ -58,4 +69,40 @@ class Counted:
     """A step whose counts have arrived."""
 
     step: Step
-    cells: tuple[Cell, ...]
+    cells: tuple[Cells, ...]
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Routing tensors of one shape, counted together.
+
+    Attributes:
+        tensors: [rows, top_k] each, with the first own row.
+    """
+
+    layers: tuple[int, ...]
+    experts: int
+    top_k: int
+    physical: bool
+    tensors: tuple[tuple[torch.Tensor, int], ...]
+
+
+def alike(routed: tuple[Routed, ...]) -> tuple[Alike, ...]:
+    """Tensors by their number of experts, top_k, dtype and row stride; logical and physical ids apart."""
+    groups: dict[tuple[Any, ...], list[tuple[int, torch.Tensor, int]]] = {}
+    for one in routed:
+        for ids, experts, physical in ((one.ids, one.num_experts, False), (one.physical, one.num_physical, True)):
+            if ids is not None:
+                key = (experts, ids.shape[1], physical, ids.dtype, ids.stride())
+                groups.setdefault(key, []).append((one.layer, ids, one.start))
+    return tuple(
+        Alike(
+            layers=tuple(layer for layer, _, _ in members),
+            experts=key[0],
+            top_k=key[1],
+            physical=key[2],
+            tensors=tuple((ids, start) for _, ids, start in members),
+        )
+        for key, members in groups.items()
+    )

@@ -13,6 +13,7 @@ from nvtxmoe.capture.adapters.needs import Need
 from nvtxmoe.capture.adapters.requests import RequestLengths
 from nvtxmoe.capture.adapters.rows import UnknownLayoutError, own_start
 from nvtxmoe.capture.emission import Emitter
+from nvtxmoe.capture.graphs import hook_graphs
 from nvtxmoe.capture.hooks import Hook, put, registered, wrap
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.model import LayerInfo
@@ -136,7 +137,7 @@ class Capture:
 
         def leave(state: Any, result: Any) -> None:
             close(state)
-            if state[1] is not None and self.recorder.in_forward and self.recorder.records(state[1]):
+            if state[1] is not None and self.recorder.wants(state[1]):
                 router, layer = state
                 self._routed(router, layer, result)
 
@@ -287,6 +288,8 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
     from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415
 
+    if torch.cuda.is_available():
+        hook_graphs(capture.recorder.graphs, capture.recorder.replayed)
     wrap(Worker, "load_model", capture.load_hook(find))
     wrap(Worker, "execute_model", capture.step_hook())
     wrap(Worker, "sample_tokens", capture.sample_hook())

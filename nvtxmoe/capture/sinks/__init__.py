@@ -23,7 +23,10 @@ class Sink(Protocol):
         """``moe.step`` closes."""
 
     def payload(self, event: str, payload: Any) -> None:
-        """``moe.counts`` and the like: a numpy array in the layout of ``nvtxmoe.schema``."""
+        """``moe.topk`` and the like: a numpy array in the layout of ``nvtxmoe.schema``."""
+
+    def payloads(self, event: str, rows: Any) -> None:
+        """``moe.counts`` and the like of several layers: a structured array, each row a payload."""
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """The process ends; a second call does nothing."""

@@ -17,10 +17,10 @@ import numpy as np
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.model import Step
-from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record
+from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record, records_of
 
 #: Bytes waiting to be written, from which on the thread is woken early, and from which on events are dropped.
-WAKE_BYTES = 4 << 20
+WAKE_BYTES = 1 << 20
 MOST_BYTES = 64 << 20
 
 
@@ -64,6 +64,10 @@ class JournalSink:
     def payload(self, event: str, payload: Any) -> None:
         """A record."""
         self._add(record(event.removeprefix("moe."), time.time_ns(), np.asarray(payload).tobytes()))
+
+    def payloads(self, event: str, rows: Any) -> None:
+        """A record a row."""
+        self._add(records_of(event.removeprefix("moe."), time.time_ns(), rows))
 
     def flush(self) -> None:
         """Write what is pending, now."""

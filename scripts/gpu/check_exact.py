@@ -1,0 +1,250 @@
+#!/usr/bin/env python3
+"""Compares what capture recorded of a real vLLM on a GPU with an oracle in the same run, token by token.
+
+    NVTXMOE_ENABLE=1 NVTXMOE_MODE=moe NVTXMOE_LOG_INTERVAL=1 python scripts/gpu/check_exact.py --mode full
+
+The oracle is vLLM's own routed-experts capturer (``--oracle vllm``), or copies of the ids and weights that this script
+has the router make inside the graph (``--oracle copies``). It shares nothing with nvtxmoe's hooks. Prints one line of
+JSON; exits with 1 when anything differs. Needs a GPU and vLLM; the model is made up (scripts/make_tiny_model.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+#: Sizes that fused kernels like, in the place of the tiny ones.
+SIZES: dict[str, Any] = {
+    "hidden_size": 512,
+    "moe_intermediate_size": 256,
+    "intermediate_size": 1024,
+    "torch_dtype": "bfloat16",
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+MODES: dict[str, dict[str, str]] = {
+    "full": {"cudagraph_mode": "FULL"},
+    "full_and_piecewise": {"cudagraph_mode": "FULL_AND_PIECEWISE"},
+    "piecewise": {"cudagraph_mode": "PIECEWISE"},
+    "eager": {},
+}
+
+
+def model_folder(family: str, layers: int, experts: int, top_k: int) -> Path:
+    """A configuration of a family in GPU-friendly sizes."""
+    from scripts.make_tiny_model import write_model  # noqa: PLC0415
+
+    folder = write_model(Path(tempfile.mkdtemp()), family, layers=layers, experts=experts, top_k=top_k)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = SIZES if family != "mixtral" else {**SIZES, "intermediate_size": SIZES["moe_intermediate_size"]}
+    config.update({key: value for key, value in sizes.items() if key in config})
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+class Oracle:
+    """Ids of every step, [tokens, layers, top_k], from buffers that the forward itself fills."""
+
+    def __init__(self, kind: str, most_tokens: int) -> None:
+        self.kind = kind
+        self.most_tokens = most_tokens
+        self.steps: list[np.ndarray[Any, Any]] = []
+        self.weights: list[np.ndarray[Any, Any]] = []
+        self.replays: list[int] = []
+        self.layers: list[int] = []
+        self._ids: dict[int, Any] = {}
+        self._weights: dict[int, Any] = {}
+        self._replayed = 0
+
+    def install(self) -> None:
+        """Wrap the worker outermost, and count replays."""
+        import torch  # noqa: PLC0415
+        from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415
+
+        load, execute, replay = Worker.load_model, Worker.execute_model, torch.cuda.CUDAGraph.replay
+
+        def loaded(worker: Any, *args: Any, **kwargs: Any) -> Any:
+            result = load(worker, *args, **kwargs)
+            self._loaded(worker)
+            return result
+
+        def executed(worker: Any, scheduled: Any) -> Any:
+            self._replayed = 0
+            result = execute(worker, scheduled)
+            tokens = scheduled.total_num_scheduled_tokens
+            if tokens:
+                torch.cuda.synchronize()
+                self._step(worker, tokens)
+            return result
+
+        def replayed(graph: Any) -> Any:
+            self._replayed += 1
+            return replay(graph)
+
+        Worker.load_model, Worker.execute_model, torch.cuda.CUDAGraph.replay = loaded, executed, replayed
+
+    def _loaded(self, worker: Any) -> None:
+        import torch  # noqa: PLC0415
+        from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
+        from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
+
+        context = worker.vllm_config.compilation_config.static_forward_context
+        runners = sorted((r for r in context.values() if isinstance(r, MoERunner)), key=lambda r: r.layer_id)
+        self.layers = [runner.layer_id for runner in runners]
+        generator = torch.Generator(device="cuda").manual_seed(7)
+        for name, parameter in worker.model_runner.get_model().named_parameters():
+            if name.endswith("gate.weight"):  # dummy weights give every layer the same gate
+                parameter.data.normal_(0, 0.5, generator=generator)
+        if self.kind == "vllm":
+            return
+        of_router = {id(runner.router): runner.layer_id for runner in runners}
+        for runner in runners:
+            shape = (self.most_tokens, runner.router.top_k)
+            self._ids[runner.layer_id] = torch.zeros(shape, dtype=torch.int32, device="cuda")
+            self._weights[runner.layer_id] = torch.zeros(shape, dtype=torch.float32, device="cuda")
+        select = BaseRouter._select_experts
+
+        def selected(router: Any, *args: Any, **kwargs: Any) -> Any:
+            weights, ids = select(router, *args, **kwargs)
+            layer = of_router[id(router)]
+            self._ids[layer][: len(ids)].copy_(ids)
+            self._weights[layer][: len(ids)].copy_(weights)
+            return weights, ids
+
+        BaseRouter._select_experts = selected
+
+    def _step(self, worker: Any, tokens: int) -> None:
+        self.replays.append(self._replayed)
+        if self.kind == "vllm":
+            buffer = worker.model_runner.routed_experts_capturer.get_device_buffer()
+            self.steps.append(buffer[:tokens, self.layers].cpu().numpy().astype(np.int64))
+            return
+        ids = [self._ids[layer][:tokens].cpu().numpy() for layer in self.layers]
+        self.steps.append(np.stack(ids, axis=1).astype(np.int64))
+        self.weights.append(np.stack([self._weights[layer][:tokens].cpu().numpy() for layer in self.layers], axis=1))
+
+
+def drive(llm: Any, requests: int, longest: int, shared_prefix: bool) -> dict[str, list[int]]:
+    """Staggered arrivals of prompts of very different lengths; token ids by request."""
+    from vllm import SamplingParams  # noqa: PLC0415
+
+    chance = random.Random(3)
+    prefix = [chance.randrange(1, 250) for _ in range(64)] if shared_prefix else []
+    waiting = []
+    for number in range(requests):
+        tokens = [chance.randrange(1, 250) for _ in range(chance.choice([2, 3, 5, 17, 40, 90, longest]))]
+        params = SamplingParams(max_tokens=chance.randrange(4, 24), temperature=0, detokenize=False, ignore_eos=True)
+        waiting.append((f"r{number}", (prefix if number % 2 else []) + tokens, params))
+    engine, out = llm.llm_engine, {}
+    while waiting or engine.has_unfinished_requests():
+        for _ in range(chance.randrange(0, 4)):
+            if waiting:
+                name, tokens, params = waiting.pop(0)
+                engine.add_request(name, {"prompt_token_ids": tokens}, params)
+        for done in engine.step():
+            if done.finished:
+                out[done.request_id] = list(done.outputs[0].token_ids)
+    return out
+
+
+def compare(journal: Path, oracle: Oracle) -> dict[str, Any]:
+    """Counts of every cell and experts of every token."""
+    from nvtxmoe import schema  # noqa: PLC0415
+    from nvtxmoe.journal import Journal  # noqa: PLC0415
+
+    layer_at = {layer: at for at, layer in enumerate(oracle.layers)}
+    found = {"steps": 0, "cells": 0, "cells_equal": 0, "tokens": 0, "tokens_equal": 0, "weights": 0, "weights_equal": 0}
+    meta: dict[str, Any] = {}
+    record = Journal(journal)
+    for event, _, payload in record.records():
+        if event == "meta":
+            meta = json.loads(payload)
+            shape = {layer["layer"]: (layer["num_experts"], layer["top_k"]) for layer in meta["layers"]}
+        elif event == "step":
+            row = np.frombuffer(payload, schema.STEP_DTYPE)[0]
+            found["steps"] += int(row["num_tokens"] == len(oracle.steps[int(row["step"])]))
+        elif event == "counts":
+            layer = int(np.frombuffer(payload[8:12], "<i4")[0])
+            row = np.frombuffer(payload, schema.counts_dtype(shape[layer][0]))[0]
+            wanted = np.bincount(oracle.steps[int(row["step"])][:, layer_at[layer]].ravel(), minlength=shape[layer][0])
+            found["cells"] += 1
+            found["cells_equal"] += int(np.array_equal(wanted, row["counts"]))
+        elif event == "topk":
+            layer = int(np.frombuffer(payload[8:12], "<i4")[0])
+            rows = np.frombuffer(payload, schema.topk_dtype(shape[layer][1]))
+            step = int(rows["step"][0])
+            same = (rows["experts"] == oracle.steps[step][:, layer_at[layer]]).all(axis=1)
+            found["tokens"] += len(rows)
+            found["tokens_equal"] += int(same.sum())
+            if oracle.weights:
+                found["weights"] += len(rows)
+                found["weights_equal"] += int(
+                    (rows["weights"] == oracle.weights[step][:, layer_at[layer]]).all(1).sum()
+                )
+    return {
+        **found,
+        "oracle_steps": len(oracle.steps),
+        "oracle_cells": len(oracle.steps) * len(oracle.layers),
+        "replayed_steps": sum(n > 0 for n in oracle.replays),
+        "replays": sum(oracle.replays),
+        "held_bytes": meta.get("held_bytes"),
+        "capture": meta.get("capture"),
+        "ended": json.loads(record.ended) if record.ended else None,
+    }
+
+
+def main() -> int:
+    """Run one configuration."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mode", choices=MODES, default="full")
+    parser.add_argument("--oracle", choices=["vllm", "copies"], default="copies")
+    parser.add_argument("--family", default="qwen3_moe")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=33)
+    parser.add_argument("--longest", type=int, default=300)
+    parser.add_argument("--attention", default="TRITON_ATTN")
+    parser.add_argument("--gpu-memory", type=float, default=0.15)
+    options = parser.parse_args()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    session = Path(tempfile.mkdtemp()) / "session"
+    os.environ["NVTXMOE_SESSION_DIR"] = str(session)
+    from vllm import LLM  # noqa: PLC0415
+
+    oracle = Oracle(options.oracle, most_tokens=2048)
+    oracle.install()
+    extra: dict[str, Any] = {"enable_return_routed_experts": True} if options.oracle == "vllm" else {}
+    if MODES[options.mode]:
+        extra["compilation_config"] = {**MODES[options.mode], "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]}
+    llm = LLM(
+        model=str(model_folder(options.family, options.layers, options.experts, options.top_k)),
+        load_format="dummy", skip_tokenizer_init=True, enforce_eager=options.mode == "eager", max_model_len=1024,
+        max_num_batched_tokens=256, max_num_seqs=64, gpu_memory_utilization=options.gpu_memory,
+        attention_backend=options.attention, enable_prefix_caching=True, **extra,
+    )  # fmt: skip
+    drive(llm, options.requests, options.longest, shared_prefix=True)
+    llm.llm_engine.engine_core.shutdown()
+    found = compare(next(session.glob("ranks/*.journal")), oracle)
+    cells = found["oracle_cells"]
+    good = found["cells"] == found["cells_equal"] == cells and found["steps"] == found["oracle_steps"]
+    good = good and found["tokens"] == found["tokens_equal"] and found["weights"] == found["weights_equal"]
+    good = good and found["tokens"] == sum(len(step) for step in oracle.steps) * len(oracle.layers)
+    print(json.dumps({"exact": good, **vars(options), **found}))
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
