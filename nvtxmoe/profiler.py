@@ -141,13 +141,13 @@ class MoEExpertProfiler:
         Raises:
             NvtxmoeError: nothing was recorded, or the folder can't be written.
         """
-        from nvtxmoe_analysis.journals import merge_sessions  # noqa: PLC0415  polars only when asked for
+        from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when asked for
 
         self._end_step()
         self._recorder.settle()
         if self._journal is not None:
             self._journal.flush()
-        return merge_sessions([self.session_dir], self.session_dir).folder
+        return analyze([self.session_dir], self.session_dir).folder
 
     def close(self) -> None:
         """End the journal. Nothing is recorded afterwards."""

@@ -120,10 +120,6 @@ class CudaCounter:
                 self._plans[key] = plan
         return plan
 
-    def forget_plans(self) -> None:
-        """CUDA graphs have gone: their keys may come again for others."""
-        self._plans.clear()
-
     def _slot(self, size: int) -> _Slot:
         import torch  # noqa: PLC0415  only where there are tensors of a GPU
 

@@ -6,6 +6,7 @@ The nvtx module keeps every distinct message for ever, so messages come from a f
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -95,30 +96,77 @@ class BinaryEmitter(_Ranges):
 
 
 class WordEmitter(_Ranges):
-    """The word form, for every nvtx and nsys: payloads as int64 marks of fixed messages."""
+    """The word form, for every nvtx and nsys: payloads as int64 marks of fixed messages.
+
+    nvtx 0.2.11 keeps the attributes of every distinct payload for ever (an unbounded cache). So each message has one
+    attributes object a thread here, whose payload is set anew for every event.
+    """
 
     encoding = "words"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._domain = nvtx.get_domain(schema.DOMAIN)
+        self._push, self._pop, self._mark = _calls(self._domain)
+        self._of_range = lru_cache(maxsize=None)(self._attributes)
+        self._local = _Reused()
+
+    def _attributes(self, name: str, payload: int, category: str | None) -> Any:
+        return self._domain.get_event_attributes(message=name, category=category, payload=payload)
+
+    def _reused(self, name: str, payload: int, category: str | None = None) -> Any:
+        kept = self._local.attributes
+        attributes = kept.get(name)
+        if attributes is None:
+            # A payload of its own for each thread, so that nvtx's cache gives each a different object.
+            first = -1 - threading.get_ident()
+            attributes = kept[name] = self._attributes(name, first, category)
+        if attributes is not None:  # newer nvtx gives None where no tool listens
+            attributes.payload = payload
+        return attributes
+
     def push(self, name: str, layer: int, category: str) -> None:
         """Open a range with an int payload."""
-        nvtx.push_range(name, domain=schema.DOMAIN, category=category, payload=layer)
+        self._push(self._of_range(name, layer, category))
         self._pushed()
 
     def push_step(self, payload: Payload) -> None:
         """Open ``moe.step`` with the step's number; its struct follows as words."""
-        nvtx.push_range(schema.STEP, domain=schema.DOMAIN, category="step", payload=int(payload["step"]))
+        self._push(self._reused(schema.STEP, int(payload["step"]), "step"))
         self._pushed()
         self.mark(schema.STEP, payload)
 
     def pop(self) -> None:
         """Close the innermost range of this thread."""
-        nvtx.pop_range(domain=schema.DOMAIN)
+        self._pop()
         self._popped()
 
     def mark(self, event: str, payload: Payload) -> None:
         """Emit a payload as words, consecutive on this thread."""
-        for message, word in words.marks(event.removeprefix("moe."), np.asarray(payload).tobytes()):
-            nvtx.mark(message, domain=schema.DOMAIN, payload=word)
+        data = np.asarray(payload).tobytes()
+        attributes = self._reused(words.message(event.removeprefix("moe.")), 0)
+        if attributes is None:
+            return
+        for word in words.encode(data):
+            attributes.payload = word
+            self._mark(attributes)
+
+
+class _Reused(threading.local):
+    """Attributes objects of a thread, by message."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
+
+
+def _calls(domain: Any) -> tuple[Callable[[Any], None], Callable[[], None], Callable[[Any], None]]:
+    """Push, pop and mark of a domain with attributes: the domain's own, or what nvtx 0.2.11 has beneath."""
+    if hasattr(domain, "push_range"):
+        return domain.push_range, domain.pop_range, domain.mark
+    from nvtx import _lib  # noqa: PLC0415  not there in newer ones
+
+    handle = domain.handle
+    return lambda a: _lib.push_range(a, handle), lambda: _lib.pop_range(handle), lambda a: _lib.mark(a, handle)
 
 
 def nvtx_version() -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from nvtxmoe.capture.model import Identity, Step, meta_text
 from nvtxmoe.capture.pairs import PairCounts
 from nvtxmoe.capture.routed import Cells, Counted, Routed, Sample
 from nvtxmoe.capture.sinks import Sink
+from nvtxmoe.capture.step_routing import StepRouting
 
 if TYPE_CHECKING:
     pass
@@ -54,7 +55,6 @@ class Recorder:
         every_layer: bool = True,
     ) -> None:
         self.identity: Identity | None = None
-        self.graphs = Graphs()
         self.hidden: dict[int, str] = {}
         self.lost: Tally[str] = Tally()
         self.steps = 0
@@ -65,10 +65,7 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._step: Step | None = None
-        self._routed: dict[int, Routed] | None = None  # while a forward runs
-        self._replays: list[int] = []
-        self._merged: dict[tuple[int, ...], tuple[Routed, ...]] = {}
-        self._graphs_gone = 0
+        self._routing = StepRouting(self.records, self._hide_repeated)
         self._open = False
         self._counter: Counter | None = None
         self._pairs = PairCounts() if "pairs" in emit else None
@@ -123,7 +120,7 @@ class Recorder:
             self._tell_meta()
         self._step = Step(self.steps, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
         self.steps += 1
-        self._routed = {}
+        self._routing.begin()
         self._open = True
         for sink in self._sinks:
             sink.step_begins(self._step)
@@ -133,41 +130,35 @@ class Recorder:
         self.end_step()
         self.steps += 1
 
-    def wants(self, layer: int) -> bool:
-        """Whether what a router chooses now is to be kept."""
-        return (self._routed is not None or self.graphs.capturing) and self.records(layer)
-
     def records(self, layer: int) -> bool:
         """Whether a layer is wanted and visible."""
         return layer not in self.hidden and (self._layers is None or layer in self._layers)
 
+    @property
+    def graphs(self) -> Graphs:
+        """Routing of captured CUDA graphs."""
+        return self._routing.graphs
+
+    def listens(self, layer: int) -> bool:
+        """Whether what this layer's router chooses now is to be kept."""
+        return self._routing.listens(layer)
+
     def routed(self, one: Routed) -> None:
         """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
-        if not self.wants(one.layer):
-            return
-        if self.graphs.capturing:
-            self.graphs.keep(one)
-        elif self._routed is not None and one.layer in self._routed:
-            self._hide_repeated(one.layer)
-        elif self._routed is not None:
-            self._routed[one.layer] = one
+        self._routing.add(one)
 
     def replayed(self, graph: int) -> None:
         """A CUDA graph is replayed, as part of the step's forward."""
-        if self._routed is not None and self.graphs.routed(graph):
-            self._replays.append(graph)
+        self._routing.replayed(graph)
 
     def forward_done(self) -> None:
         """The step's forward was launched: begin to count it. Nothing waits for the device."""
-        step, eager, self._routed = self._step, self._routed, None
-        replays, self._replays = tuple(self._replays), []
-        if step is None or eager is None or self.identity is None:
+        step = self._step
+        routed, key = self._routing.end()
+        if step is None or self.identity is None:
             return
-        self._forget_gone()
-        routed = self._of_graphs(replays)
-        if eager:
-            routed = self._together(routed, tuple(eager.values()))
-        routed = tuple(one for one in routed if self._whole(one, step)) if self._short(routed, step) else routed
+        if any(one.ids.shape[0] - one.start < step.num_tokens for one in routed):
+            routed, key = tuple(one for one in routed if self._whole(one, step)), None
         if self._every_layer and len(routed) < sum(self.records(layer.layer) for layer in self.identity.layers):
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
@@ -175,42 +166,12 @@ class Recorder:
         if self._counter is None:
             self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
         sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-        again = not eager and routed is self._merged.get(replays)
-        self._counter.submit(step, routed, sample, replays if again else None)
+        self._counter.submit(step, routed, sample, key)
         if self._pairs is not None:
             self._pairs.add(step, routed)
 
-    def _of_graphs(self, replays: tuple[int, ...]) -> tuple[Routed, ...]:
-        merged = self._merged.get(replays)
-        if merged is None:
-            merged = ()
-            for graph in replays:
-                for layer in self.graphs.repeated(graph):
-                    self._hide_repeated(layer)
-                merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
-            self._merged[replays] = merged
-        return merged
-
-    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
-        for layer in {one.layer for one in some} & {one.layer for one in more}:
-            self._hide_repeated(layer)
-        return tuple(one for one in (*some, *more) if self.records(one.layer))
-
     def _hide_repeated(self, layer: int) -> None:
         self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
-        self._merged.clear()
-        if self._routed is not None:
-            self._routed.pop(layer, None)
-
-    def _forget_gone(self) -> None:
-        if self.graphs.gone != self._graphs_gone:
-            self._graphs_gone = self.graphs.gone
-            self._merged.clear()
-            if isinstance(self._counter, CudaCounter):
-                self._counter.forget_plans()
-
-    def _short(self, routed: tuple[Routed, ...], step: Step) -> bool:
-        return any(one.ids.shape[0] - one.start < step.num_tokens for one in routed)
 
     def _whole(self, one: Routed, step: Step) -> bool:
         if one.ids.shape[0] - one.start >= step.num_tokens:
@@ -223,20 +184,19 @@ class Recorder:
         if not self._open:
             return
         self._open = False
-        self._step = self._routed = None
-        self._replays = []
+        self._step = None
+        self._routing.end()
         for sink in self._sinks:
             sink.step_ends()
         if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
             self._pairs.begin()
         self._arrived()
-        if self._capture() != self._told:
+        if self._news() != self._told:
             self._tell_meta()
 
     def abandon_step(self) -> None:
         """The forward raised: the step's range closes, and there are no counts."""
         if self._open:
-            self._routed = None
             self._lose("steps whose forward failed")
             self.end_step()
 
@@ -252,6 +212,8 @@ class Recorder:
                 self._send(schema.PAIRS, payload)
         if self._counter.dropped:
             self.lost["steps left out, the device being far behind"] = self._counter.dropped
+        if self.graphs.without_weights:
+            self.lost["routing weights not kept, graphs holding too much"] = self.graphs.without_weights
 
     def _send_counted(self, counted: Counted) -> None:
         for cells in counted.cells:
@@ -283,11 +245,15 @@ class Recorder:
         known = {"failures": failures(), "lost": sorted(self.lost), "hidden_layers": dict(self.hidden)}
         return known if any(known.values()) else None
 
+    def _news(self) -> object:
+        """What makes moe.meta worth sending again."""
+        return self._capture(), self.graphs.held_bytes
+
     def _tell_meta(self) -> None:
         assert self.identity is not None
-        self._told = self._capture()
+        self._told = self._news()
         capture = None
-        if self._told is not None:
+        if self._capture() is not None:
             hidden = {str(layer): reason for layer, reason in self.hidden.items()}
             capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
         for sink in self._sinks:
@@ -307,6 +273,5 @@ def _topk(step: int, sample: Sample) -> Any:
     rows = np.zeros(len(sample.experts), schema.topk_dtype(sample.experts.shape[1]))
     rows["step"], rows["layer"], rows["token"] = step, sample.layer, np.arange(len(rows))
     rows["experts"] = sample.experts
-    if sample.weights is not None:
-        rows["weights"] = sample.weights
+    rows["weights"] = np.nan if sample.weights is None else sample.weights
     return rows

@@ -137,7 +137,7 @@ class Capture:
 
         def leave(state: Any, result: Any) -> None:
             close(state)
-            if state[1] is not None and self.recorder.wants(state[1]):
+            if state[1] is not None and self.recorder.listens(state[1]):
                 router, layer = state
                 self._routed(router, layer, result)
 

@@ -1,0 +1,83 @@
+"""Which routing tensors belong to the running step: those of eager layers, and those of the graphs it replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+from nvtxmoe.capture.graphs import Graphs
+from nvtxmoe.capture.routed import Routed
+
+
+class StepRouting:
+    """Collects references while a forward runs.
+
+    Parameters:
+        wanted: whether a layer is recorded.
+        repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
+    """
+
+    def __init__(self, wanted: Callable[[int], bool], repeated: Callable[[int], None]) -> None:
+        self.graphs = Graphs()
+        self._wanted = wanted
+        self._repeated = repeated
+        self._eager: dict[int, Routed] | None = None  # None: no forward runs
+        self._replays: list[int] = []
+        self._merged: dict[tuple[int, ...], tuple[Routed, ...]] = {}
+        self._gone = 0
+
+    def listens(self, layer: int) -> bool:
+        """Whether what a router chooses now is to be kept."""
+        return (self._eager is not None or self.graphs.capturing) and self._wanted(layer)
+
+    def begin(self) -> None:
+        """A forward begins."""
+        self._eager, self._replays = {}, []
+
+    def add(self, one: Routed) -> None:
+        """A router chose: kept for this step, or under the graph that is being captured."""
+        if not self.listens(one.layer):
+            return
+        if self.graphs.capturing:
+            self.graphs.keep(one)
+        elif self._eager is not None and one.layer in self._eager:
+            del self._eager[one.layer]
+            self._repeated(one.layer)
+        elif self._eager is not None:
+            self._eager[one.layer] = one
+
+    def replayed(self, graph: int) -> None:
+        """A graph is replayed as part of the forward."""
+        if self._eager is not None and self.graphs.routed(graph):
+            self._replays.append(graph)
+
+    def end(self) -> tuple[tuple[Routed, ...], Hashable | None]:
+        """The forward's routing, each layer once, and a key where the same tensors will come again.
+
+        Nothing is kept for a forward that did not begin.
+        """
+        eager, replays = self._eager, tuple(self._replays)
+        self._eager, self._replays = None, []
+        routed = self._of_graphs(replays)
+        if not eager:
+            return routed, (self._gone, replays)
+        return self._together(routed, tuple(eager.values())), None
+
+    def _of_graphs(self, replays: tuple[int, ...]) -> tuple[Routed, ...]:
+        if self.graphs.gone != self._gone:  # keys may come again for other graphs
+            self._gone = self.graphs.gone
+            self._merged.clear()
+        merged = self._merged.get(replays)
+        if merged is None:
+            merged = ()
+            for graph in replays:
+                for layer in self.graphs.repeated(graph):
+                    self._repeated(layer)
+                merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
+            self._merged[replays] = merged
+        return merged
+
+    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
+        for layer in {one.layer for one in some} & {one.layer for one in more}:
+            self._repeated(layer)
+            self._merged.clear()
+        return tuple(one for one in (*some, *more) if self._wanted(one.layer))

@@ -1,0 +1,249 @@
+"""Routing under CUDA graphs, with stand-ins for the device: what is held, and that the host never waits."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+
+from nvtxmoe.capture import cuda_counting, graphs
+from nvtxmoe.capture.cuda_counting import CudaCounter
+from nvtxmoe.capture.graphs import Graphs
+from nvtxmoe.capture.hooks import unhook_all
+from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.recorder import Recorder
+from nvtxmoe.capture.routed import Alike, Routed
+from tests.with_torch.events import EXPERTS, Kept, identity
+
+
+class Graph:
+    """Stands for a torch.cuda.CUDAGraph."""
+
+
+class Event:
+    """A CUDA event that is done when the test says so; waiting for it is a failure."""
+
+    ready = False
+    may_wait = False
+
+    def record(self) -> None:
+        """Nothing runs."""
+
+    def query(self) -> bool:
+        """As the test says."""
+        return Event.ready
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        assert Event.may_wait, "the host waits for the device"
+
+
+@pytest.fixture(autouse=True)
+def device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU memory in the place of pinned memory, our events, and every blocking call forbidden."""
+    unhook_all()
+    empty = torch.empty
+
+    def pinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        assert pin_memory, "memory that is not pinned would make copies block"
+        return empty(*args, **kwargs)
+
+    def blocks(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a blocking call on the serving path")
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", blocks)
+    for name in ("item", "cpu", "tolist", "nonzero"):
+        monkeypatch.setattr(torch.Tensor, name, blocks)
+    copy = torch.Tensor.copy_
+
+    def copied(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        assert non_blocking, "a blocking copy on the serving path"
+        return copy(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    Event.ready = Event.may_wait = False
+
+
+def histogram(group: Alike, table: Any, out: torch.Tensor, num_tokens: int) -> None:
+    """What the kernel does, where there is none. It reads the tensors of the group, as the kernel its addresses."""
+    assert table.numpy().tolist() == [t.data_ptr() + s * t.stride(0) * t.element_size() for t, s in group.tensors]
+    flat = out.numpy().reshape(len(group.layers), group.experts)
+    flat[:] = 0
+    for row, (ids, start) in zip(flat, group.tensors, strict=True):
+        for expert in ids[start : start + num_tokens].numpy().ravel():
+            row[expert] += 1
+
+
+def recorder() -> tuple[Recorder, Kept, CudaCounter]:
+    """A recorder that counts on the stand-in device."""
+    sink = Kept()
+    made = Recorder(lambda _: [sink], sample_every=0)
+    made.model_loaded(identity())
+    counter = CudaCounter(histogram)
+    made._counter = counter
+    return made, sink, counter
+
+
+def routed(layer: int, tensor: torch.Tensor) -> Routed:
+    return Routed(layer, EXPERTS, tensor, tensor.float())
+
+
+def replay(made: Recorder, graph: Graph, tensors: list[torch.Tensor], *values: tuple[int, int]) -> None:
+    """A step that replays a graph: its tensors get new content, padding keeps the old."""
+    made.begin_step(len(values), 1, 0, len(values))
+    made.replayed(id(graph))
+    for tensor in tensors:
+        tensor[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
+    made.forward_done()
+    made.end_step()
+
+
+def captured(made: Recorder, rows: int = 4) -> tuple[Graph, list[torch.Tensor]]:
+    """A graph with both layers in it."""
+    graph = Graph()
+    tensors = [torch.zeros(rows, 2, dtype=torch.int32) for _ in (0, 1)]
+    made.graphs.begin(graph)
+    for layer, tensor in enumerate(tensors):
+        assert made.listens(layer)
+        made.routed(routed(layer, tensor))
+    made.graphs.end(graph)
+    assert not made.listens(0)
+    return graph, tensors
+
+
+def test_replays_are_counted_from_the_captured_tensors() -> None:
+    made, sink, _ = recorder()
+    graph, tensors = captured(made)
+    other, others = captured(made, rows=8)
+    replay(made, graph, tensors, (0, 1), (0, 2))
+    replay(made, other, others, (5, 6), (5, 7), (5, 6))
+    replay(made, graph, tensors, (3, 4))
+    assert sink.counts() == {}  # nothing has arrived, and nobody waited
+    Event.ready = True
+    replay(made, graph, tensors, (7, 0))
+    counts = sink.counts()
+    assert counts[0, 0] == counts[0, 1] == [2, 1, 1, 0, 0, 0, 0, 0]
+    assert counts[1, 0] == [0, 0, 0, 0, 0, 3, 2, 1]
+    assert counts[2, 1] == [0, 0, 0, 1, 1, 0, 0, 0]
+    assert counts[3, 0] == [1, 0, 0, 0, 0, 0, 0, 1]
+    assert made.lost == {}
+
+
+def test_capture_is_not_counted_and_what_it_holds_is_told() -> None:
+    made, sink, _ = recorder()
+    graph, tensors = captured(made)
+    assert made.graphs.held_bytes == 2 * 4 * 2 * (4 + 4)
+    Event.ready = True
+    replay(made, graph, tensors, (0, 1))
+    assert sink.of("meta")[-1]["held_bytes"] == made.graphs.held_bytes
+    assert len(sink.counts()) == 2
+
+
+def test_a_step_of_several_graphs_and_an_eager_layer() -> None:
+    made, sink, _ = recorder()
+    piece, tensor = Graph(), torch.tensor([[1, 2]], dtype=torch.int32)
+    made.graphs.begin(piece)
+    made.routed(routed(0, tensor))
+    made.graphs.end(piece)
+    attention = Graph()
+    made.graphs.begin(attention)
+    made.graphs.end(attention)
+    Event.ready = True
+    made.begin_step(1, 1, 0, 1)
+    made.replayed(id(piece))
+    made.replayed(id(attention))
+    made.routed(routed(1, torch.tensor([[3, 4]], dtype=torch.int64)))
+    made.forward_done()
+    made.end_step()
+    assert sink.counts() == {(0, 0): [0, 1, 1, 0, 0, 0, 0, 0], (0, 1): [0, 0, 0, 1, 1, 0, 0, 0]}
+
+
+def test_a_graph_with_a_layer_twice_hides_it() -> None:
+    made, sink, _ = recorder()
+    graph = Graph()
+    tensor = torch.zeros(1, 2, dtype=torch.int32)
+    made.graphs.begin(graph)
+    for layer in (0, 1, 1):
+        made.routed(routed(layer, tensor))
+    made.graphs.end(graph)
+    Event.ready = True
+    replay(made, graph, [tensor], (0, 1))
+    replay(made, graph, [tensor], (0, 1))
+    assert {layer for _, layer in sink.counts()} == {0}
+    assert list(made.hidden) == [1]
+
+
+def test_a_graph_that_goes_lets_its_tensors_go() -> None:
+    made, _, _ = recorder()
+    graph, _ = captured(made)
+    assert made.graphs.held_bytes > 0
+    del graph
+    gc.collect()
+    assert made.graphs.held_bytes == 0
+
+
+def test_a_graph_at_the_address_of_another_is_not_taken_for_it() -> None:
+    made, sink, _ = recorder()
+    Event.ready = True
+    graph, tensors = captured(made)
+    replay(made, graph, tensors, (0, 1))
+    made.graphs.begin(graph)  # captured again, with other tensors
+    fresh = [torch.zeros(4, 2, dtype=torch.int32) for _ in (0, 1)]
+    for layer, tensor in enumerate(fresh):
+        made.routed(routed(layer, tensor))
+    made.graphs.end(graph)
+    replay(made, graph, fresh, (6, 7))
+    assert sink.counts()[1, 0] == [0, 0, 0, 0, 0, 0, 1, 1]
+
+
+def test_memory_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Graphs()
+    graph = Graph()
+    held.begin(graph)
+    tensor = torch.zeros(4, 2, dtype=torch.int32)
+    monkeypatch.setattr(graphs, "MOST_HELD_BYTES", 2 * 64 + 32 + 8)
+    for layer in range(5):
+        held.keep(routed(layer, tensor))
+    kept = held.routed(id(graph))
+    assert [one.weights is not None for one in kept.values()] == [True, True, False]
+    assert (held.without_weights, held.without_ids) == (3, 2)
+    assert held.held_bytes == 2 * 64 + 32
+
+
+def test_the_device_far_behind_is_a_loss_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_counting, "MOST_PENDING", 3)
+    made, sink, counter = recorder()
+    graph, tensors = captured(made)
+    for _ in range(5):
+        replay(made, graph, tensors, (0, 1))
+    assert counter.dropped == 2
+    assert list(sink.of("meta")[-1]["capture"]["lost"]) == ["steps left out, the device being far behind"]
+    Event.may_wait = True
+    made.close()
+    assert sink.of("meta")[-1]["capture"]["lost"] == {"steps left out, the device being far behind": 2}
+    assert sorted(step for step, _ in sink.counts()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_slots_are_used_again() -> None:
+    made, _, counter = recorder()
+    graph, tensors = captured(made)
+    Event.ready = True
+    for _ in range(50):
+        replay(made, graph, tensors, (0, 1))
+    assert sum(map(len, counter._free.values())) == 1
+
+
+def test_a_step_on_its_way_holds_no_routing_tensor() -> None:
+    _, _, counter = recorder()
+    tensor = torch.zeros(2, 2, dtype=torch.int32)
+    gone = weakref.ref(tensor)
+    counter.submit(Step(0, 0, 2, 1, 2, 0), (routed(0, tensor),), sample=False)
+    del tensor
+    gc.collect()
+    assert gone() is None
+    assert list(counter.drain()) == []
