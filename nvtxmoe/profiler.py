@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 from nvtxmoe import schema
 from nvtxmoe.capture.config import DEFAULT_EMITS
 from nvtxmoe.capture.emission import make_emitter
+from nvtxmoe.capture.graphs import hook_graphs
 from nvtxmoe.capture.model import Identity, LayerInfo
 from nvtxmoe.capture.recorder import Recorder
 from nvtxmoe.capture.routed import Routed
@@ -28,6 +30,9 @@ class MoEExpertProfiler:
 
     ``record_expert_selection`` keeps references and returns; on a GPU the counts come to the host without the host
     waiting for them. A layer that is recorded again begins the next step; ``step`` says so explicitly.
+
+    CUDA graphs: what is recorded while a graph is captured stays with the graph, and a replay inside
+    ``step(num_tokens)`` counts what the graph's routers chose this time.
 
     Parameters:
         session_dir: gets ``ranks/`` (the journal, written every ``flush_interval`` seconds) and
@@ -67,6 +72,10 @@ class MoEExpertProfiler:
 
         emit = DEFAULT_EMITS | {"pairs"} if pairs else DEFAULT_EMITS
         self._recorder = Recorder(make_sinks, sample_every=log_interval, emit=emit, every_layer=False)
+        self._in_step = False
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_available():
+            hook_graphs(self._recorder.graphs, self._recorder.replayed)
 
     def record_expert_selection(
         self,
@@ -92,9 +101,10 @@ class MoEExpertProfiler:
                 f"topk_weights of layer {layer_idx} is {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}"
             )
         tokens = topk_ids.shape[0]
-        if layer_idx in self._this_step:
+        capturing = self._recorder.graphs.capturing
+        if layer_idx in self._this_step and not capturing:
             self._end_step()
-        if self._this_step and tokens != self._num_tokens:
+        if not capturing and not self._fits(tokens):
             raise ValueError(
                 f"layer {layer_idx} has {tokens} tokens in a step of {self._num_tokens}; begin the next one with step()"
             )
@@ -102,17 +112,25 @@ class MoEExpertProfiler:
         if known is None or (known.num_experts, known.top_k) != (num_experts, top_k):
             self._layers[layer_idx] = LayerInfo(layer_idx, f"layer {layer_idx}", num_experts, top_k)
             self._know()
-        if not self._this_step:
-            self._num_tokens = tokens
-            self._recorder.begin_step(tokens, 0, 0, 0)
-        self._this_step.add(layer_idx)
+        if not capturing:
+            if not self._this_step and not self._in_step:
+                self._begin_step(tokens)
+            self._this_step.add(layer_idx)
         ids, weights = topk_ids.detach(), None if topk_weights is None else topk_weights.detach()
         self._recorder.routed(Routed(layer_idx, num_experts, ids, weights))
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """What is recorded inside is one step."""
+    def step(self, num_tokens: int | None = None) -> Iterator[None]:
+        """What is recorded inside is one step.
+
+        Parameters:
+            num_tokens: rows that count; further rows are padding. Needed where a CUDA graph is replayed. None: as many
+                as the first layer has.
+        """
         self._end_step()
+        if num_tokens is not None:
+            self._begin_step(num_tokens)
+            self._in_step = True
         try:
             yield
         finally:
@@ -172,11 +190,21 @@ class MoEExpertProfiler:
             )
         )  # fmt: skip
 
+    def _fits(self, tokens: int) -> bool:
+        if self._in_step:
+            return tokens >= self._num_tokens  # more rows are padding
+        return not self._this_step or tokens == self._num_tokens
+
+    def _begin_step(self, num_tokens: int) -> None:
+        self._num_tokens = num_tokens
+        self._recorder.begin_step(num_tokens, 0, 0, 0)
+
     def _end_step(self) -> None:
-        if self._this_step:
+        if self._this_step or self._in_step:
             self._recorder.forward_done()
             self._recorder.end_step()
             self._this_step.clear()
+            self._in_step = False
 
     @contextmanager
     def _range(self, name: str, layer: int, category: str) -> Iterator[None]:

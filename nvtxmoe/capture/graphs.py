@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
-from nvtxmoe.capture.hooks import Hook, registered, wrap
+from nvtxmoe.capture.hooks import REGISTRY, Hook, registered, wrap
 from nvtxmoe.capture.routed import Routed
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
@@ -86,11 +86,13 @@ def hook_graphs(graphs: Graphs, replayed: Any) -> None:
     """Hook PyTorch's own graph classes; ``replayed`` is called with the graph's key before each replay."""
     import torch  # noqa: PLC0415  only where there is a model
 
-    begin = Hook(
-        "graph_capture", lambda context, *_, **__: context, lambda context, _: graphs.begin(context.cuda_graph)
-    )
-    end = Hook("graph_captured", lambda context, *_, **__: graphs.end(context.cuda_graph))
-    replay = Hook("graph_replay", lambda graph, *_, **__: replayed(id(graph)))
-    wrap(torch.cuda.graphs.graph, "__enter__", registered(begin))
-    wrap(torch.cuda.graphs.graph, "__exit__", registered(end))
-    wrap(torch.cuda.CUDAGraph, "replay", registered(replay))
+    def hook(name: str, enter: Any, leave: Any = lambda *_: None) -> Hook:
+        number = sum(other.split("-")[0] == name for other in REGISTRY)  # several recorders in a process
+        return registered(Hook(f"{name}-{number + 1}" if number else name, enter, leave))
+
+    begin = hook("graph_capture", lambda context: context, lambda context, _: graphs.begin(context.cuda_graph))
+    end = hook("graph_captured", lambda context, *_, **__: graphs.end(context.cuda_graph))
+    replay = hook("graph_replay", lambda graph, *_, **__: replayed(id(graph)))
+    wrap(torch.cuda.graphs.graph, "__enter__", begin)
+    wrap(torch.cuda.graphs.graph, "__exit__", end)
+    wrap(torch.cuda.CUDAGraph, "replay", replay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,5 +41,15 @@ class NvtxSink:
         for place in range(len(rows)):
             self.emitter.mark(event, rows[place : place + 1].reshape(()))  # nvtx wants 0-d arrays, no scalars
 
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Nothing: nsys has what was emitted."""
+    def close(self, summary: Mapping[str, Any]) -> None:  # noqa: ARG002  nsys has what was emitted
+        """Have nsys write its CUDA events now: a process that is killed soon after takes them with it."""
+        flush_cuda_events()
+
+
+def flush_cuda_events() -> None:
+    """Wait for the device and end nsys's CUDA buffers (``--flush-on-cudaprofilerstop``, on by default)."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return
+    torch.cuda.synchronize()
+    torch.cuda.cudart().cudaProfilerStop()
