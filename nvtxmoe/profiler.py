@@ -197,6 +197,8 @@ class MoEExpertProfiler:
 
     def _begin_step(self, num_tokens: int) -> None:
         self._num_tokens = num_tokens
+        if self._recorder.identity is None:
+            self._know()
         self._recorder.begin_step(num_tokens, 0, 0, 0)
 
     def _end_step(self) -> None:

@@ -217,7 +217,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=33)
     parser.add_argument("--longest", type=int, default=300)
     parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--gpu-memory", type=float, default=0.15)
+    parser.add_argument("--kv-mib", type=int, default=2048)
     options = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     session = Path(tempfile.mkdtemp()) / "session"
@@ -232,7 +232,7 @@ def main() -> int:
     llm = LLM(
         model=str(model_folder(options.family, options.layers, options.experts, options.top_k)),
         load_format="dummy", skip_tokenizer_init=True, enforce_eager=options.mode == "eager", max_model_len=1024,
-        max_num_batched_tokens=256, max_num_seqs=64, gpu_memory_utilization=options.gpu_memory,
+        max_num_batched_tokens=256, max_num_seqs=64, kv_cache_memory_bytes=options.kv_mib << 20,
         attention_backend=options.attention, enable_prefix_caching=True, **extra,
     )  # fmt: skip
     drive(llm, options.requests, options.longest, shared_prefix=True)

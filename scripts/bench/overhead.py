@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""What recording costs a real vLLM on a GPU: GPU and CPU time a step, recording toggled in alternating blocks.
+
+    python scripts/bench/overhead.py --variant ours            # one process: off and on in turn
+    python scripts/bench/overhead.py --variant none|copies|vllm  # another way to record, to compare with none
+    nsys profile ... python scripts/bench/overhead.py --variant ours   # the same under nsys
+
+The model has the shape of Qwen3-30B-A3B (48 layers, 128 experts, top-8, hidden 2048, expert width 768) with random
+weights, decoding 32 requests under full CUDA graphs. GPU time is that between an event just before the graph's replay
+and one after everything that the step enqueued up to the end of ``execute_model``: forward, logits, and the counting.
+Prints JSON: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+SHAPE = {
+    "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "attention_bias": False, "head_dim": 128,
+    "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768,
+    "num_attention_heads": 32, "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8,
+    "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+    "vocab_size": 32000, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+BATCH = 32
+
+
+class Clock:
+    """GPU time of each step's window, and CPU time spent in the recorder."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[Any, Any]] = []
+        self.cpu_ns = 0
+        self._begin: Any = None
+
+    def install(self) -> None:
+        """Wrap the graph's replay innermost and the worker's step outermost."""
+        import torch  # noqa: PLC0415
+        from vllm.v1.worker.gpu_worker import Worker  # noqa: PLC0415
+
+        replay, execute = torch.cuda.CUDAGraph.replay, Worker.execute_model
+
+        def replayed(graph: Any) -> Any:
+            if self._begin is None:
+                self._begin = torch.cuda.Event(enable_timing=True)
+                self._begin.record()
+            return replay(graph)
+
+        def executed(worker: Any, scheduled: Any) -> Any:
+            self._begin = None
+            result = execute(worker, scheduled)
+            if self._begin is not None:
+                end = torch.cuda.Event(enable_timing=True)
+                end.record()
+                self.windows.append((self._begin, end))
+            return result
+
+        torch.cuda.CUDAGraph.replay, Worker.execute_model = replayed, executed
+
+    def timed(self, owner: Any, name: str) -> None:
+        """Add the time of a method of the recorder to ``cpu_ns``."""
+        original = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter_ns()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.cpu_ns += time.perf_counter_ns() - began
+
+        setattr(owner, name, call)
+
+    def take_us(self) -> float:
+        """Median window since the last call."""
+        import torch  # noqa: PLC0415
+
+        torch.cuda.synchronize()
+        times = [begin.elapsed_time(end) * 1000 for begin, end in self.windows]
+        self.windows.clear()
+        return float(statistics.median(times))
+
+
+def record_copies() -> None:
+    """The prototype's way: copy ids and weights in every layer, inside the graph."""
+    import torch  # noqa: PLC0415
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
+
+    select, buffers = BaseRouter._select_experts, {}
+
+    def selected(router: Any, *args: Any, **kwargs: Any) -> Any:
+        weights, ids = select(router, *args, **kwargs)
+        if id(router) not in buffers:
+            buffers[id(router)] = (
+                torch.zeros(4096, ids.shape[1], dtype=ids.dtype, device="cuda"),
+                torch.zeros(4096, ids.shape[1], device="cuda"),
+            )
+        for buffer, value in zip(buffers[id(router)], (ids, weights), strict=True):
+            buffer[: len(value)].copy_(value)
+        return weights, ids
+
+    BaseRouter._select_experts = selected
+
+
+def switch(on: bool) -> None:
+    """Turn every hook of nvtxmoe on or off."""
+    from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
+
+    for hook in REGISTRY.values():
+        hook.failure = None if on else "off for the measurement"
+
+
+def paired(on: list[float], off: list[float]) -> dict[str, Any]:
+    """Median of paired differences, with a bootstrapped interval of 95 %."""
+    differences = [a - b for a, b in zip(on, off, strict=True)]
+    base = statistics.median(off)
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(differences, k=len(differences))) for _ in range(2000))
+    low, middle, high = medians[50], statistics.median(differences), medians[-51]
+    return {
+        "off_us": round(base, 2), "on_us": round(statistics.median(on), 2), "added_us": round(middle, 2),
+        "added_us_ci95": [round(low, 2), round(high, 2)], "added_pct": round(100 * middle / base, 3),
+        "added_pct_ci95": [round(100 * low / base, 3), round(100 * high / base, 3)], "pairs": len(differences),
+        "off_us_range": [round(min(off), 2), round(max(off), 2)],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Run one variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=["ours", "none", "copies", "vllm"], default="ours")
+    parser.add_argument("--layers", type=int, default=48)
+    parser.add_argument("--blocks", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=50)
+    options = parser.parse_args()
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ["NVTXMOE_SESSION_DIR"] = str(Path(tempfile.mkdtemp()) / "session")
+    folder = Path(tempfile.mkdtemp())
+    (folder / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": options.layers}))
+    from vllm import LLM, SamplingParams  # noqa: PLC0415
+
+    clock = Clock()
+    clock.install()
+    if options.variant == "copies":
+        record_copies()
+    llm = LLM(
+        model=str(folder), load_format="dummy", skip_tokenizer_init=True, max_model_len=8192, max_num_seqs=BATCH,
+        gpu_memory_utilization=0.9, attention_backend="TRITON_ATTN", enable_prefix_caching=False,
+        compilation_config={"cudagraph_mode": "FULL", "cudagraph_capture_sizes": [BATCH]},
+        enable_return_routed_experts=options.variant == "vllm",
+    )  # fmt: skip
+    params = SamplingParams(max_tokens=8000, temperature=0, detokenize=False, ignore_eos=True)
+    for number in range(BATCH):
+        llm.llm_engine.add_request(f"r{number}", {"prompt_token_ids": [number + 3] * 16}, params)
+
+    def steps(count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(count):
+            llm.llm_engine.step()
+        return (time.perf_counter() - began) / count * 1e6
+
+    steps(60)
+    clock.take_us()
+    import torch  # noqa: PLC0415
+
+    print(json.dumps({"variant": options.variant, "device": torch.cuda.get_device_name(), "torch": torch.__version__}))
+    if options.variant != "ours":
+        blocks = [(steps(options.steps), clock.take_us()) for _ in range(options.blocks)]
+        windows = [window for _, window in blocks]
+        print(json.dumps({
+            "way": options.variant, "gpu_us": round(statistics.median(windows), 2),
+            "range": [round(min(windows), 2), round(max(windows), 2)],
+            "wall_us": round(statistics.median(wall for wall, _ in blocks), 1),
+        }), flush=True)  # fmt: skip
+        return
+    measure(options, clock, steps)
+
+
+def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], float]) -> None:
+    """Ours against nothing, with and without samples and pairs."""
+    from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
+    from nvtxmoe.capture.pairs import PairCounts  # noqa: PLC0415
+
+    capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
+    recorder = next(cell.cell_contents.recorder for cell in capture or () if hasattr(cell.cell_contents, "recorder"))
+    for name in ("begin_step", "replayed", "forward_done", "end_step"):
+        clock.timed(recorder, name)
+    REGISTRY["graph_replay"].enter = lambda graph, *_, **__: recorder.replayed(id(graph))
+    ways: dict[str, tuple[int, bool]] = {
+        "counts": (0, False),
+        "counts, and sampled tokens in every step": (1, False),
+        "counts, and exact pairs": (0, True),
+    }
+    for way, (every, pairs) in ways.items():
+        recorder._sample_every = every
+        recorder._emit = frozenset({"counts", "topk", "physical"})
+        recorder._pairs = PairCounts() if pairs else None
+        blocks = options.blocks if way == "counts" else max(4, options.blocks // 4)
+        gpu: dict[bool, list[float]] = {True: [], False: []}
+        wall: dict[bool, list[float]] = {True: [], False: []}
+        cpu: list[float] = []
+        for block in range(2 * blocks):
+            on = bool(block % 2) ^ bool(block // 2 % 2)  # off on on off: drift cancels
+            switch(on)
+            steps(3)
+            clock.take_us()
+            clock.cpu_ns = 0
+            wall[on].append(steps(options.steps))
+            gpu[on].append(clock.take_us())
+            if on:
+                cpu.append(clock.cpu_ns / options.steps / 1000)
+        found = {
+            "way": way, **paired(gpu[True], gpu[False]), "cpu_us_a_step": round(statistics.median(cpu), 1),
+            "wall": paired(wall[True], wall[False]), "steps_a_block": options.steps,
+        }  # fmt: skip
+        print(json.dumps(found), flush=True)
+    print(
+        json.dumps({"held_bytes": recorder.graphs.held_bytes, "lost": dict(recorder.lost), "hidden": recorder.hidden})
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Offline generation by a real vLLM of a made-up model, engine and workers in processes of their own: for captures.
+
+    nvtxmoe profile -o out -- python scripts/gpu/offline.py [--tp 2 --expert-parallel]
+
+Prompts of 2 to 300 tokens arrive together; prefill is chunked. Prints the number of requests and generated tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def main() -> None:
+    """Generate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", default="qwen3_moe")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--experts", type=int, default=32)
+    parser.add_argument("--top-k", type=int, default=4)
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--max-tokens", type=int, default=16)
+    parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--expert-parallel", action="store_true")
+    parser.add_argument("--eplb", action="store_true")
+    parser.add_argument("--attention", default="TRITON_ATTN")
+    parser.add_argument("--kv-mib", type=int, default=2048)
+    options = parser.parse_args()
+    from vllm import LLM, SamplingParams  # noqa: PLC0415
+
+    from scripts.gpu.check_exact import model_folder  # noqa: PLC0415
+
+    extra: dict[str, Any] = {}
+    if options.eplb:
+        extra = {
+            "enable_eplb": True,
+            "eplb_config": {"window_size": 8, "step_interval": 12, "num_redundant_experts": options.tp * 2},
+        }
+    llm = LLM(
+        model=str(model_folder(options.family, options.layers, options.experts, options.top_k)),
+        load_format="dummy", skip_tokenizer_init=True, max_model_len=1024, max_num_batched_tokens=256,
+        max_num_seqs=32, kv_cache_memory_bytes=options.kv_mib << 20, attention_backend=options.attention,
+        tensor_parallel_size=options.tp, enable_expert_parallel=options.expert_parallel,
+        compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}, **extra,
+    )  # fmt: skip
+    chance = random.Random(5)
+    prompts = [
+        {"prompt_token_ids": [chance.randrange(1, 250) for _ in range(chance.choice([2, 5, 17, 60, 300]))]}
+        for _ in range(options.requests)
+    ]
+    params = SamplingParams(max_tokens=options.max_tokens, temperature=0, detokenize=False, ignore_eos=True)
+    done = llm.generate(prompts, params, use_tqdm=False)
+    print(json.dumps({"requests": len(done), "tokens": sum(len(one.outputs[0].token_ids) for one in done)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
