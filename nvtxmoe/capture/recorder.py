@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 META_EVERY = 500
 #: Steps of one span of moe.pairs.
 PAIRS_EVERY = 100
+#: Kinds of rows that are kept prepared.
+MOST_HEADS = 64
 
 
 class Recorder:
@@ -64,6 +66,8 @@ class Recorder:
         self._layers = layers
         self._emit = emit
         self._every_layer = every_layer
+        self._expected = 0  # layers whose routing a step must show
+        self._heads: dict[tuple[tuple[int, ...], int, int], Any] = {}
         self._step: Step | None = None
         self._routing = StepRouting(self.records, self._hide_repeated)
         self._open = False
@@ -82,12 +86,19 @@ class Recorder:
         self.identity = identity
         if first:
             self._sinks = self._make_sinks(identity)
+        self._wanted_changed()
         self._tell_meta()
+
+    def _wanted_changed(self) -> None:
+        layers = () if self.identity is None else self.identity.layers
+        self._expected = sum(self.records(layer.layer) for layer in layers)
+        self._routing.forget_merged()
 
     def hide(self, layer: int, reason: str) -> None:
         """A layer whose routing can't be seen: it gets no counts, never zeros. One warning a layer and reason."""
         if layer not in self.hidden:
             self.hidden[layer] = reason
+            self._wanted_changed()
             logger().warning("layer %d: no expert counts are recorded: %s", layer, reason)
 
     def close(self) -> None:
@@ -154,12 +165,13 @@ class Recorder:
     def forward_done(self) -> None:
         """The step's forward was launched: begin to count it. Nothing waits for the device."""
         step = self._step
-        routed, key = self._routing.end()
+        tensors = self._routing.end()
         if step is None or self.identity is None:
             return
-        if any(one.ids.shape[0] - one.start < step.num_tokens for one in routed):
+        routed, key = tensors.routed, tensors.key
+        if routed and tensors.rows < step.num_tokens:
             routed, key = tuple(one for one in routed if self._whole(one, step)), None
-        if self._every_layer and len(routed) < sum(self.records(layer.layer) for layer in self.identity.layers):
+        if self._every_layer and len(routed) < self._expected:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
             return
@@ -225,11 +237,22 @@ class Recorder:
         event = schema.PHYSICAL if cells.physical else schema.COUNTS
         if event.removeprefix("moe.") not in self._emit:
             return
-        rows = np.empty(len(cells.layers), schema.counts_dtype(cells.counts.shape[1]))
+        rows = self._rows(cells.layers, cells.top_k, cells.counts.shape[1])
         rows["step"], rows["rank"], rows["num_tokens"] = step.number, step.rank, step.num_tokens
-        rows["layer"], rows["top_k"], rows["counts"] = cells.layers, cells.top_k, cells.counts
+        rows["counts"] = cells.counts
         for sink in self._sinks:
             sink.payloads(event, rows)
+
+    def _rows(self, layers: tuple[int, ...], top_k: int, experts: int) -> Any:
+        """Rows of counts in which what is the same in every step stands already."""
+        key = (layers, top_k, experts)
+        rows = self._heads.get(key)
+        if rows is None:
+            if len(self._heads) > MOST_HEADS:
+                self._heads.clear()
+            rows = self._heads[key] = np.zeros(len(layers), schema.counts_dtype(experts))
+            rows["layer"], rows["top_k"] = layers, top_k
+        return rows.copy()
 
     def _send(self, event: str, payload: Any) -> None:
         for sink in self._sinks:

@@ -3,9 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 
 from nvtxmoe.capture.graphs import Graphs
 from nvtxmoe.capture.routed import Routed
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """The routing of a forward.
+
+    Attributes:
+        routed: each layer once.
+        key: stands for these very tensors where they will come again (CUDA graphs), else None.
+        rows: that each of the tensors has at least, from its first own row on.
+    """
+
+    routed: tuple[Routed, ...]
+    key: Hashable | None
+    rows: int
+
+
+def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
+    return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
 
 
 class StepRouting:
@@ -22,7 +42,7 @@ class StepRouting:
         self._repeated = repeated
         self._eager: dict[int, Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
-        self._merged: dict[tuple[int, ...], tuple[Routed, ...]] = {}
+        self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._gone = 0
 
     def listens(self, layer: int) -> bool:
@@ -50,34 +70,36 @@ class StepRouting:
         if self._eager is not None and self.graphs.routed(graph):
             self._replays.append(graph)
 
-    def end(self) -> tuple[tuple[Routed, ...], Hashable | None]:
-        """The forward's routing, each layer once, and a key where the same tensors will come again.
-
-        Nothing is kept for a forward that did not begin.
-        """
+    def end(self) -> StepTensors:
+        """The forward's routing; nothing of a forward that did not begin."""
         eager, replays = self._eager, tuple(self._replays)
         self._eager, self._replays = None, []
-        routed = self._of_graphs(replays)
+        of_graphs = self._of_graphs(replays)
         if not eager:
-            return routed, (self._gone, replays)
-        return self._together(routed, tuple(eager.values())), None
+            return of_graphs
+        return _tensors(self._together(of_graphs.routed, tuple(eager.values())), None)
 
-    def _of_graphs(self, replays: tuple[int, ...]) -> tuple[Routed, ...]:
+    def forget_merged(self) -> None:
+        """What is wanted has changed."""
+        self._merged.clear()
+
+    def _of_graphs(self, replays: tuple[int, ...]) -> StepTensors:
         if self.graphs.gone != self._gone:  # keys may come again for other graphs
             self._gone = self.graphs.gone
             self._merged.clear()
-        merged = self._merged.get(replays)
-        if merged is None:
-            merged = ()
+        known = self._merged.get(replays)
+        if known is None:
+            merged: tuple[Routed, ...] = ()
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
                 merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
-            self._merged[replays] = merged
-        return merged
+            # Layers that are hidden later make other tensors of the same graphs.
+            key = (self._gone, replays, tuple(one.layer for one in merged))
+            known = self._merged[replays] = _tensors(merged, key)
+        return known
 
     def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
         for layer in {one.layer for one in some} & {one.layer for one in more}:
             self._repeated(layer)
-            self._merged.clear()
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))

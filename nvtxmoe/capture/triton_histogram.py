@@ -17,7 +17,7 @@ BLOCK = 1024
 
 
 @triton.jit(do_not_specialize=["num_rows", "row_stride"])  # type: ignore[untyped-decorator]
-def _count(  # type: ignore[no-untyped-def]
+def nvtxmoe_count(  # type: ignore[no-untyped-def]
     table,
     out,
     num_rows,
@@ -28,6 +28,7 @@ def _count(  # type: ignore[no-untyped-def]
     wide: tl.constexpr,
     block: tl.constexpr,
 ):
+    """A program a layer; its name is what nsys shows."""
     layer = tl.program_id(0)
     address = tl.load(table + layer)
     ids = address.to(tl.pointer_type(tl.int64)) if wide else address.to(tl.pointer_type(tl.int32))
@@ -51,7 +52,7 @@ def histogram(group: Alike, table: torch.Tensor, out: torch.Tensor, num_tokens: 
         out: int32 [layers x experts], pinned memory.
     """
     ids: Any = group.tensors[0][0]
-    _count[(len(group.layers),)](
+    nvtxmoe_count[(len(group.layers),)](
         table,
         out,
         num_tokens,

@@ -13,6 +13,8 @@ VERSIONS = "0.24 to 0.33"
 
 FUSED = "vllm.model_executor.layers.fused_moe"
 RUNNER = f"{FUSED}.runner.moe_runner"
+#: How experts are run.
+PASSES = ("forward_modular", "forward_monolithic")
 NEEDS = (
     *common.NEEDS,
     Need(RUNNER, "MoERunner._forward_impl", ("hidden_states", "router_logits")),
@@ -58,12 +60,21 @@ def install(capture: common.Capture) -> None:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
 
-    common.install(capture, MoERunner, _layers)
+    experts = capture.phase_hook("experts")
+
+    def found(static_context: dict[str, Any]) -> list[common.Found]:
+        layers = _layers(static_context)
+        for one in layers:  # some models have experts of their own class
+            for attribute in PASSES:
+                wrap(type(one.experts), attribute, experts)
+        return layers
+
+    common.install(capture, MoERunner, found)
     layer = capture.layer_hook(lambda runner, *_, **__: runner, _reduces)
     wrap(MoERunner, "_forward_impl", layer)
     wrap(BaseRouter, "_select_experts", capture.router_hook())
-    for attribute in ("forward_modular", "forward_monolithic"):
-        wrap(RoutedExperts, attribute, capture.phase_hook("experts"))
+    for attribute in PASSES:
+        wrap(RoutedExperts, attribute, experts)
     shared: Hook = capture.phase_hook("shared")
     for attribute in ("forward", "maybe_forward_async"):
         if attribute in vars(SharedExperts):
