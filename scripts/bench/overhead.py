@@ -21,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.windows: list[tuple[Any, Any]] = []
-        self.cpu_ns = 0
+        self.cpu_ns: Counter[str] = Counter()
         self._begin: Any = None
 
     def install(self) -> None:
@@ -80,7 +81,7 @@ class Clock:
             try:
                 return original(*args, **kwargs)
             finally:
-                self.cpu_ns += time.perf_counter_ns() - began
+                self.cpu_ns[name] += time.perf_counter_ns() - began
 
         setattr(owner, name, call)
 
@@ -143,8 +144,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=["ours", "none", "copies", "vllm"], default="ours")
     parser.add_argument("--layers", type=int, default=48)
-    parser.add_argument("--blocks", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--blocks", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=5)
     options = parser.parse_args()
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["NVTXMOE_SESSION_DIR"] = str(Path(tempfile.mkdtemp()) / "session")
@@ -208,22 +209,25 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
         recorder._sample_every = every
         recorder._emit = frozenset({"counts", "topk", "physical"})
         recorder._pairs = PairCounts() if pairs else None
-        blocks = options.blocks if way == "counts" else max(4, options.blocks // 4)
+        blocks = options.blocks if way == "counts" else max(4, options.blocks // 5)
         gpu: dict[bool, list[float]] = {True: [], False: []}
         wall: dict[bool, list[float]] = {True: [], False: []}
         cpu: list[float] = []
+        parts: Counter[str] = Counter()
         for block in range(2 * blocks):
             on = bool(block % 2) ^ bool(block // 2 % 2)  # off on on off: drift cancels
             switch(on)
-            steps(3)
+            steps(1)
             clock.take_us()
-            clock.cpu_ns = 0
+            clock.cpu_ns.clear()
             wall[on].append(steps(options.steps))
             gpu[on].append(clock.take_us())
             if on:
-                cpu.append(clock.cpu_ns / options.steps / 1000)
+                cpu.append(clock.cpu_ns.total() / options.steps / 1000)
+                parts += clock.cpu_ns
         found = {
             "way": way, **paired(gpu[True], gpu[False]), "cpu_us_a_step": round(statistics.median(cpu), 1),
+            "cpu_us_by_part": {name: round(ns / options.steps / 1000 / blocks, 1) for name, ns in parts.items()},
             "wall": paired(wall[True], wall[False]), "steps_a_block": options.steps,
         }  # fmt: skip
         print(json.dumps(found), flush=True)
