@@ -16,7 +16,10 @@ from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
 COMMANDS = {
     "analyze": "Export of a run -> expert statistics and GPU time of every (rank, step, layer).",
     "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
+    "doctor": "Whether a capture can work here, and what is in its way.",
     "inspect": "What is in an export, in a second, before any analysis.",
+    "merge": "Journals of a run without nsys -> expert statistics.",
+    "profile": "Run a server or a script under capture, end it so that nothing is lost, analyse.",
     "trim": "An export with only what analysis needs, fit for sharing.",
 }
 

@@ -68,6 +68,10 @@ class JournalWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            raise NvtxmoeError(
+                "this process has a journal there already", where=path, remedy="Give each recorder a folder of its own"
+            )
         self.path = path
         self.bytes_written = 0
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -233,7 +237,11 @@ class Journal:
                 yield EVENTS[code], time_ns, payload
 
     def _damaged(self, at: int) -> NvtxmoeError:
-        return NvtxmoeError(f"damaged journal at byte {at:,}", where=self.path, remedy="Capture again")
+        return NvtxmoeError(
+            f"damaged journal at byte {at:,}",
+            where=self.path,
+            remedy="Merge the other journals by name, or capture again",
+        )
 
 
 def _columns(raw: bytes) -> Records | None:

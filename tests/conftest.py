@@ -1,4 +1,4 @@
-"""What tests share: the golden captures, unpacked once a session."""
+"""What tests share: the golden captures, unpacked once a session, and runs of a real vLLM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.vllm_runs import RUNS, Runs
+
 GOLDEN = Path(__file__).parent / "golden"
 INSTALLED_NSYS = Path(__file__).parents[1] / ".cache" / "nsys" / "bin" / "nsys"
+INSTALLED_VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 def _unpacked(name: str, folder: Path) -> Path:
@@ -65,6 +69,33 @@ def nsys_path() -> Path:
     if not os.access(path, os.X_OK):
         pytest.fail(f"no nsys at {path}: scripts/test.sh installs it (scripts/install_nsys.sh .cache/nsys)")
     return path
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> Path:
+    """The Python that has vLLM: the one NVTXMOE_TEST_VLLM_PYTHON names, else .venv-vllm's. Never skipped."""
+    path = Path(os.environ.get("NVTXMOE_TEST_VLLM_PYTHON") or INSTALLED_VLLM)
+    if not os.access(path, os.X_OK):
+        pytest.fail(f"no Python with vLLM at {path}: scripts/test.sh installs it (scripts/setup_vllm.sh)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def vllm_runs(
+    vllm_python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Runs]:
+    """Runs of a real vLLM by name. Those that the chosen tests' marks name begin in the order of the tests."""
+    marks = [mark for item in request.session.items for mark in item.iter_markers("vllm_runs")]
+    names = dict.fromkeys(name for mark in marks for name in mark.args)
+    nsys = request.getfixturevalue("nsys_path") if any(RUNS[name].nsys for name in names) else None
+    runs = Runs(tmp_path_factory.mktemp("vllm"), vllm_python, nsys, names)
+    yield runs
+    runs.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks of our own."""
+    config.addinivalue_line("markers", "vllm_runs(*names): the runs of tests.vllm_runs.RUNS that a test looks at")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -42,7 +42,9 @@ def tracked() -> list[Path]:
 # Imports -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["nvtxmoe", "nvtxmoe.schema", "nvtxmoe.words", "nvtxmoe.errors", "nvtxmoe.cli"])
+@pytest.mark.parametrize(
+    "name", ["nvtxmoe", "nvtxmoe.schema", "nvtxmoe.words", "nvtxmoe.journal", "nvtxmoe.errors", "nvtxmoe.cli"]
+)
 def test_the_package_imports_nothing_heavy(name: str) -> None:
     loaded = loaded_by(name)
     assert "nvtxmoe" in loaded
@@ -79,7 +81,7 @@ def test_the_analysis_module_by_module(file: Path) -> None:
     imported = names_imported(tree)
     assert {name.partition(".")[0] for name in imported} & {"torch", "vllm", "nvtx", "click", "rich"} == set()
     assert {name for name in imported if name.startswith("nvtxmoe.")} <= {
-        "nvtxmoe.errors", "nvtxmoe.schema", "nvtxmoe.words",
+        "nvtxmoe.errors", "nvtxmoe.journal", "nvtxmoe.schema", "nvtxmoe.words",
     }  # fmt: skip
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

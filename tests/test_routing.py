@@ -17,7 +17,7 @@ from nvtxmoe_analysis.cells import cell_timings, kernel_timings
 from nvtxmoe_analysis.events import Layer, Meta
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.ranges import PHASE_NAMES
-from nvtxmoe_analysis.routing import cell_features, combine, totals
+from nvtxmoe_analysis.routing import cell_features, cell_order, combine, totals
 from nvtxmoe_analysis.tiles import count_tiles
 from scripts.bench.brute_force import busy_ns, launched_by
 
@@ -151,6 +151,22 @@ def test_one_copy_of_a_group_counts(rows: list[Row], tp_size: int, cut: int) -> 
     differing = [(a, b) for a, b in copies if filled(a[3]) != filled(b[3])]
     assert (found.agreement.compared, found.agreement.differing) == (len(copies), len(differing))
     assert (found.agreement.example is None) == (not differing)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            *[st.integers(-1, 2) | st.sampled_from([-(1 << 40), 1 << 40])] * 4, st.integers(0, 1), st.integers(0, 99)
+        ),
+        max_size=12,
+        unique_by=lambda cell: cell[4:],
+    )
+)
+def test_the_order_of_cells(cells: list[tuple[int, ...]]) -> None:
+    """Also of numbers so far apart that no one key holds them."""
+    names = ("group", "step", "layer", "rank", "report", "row")
+    frame = pl.DataFrame(cells, schema=dict.fromkeys(names, pl.Int64), orient="row")
+    assert [cells[at] for at in cell_order(frame)] == sorted(cells)
 
 
 # Intervals ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("ranks_present", "All 1 rank present.", {"world_size": 1, "present": [0], "missing": []}),
         ("blobs_present", "Every payload is in the export.", {"missing": 0}),
         ("words_whole", "Payloads are binary.", {"truncated": 0, "damaged": 0}),
+        ("journals_whole", "No journal among the inputs.", {}),
+        ("capture_healthy", "No process reports a failure or a loss.", {"processes": 1}),
         ("steps_closed", "3 steps, each closed.", {"steps": 3, "unclosed": 0}),
         ("unique_keys", "Each (rank, step, layer) occurs once.", {"repeated_steps": 0, "repeated_counts": 0}),
         ("steps_have_counts", "All 6 (rank, step, layer) have counts.", {"cells": 6, "missing": 0}),
@@ -61,7 +63,10 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ),
         ("profiler_warnings", "nsys reported no lost events.", {"messages": []}),
     ]
-    nothing_to_see = {"words_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes", "collectives_seen"}
+    nothing_to_see = {
+        *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
+        "collectives_seen",
+    }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {
         "verdict": "complete",

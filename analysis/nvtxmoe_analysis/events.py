@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe import schema
 from nvtxmoe.errors import NvtxmoeError, located
+from nvtxmoe_analysis.capture_state import CaptureState, capture_state, shown
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.session import JournalFile
 from nvtxmoe_analysis.nvtx_rows import pid_of, push_pop, read_nvtx, read_payloads, step_ranges
 from nvtxmoe_analysis.payload_tables import (
     CountTable,
+    Groups,
     PairTable,
     TopkTable,
     count_table,
@@ -33,6 +37,12 @@ RECAPTURE = "Capture again, or export the report again with --include-blobs=true
 MOST = 1 << 16
 #: Events whose payload is binary, or words; without it they say nothing.
 PAYLOAD_EVENTS = (schema.META, schema.STEP, schema.COUNTS, schema.PHYSICAL, schema.TOPK, schema.PAIRS)
+#: Columns of ``Events.ranges``.
+RANGES = {
+    **dict.fromkeys(("row", "pid", "globalTid", "start", "end"), pl.Int64),
+    "name": pl.String,
+    "int64Value": pl.Int64,
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,12 @@ class Meta:
     tp_size: int
     layers: dict[int, Layer]
     raw: dict[str, Any] = field(repr=False)
+    capture: CaptureState = field(default_factory=CaptureState)
+
+    def emits(self, event: str) -> bool:
+        """Whether the process was asked to send an event; one that does not say sends all."""
+        asked = self.raw.get("emit")
+        return not isinstance(asked, list) or event in asked
 
     @property
     def tp_group(self) -> int:
@@ -68,7 +84,7 @@ class Meta:
 
 @dataclass(frozen=True)
 class Events:
-    """Everything capture wrote into one export.
+    """Everything capture wrote into one export, or into the journals of one session.
 
     Attributes:
         ranges: push/pop ranges: ``row``, ``pid``, ``globalTid``, ``start``, ``end`` (ns, null when it was still
@@ -77,6 +93,8 @@ class Events:
         steps: one row a ``moe.step``: ``row``, ``pid``, ``globalTid``, ``start``, ``end``, ``step``, ``rank``,
             ``num_tokens``, ``num_reqs``, ``prefill_tokens``, ``decode_tokens`` (null without a payload).
         problems: counts of what could not be read, by name.
+        encoding: ``binary``, ``words``, ``journal``, or ``none``.
+        journals: the files of a session of direct mode, by the ``pid`` of their rows; else empty.
     """
 
     ranges: pl.DataFrame
@@ -88,6 +106,14 @@ class Events:
     pairs: PairTable
     problems: dict[str, int]
     encoding: str
+    journals: Mapping[int, JournalFile] = field(default_factory=dict)
+
+    def capture_states(self) -> dict[int, CaptureState]:
+        """What each process said of its own capture, in moe.meta and, later, at the end of its journal."""
+        states = {pid: meta.capture for pid, meta in self.metas.items()}
+        for pid, file in self.journals.items():
+            states[pid] = states.get(pid, CaptureState()).then(file.last_words)
+        return states
 
 
 def read_events(export: Export) -> Events:
@@ -108,28 +134,47 @@ def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
     binary = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
     spelled = words.events.with_columns(pid=pid_of("globalTid"))
-    metas = _metas(export, groups[schema.META], spelled.filter(pl.col("name") == schema.META))
-
-    def counted(name: str) -> CountTable:
-        return count_table(name, groups[name], spelled.filter(pl.col("name") == name), _experts(metas))
-
-    with located(export.source, RECAPTURE):
-        counts, physical = counted(schema.COUNTS), counted(schema.PHYSICAL)
-        top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
-        topk = topk_table(groups[schema.TOPK], spelled.filter(pl.col("name") == schema.TOPK), top_k)
-        pairs = pair_table(groups[schema.PAIRS], spelled.filter(pl.col("name") == schema.PAIRS), _experts(metas))
-        steps = _steps(step_ranges(nvtx), groups[schema.STEP], spelled.filter(pl.col("name") == schema.STEP))
-    return Events(
+    events = decode(export.source, groups, spelled, step_ranges(nvtx))
+    return replace(
+        events,
         ranges=push_pop(nvtx).select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
-        metas=metas,
-        steps=steps,
-        counts=counts,
-        physical=physical,
-        topk=topk,
-        pairs=pairs,
-        problems=_problems(nvtx, blobs, words, steps),
+        problems=_problems(nvtx, blobs, words, events.steps),
         encoding="words" if len(words.events) else "binary" if len(binary) else "none",
     )
+
+
+def decode(
+    source: Path, groups: Mapping[str, Groups], spelled: pl.DataFrame, steps: pl.DataFrame, *, padded: bool = True
+) -> Events:
+    """Decode payloads, however they came.
+
+    Parameters:
+        source: what to name in errors.
+        groups: by event, payloads that are arrays already, with their ``row``, ``pid`` and ``start``.
+        spelled: ``row``, ``pid``, ``start``, ``name`` and ``blob`` of payloads whose layout only schema 1 tells.
+        steps: the moe.step ranges: ``row``, ``pid``, ``globalTid``, ``start``, ``end``, ``int64Value``.
+        padded: whether spelled payloads are padded to whole words.
+    """
+    words = {name: spelled.filter(pl.col("name") == name) for name in PAYLOAD_EVENTS}
+    metas = _metas(source, groups[schema.META], words[schema.META])
+
+    def counted(name: str) -> CountTable:
+        return count_table(name, groups[name], words[name], _experts(metas))
+
+    with located(source, RECAPTURE):
+        counts, physical = counted(schema.COUNTS), counted(schema.PHYSICAL)
+        top_k = {**counts.top_k_by_layer(), **_top_k(metas)}
+        return Events(
+            ranges=pl.DataFrame(schema=RANGES),
+            metas=metas,
+            steps=_steps(steps, groups[schema.STEP], words[schema.STEP]),
+            counts=counts,
+            physical=physical,
+            topk=topk_table(groups[schema.TOPK], words[schema.TOPK], top_k, padded=padded),
+            pairs=pair_table(groups[schema.PAIRS], words[schema.PAIRS], _experts(metas)),
+            problems=dict.fromkeys(("blobs_missing", "words_truncated", "words_damaged"), 0),
+            encoding="none",
+        )
 
 
 def _experts(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
@@ -150,7 +195,7 @@ def _problems(nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps:
     }
 
 
-def _metas(export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], words: pl.DataFrame) -> dict[int, Meta]:
+def _metas(source: Path, groups: Groups, words: pl.DataFrame) -> dict[int, Meta]:
     texts: list[tuple[int, int, bytes]] = []
     for rows, arrays in groups:
         for pid, start, array in zip(rows["pid"].to_list(), rows["start"].to_list(), arrays, strict=True):
@@ -158,11 +203,11 @@ def _metas(export: Export, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], 
     for pid, start, blob in words.select("pid", "start", "blob").iter_rows():
         texts.append((start, pid, blob))
     # Sent again by sessions that start late: the last one counts.
-    return {pid: _meta(export, pid, text.rstrip(b"\0")) for _, pid, text in sorted(texts)}
+    return {pid: _meta(source, pid, text.rstrip(b"\0")) for _, pid, text in sorted(texts)}
 
 
-def _meta(export: Export, pid: int, text: bytes) -> Meta:
-    with located(f"{export.source}, moe.meta of process {pid}", RECAPTURE):
+def _meta(source: Path, pid: int, text: bytes) -> Meta:
+    with located(f"{source}, moe.meta of process {pid}", RECAPTURE):
         try:
             raw = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
         except (ValueError, RecursionError) as error:
@@ -178,7 +223,7 @@ def _meta(export: Export, pid: int, text: bytes) -> Meta:
             )
         layers = raw.get("layers")
         if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
-            raise NvtxmoeError(f"damaged payload: layers is no list of objects, but {_shown(layers)}")
+            raise NvtxmoeError(f"damaged payload: layers is no list of objects, but {shown(layers)}")
         return Meta(
             pid=pid,
             rank=_number(raw, "rank"),
@@ -187,7 +232,15 @@ def _meta(export: Export, pid: int, text: bytes) -> Meta:
             tp_size=max(1, _number(raw, "tp_size", 1)),
             layers={_number(entry, "layer"): _layer(entry) for entry in layers},
             raw=raw,
+            capture=capture_state(_object(raw, "capture")),
         )
+
+
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise NvtxmoeError(f"damaged payload: {key} is {shown(value)}, not an object")
+    return value
 
 
 def _finite(text: str) -> float | None:
@@ -196,15 +249,10 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}..."
-
-
 def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least: int = 0, most: int = MOST) -> int:
     value = absent if entry.get(key) is None else entry[key]
     if type(value) is not int or not least <= value <= most:
-        found = _shown(value) if key in entry else "absent"
+        found = shown(value) if key in entry else "absent"
         raise NvtxmoeError(f"damaged payload: {key} is {found}, not a number from {least} to {most}")
     return value
 
@@ -212,7 +260,7 @@ def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least
 def _layer(entry: dict[str, Any]) -> Layer:
     local = entry.get("local_experts")
     if local is not None and not (isinstance(local, list) and all(type(e) is int for e in local)):
-        raise NvtxmoeError(f"damaged payload: local_experts is {_shown(local)}, not a list of numbers")
+        raise NvtxmoeError(f"damaged payload: local_experts is {shown(local)}, not a list of numbers")
     name = entry.get("name")
     return Layer(
         layer=_number(entry, "layer"),
@@ -232,9 +280,7 @@ def _known(entry: dict[str, Any], key: str) -> int | None:
 _STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "decode_tokens")
 
 
-def _steps(
-    ranges: pl.DataFrame, groups: list[tuple[pl.DataFrame, npt.NDArray[Any]]], words: pl.DataFrame
-) -> pl.DataFrame:
+def _steps(ranges: pl.DataFrame, groups: Groups, words: pl.DataFrame) -> pl.DataFrame:
     steps = ranges.select("row", "pid", "globalTid", "start", "end", "int64Value")
     wide = dict.fromkeys(_STEP_FIELDS, pl.Int64)
     binary = [pl.DataFrame(schema={"row": pl.Int64, **wide})]

@@ -13,8 +13,11 @@ from nvtxmoe_analysis.cells import TIMING_COLUMNS, cell_timings, kernel_timings
 from nvtxmoe_analysis.events import Events, Meta, decode_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.session import KIND as JOURNAL
+from nvtxmoe_analysis.exports.session import Session
+from nvtxmoe_analysis.journals import read_session
 from nvtxmoe_analysis.launches import Launches
-from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.nvtx_rows import COLUMNS, push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import classify, flatten
@@ -23,7 +26,7 @@ from nvtxmoe_analysis.selection import Selection
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """One export, decoded, attributed and narrowed to the selection.
+    """One export, decoded, attributed and narrowed to the selection; or one session of direct mode, without GPU work.
 
     Attributes:
         source: what the user named.
@@ -37,6 +40,7 @@ class ReportFacts:
         coverage, outside_layers: see ``Attribution``; the whole export.
         launches: ``Launches.in_steps`` with ``rank``, ``step`` and ``partial``; the whole export.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
+        kind: ``sqlite``, ``parquet``, or ``journal``: see :attr:`direct`.
     """
 
     source: Path
@@ -64,16 +68,21 @@ class ReportFacts:
     gpus: tuple[str, ...]
     graph_rows: int
 
+    @property
+    def direct(self) -> bool:
+        """Whether direct mode recorded it: journals, which hold neither ranges nor GPU work."""
+        return self.kind == JOURNAL
+
 
 def gather(export: Export, selection: Selection, progress: Progress | None = None) -> ReportFacts:
-    """Read everything in an export and place it.
+    """Read everything in an export (or the journals of a session) and place it.
 
     Raises:
         NvtxmoeError: see ``read_events`` and the export's ``read``.
     """
-    nvtx = read_nvtx(export)
+    nvtx = pl.DataFrame(schema=COLUMNS) if isinstance(export, Session) else read_nvtx(export)
     with ThreadPoolExecutor(1) as aside:
-        decoding = aside.submit(decode_events, export, nvtx)
+        decoding = aside.submit(_decoded, export, nvtx)
         segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
         launches = Launches(export, segments, progress)
         placed = attribute(export, segments, launches, progress)
@@ -87,7 +96,7 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
     return ReportFacts(
         source=export.source,
         kind=export.kind,
-        size_bytes=_size_bytes(export.path),
+        size_bytes=sum(file.size_bytes for file in events.journals.values()) or _size_bytes(export.path),
         events=events,
         metas=events.metas,
         steps=steps,
@@ -121,6 +130,10 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
     )
 
 
+def _decoded(export: Export, nvtx: pl.DataFrame) -> Events:
+    return read_session(export) if isinstance(export, Session) else decode_events(export, nvtx)
+
+
 def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     """Operations inside the selection."""
     if selection.layers is not None:
@@ -140,6 +153,8 @@ def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
 
 
 def _epoch_ns(export: Export) -> int | None:
+    if isinstance(export, Session):
+        return 0
     start = export.read(tables.SESSION_START)["utcEpochNs"].drop_nulls()
     return int(start[0]) if len(start) else None
 

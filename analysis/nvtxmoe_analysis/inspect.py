@@ -1,4 +1,4 @@
-"""What is in an export, in a second: the NVTX rows are read, of the CUDA tables only their sizes."""
+"""What is in an export, in a second: the NVTX rows are read, of the CUDA tables only their sizes. Or in a session."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.checks.journals_whole import unfinished
 from nvtxmoe_analysis.events import Events, Meta, read_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.inspect_reasons import losses, missing_ranks, reservations
+from nvtxmoe_analysis.exports.session import Session
+from nvtxmoe_analysis.inspect_reasons import event_losses, losses, missing_ranks, reservations
+from nvtxmoe_analysis.journals import read_session
 from nvtxmoe_analysis.launches import GRAPH_LAUNCH_PATTERN
 from nvtxmoe_analysis.trim import OPERATIONS, size_bytes
 
@@ -64,7 +67,7 @@ class Contents:
         versions: of vllm, torch, nvtxmoe, and the device's name; several values where processes differ.
         counts: number of ``moe.counts`` payloads.
         samples: number of ``moe.topk`` payloads, of ``sampled_tokens`` tokens in all.
-        encoding: ``binary``, ``words`` or ``none``.
+        encoding: ``binary``, ``words``, ``journal`` or ``none``.
         blobs: whether binary payloads are there: ``present``, ``missing`` (exported without), ``unsupported``
             (this nsys has no column for them).
         span_ns: first event to last, nanoseconds.
@@ -91,6 +94,8 @@ class Inspected:
         runtime_calls: rows of CUDA API calls.
         graph_tracing: ``node``, ``graph`` (no kernels inside graphs), ``launched, but no node recorded``, ``none
             used``, or ``unknown``.
+        journals: of a session of direct mode, the number of its files; else null. Nothing of nsys and the GPU is in
+            one.
         contents: null when there are no nvtxmoe events that can be read.
         missing: why the capture can't be whole.
         warnings: what is worth knowing but need not be a loss.
@@ -109,6 +114,7 @@ class Inspected:
     contents: Contents | None
     missing: list[str]
     warnings: list[str]
+    journals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,7 @@ def inspect(exports: Sequence[Export]) -> Inspection:
     inputs: list[Inspected] = []
     metas: list[Meta] = []
     for export in exports:
-        one, found = _inspect_one(export)
+        one, found = _inspect_session(export) if isinstance(export, Session) else _inspect_one(export)
         inputs.append(one)
         metas.extend(found)
     several = len(inputs) > 1
@@ -177,11 +183,34 @@ def _inspect_one(export: Export) -> tuple[Inspected, list[Meta]]:
         gpu_operations=operations,
         runtime_calls=calls,
         graph_tracing=tracing,
-        contents=_contents(export, events) if events else None,
+        contents=_contents(events, _blobs(export, events)) if events else None,
         missing=unreadable + losses(export, events, sum(operations.values()), calls, tracing),
         warnings=reservations(export),
     )
     return found, list(events.metas.values()) if events else []
+
+
+def _inspect_session(session: Session) -> tuple[Inspected, list[Meta]]:
+    events = read_session(session)
+    files = list(events.journals.values())
+    warning = unfinished(files)
+    found = Inspected(
+        path=str(session.source),
+        kind=session.kind,
+        size_bytes=sum(file.size_bytes for file in files),
+        nsys_product=None,
+        nsys_version=None,
+        export_schema=None,
+        gpus=[],
+        gpu_operations={},
+        runtime_calls=0,
+        graph_tracing="unknown",
+        contents=_contents(events, "present"),
+        missing=event_losses(events),
+        warnings=[warning] if warning else [],
+        journals=len(files),
+    )
+    return found, list(events.metas.values())
 
 
 def _graph_tracing(export: Export) -> str:
@@ -196,7 +225,7 @@ def _graph_tracing(export: Export) -> str:
     return "none used" if asked and export.rows(tables.RUNTIME) else "unknown"
 
 
-def _contents(export: Export, events: Events) -> Contents:
+def _contents(events: Events, blobs: str) -> Contents:
     versions: dict[str, set[str]] = defaultdict(set)
     layers: dict[int, LayerInfo] = {}
     for meta in events.metas.values():
@@ -214,7 +243,7 @@ def _contents(export: Export, events: Events) -> Contents:
         samples=samples.n_unique() if len(samples) else 0,
         sampled_tokens=len(events.topk),
         encoding=events.encoding,
-        blobs=_blobs(export, events),
+        blobs=blobs,
         span_ns=_span_ns(events),
     )
 
@@ -226,7 +255,7 @@ def _blobs(export: Export, events: Events) -> str:
 
 
 def _span_ns(events: Events) -> int:
-    starts = pl.concat([events.ranges["start"], events.counts.cells["start"]])
+    starts = pl.concat([events.ranges["start"], events.steps["start"], events.counts.cells["start"]])
     ends = pl.concat([starts, events.ranges["end"].drop_nulls()])
     return int(ends.max() or 0) - int(starts.min() or 0)  # type: ignore[arg-type]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-import polars as pl
-
+from nvtxmoe_analysis.checks.capture_healthy import sentences
 from nvtxmoe_analysis.events import Events, Meta
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.wanted import counted_cells
 
 _WORRYING = r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"
 
@@ -23,7 +23,7 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         calls: number of CUDA API calls.
         graph_tracing: see ``inspect.Inspected``.
     """
-    found = _event_losses(export, events) if events else []
+    found = _unread(export, events) + event_losses(events) if events else []
     if not operations and not calls:
         found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
     elif not operations:
@@ -40,7 +40,7 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
     return found
 
 
-def _event_losses(export: Export, events: Events) -> list[str]:
+def _unread(export: Export, events: Events) -> list[str]:
     found = []
     if count := events.problems["blobs_missing"]:
         remedy = (
@@ -51,28 +51,22 @@ def _event_losses(export: Export, events: Events) -> list[str]:
         found.append(f"{_number(count, 'event')} lost the payload: {remedy}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
         found.append(f"{_number(count, 'payload')} spelled as words broke off")
-    if events.steps.is_empty():
-        found.append("no step: nothing was scheduled while the capture ran")
-    if count := events.steps["end"].null_count():
-        found.append(f"{_number(count, 'step')} still open when the capture ended")
-    silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    found += [f"process {pid} has steps but no moe.meta" for pid in silent]
-    cells, absent = _cells(events)
-    if absent:
-        found.append(f"{absent:,} of {cells:,} (rank, step, layer) have no counts")
     return found
 
 
-def _cells(events: Events) -> tuple[int, int]:
-    """(rank, step, layer) cells of steps with tokens, and how many of them have no counts."""
-    layers = pl.DataFrame(
-        [(pid, layer) for pid, meta in events.metas.items() for layer in meta.layers],
-        schema={"pid": pl.Int64, "layer": pl.Int64},
-        orient="row",
-    )
-    steps = events.steps.filter(pl.col("step").is_not_null() & (pl.col("num_tokens").fill_null(1) > 0))
-    wanted = steps.select("pid", "step").unique().join(layers, on="pid", how="inner")
-    return len(wanted), len(wanted.join(events.counts.cells, on=["pid", "step", "layer"], how="anti"))
+def event_losses(events: Events) -> list[str]:
+    """What the events of an export, or of a session of direct mode, lack."""
+    found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
+    if events.steps.is_empty():
+        found.append("no step: nothing was scheduled while the capture ran")
+    if count := events.steps["end"].null_count() * (not events.journals):
+        found.append(f"{_number(count, 'step')} still open when the capture ended")
+    silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
+    found += [f"process {pid} has steps but no moe.meta" for pid in silent]
+    cells = counted_cells(events, events.steps)
+    if absent := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
+        found.append(f"{absent:,} of {len(cells):,} (rank, step, layer) have no counts")
+    return found
 
 
 def missing_ranks(metas: Sequence[Meta]) -> list[str]:

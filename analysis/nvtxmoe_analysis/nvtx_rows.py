@@ -9,6 +9,12 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 
+#: Columns of :func:`read_nvtx`.
+COLUMNS = {
+    **dict.fromkeys(("start", "end", "eventType", "globalTid", "domainId", "int64Value", "row", "pid"), pl.Int64),
+    "name": pl.String,
+}
+
 
 def pid_of(column: str) -> pl.Expr:
     """Process id inside a globalTid or globalPid."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,10 @@ from nvtxmoe.words import WORD_BYTES
 
 Groups = list[tuple[pl.DataFrame, npt.NDArray[Any]]]
 
+#: Counts are held in so many bytes at most.
+MOST_COUNT_BYTES = 4
+#: A token chooses fewer experts: an expert's number has 16 bits.
+MOST_TOP_K = 1 << 16
 COUNT_FIELDS = ("step", "layer", "rank", "num_tokens", "top_k")
 TOPK_FIELDS = ("step", "layer", "token")
 PAIR_FIELDS = ("first_step", "last_step", "layer", "rank", "num_tokens")
@@ -29,11 +33,12 @@ class CountTable:
     Attributes:
         cells: ``row``, ``pid``, ``start`` (ns), ``step``, ``layer``, ``rank``, ``num_tokens``, ``top_k``,
             ``num_experts`` (Int64).
-        matrix: uint32 [cells, most experts], zero past a cell's own ``num_experts``.
+        matrix: [cells, most experts] of the smallest unsigned type that holds them all, of up to 32 bits; zero past a
+            cell's own ``num_experts``.
     """
 
     cells: pl.DataFrame
-    matrix: npt.NDArray[np.uint32]
+    matrix: npt.NDArray[np.unsignedinteger[Any]]
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -41,6 +46,8 @@ class CountTable:
     def take(self, rows: pl.Series) -> CountTable:
         """The cells at these positions (integers)."""
         index = rows.to_numpy()
+        if np.array_equal(index, np.arange(len(self))):  # nothing moves: a large table is not copied
+            return self
         return CountTable(self.cells[index], self.matrix[index])
 
     def top_k_by_layer(self) -> dict[tuple[int, int], int]:
@@ -119,10 +126,12 @@ def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mappin
         experts: number of experts by (pid, layer); settles the odd last count of a padded word.
     """
     frames = [_frame(("row", "pid", "start", *COUNT_FIELDS, "num_experts"))]
-    matrices: list[npt.NDArray[np.uint32]] = []
+    matrices: list[npt.NDArray[np.unsignedinteger[Any]]] = []
     for rows, array in [*groups, *_word_counts(words, experts)]:
         require(array, COUNT_FIELDS, ("counts",), event)
-        counts = array["counts"].astype(np.uint32)
+        counts = array["counts"]
+        if counts.dtype.kind != "u" or counts.dtype.itemsize > MOST_COUNT_BYTES:
+            counts = counts.astype(np.uint32)
         if counts.ndim != 2 or not counts.shape[1]:
             raise NvtxmoeError(f"the payload of {event} has counts of shape {counts.shape[1:]}, not one row")
         frames.append(
@@ -135,7 +144,12 @@ def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mappin
             )
         )
         matrices.append(counts)
-    return CountTable(pl.concat(frames), _stack(matrices, 0, np.uint32))
+    return CountTable(pl.concat(frames), stack(matrices, 0, np.result_type(np.uint8, *map(narrowest, matrices))))
+
+
+def narrowest(counts: npt.NDArray[Any]) -> np.dtype[Any]:
+    """The smallest unsigned type that holds all of these counts (not negative)."""
+    return np.min_scalar_type(counts.max(initial=0))
 
 
 def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> Groups:
@@ -161,14 +175,21 @@ def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) ->
     return groups
 
 
-def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> TopkTable:
-    """Decode ``moe.topk`` from both forms; ``top_k`` by (pid, layer) is needed for words only."""
+def topk_table(
+    groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, int], int], *, padded: bool = True
+) -> TopkTable:
+    """Decode ``moe.topk`` from both forms.
+
+    Parameters:
+        top_k: by (pid, layer), needed for words only.
+        padded: whether bytes of words may be left over.
+    """
     runs = [_frame(("pid", "step", "layer", "top_k", "first", "tokens"))]
     token: list[npt.NDArray[np.int32]] = [np.zeros(0, dtype=np.int32)]
     experts: list[npt.NDArray[np.int32]] = []
     weights: list[npt.NDArray[np.float32]] = []
     begin = 0
-    for rows, stacked in [*groups, *_word_topk(words, top_k)]:
+    for rows, stacked in [*groups, *_word_topk(words, top_k, padded)]:
         array = stacked.reshape(-1)
         require(array, TOPK_FIELDS, ("experts", "weights"), schema.TOPK)
         ids = _matrix(array, "experts").astype(np.int32)
@@ -191,7 +212,10 @@ def topk_table(groups: Groups, words: pl.DataFrame, top_k: Mapping[tuple[int, in
         experts.append(ids)
         weights.append(_matrix(array, "weights").astype(np.float32))
     return TopkTable(
-        pl.concat(runs), np.concatenate(token), _stack(experts, -1, np.int32), _stack(weights, np.nan, np.float32)
+        pl.concat(runs),
+        np.concatenate(token),
+        stack(experts, -1, np.dtype(np.int32)),
+        stack(weights, np.nan, np.dtype(np.float32)),
     )
 
 
@@ -206,22 +230,32 @@ def _run_starts(*keys: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.flatnonzero(fresh)
 
 
-def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int]) -> Groups:
+def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int], padded: bool) -> Groups:
     groups: Groups = []
-    for index, (pid, blob) in enumerate(zip(words["pid"].to_list(), words["blob"].to_list(), strict=True)):
-        if not blob:  # a step without tokens
-            continue
-        layer = int.from_bytes(blob[8:12], "little", signed=True)
-        k = top_k.get((pid, layer))
-        if k is None:
+    for (size_bytes,), rows in words.with_columns(n=pl.col("blob").bin.size()).group_by("n", maintain_order=True):
+        length = int(str(size_bytes))
+        if length < schema.topk_dtype(0).itemsize:
+            if length and not padded:
+                raise NvtxmoeError(f"damaged payload: moe.topk of {length} bytes")
+            continue  # a step without tokens
+        joined = np.frombuffer(b"".join(rows["blob"].to_list()), np.uint8).reshape(len(rows), length)
+        layers = joined[:, 8:12].copy().view("<i4")[:, 0].tolist()
+        known = [top_k.get(key, 0) for key in zip(rows["pid"].to_list(), layers, strict=True)]
+        strange = [at for at, k in enumerate(known) if not 1 <= k <= MOST_TOP_K]
+        if strange:
+            at = strange[0]
             raise NvtxmoeError(
-                f"moe.w.topk of layer {layer} can't be read: neither moe.meta nor moe.counts tells its top_k",
-                where=f"process {pid}",
+                f"moe.w.topk of layer {layers[at]} can't be read: neither moe.meta nor moe.counts tells its top_k",
+                where=f"process {rows['pid'][at]}",
             )
-        dtype = schema.topk_dtype(k)
-        elements = len(blob) // dtype.itemsize
-        array = np.frombuffer(blob, dtype=dtype, count=elements).reshape(1, elements)
-        groups.append((words[index : index + 1], array))
+        for k in sorted(set(known)):
+            mine = np.flatnonzero(np.array(known) == k)
+            dtype = schema.topk_dtype(k)
+            elements, rest = divmod(length, dtype.itemsize)
+            if rest and not padded:
+                raise NvtxmoeError(f"damaged payload: moe.topk of {length} bytes, of top-{k}")
+            array = joined[mine, : elements * dtype.itemsize].reshape(-1).view(dtype).reshape(len(mine), elements)
+            groups.append((rows[mine], array))
     return groups
 
 
@@ -314,8 +348,10 @@ def _bytes(rows: pl.DataFrame, size_bytes: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(joined, np.uint8).reshape(len(rows), -(-size_bytes // WORD_BYTES) * WORD_BYTES)
 
 
-def _stack(parts: list[npt.NDArray[Any]], fill: float, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """Stack matrices of unequal widths, filled on the right."""
+def stack(parts: Sequence[npt.NDArray[Any]], fill: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Stack matrices of unequal widths, filled on the right; a single one of that type as it is."""
+    if len(parts) == 1 and parts[0].dtype == dtype and parts[0].flags.c_contiguous:
+        return parts[0]
     width = max((p.shape[1] for p in parts), default=0)
     out = np.full((sum(len(p) for p in parts), width), fill, dtype=dtype)
     at = 0

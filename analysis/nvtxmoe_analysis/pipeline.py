@@ -13,9 +13,9 @@ import polars as pl
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
 from nvtxmoe_analysis.database import check_database, writing_database
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
+from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export, refuse_mixture
 from nvtxmoe_analysis.facts import gather
-from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, TABLES, VALIDATION
+from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, STANDARD, TABLES, VALIDATION
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.results import Results, merge
@@ -51,7 +51,8 @@ def analyze(
     nsys: Path | None = None,
     tell: Callable[[str, float | None], None] | None = None,
 ) -> Analysis:
-    """Analyse exports or reports of one run and write the standard set into ``output/moe_expert_tracking``.
+    """Analyse exports, reports or sessions of one run and write the results into ``output/moe_expert_tracking``: all
+    tables, or of sessions the standard set, which needs no GPU work.
 
     Parameters:
         formats: of the tables, see ``writer.FORMATS``.
@@ -68,6 +69,7 @@ def analyze(
     check_folder(folder)
     if database is not None:
         check_database(database, TABLES)
+    refuse_mixture(inputs)
     reports = []
     for path in inputs:
         progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
@@ -75,13 +77,16 @@ def analyze(
     progress.begin("joining")
     results = merge(reports, selection, options)
     results.prepare()
-    builds: list[Callable[[Results], Any]] = [validate, *TABLES.values(), *DOCUMENTS.values()]
+    stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
+    builds: list[Callable[[Results], Any]] = [validate, *(TABLES[stem] for stem in stems), *DOCUMENTS.values()]
     (checks, validation), *built = ordered_map(lambda build: build(results), builds)
-    tables = dict(zip(TABLES, built[: len(TABLES)], strict=True))
-    documents = dict(zip(DOCUMENTS, built[len(TABLES) :], strict=True))
+    tables = dict(zip(stems, built[: len(stems)], strict=True))
+    documents = dict(zip(DOCUMENTS, built[len(stems) :], strict=True))
     progress.begin("writing")
     with nullcontext() if database is None else writing_database(database, tables):
-        files = write_set(folder, tables, {**documents, VALIDATION: validation}, formats)
+        files = write_set(
+            folder, tables, {**documents, VALIDATION: validation}, formats, absent=TABLES.keys() - tables.keys()
+        )
     if database is not None:
         files.append(database)
     return Analysis(results, checks, validation, folder, files)

@@ -27,7 +27,6 @@ class Results:
     Attributes:
         reports: the facts of each input.
         routing: counts with tensor-parallel copies once.
-        layers: (rank, step, layer) rows of all that was captured: see :func:`_layer_rows`.
         kernels: ``rank``, ``layer_idx``, ``phase``, ``kernel_name``, ``launched_by``, ``count``, ``total_ns``,
             ``mean_ns``, ``min_ns``, ``max_ns``.
         origin_ns: start of the first captured step, in unix time where every report has a clock, else in the
@@ -39,11 +38,20 @@ class Results:
     reports: tuple[ReportFacts, ...]
     selection: Selection
     routing: Routing
-    layers: pl.DataFrame
     kernels: pl.DataFrame
     origin_ns: int
     aligned: bool
     options: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def direct(self) -> bool:
+        """Whether direct mode recorded it: see ``ReportFacts.direct``. Exports and sessions are never mixed."""
+        return all(report.direct for report in self.reports)
+
+    @cached_property
+    def layers(self) -> pl.DataFrame:
+        """(rank, step, layer) rows of all that was captured: see :func:`_layer_rows`."""
+        return pl.concat([_layer_rows(report, self.selection) for report in self.reports]).sort([*KEY, "gpu_start_ns"])
 
     @cached_property
     def features(self) -> pl.DataFrame:
@@ -64,6 +72,8 @@ class Results:
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""
         _ = self.features, self.totals, self.steps
+        if not self.direct:
+            _ = self.layers
 
     @cached_property
     def pairs(self) -> tuple[PairTable, ...]:
@@ -75,9 +85,10 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
     """Put the facts of all reports together.
 
     Raises:
-        NvtxmoeError: two processes say they are the same rank.
+        NvtxmoeError: two processes say they are the same rank, or sessions of direct mode have no step.
     """
     _refuse_same_rank(reports)
+    _refuse_no_steps(reports)
     _refuse_empty(reports, selection)
     aligned = all(report.epoch_ns is not None for report in reports) or len(reports) == 1
     steps = _all_steps(reports, aligned)
@@ -85,7 +96,6 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
         reports=tuple(reports),
         selection=selection,
         routing=combine([r.counts for r in reports], [r.topk for r in reports], [r.metas for r in reports]),
-        layers=pl.concat([_layer_rows(report, selection) for report in reports]).sort([*KEY, "gpu_start_ns"]),
         kernels=_merged_kernels(reports),
         origin_ns=int(steps["at_ns"].min() or 0),  # type: ignore[arg-type]
         aligned=aligned,
@@ -100,13 +110,28 @@ def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
         for frame in (report.steps, report.events.counts.cells):
             ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
         for pid, rank in sorted(ranks):
-            here = f"{report.source} (process {pid})"
+            file = report.events.journals.get(pid)
+            here = f"{report.source} (process {pid})" if file is None else str(file.path)
             if rank in seen:
                 raise NvtxmoeError(
                     f"two processes say they are rank {rank}: {seen[rank]} and {here}",
-                    remedy="Give each rank's report once, and reports of one run only",
+                    remedy="Give each rank's report once, and reports of one run only"
+                    if file is None
+                    else "Give each journal once, and of an engine that started again the journals of one run, not the "
+                    "folder",
                 )
             seen[rank] = here
+
+
+def _refuse_no_steps(reports: Sequence[ReportFacts]) -> None:
+    """Raise when sessions hold nothing to merge; of an export a check says so."""
+    if all(report.direct and report.steps.is_empty() for report in reports):
+        journals = sum(len(report.events.journals) for report in reports)
+        raise NvtxmoeError(
+            f"no step in {journals:,} journal{'' if journals == 1 else 's'}: nothing was scheduled",
+            where=reports[0].source,
+            remedy="Send requests to the engine while it records",
+        )
 
 
 def _refuse_empty(reports: Sequence[ReportFacts], selection: Selection) -> None:

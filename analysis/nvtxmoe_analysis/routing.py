@@ -11,10 +11,12 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.events import Meta
-from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
+from nvtxmoe_analysis.payload_tables import CountTable, TopkTable, stack
 
 #: Cells worked on at a time, so that wide matrices need little memory.
 CHUNK = 1 << 15
+#: Numbers that a sort key may have.
+MOST_KEYS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -91,29 +93,50 @@ def _concat_topk(tables: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) 
 
 
 def _stacked(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:
-    if len(parts) == 1:
-        return parts[0]
-    width = max(p.shape[1] for p in parts)
-    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=fill) for p in parts])
+    return stack(parts, fill, np.result_type(*parts))
 
 
 def _first_of_group(counts: CountTable) -> tuple[CountTable, Agreement]:
-    order = counts.cells.select(pl.arg_sort_by("group", "step", "layer", "rank", "report", "row")).to_series()
-    counts = counts.take(order)
-    keys = counts.cells.select("group", "step", "layer").to_numpy()
-    fresh = np.concatenate([[True], np.any(keys[1:] != keys[:-1], axis=1)]) if len(keys) else np.zeros(0, bool)
-    first = np.maximum.accumulate(np.where(fresh, np.arange(len(keys)), 0)) if len(keys) else np.zeros(0, int)
+    counts = counts.take(pl.Series(cell_order(counts.cells)))
+    keys = [counts.cells[name].to_numpy() for name in ("group", "step", "layer")]
+    fresh = np.ones(len(counts), dtype=np.bool_)
+    if len(counts):
+        fresh[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
+    first = np.maximum.accumulate(np.where(fresh, np.arange(len(counts)), 0))
     ranks = counts.cells["rank"].to_numpy()
     # A cell that one rank sent twice is a fault of its own (see checks.unique_keys), not a disagreement.
-    copies = np.flatnonzero(~fresh & (ranks != ranks[first])) if len(keys) else np.zeros(0, int)
-    differing = copies[np.any(counts.matrix[copies] != counts.matrix[first[copies]], axis=1)]
+    copies = np.flatnonzero(~fresh & (ranks != ranks[first]))
+    parts = [copies[at : at + CHUNK] for at in range(0, len(copies), CHUNK)]
+    unequal = [part[np.any(counts.matrix[part] != counts.matrix[first[part]], axis=1)] for part in parts]
+    differing = np.concatenate([copies[:0], *unequal])
     example = None
     if len(differing):
         at = int(differing[0])
-        _, step, layer = (int(v) for v in keys[at])
+        step, layer = int(keys[1][at]), int(keys[2][at])
         example = (int(ranks[first[at]]), int(ranks[at]), step, layer)
     chosen = counts.take(pl.Series(np.flatnonzero(fresh)))
     return chosen, Agreement(len(copies), len(differing), example)
+
+
+def cell_order(cells: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Positions of the cells by group, step, layer, rank, report and row.
+
+    Most are in order, or a few runs of them are: one key and a stable sort are much faster then than a general one.
+    """
+    report, row = cells["report"].to_numpy(), cells["row"].to_numpy()
+    key = np.zeros(len(cells), dtype=np.int64)
+    size = 1
+    for name in ("group", "step", "layer", "rank", "report") if len(cells) else ():
+        values = cells[name].to_numpy()
+        least, span = int(values.min()), int(values.max()) - int(values.min()) + 1
+        size *= span
+        if size > MOST_KEYS:  # numbers of a damaged file
+            by = ("group", "step", "layer", "rank", "report", "row")
+            return cells.select(pl.arg_sort_by(*by).cast(pl.Int64)).to_series().to_numpy()
+        key = key * span + (values - least)
+    in_order = np.all((report[1:] > report[:-1]) | ((report[1:] == report[:-1]) & (row[1:] > row[:-1])))
+    by_row = np.arange(len(cells)) if in_order else np.lexsort((row, report))
+    return by_row[np.argsort(key[by_row], kind="stable")]
 
 
 def _first_topk(topk: TopkTable) -> TopkTable:

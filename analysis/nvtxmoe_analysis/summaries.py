@@ -9,20 +9,21 @@ import polars as pl
 from nvtxmoe_analysis.cells import TIMED_KINDS
 from nvtxmoe_analysis.checks.model import FAIL, PASS, WARN
 from nvtxmoe_analysis.pipeline import Analysis
+from nvtxmoe_analysis.results import Results
 
 TOP_KERNELS = 5
 TOP_OUTSIDE = 3
 
 
 def overview(analysis: Analysis) -> dict[str, Any]:
-    """Verdict, layers, longest operations and files; JSON-ready. Times are ns.
+    """Verdict, layers, longest operations and files; JSON-ready. Times are ns. Of sessions of direct mode nothing of
+    the GPU is there.
 
     ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
     memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked. ``max_mean`` is the
     hottest expert's share of all the layer's activations over the mean expert's.
     """
     results = analysis.results
-    cover = analysis.validation["coverage"]
     steps, tokens = _steps_and_tokens(analysis, kept=True)
     return {
         "verdict": analysis.validation["verdict"],
@@ -34,13 +35,24 @@ def overview(analysis: Analysis) -> dict[str, Any]:
         "steps_kept": steps,
         "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
         "tokens": tokens,
-        "in_layer_ns": sum(int(results.layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
-        "in_layer_pct": None if results.selection.active else cover["in_layer_pct_of_step_time"],
+        **({} if results.direct else _gpu(analysis)),
         "layers": _layers(analysis),
-        "kernels": _kernels(analysis),
-        "outside": [] if results.selection.active else _outside(cover),
         "folder": str(analysis.folder),
         "files": [file.name if file.parent == analysis.folder else str(file) for file in analysis.files],
+    }
+
+
+def _gpu(analysis: Analysis) -> dict[str, Any]:
+    layers, cover, filtered = (
+        analysis.results.layers,
+        analysis.validation["coverage"],
+        analysis.results.selection.active,
+    )
+    return {
+        "in_layer_ns": sum(int(layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
+        "in_layer_pct": None if filtered else cover["in_layer_pct_of_step_time"],
+        "kernels": _kernels(analysis),
+        "outside": [] if filtered else _outside(cover),
     }
 
 
@@ -49,7 +61,7 @@ def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
 
     Ranks that have the first layer and share tokens are one; data-parallel ones are added.
     """
-    first = int(analysis.results.layers["layer"].min() or 0)  # type: ignore[arg-type]
+    first = min(_layer_numbers(analysis.results), default=0)
     number = tokens = 0
     for report in analysis.results.reports:
         groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first in meta.layers}
@@ -66,18 +78,18 @@ def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
     return number, tokens
 
 
+def _layer_numbers(results: Results) -> set[int]:
+    """Layers captured: in direct mode, those with counts."""
+    counted = results.routing.counts.cells["layer"].unique().to_list()
+    return {*counted, *([] if results.direct else results.layers["layer"].unique().to_list())}
+
+
 def _layers(analysis: Analysis) -> list[dict[str, Any]]:
     results = analysis.results
-    worked = pl.col("kernel_time_ns").filter(pl.col("launched_by") != "none")
-    timed = results.layers.group_by("layer").agg(
-        pl.col("kernel_time_ns").sum(),
-        (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
-        worked.mean().alias("per_step"),
-    )
-    time = {layer: (total, copies, mean) for layer, total, copies, mean in timed.rows()}
+    time = {} if results.direct else _layer_times(results)
     top_k = dict(results.routing.counts.cells.group_by("layer").agg(pl.col("top_k").last()).rows())
     out = []
-    for layer in sorted({*time, *top_k}):
+    for layer in sorted(_layer_numbers(results)):
         total = results.totals.get(layer)
         assigned = 0 if total is None else int(total.sum())
         hottest = None if total is None or not assigned else int(total.argmax())
@@ -90,12 +102,21 @@ def _layers(analysis: Analysis) -> list[dict[str, Any]]:
                 "hottest": hottest,
                 "hottest_pct": None if total is None or hottest is None else 100.0 * int(total[hottest]) / assigned,
                 "max_mean": None if total is None or not assigned else int(total.max()) * len(total) / assigned,
-                "kernel_time_ns": time.get(layer, (0, 0, None))[0],
-                "copy_time_ns": time.get(layer, (0, 0, None))[1],
-                "kernel_time_ns_per_step": time.get(layer, (0, 0, None))[2],
+                **time.get(layer, {}),
             }
         )
     return out
+
+
+def _layer_times(results: Results) -> dict[int, dict[str, Any]]:
+    worked = pl.col("kernel_time_ns").filter(pl.col("launched_by") != "none")
+    timed = results.layers.group_by("layer").agg(
+        pl.col("kernel_time_ns").sum(),
+        (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
+        worked.mean().alias("per_step"),
+    )
+    names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step")
+    return {layer: dict(zip(names, times, strict=True)) for layer, *times in timed.rows()}
 
 
 def _kernels(analysis: Analysis) -> list[dict[str, Any]]:

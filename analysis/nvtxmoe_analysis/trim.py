@@ -12,9 +12,11 @@ from pathlib import Path
 import polars as pl
 
 from nvtxmoe import schema
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events import PAYLOAD_EVENTS
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.session import Session
 from nvtxmoe_analysis.exports.tables import Table
 from nvtxmoe_analysis.launches import LAUNCH_PATTERN
 from nvtxmoe_analysis.nvtx_rows import pid_of, read_nvtx, read_payloads
@@ -74,6 +76,12 @@ def trim(export: Export, out: Path) -> Trimmed:
     Raises:
         NvtxmoeError: no nvtxmoe events in it, a moe.meta that can't be read, or an ``out`` that can't be written.
     """
+    if isinstance(export, Session):
+        raise NvtxmoeError(
+            "a session of direct mode, not an export: there is nothing of nsys to leave out",
+            where=export.source,
+            remedy="Share its results: nvtxmoe merge",
+        )
     check_target(out, export.source, export.path)
     frames = select(export)
     # nsys leaves tables without rows out; these two tell that the file is an export at all.

@@ -20,7 +20,8 @@ from nvtxmoe_analysis.words import assemble
 KNOWN_KEYS = frozenset({
     "schema", "nvtxmoe", "vllm", "torch", "device", "rank", "world_size", "tp_rank", "tp_size", "ep_rank",
     "ep_size", "dp_rank", "dp_size", "sample_every", "layers", "run_id", "model", "pid", "clock",
-    "payload_encoding", "recording", "expert_bytes", "block_m", "eplb", "overhead",
+    "payload_encoding", "recording", "emit", "held_bytes", "num_physical_experts", "expert_bytes", "block_m",
+    "eplb", "overhead", "capture",
 })  # fmt: skip
 _RUN_ID = re.compile(r"[0-9a-f-]*")
 
@@ -102,12 +103,19 @@ def scrub_text(text: bytes, where: str) -> bytes:
 
 def _scrub(raw: dict[str, Any]) -> dict[str, Any]:
     kept = {k: v for k, v in raw.items() if k in KNOWN_KEYS or (k != "host" and not _holds_text(v))}
-    clean = {k: _without_paths(v) for k, v in kept.items()}
+    clean = {k: _without_paths(_without_messages(v) if k == "capture" else v) for k, v in kept.items()}
     run_id = clean.get("run_id")
     # It may be made of a host's or a user's name: a digest tells runs apart as well.
     if isinstance(run_id, str) and not _RUN_ID.fullmatch(run_id):
         clean["run_id"] = hashlib.sha256(run_id.encode()).hexdigest()[: len(run_id)]
     return clean
+
+
+def _without_messages(capture: Any) -> Any:
+    """Of hooks that failed the kind of error alone: its message is free text."""
+    if not isinstance(capture, dict) or not isinstance(capture.get("failures"), dict):
+        return capture
+    return {**capture, "failures": {hook: str(why).partition(":")[0] for hook, why in capture["failures"].items()}}
 
 
 def _without_paths(value: Any) -> Any:

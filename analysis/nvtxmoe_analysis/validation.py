@@ -11,6 +11,8 @@ from nvtxmoe_analysis.activity import KINDS
 from nvtxmoe_analysis.attribution import CLASSES, REASONS
 from nvtxmoe_analysis.checks import run_checks, verdict
 from nvtxmoe_analysis.checks.model import FAIL, Check
+from nvtxmoe_analysis.events import Meta
+from nvtxmoe_analysis.exports.session import JournalFile
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.results import Results
 
@@ -27,7 +29,7 @@ def validate(results: Results) -> tuple[list[Check], dict[str, Any]]:
         "checks": [
             {"name": c.name, "status": c.status, "message": c.message, "figures": dict(c.figures)} for c in checks
         ],
-        "coverage": coverage(results.reports),
+        "coverage": None if results.direct else coverage(results.reports),
         "selection": {
             **results.selection.describe(),
             "steps_kept": len(results.steps),
@@ -35,12 +37,12 @@ def validate(results: Results) -> tuple[list[Check], dict[str, Any]]:
         },
         "clock": {
             "unit": "ns",
-            "gpu_start_ns": "each report's own time",
+            **({} if results.direct else {"gpu_start_ns": "each report's own time"}),
             "reports_aligned": results.aligned,
             "origin_ns": results.origin_ns,
         },
         "options": results.options,
-        "inputs": [_input(report) for report in results.reports],
+        "inputs": [_session(report) if report.direct else _input(report) for report in results.reports],
     }
 
 
@@ -82,9 +84,14 @@ def _sums(frame: pl.DataFrame) -> dict[str, int]:
     return {"operations": int(frame["operations"].sum()), "time_ns": int(frame["time_ns"].sum())}
 
 
+#: Keys of moe.meta that are repeated.
+_SAID = (
+    *("rank", "world_size", "tp_rank", "tp_size", "ep_rank", "ep_size", "dp_rank", "dp_size"),
+    *("schema", "nvtxmoe", "vllm", "torch", "device", "recording", "eplb", "overhead", "sample_every", "capture"),
+)
+
+
 def _input(report: ReportFacts) -> dict[str, Any]:
-    said = ("rank", "world_size", "tp_rank", "tp_size", "ep_rank", "ep_size", "dp_rank", "dp_size")
-    versions = ("schema", "nvtxmoe", "vllm", "torch", "device", "recording", "eplb", "overhead", "sample_every")
     return {
         "path": str(report.source),
         "kind": report.kind,
@@ -97,11 +104,40 @@ def _input(report: ReportFacts) -> dict[str, Any]:
         "gpu_operations": report.operations,
         "steps": len(report.steps),
         "processes": [
-            {
-                "pid": pid,
-                **{k: meta.raw[k] for k in (*said, *versions) if k in meta.raw},
-                "layers": len(meta.layers),
-            }
-            for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
+            {"pid": pid, **_said(meta)} for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
         ],
     }
+
+
+def _said(meta: Meta) -> dict[str, Any]:
+    return {**{k: meta.raw[k] for k in _SAID if k in meta.raw}, "layers": len(meta.layers)}
+
+
+def _session(report: ReportFacts) -> dict[str, Any]:
+    """A session of direct mode; a process a journal, in the order of ranks."""
+    return {
+        "path": str(report.source),
+        "kind": report.kind,
+        "size_bytes": report.size_bytes,
+        "payload_encoding": report.events.encoding,
+        "steps": len(report.steps),
+        "processes": [
+            {
+                "pid": _pid(file, report.metas.get(number)),
+                "journal": file.path.name,
+                "bytes": file.size_bytes,
+                "ended": file.ended,
+                "truncated_tail": file.truncated,
+                "lost": dict(file.last_words.lost),
+                "failures": dict(file.last_words.failures),
+                **(_said(report.metas[number]) if number in report.metas else {}),
+            }
+            for number, file in report.events.journals.items()
+        ],
+    }
+
+
+def _pid(file: JournalFile, meta: Meta | None) -> int | None:
+    """The process's id: a journal that was given another name tells it in moe.meta."""
+    said = meta.raw.get("pid") if meta is not None and file.pid is None else file.pid
+    return said if isinstance(said, int) else None

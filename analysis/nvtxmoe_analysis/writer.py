@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ def write_set(
     tables: Mapping[str, pl.DataFrame],
     documents: Mapping[str, Any],
     formats: Sequence[str] = ("csv",),
+    absent: Collection[str] = (),
 ) -> list[Path]:
     """Write tables (in every format asked for) and JSON documents into a folder, which is made if need be.
 
     Everything is first written beside the folder's own files; only when all of it is there are the names replaced,
-    and put back if that fails half-way. A table of ours in a format not asked for now is removed: it would be
-    another analysis's.
+    and put back if that fails half-way. A table of ours in a format not asked for now is removed, and so are those
+    named ``absent``, which this analysis does not have: they would be another analysis's.
 
     Raises:
         NvtxmoeError: the folder can't be written.
@@ -48,6 +49,7 @@ def write_set(
                 names.append(f"{stem}.json")
                 (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
             stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in formats]
+            stale += [f"{stem}.{form}" for stem in absent for form in FORMATS]
             _replace(folder, stage, names, stale)
     except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the latter
         raise _cannot_write(error, folder) from error

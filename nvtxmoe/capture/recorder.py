@@ -6,6 +6,9 @@ outside of a step (warm-up, graph capture, idle batches) is not counted.
 
 from __future__ import annotations
 
+import threading
+import time
+import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -34,6 +37,8 @@ META_EVERY = 500
 PAIRS_EVERY = 100
 #: Kinds of rows that are kept prepared.
 MOST_HEADS = 64
+#: Seconds without a step after which what has arrived is sent.
+IDLE_S = 0.25
 
 
 class Recorder:
@@ -74,6 +79,10 @@ class Recorder:
         self._counter: Counter | None = None
         self._pairs = PairCounts() if "pairs" in emit else None
         self._told: object = None
+        # Counts that arrive when no step follows are sent by a thread.
+        self._lock = threading.RLock()
+        self._idle: threading.Thread | None = None
+        self._closed = False
 
     # The process -------------------------------------------------------------------------------------------------
 
@@ -86,6 +95,9 @@ class Recorder:
         self.identity = identity
         if first:
             self._sinks = self._make_sinks(identity)
+            idle = (weakref.ref(self),)
+            self._idle = threading.Thread(target=_send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
+            self._idle.start()
         self._wanted_changed()
         self._tell_meta()
 
@@ -103,8 +115,9 @@ class Recorder:
 
     def close(self) -> None:
         """Send what is left and close the sinks."""
-        if self.identity is None:
+        if self.identity is None or self._closed:
             return
+        self._closed = True
         self.end_step()
         self.settle()
         if self._capture() is not None:
@@ -115,9 +128,10 @@ class Recorder:
 
     def settle(self) -> None:
         """Send everything that was counted so far. This waits for the device."""
-        if self._pairs is not None:
-            self._pairs.begin()
-        self._arrived(wait=True)
+        with self._lock:
+            if self._pairs is not None:
+                self._pairs.begin()
+            self._arrived(wait=True)
 
     # Steps -------------------------------------------------------------------------------------------------------
 
@@ -129,12 +143,13 @@ class Recorder:
             return
         if self.steps and self.steps % META_EVERY == 0:
             self._tell_meta()
-        self._step = Step(self.steps, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
-        self.steps += 1
-        self._routing.begin()
-        self._open = True
-        for sink in self._sinks:
-            sink.step_begins(self._step)
+        with self._lock:
+            self._step = Step(self.steps, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+            self.steps += 1
+            self._routing.begin()
+            self._open = True
+            for sink in self._sinks:
+                sink.step_begins(self._step)
 
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
@@ -195,14 +210,15 @@ class Recorder:
         """The step's range closes; counts that have arrived are sent."""
         if not self._open:
             return
-        self._open = False
-        self._step = None
-        self._routing.end()
-        for sink in self._sinks:
-            sink.step_ends()
-        if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
-            self._pairs.begin()
-        self._arrived()
+        with self._lock:
+            self._open = False
+            self._step = None
+            self._routing.end()
+            for sink in self._sinks:
+                sink.step_ends()
+            if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
+                self._pairs.begin()
+            self._arrived()
         if self._news() != self._told:
             self._tell_meta()
 
@@ -284,12 +300,29 @@ class Recorder:
                 meta_text(
                     self.identity,
                     sample_every=self._sample_every,
+                    emit=self._emit,
                     encoding=sink.encoding,
                     recording="references",
                     held_bytes=self.graphs.held_bytes,
                     capture=capture,
                 )
             )
+
+
+def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
+    """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
+    before = -1
+    while True:
+        time.sleep(IDLE_S)
+        one = recorder()
+        if one is None or one._closed:
+            return
+        if one.steps == before and not one._open:
+            with one._lock:
+                if not one._open and not one._closed:
+                    one._arrived()
+        before = one.steps
+        del one
 
 
 def _topk(step: int, sample: Sample) -> Any:

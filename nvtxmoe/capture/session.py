@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 from nvtxmoe.capture.config import SESSION_DIR
@@ -27,7 +27,8 @@ def session_dir(base: Path) -> Path:
     while folder.exists():
         folder, number = base / f"{name}_{number}", number + 1
     os.environ[SESSION_DIR] = str(folder)
-    atexit.register(merge_at_exit, folder, os.getpid())
+    # Not atexit: that would come before vLLM ends its engine, which does it in a finalizer made later than this one.
+    weakref.finalize(sys.modules[__name__], merge_at_exit, folder, os.getpid())
     return folder
 
 

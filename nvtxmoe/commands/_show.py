@@ -1,4 +1,4 @@
-"""What ``analyze`` and ``demo`` print for people."""
+"""What ``analyze``, ``demo`` and ``merge`` print for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ MOST_LAYERS = 16
 
 
 def show_analysis(console: Console, found: dict[str, Any]) -> None:
-    """Print an overview (see nvtxmoe_analysis.summaries)."""
+    """Print an overview (see nvtxmoe_analysis.summaries); of sessions of direct mode nothing of the GPU is in it."""
+    timed = "in_layer_ns" in found
     if found["verdict"] != "complete":
         console.print("Capture [bold red]incomplete[/bold red], see below: the numbers lack what is missing.")
     console.print(
@@ -22,50 +23,44 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
         + (f" of {found['steps_captured']:,}" if found["steps_kept"] != found["steps_captured"] else "")
         + f", {_many(len(found['layers']), 'MoE layer')}, {_many(found['tokens'], 'token')}"
     )
-    console.print(
-        f"{_us(found['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
-        + (f": {found['in_layer_pct']:.1f} % of all in steps" if found["in_layer_pct"] is not None else "")
-    )
-    console.print(_layer_table(found))
-    if len(found["layers"]) > MOST_LAYERS:
+    if timed:
         console.print(
-            f"The {MOST_LAYERS} layers with the most kernel time of {len(found['layers'])}; the files have all."
+            f"{_us(found['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
+            + (f": {found['in_layer_pct']:.1f} % of all in steps" if found["in_layer_pct"] is not None else "")
         )
-    _show_operations(console, "Most GPU time in MoE layers:", found["kernels"])
-    _show_operations(console, "Most GPU time of steps outside MoE layers:", found["outside"])
+    console.print(_layer_table(found["layers"], timed))
+    if len(found["layers"]) > MOST_LAYERS:
+        most = "most kernel time" if timed else "highest max/mean"
+        console.print(f"The {MOST_LAYERS} layers with the {most} of {len(found['layers'])}; the files have all.")
+    if timed:
+        _show_operations(console, "Most GPU time in MoE layers:", found["kernels"])
+        _show_operations(console, "Most GPU time of steps outside MoE layers:", found["outside"])
     _show_verdict(console, found)
     console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
     for file in found["files"]:
         console.print(f"  {escape(file)}", soft_wrap=True)
 
 
-def _layer_table(found: dict[str, Any]) -> Table:
+def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    for name in (
-        "layer",
-        "experts",
-        "top-k",
-        "used",
-        "hottest expert",
-        "max/mean",
-        "kernels",
-        "copies",
-        "kernels a step",
-    ):
+    times = ("kernels", "copies", "kernels a step") if timed else ()
+    for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
         table.add_column(name, justify="right")
-    shown = sorted(found["layers"], key=lambda one: -one["kernel_time_ns"])[:MOST_LAYERS]
+    shown = sorted(layers, key=lambda one: -(one["kernel_time_ns"] if timed else one["max_mean"] or 0))[:MOST_LAYERS]
     for one in sorted(shown, key=lambda each: each["layer"]):
-        per_step = one["kernel_time_ns_per_step"]
         table.add_row(
             str(one["layer"]),
             *("-" if one[key] is None else str(one[key]) for key in ("num_experts", "top_k", "used")),
             "-" if one["hottest"] is None else f"{one['hottest']} ({one['hottest_pct']:.1f} %)",
             "-" if one["max_mean"] is None else f"{one['max_mean']:.2f}",
-            _us(one["kernel_time_ns"]),
-            _us(one["copy_time_ns"]),
-            "-" if per_step is None else _us(per_step),
+            *(_times(one) if timed else ()),
         )
     return table
+
+
+def _times(one: dict[str, Any]) -> tuple[str, str, str]:
+    per_step = one["kernel_time_ns_per_step"]
+    return _us(one["kernel_time_ns"]), _us(one["copy_time_ns"]), "-" if per_step is None else _us(per_step)
 
 
 def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:

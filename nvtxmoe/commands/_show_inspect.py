@@ -34,6 +34,9 @@ def _overview(one: Inspected) -> Table:
 
 
 def _rows(one: Inspected) -> list[tuple[str, str]]:
+    if one.journals is not None and one.contents is not None:
+        files = f"{one.journals:,} journal{'' if one.journals == 1 else 's'}"
+        return [("session", f"{files}, {_size(one.size_bytes)}"), *_content_rows(one.contents)]
     kind = "SQLite export" if one.kind == "sqlite" else "folder of Parquet files"
     nsys = f"{one.nsys_product or 'nsys'} {one.nsys_version or '(version unknown)'}"
     rows = [
@@ -54,7 +57,7 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
     versions = ", ".join(f"{key} {' and '.join(values)}" for key, values in contents.versions.items())
     payloads = f"{contents.counts:,} counts, {contents.samples:,} samples of {contents.sampled_tokens:,} tokens"
     encoding = f"encoding {contents.encoding}"
-    if contents.encoding != "words":
+    if contents.encoding in {"binary", "none"}:
         encoding += f", blobs {contents.blobs}"
     return [
         ("versions", versions or "unknown"),
@@ -66,18 +69,12 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
 
 def _layers(layers: list[LayerInfo]) -> str:
     """``0-3, 5: 32 experts, top-4``, of layers that are alike together."""
+    from nvtxmoe_analysis.spans import spans  # noqa: PLC0415  only when needed
+
     alike: dict[tuple[int, int], list[int]] = {}
     for one in layers:
         alike.setdefault((one.num_experts, one.top_k), []).append(one.layer)
-    return "; ".join(f"{_spans(numbers)}: {experts} experts, top-{k}" for (experts, k), numbers in alike.items())
-
-
-def _spans(numbers: list[int]) -> str:
-    spans = []
-    for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
-        members = [number for _, number in run]
-        spans.append(str(members[0]) if len(members) == 1 else f"{members[0]}-{members[-1]}")
-    return ", ".join(spans)
+    return "; ".join(f"{spans(numbers)}: {experts} experts, top-{k}" for (experts, k), numbers in alike.items())
 
 
 def _processes(contents: Contents) -> Table:
@@ -113,7 +110,9 @@ def _verdict(console: Console, found: Inspection) -> None:
         for reason in found.missing:
             console.print(f"  - {escape(reason)}", soft_wrap=True)
     else:
-        console.print("[bold green]So far nothing is missing[/bold green]; `nvtxmoe analyze` checks every launch.")
+        direct = all(one.journals is not None for one in found.inputs)
+        more = "`nvtxmoe merge` checks every count." if direct else "`nvtxmoe analyze` checks every launch."
+        console.print(f"[bold green]So far nothing is missing[/bold green]; {more}")
     for warning in found.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
 

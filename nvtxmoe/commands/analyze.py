@@ -57,6 +57,9 @@ def analyze(
 
     INPUT is a .nsys-rep, a SQLite export, or a folder of Parquet files. Several inputs, one a rank or node, make
     one result. Filters narrow the tables; the checks look at the whole capture all the same.
+
+    INPUT may also be the session folder of a run without nsys: it gives the tables that need no GPU time, as
+    `nvtxmoe merge` does.
     """
     from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415

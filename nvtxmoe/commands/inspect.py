@@ -22,13 +22,14 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     """Say what is in an export, before any analysis.
 
     Versions, processes, steps, layers, payloads, CUDA activity, and whether something is missing as far as that
-    can be told at a glance. INPUT is a .nsys-rep, a SQLite export, or a folder of Parquet files; several belong to
-    one run. Exits with 2 when an input holds no nvtxmoe events.
+    can be told at a glance. INPUT is a .nsys-rep, a SQLite export, a folder of Parquet files, or the session folder
+    of a run without nsys; several belong to one run. Exits with 2 when an input holds no nvtxmoe events.
     """
-    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.exports.open import open_export, refuse_mixture  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.inspect import NO_EVENTS  # noqa: PLC0415
     from nvtxmoe_analysis.inspect import inspect as run  # noqa: PLC0415
 
+    refuse_mixture(inputs)
     with stderr().status("reading"):
         found: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])
     if as_json:

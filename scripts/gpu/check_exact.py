@@ -34,6 +34,13 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
 }
+#: Shared experts with a gate of their own, and a dense first layer.
+QWEN2 = {
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "model_type": "qwen2_moe",
+    "shared_expert_intermediate_size": 256,
+    "mlp_only_layers": [0],
+}
 MODES: dict[str, dict[str, str]] = {
     "full": {"cudagraph_mode": "FULL"},
     "full_and_piecewise": {"cudagraph_mode": "FULL_AND_PIECEWISE"},
@@ -46,10 +53,15 @@ def model_folder(family: str, layers: int, experts: int, top_k: int) -> Path:
     """A configuration of a family in GPU-friendly sizes."""
     from scripts.make_tiny_model import write_model  # noqa: PLC0415
 
-    folder = write_model(Path(tempfile.mkdtemp()), family, layers=layers, experts=experts, top_k=top_k)
+    base = "qwen3_moe" if family == "qwen2_moe" else family
+    folder: Path = write_model(Path(tempfile.mkdtemp()), base, layers=layers, experts=experts, top_k=top_k)
     config = json.loads((folder / "config.json").read_text())
+    if family == "qwen2_moe":
+        config.update(QWEN2)
     sizes = SIZES if family != "mixtral" else {**SIZES, "intermediate_size": SIZES["moe_intermediate_size"]}
     config.update({key: value for key, value in sizes.items() if key in config})
+    if family == "deepseek_v3":  # what the attention back ends of Hopper take
+        config.update(qk_nope_head_dim=128, v_head_dim=128)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

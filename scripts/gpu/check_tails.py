@@ -56,9 +56,8 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
                 work[pid_of(global_pid), correlation] += 1
     graph_of: dict[tuple[int, int], int] = {}
     if WORK[0] in there:
-        for global_pid, correlation, graph in base.execute(
-            f"SELECT globalPid, correlationId, min(graphNodeId) FROM {WORK[0]} WHERE graphNodeId IS NOT NULL GROUP BY 1, 2"
-        ):
+        query = f"SELECT globalPid, correlationId, min(graphNodeId) FROM {WORK[0]} WHERE graphNodeId IS NOT NULL"
+        for global_pid, correlation, graph in base.execute(f"{query} GROUP BY 1, 2"):
             graph_of[pid_of(global_pid), correlation] = graph
     launches = missing = 0
     sizes: dict[tuple[int, int], Counter[int]] = defaultdict(Counter)

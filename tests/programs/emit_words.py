@@ -4,14 +4,19 @@ Two data-parallel ranks, each a spawned process, no GPU. The numbers follow from
 
     nsys profile -t nvtx -s none --cpuctxsw=none -o report python tests/programs/emit_words.py
 
-The last line of standard output is the JSON that ``expected`` makes.
+Where the environment's EMIT_SESSION names a folder, the ranks write the same payloads into journals there too, and
+pause between steps, so that the times of both can be compared. The last line of standard output is the JSON that
+``expected`` makes.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +24,8 @@ import numpy.typing as npt
 import nvtx
 
 from nvtxmoe import schema, words
+from nvtxmoe.journal import RANKS as JOURNALS
+from nvtxmoe.journal import SUFFIX, JournalWriter, record
 
 RANKS = 2
 STEPS = 6
@@ -26,6 +33,7 @@ LAYERS = (0, 1, 3)  # layer 2 is dense
 EXPERTS = 8
 TOP_K = 2
 SAMPLE_EVERY = 2
+PAUSE_S = 0.02
 PHASES = ("route", "dispatch", "experts", "combine")
 
 
@@ -156,18 +164,33 @@ def emit_layer(layer: int) -> None:
 
 def emit_rank(rank: int) -> None:
     """Emit a rank's run, as the process of that rank."""
-    mark("meta", json.dumps(meta(rank)).encode())
+    session = os.environ.get("EMIT_SESSION")
+    records = []
+
+    def send(event: str, payload: bytes, time_ns: int | None = None) -> None:
+        records.append(record(event, time_ns or time.time_ns(), payload))
+        mark(event, payload)
+
+    send("meta", json.dumps(meta(rank)).encode())
     for step in range(STEPS):
+        begun_ns = time.time_ns()
         nvtx.push_range(schema.STEP, domain=schema.DOMAIN, payload=step)
-        mark("step", step_payload(rank, step))
+        send("step", step_payload(rank, step), begun_ns)
         for layer in LAYERS:
             emit_layer(layer)
         nvtx.pop_range(domain=schema.DOMAIN)
         for layer in LAYERS:
-            mark("counts", counts_payload(rank, step, layer))
+            send("counts", counts_payload(rank, step, layer))
         if step % SAMPLE_EVERY == 0:
             for layer in LAYERS:
-                mark("topk", topk_payload(rank, step, layer))
+                send("topk", topk_payload(rank, step, layer))
+        if session is not None:
+            time.sleep(PAUSE_S)
+    if session is not None:
+        writer = JournalWriter(Path(session) / JOURNALS / f"rank{rank}-{os.getpid()}{SUFFIX}")
+        writer.append(b"".join(records))
+        writer.append(record("end", time.time_ns(), json.dumps({"steps": STEPS, "lost": {}, "failures": {}}).encode()))
+        writer.close()
 
 
 def main() -> None:

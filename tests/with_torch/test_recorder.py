@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvtxmoe.capture import recorder as recorder_module
+from nvtxmoe.capture.counting import CpuCounter
 from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.capture.recorder import META_EVERY, PAIRS_EVERY, Recorder
-from nvtxmoe.capture.routed import Routed
+from nvtxmoe.capture.routed import Counted, Routed
 from tests.with_torch.events import EXPERTS, TOP_K, Kept, identity
 
 
@@ -209,3 +214,32 @@ def test_spans_of_pairs() -> None:
     recorder.close()
     spans = [(int(r["layer"]), int(r["first_step"]), int(r["last_step"])) for r in sink.of("moe.pairs")]
     assert spans == [(0, 0, 99), (1, 0, 99), (0, 100, 104), (1, 100, 104)]
+
+
+def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "IDLE_S", 0.01)
+
+    class Late(CpuCounter):
+        """Nothing has arrived while the step runs."""
+
+        late = True
+
+        def drain(self, wait: bool = False) -> Iterator[Counted]:
+            if not self.late or wait:
+                yield from super().drain(wait)
+
+    recorder, sink = made()
+    counter = Late()
+    recorder._counter = counter
+    run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
+    assert sink.counts() == {}
+    counter.late = False
+    for _ in range(500):
+        if len(sink.counts()) == 2:
+            break
+        time.sleep(0.01)
+    assert set(sink.counts()) == {(0, 0), (0, 1)}
+    recorder.close()
+    assert recorder._idle is not None
+    recorder._idle.join(5)
+    assert not recorder._idle.is_alive()

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 
 from nvtxmoe_analysis.checks import (
     blobs_present,
+    capture_healthy,
     collectives_seen,
     counts_sum,
     cuda_tracing,
     graph_nodes,
     graph_tracing,
+    journals_whole,
     launches_have_work,
     layers_have_work,
     meta_present,
@@ -26,7 +28,7 @@ from nvtxmoe_analysis.checks import (
     unique_keys,
     words_whole,
 )
-from nvtxmoe_analysis.checks.model import FAIL, Check
+from nvtxmoe_analysis.checks.model import FAIL, Check, not_applicable
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.results import Results
 
@@ -36,6 +38,8 @@ CHECKS: Sequence[Callable[[Results], Check]] = (
     ranks_present.check,
     blobs_present.check,
     words_whole.check,
+    journals_whole.check,
+    capture_healthy.check,
     steps_closed.check,
     unique_keys.check,
     steps_have_counts.check,
@@ -54,12 +58,35 @@ CHECKS: Sequence[Callable[[Results], Check]] = (
     profiler_warnings.check,
 )
 
+#: Those that look at what only an export of nsys holds.
+OF_EXPORTS = frozenset({
+    blobs_present.check,
+    words_whole.check,
+    steps_closed.check,
+    cuda_tracing.check,
+    graph_tracing.check,
+    launches_have_work.check,
+    layers_have_work.check,
+    graph_nodes.check,
+    ranges_nest.check,
+    operations_placed.check,
+    collectives_seen.check,
+    profiler_warnings.check,
+})  # fmt: skip
+
 COMPLETE, INCOMPLETE = "complete", "incomplete"
 
 
 def run_checks(results: Results) -> list[Check]:
     """Every check, on the whole capture, whatever was selected."""
-    return list(ordered_map(lambda check: check(results), CHECKS))
+
+    def run(check: Callable[[Results], Check]) -> Check:
+        if results.direct and check in OF_EXPORTS:
+            name = check.__module__.rpartition(".")[2]
+            return not_applicable(name, "Direct mode records no ranges and no GPU work.")
+        return check(results)
+
+    return list(ordered_map(run, CHECKS))
 
 
 def verdict(checks: Sequence[Check]) -> str:

@@ -42,7 +42,7 @@ def check(results: Results) -> Check:
 
 def _wanted(report: ReportFacts) -> pl.DataFrame:
     """Of the cells of a whole capture those that lack nothing else: see operations_placed and launches_have_work."""
-    cells = wanted_cells(report)
+    cells = wanted_cells(report.events, report.steps)
     if (report.coverage["class"] == UNPLACED).any():
         return cells.clear()
     whole = report.launches.group_by("pid", "step").agg(whole=(pl.col("has_work") & ~pl.col("partial")).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
+from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.results import Results
 
 NAME = "meta_present"
@@ -17,13 +18,14 @@ def check(results: Results) -> Check:
         pids = set(report.steps["pid"].to_list()) | set(report.events.counts.cells["pid"].to_list())
         speaking += len(pids)
         mute = sorted(pids - set(report.metas))
-        silent += [f"process {pid} of {report.source.name}" for pid in mute]
+        silent += [_named(report, pid) for pid in mute]
         whole &= not mute or not report.events.problems["blobs_missing"]
     if silent:
-        why = "The capture began after the process announced itself." if whole else "Payloads are missing."
+        why = " The capture began after the process announced itself." if whole else " Payloads are missing."
         return failed(
             NAME,
-            f"No moe.meta from {', '.join(silent)}: its ranks, layers and parallel groups are unknown. {why}",
+            f"No moe.meta from {', '.join(silent)}: its ranks, layers and parallel groups are unknown."
+            f"{'' if results.direct else why}",
             processes=speaking,
             without_meta=len(silent),
         )
@@ -31,3 +33,8 @@ def check(results: Results) -> Check:
         return not_applicable(NAME, "No process with steps or counts.", processes=0)
     themselves = "itself" if speaking == 1 else "themselves"
     return passed(NAME, f"{number(speaking, 'process', 'processes')} announced {themselves}.", processes=speaking)
+
+
+def _named(report: ReportFacts, pid: int) -> str:
+    file = report.events.journals.get(pid)
+    return f"process {pid} of {report.source.name}" if file is None else file.path.name

@@ -31,7 +31,7 @@ def check(results: Results) -> Check:
         return failed(
             NAME,
             f"{number(len(missing), 'rank')} of {world_size} missing: {', '.join(map(str, missing))}. "
-            "Give every rank's report.",
+            f"Give every rank's {'journal' if results.direct else 'report'}.",
             **figures,
         )
     return passed(NAME, f"All {number(world_size, 'rank')} present.", **figures)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
 from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.wanted import first_cells, wanted_cells
+from nvtxmoe_analysis.wanted import counted_cells, first_cells
 
 NAME = "steps_have_counts"
 
 
 def check(results: Results) -> Check:
-    """For each step with tokens, each layer of its rank has a moe.counts."""
-    cells, examples, missing = 0, [], 0
+    """For each step with tokens, each layer of its rank has a moe.counts.
+
+    Layers whose routing is hidden have none: see capture_healthy. Nor have, in a journal without its end, the last
+    steps: see journals_whole.
+    """
+    cells, examples, missing, hidden = 0, [], 0, set()
     for report in results.reports:
-        wanted = wanted_cells(report)
+        wanted = counted_cells(report.events, report.steps)
         absent = wanted.join(report.events.counts.cells, on=["pid", "step", "layer"], how="anti")
         cells += len(wanted)
         missing += len(absent)
         examples += first_cells(absent)
+        hidden |= {layer for state in report.events.capture_states().values() for layer in state.hidden}
+    figures: dict[str, Figure] = {"cells": cells, "missing": missing}
+    if hidden:
+        figures["hidden_layers"] = len(hidden)
     if missing:
         return failed(
             NAME,
             f"{missing:,} of {cells:,} (rank, step, layer) without counts, the first {examples[0]}.",
-            cells=cells,
-            missing=missing,
+            **figures,
             examples=list(examples[:3]),
         )
+    if not cells and hidden:
+        return not_applicable(NAME, "The routing of every layer is hidden, see capture_healthy.", **figures)
     if not cells:
-        return not_applicable(NAME, "No step with tokens whose layers are known.", cells=0, missing=0)
-    return passed(NAME, f"All {cells:,} (rank, step, layer) have counts.", cells=cells, missing=0)
+        return not_applicable(NAME, "No step with tokens whose layers are known.", **figures)
+    apart = f", {number(len(hidden), 'hidden layer')} apart" if hidden else ""
+    return passed(NAME, f"All {cells:,} (rank, step, layer) have counts{apart}.", **figures)

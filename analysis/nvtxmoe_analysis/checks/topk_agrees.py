@@ -34,7 +34,8 @@ def check(results: Results) -> Check:
 def _compare(report: ReportFacts) -> tuple[int, int]:
     topk, counts = report.events.topk, report.events.counts
     key = ["pid", "step", "layer"]
-    cells = counts.cells.select(key).with_row_index("cell").unique(key, keep="first")
+    cells = counts.cells.select(key).with_row_index("cell").join(topk.runs, on=key, how="semi", maintain_order="left")
+    cells = cells.unique(key, keep="first", maintain_order=True)
     cell = topk.runs.join(cells, on=key, how="left", maintain_order="left")["cell"].cast(pl.Int64).fill_null(-1)
     known, of_run = np.unique(cell.to_numpy(), return_inverse=True)
     place = np.repeat(of_run, topk.runs["tokens"].to_numpy())

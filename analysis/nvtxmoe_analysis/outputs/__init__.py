@@ -33,6 +33,9 @@ TABLES: Mapping[str, Callable[[Results], pl.DataFrame]] = {
     "moe_layer_correlation": layer_correlation.build,
 }
 
+#: Those that need no GPU work, and so are written of a session of direct mode too.
+STANDARD = ("moe_expert_activations", "moe_expert_coselection", "moe_routing_weights_hist", "moe_load_imbalance")
+
 #: JSON files by file stem. The validation file is written with them, by the caller who ran the checks.
 DOCUMENTS: Mapping[str, Callable[[Results], Any]] = {"moe_summary": summary.build}
 VALIDATION = "moe_capture_validation"

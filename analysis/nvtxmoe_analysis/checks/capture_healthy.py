@@ -1,0 +1,75 @@
+"""Capture itself lost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nvtxmoe_analysis.capture_state import CaptureState
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.spans import spans
+
+NAME = "capture_healthy"
+
+
+def check(results: Results) -> Check:
+    """No hook failed, no event was lost, no layer's routing was hidden, as far as the processes say.
+
+    They say it in the last moe.meta and, later, at the end of their journal.
+    """
+    states = [state for report in results.reports for state in report.events.capture_states().values()]
+    if not states:
+        return not_applicable(NAME, "No process says how its capture went.")
+    if all(state.healthy for state in states):
+        return passed(NAME, "No process reports a failure or a loss.", processes=len(states))
+    return failed(NAME, " ".join(sentences(states)), **_figures(states))
+
+
+def sentences(states: Sequence[CaptureState]) -> list[str]:
+    """What went wrong, a sentence a kind; empty when nothing did."""
+    found = [
+        f"No counts of {'layer' if len(layers) == 1 else 'layers'} {spans(layers)}: {_clause(reason)}."
+        for reason, layers in _hidden(states).items()
+    ]
+    lost = _lost(states)
+    if lost:
+        found.append(f"Capture lost {', '.join(f'{_clause(what)} ({count:,})' for what, count in lost.items())}.")
+    failures = _failures(states)
+    if failures:
+        found.append(f"Hooks that failed: {'; '.join(f'{hook}: {_clause(why)}' for hook, why in failures.items())}.")
+    return found
+
+
+def _figures(states: Sequence[CaptureState]) -> Mapping[str, Figure]:
+    return {
+        "processes": len(states),
+        "hidden_layers": {str(layer): reason for reason, layers in _hidden(states).items() for layer in layers},
+        "lost": {**_lost(states)},
+        "failures": {**_failures(states)},
+    }
+
+
+def _hidden(states: Sequence[CaptureState]) -> dict[str, list[int]]:
+    """Layers by reason, in order; tensor-parallel ranks hide the same ones."""
+    found: dict[str, set[int]] = {}
+    for state in states:
+        for layer, reason in state.hidden.items():
+            found.setdefault(reason, set()).add(layer)
+    return {reason: sorted(layers) for reason, layers in sorted(found.items(), key=lambda item: min(item[1]))}
+
+
+def _lost(states: Sequence[CaptureState]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for state in states:
+        for what, count in state.lost.items():
+            total[what] = total.get(what, 0) + count
+    return dict(sorted(total.items()))
+
+
+def _failures(states: Sequence[CaptureState]) -> dict[str, str]:
+    return {hook: why for state in reversed(states) for hook, why in state.failures.items()}
+
+
+def _clause(text: str) -> str:
+    """Without what would end the sentence, on one line."""
+    return " ".join(text.split()).rstrip(".")

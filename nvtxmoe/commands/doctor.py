@@ -1,0 +1,57 @@
+"""``nvtxmoe doctor``: whether a capture can work here, before it is made."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+from nvtxmoe.doctor.finding import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.errors import BAD_INPUT
+
+_STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
+
+
+@command("doctor", "nvtxmoe doctor\nnvtxmoe doctor --python ~/vllm/bin/python --model ./Qwen3-30B-A3B --steps 5000")
+@click.option("--python", type=PATH, help="The Python that serves. Default: that of the vllm command, else this one.")
+@click.option("--nsys", type=PATH, help="An nsys that has to work. Default: $NVTXMOE_NSYS, then nsys on the PATH.")
+@click.option("--model", type=PATH, help="A model's folder or config.json: estimate the bytes that its capture takes.")
+@click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps of that estimate.")
+@click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens a step of it.")
+@json_option
+def doctor(python: Path | None, nsys: Path | None, model: Path | None, steps: int, tokens: int, as_json: bool) -> int:
+    """Say whether a capture can work here, and what is in its way.
+
+    Looks at vLLM, PyTorch, nvtx and Nsight Systems (trying out whether it records what nvtx emits), the way into vLLM,
+    the settings in force, the disk, and kernels that hide routing. Imports vLLM in a process of its own. Exits with 2
+    when a capture can't work.
+    """
+    from nvtxmoe.doctor.examination import can_capture, examine  # noqa: PLC0415  only when it runs
+
+    with stderr().status("looking"):
+        findings = examine(os.environ, python=python, nsys=nsys, model=model, steps=steps, tokens=tokens)
+    good = can_capture(findings)
+    if as_json:
+        print_json({"can_capture": good, "findings": [one.as_dict() for one in findings]})
+    else:
+        _show(stdout(), findings, good)
+    return 0 if good else BAD_INPUT
+
+
+def _show(console: Console, findings: list[Finding], good: bool) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for one in findings:
+        text = escape(one.what) + (f"\n[bold]{escape(one.remedy)}[/bold]" if one.remedy else "")
+        table.add_row(f"[{_STYLES[one.level]}]{one.level}[/]", escape(one.topic), text)
+    console.print(table)
+    counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}
+    end = "A capture can work." if good else "A capture can't work: see the problems."
+    console.print(f"{end} {counts[PROBLEM]} problems, {counts[NOTE]} notes.")

@@ -1,0 +1,56 @@
+"""``nvtxmoe merge``: from the journals of direct mode to the result files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, print_json, progress_bar, stdout
+from nvtxmoe.errors import INCOMPLETE
+
+
+@command(
+    "merge",
+    "nvtxmoe merge /tmp/vllm_profiling/session_20251125_083000\n"
+    "nvtxmoe merge host0/session_20251125_083000 host1/session_20251125_083001 -o results",
+)
+@click.argument("sessions", metavar="SESSION...", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, help="Folder for the results. Default: the first SESSION.")
+@click.option(
+    "--format",
+    "formats",
+    type=click.Choice(["csv", "parquet"]),
+    multiple=True,
+    default=("csv",),
+    show_default=True,
+    help="Format of the tables. Give it twice for both.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
+@json_option
+def merge(
+    sessions: tuple[Path, ...], output: Path | None, formats: tuple[str, ...], strict: bool, as_json: bool
+) -> int:
+    """Expert statistics of a run without nsys.
+
+    SESSION is the folder that direct mode made of a run. Several, one a host, make one result. A run that still goes
+    on, or was killed, is read as far as its processes have written. In place of a folder, journals (the files in its
+    folder ranks) may be named: those of one run, where an engine was started again.
+    """
+    from nvtxmoe_analysis.exports.session import require_session, session_folder  # noqa: PLC0415  polars when needed
+    from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415
+    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
+
+    for session in sessions:
+        require_session(session)
+    chosen = session_folder(sessions[0]) if output is None else output
+    with progress_bar() as tell:
+        done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=tell)
+    found = overview(done)
+    if as_json:
+        print_json(found)
+    else:
+        from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+
+        show_analysis(stdout(), found)
+    return INCOMPLETE if strict and not done.complete else 0

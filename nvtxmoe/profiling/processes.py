@@ -1,0 +1,115 @@
+"""The processes of a run, from /proc: who descends from whom, and which one to ask to end.
+
+Environments are no help in finding them: vLLM's processes set their titles, which overwrites /proc/PID/environ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+#: Programs that start the real one as their only child, wait for it, and may keep a signal to themselves.
+WRAPPERS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "busybox", "time", "uv"})
+#: nsys, nsys-launcher and nsys-tee stand between `nsys profile` and the application.
+_NSYS = "nsys"
+_GONE = frozenset("ZX")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One row of the process table.
+
+    Attributes:
+        pid: its number.
+        parent: its parent's number.
+        session: the number of its session.
+        started: when it began, in clock ticks since boot; with the pid it names the process for good.
+        name: the kernel's name of it, 15 characters at most.
+    """
+
+    pid: int
+    parent: int
+    session: int
+    started: int
+    name: str
+
+
+def process_table() -> dict[int, Process]:
+    """All processes that run, by pid; those that have ended and were not yet waited for are left out."""
+    table = {}
+    for entry in os.scandir(PROC):
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has gone meanwhile
+                found = _parsed(Path(entry.path, "stat").read_text(errors="replace"))
+                if found is not None:
+                    table[found.pid] = found
+    return table
+
+
+def _parsed(stat: str) -> Process | None:
+    head, _, tail = stat.rpartition(")")
+    pid, _, name = head.partition(" (")
+    fields = tail.split()
+    if not fields or fields[0] in _GONE:
+        return None
+    return Process(int(pid), int(fields[1]), int(fields[3]), int(fields[19]), name)
+
+
+def application(root: int, under_nsys: bool, sessions: Iterable[int] = ()) -> list[Process]:
+    """The profiled processes that run now, parents before their children.
+
+    Parameters:
+        root: pid of what was started: nsys, or the command itself.
+        under_nsys: whether ``root`` is nsys, which with its helpers does not count.
+        sessions: numbers of sessions whose processes count although their parents have ended.
+    """
+    table = process_table()
+    found = _descendants(root, table)
+    if not under_nsys and root in table:
+        found.insert(0, table[root])
+    known = {one.pid for one in found}
+    wanted = set(sessions)
+    found += [one for one in table.values() if one.session in wanted and one.pid not in known and one.pid != root]
+    return [one for one in found if not (under_nsys and one.name.startswith(_NSYS))]
+
+
+def _descendants(root: int, table: Mapping[int, Process]) -> list[Process]:
+    children = defaultdict(list)
+    for one in table.values():
+        children[one.parent].append(one)
+    found, at = list(children[root]), 0
+    while at < len(found):
+        found += children[found[at].pid]
+        at += 1
+    return found
+
+
+def main_process(running: list[Process]) -> Process | None:
+    """The process to ask for an orderly end: the first, or behind wrappers such as a shell what they wait for."""
+    if not running:
+        return None
+    main = running[0]
+    while _program(main) in WRAPPERS:
+        children = [one for one in running if one.parent == main.pid]
+        if len(children) != 1:
+            break
+        main = children[0]
+    return main
+
+
+def _program(one: Process) -> str:
+    with suppress(OSError):
+        return Path(PROC / str(one.pid) / "exe").readlink().name
+    return one.name
+
+
+def send(one: Process, signal_number: int) -> None:
+    """Send a signal, unless the process has ended and its number is another's now."""
+    if process_table().get(one.pid) == one:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(one.pid, signal_number)
