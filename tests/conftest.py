@@ -57,6 +57,12 @@ def golden_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real vLLM captured by nvtxmoe itself on an H100: SQLite."""
+    return _unpacked("h100-vllm-capture.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
 def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One event a numpy payload type, in the domain `pt`: SQLite."""
     return _unpacked("payload-encodings.sqlite", tmp_path_factory.mktemp("golden"))

@@ -183,6 +183,6 @@ def test_counts_that_were_not_asked_for_are_not_missing(tmp_path: Path) -> None:
     for emit, status in ((["topk"], "not_applicable"), (["counts", "topk"], "fail")):
         folder = tmp_path / emit[0]
         journal(folder, [meta(emit=emit), step(0)])
-        run(["merge", str(folder)])
+        run("merge", folder)
         document = json.loads((folder / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
         assert {c["name"]: c["status"] for c in document["checks"]}["steps_have_counts"] == status

@@ -93,6 +93,7 @@ class Recorder:
             identity = replace(identity, layers=kept)
         first = self.identity is None
         self.identity = identity
+        self.hidden.clear()
         if first:
             self._sinks = self._make_sinks(identity)
             idle = (weakref.ref(self),)
@@ -114,17 +115,25 @@ class Recorder:
             logger().warning("layer %d: no expert counts are recorded: %s", layer, reason)
 
     def close(self) -> None:
-        """Send what is left and close the sinks."""
+        """Send what is left and close the sinks. Nothing is recorded afterwards."""
         if self.identity is None or self._closed:
             return
+        self.rest()
         self._closed = True
+        summary = {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
+        for sink in self._sinks:
+            sink.close(summary)
+
+    def rest(self) -> None:
+        """A worker ends, its process perhaps later, or with another model: send and write everything so far."""
+        if self.identity is None or self._closed:
+            return
         self.end_step()
         self.settle()
         if self._capture() is not None:
             self._tell_meta()
-        summary = {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
         for sink in self._sinks:
-            sink.close(summary)
+            sink.flush()
 
     def settle(self) -> None:
         """Send everything that was counted so far. This waits for the device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -17,15 +18,23 @@ from nvtxmoe.journal import RANKS, SUFFIX
 def session_dir(base: Path) -> Path:
     """The run's folder: the one that the parent process chose, else a new name, handed to the children.
 
-    The process that chooses it merges the journals at its exit. Nothing is made on disk yet.
+    The process that chooses it merges the journals at its exit, and takes the folder away where there are none.
+
+    Raises:
+        OSError: the folder can't be made.
     """
     chosen = os.environ.get(SESSION_DIR)
     if chosen:
         return Path(chosen)
     name = time.strftime("session_%Y%m%d_%H%M%S")
+    base.mkdir(parents=True, exist_ok=True)
     folder, number = base / name, 2
-    while folder.exists():
-        folder, number = base / f"{name}_{number}", number + 1
+    while True:
+        try:
+            folder.mkdir()  # two runs may begin in one second
+            break
+        except FileExistsError:
+            folder, number = base / f"{name}_{number}", number + 1
     os.environ[SESSION_DIR] = str(folder)
     # Not atexit: that would come before vLLM ends its engine, which does it in a finalizer made later than this one.
     weakref.finalize(sys.modules[__name__], merge_at_exit, folder, os.getpid())
@@ -34,12 +43,17 @@ def session_dir(base: Path) -> Path:
 
 def merge_at_exit(folder: Path, pid: int) -> None:
     """Merge what the processes of the run have written, in the process that began it."""
-    if os.getpid() != pid or not any((folder / RANKS).glob(f"*{SUFFIX}")):
+    if os.getpid() != pid:
+        return
+    if not any((folder / RANKS).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            folder.rmdir()
         return
     command = [sys.executable, "-m", "nvtxmoe", "merge", str(folder)]
     environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
-    package = str(Path(__file__).parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), package)))
+    package = Path(__file__).parents[2]
+    ours = (str(package), str(package / "analysis"))  # the second in a checkout only
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), *ours)))
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -46,7 +46,11 @@ def start() -> None:
     if "moe" in sinks_of(settings):
         from nvtxmoe.capture.session import session_dir  # noqa: PLC0415  only in mode moe
 
-        log.info("mode moe: %s", session_dir(settings.output_dir))
+        try:
+            log.info("mode moe: %s", session_dir(settings.output_dir))
+        except OSError as error:
+            log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
+            return
     finder.watch(WORKER, lambda: _hook(settings))
 
 

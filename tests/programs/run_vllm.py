@@ -170,6 +170,10 @@ def main(spec_path: str, out: str) -> None:
         said["tokens_watched"] = generate(llm, spec)
         llm.collective_rpc(save_oracle, args=(out,))
     Path(out + ".json").write_text(json.dumps(said))
+    if spec["patient"]:
+        # vLLM kills an engine that takes more than five seconds to end; a worker takes four, and under nsys the killed
+        # process's last events would be lost.
+        llm.llm_engine.engine_core.shutdown(timeout=60)
 
 
 if __name__ == "__main__":

@@ -243,3 +243,17 @@ def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch)
     assert recorder._idle is not None
     recorder._idle.join(5)
     assert not recorder._idle.is_alive()
+
+
+def test_a_second_model_in_the_process_is_recorded_too() -> None:
+    recorder, sink = made()
+    run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
+    recorder.rest()  # the first worker shuts down
+    assert sink.of("flush") == [None]
+    recorder.model_loaded(identity(layers=1))
+    run_step(recorder, 1, routed(0, ids((2, 3))))
+    recorder.close()
+    recorder.close()
+    assert set(sink.counts()) == {(0, 0), (0, 1), (1, 0)}
+    assert recorder.lost == {}
+    assert sink.closed is not None

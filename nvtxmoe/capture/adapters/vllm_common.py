@@ -102,7 +102,15 @@ class Capture:
             if state[1] is not None and reduces(state[2]):
                 self.thread.collective = state[1].layer
 
-        return self._hook("layer", enter, leave, close)
+        hook = self._hook("layer", enter, leave, close)
+        unwind = hook.unwind
+
+        def outside(depth: int) -> None:
+            self.thread.layer = self.thread.collective = None  # else later routers would count for this layer
+            unwind(depth)
+
+        hook.unwind = outside
+        return hook
 
     def phase_hook(self, phase: str) -> Hook:
         """Around a phase of the layer that this thread is in."""
@@ -150,6 +158,8 @@ class Capture:
         logical, physical = self.thread.logical, self.thread.physical
         self.thread.logical = self.thread.physical = None
         info = next(one for one in self.layers.values() if one.layer == layer)
+        if logical is None:  # the hook that sees it is off, and has said so
+            return
         if logical.ndim != 2 or logical.shape[1] != router.top_k:
             self.recorder.hide(layer, f"its router gives {list(logical.shape)}, not [tokens, {router.top_k}]")
             return
@@ -220,7 +230,15 @@ class Capture:
                 if result is not None:
                     self.recorder.end_step()
 
-        return self._hook("step", enter, leave, lambda _: self.recorder.abandon_step())
+        hook = self._hook("step", enter, leave, lambda _: self.recorder.abandon_step())
+        unwind = hook.unwind
+
+        def give_up(depth: int) -> None:
+            self.recorder.abandon_step()  # closes the step's range, which is the recorder's to close
+            unwind(depth)
+
+        hook.unwind = give_up
+        return hook
 
     def sample_hook(self) -> Hook:
         """Around ``sample_tokens``: the step ends with it."""
@@ -251,8 +269,8 @@ class Capture:
         return self._hook("load", lambda worker, *_, **__: worker, leave)
 
     def shutdown_hook(self) -> Hook:
-        """Before the worker ends."""
-        return self._hook("shutdown", lambda *_, **__: self.recorder.close())
+        """Before the worker ends. Its process closes the recorder: it may get another model before that."""
+        return self._hook("shutdown", lambda *_, **__: self.recorder.rest())
 
     # -------------------------------------------------------------------------------------------------------------
 
