@@ -77,18 +77,23 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_the_readmes_commands_run(
-    line: str, golden_1gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, golden_1gpu: Path, vllm_python: Path, nsys_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports."""
+    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports.
+
+    `profile` shows what it would run: tests/test_profile.py runs it. `doctor` looks at an environment that has vLLM.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report1.sqlite").symlink_to(golden_1gpu)
     words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
-    assert run(words[1:]) == 0
+    monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
+    more = {"profile": ["--dry-run"], "doctor": ["--python", str(vllm_python)]}.get(words[1], [])
+    assert run([words[1], *more, *words[2:]]) == 0
 
 
 def test_the_readmes_scripts_are_there() -> None:
     named = set(re.findall(r"^(scripts/\S+)", README.read_text(), re.MULTILINE))
-    assert named == {"scripts/quickstart.sh", "scripts/test.sh"}
+    assert named == {"scripts/quickstart.sh", "scripts/test.sh", "scripts/profile_vllm.sh"}
     assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
     assert "exec scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
 
