@@ -19,8 +19,10 @@ from nvtxmoe.capture.adapters.requests import RequestLengths
 from nvtxmoe.capture.adapters.rows import UnknownLayoutError, own_start
 from nvtxmoe.capture.adapters.vllm_common import Capture
 from nvtxmoe.capture.hooks import REGISTRY, unhook_all, wrap
+from nvtxmoe.capture.measured import NOT_MEASURED, overhead
 from nvtxmoe.capture.model import LayerInfo
 from nvtxmoe.capture.routed import Routed
+from tests.command import ROOT
 
 
 def parallel(*tokens: int, shards: list[int] | None = None) -> Any:
@@ -284,3 +286,21 @@ def test_an_exception_of_the_layer_passes_and_closes_its_ranges(hooked: Capture)
     assert hooked.ranges.depth() == 0  # type: ignore[union-attr]
     assert hooked.thread.layer is None
     assert {hook.failure for hook in REGISTRY.values()} == {None}
+
+
+# What it costs -------------------------------------------------------------------------------------------------------
+
+
+def test_the_overhead_of_a_set_up_is_that_of_the_benchmarks_page() -> None:
+    layers = [LayerInfo(n, f"layers.{n}", 128, 8) for n in range(48)]
+    found = overhead("NVIDIA H100 80GB HBM3", "0.26.0", layers)
+    assert not isinstance(found, str)
+    row = next(line for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines() if "(mode moe)" in line)
+    low, high = found["gpu_us_a_step_ci95"]
+    for figure in (found["gpu_us_a_step"], f"{low} to {high}", f"+{found['gpu_pct']}", found["cpu_us_a_step"]):
+        assert f"{figure} |" in row
+
+
+@pytest.mark.parametrize("layers", [[], [LayerInfo(0, "a", 8, 2)], [LayerInfo(0, "a", 8, 2), LayerInfo(1, "b", 4, 2)]])
+def test_any_other_set_up_says_that_it_was_not_measured(layers: list[LayerInfo]) -> None:
+    assert overhead("NVIDIA H100 80GB HBM3", "0.26.0", layers) == NOT_MEASURED

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.measured import overhead
 from nvtxmoe.capture.model import Identity, LayerInfo
 
 MONOLITHIC = "its routing runs inside a monolithic kernel"
@@ -35,7 +36,7 @@ def identify(worker: Any, found: Sequence[Any]) -> tuple[Identity, list[LayerInf
         dp_rank=parallel.data_parallel_rank if many else None,
         dp_size=dp_size if many else None,
         layers=tuple(infos),
-        extra=_extra(worker),
+        extra=_extra(worker, infos),
     )
     hidden = {info.layer: reason for info, one in zip(infos, found, strict=True) if (reason := _hidden(worker, one))}
     if not found:
@@ -93,16 +94,17 @@ def _hidden(worker: Any, one: Any) -> str | None:
     return None
 
 
-def _extra(worker: Any) -> dict[str, Any]:
+def _extra(worker: Any, layers: Sequence[LayerInfo]) -> dict[str, Any]:
     import torch  # noqa: PLC0415  inside vLLM only
     import vllm  # noqa: PLC0415
 
     config = worker.vllm_config
-    cuda = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return {
         "vllm": vllm.__version__,
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "device": device,
+        "overhead": overhead(device, vllm.__version__, layers),
         "model": config.model_config.model,
         "eplb": bool(config.parallel_config.enable_eplb) or None,
         "run_id": os.environ.get(RUN_ID),
