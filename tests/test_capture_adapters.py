@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from nvtxmoe.capture.adapters import ADAPTERS, choose
 from nvtxmoe.capture.adapters.identity import numbering
+from nvtxmoe.capture.adapters.layer_hooks import Capture
 from nvtxmoe.capture.adapters.needs import Need, missing
 from nvtxmoe.capture.adapters.requests import RequestLengths
 from nvtxmoe.capture.adapters.rows import UnknownLayoutError, own_start
-from nvtxmoe.capture.adapters.vllm_common import Capture
 from nvtxmoe.capture.hooks import REGISTRY, unhook_all, wrap
 from nvtxmoe.capture.measured import NOT_MEASURED, overhead
 from nvtxmoe.capture.model import LayerInfo

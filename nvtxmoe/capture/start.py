@@ -15,7 +15,7 @@ from nvtxmoe.capture.log import logger
 from nvtxmoe.errors import NvtxmoeError
 
 if TYPE_CHECKING:
-    from nvtxmoe.capture.adapters.vllm_common import Capture
+    from nvtxmoe.capture.adapters.layer_hooks import Capture
 
 #: The worker's class is the last thing that the hooks need, in every process that runs a model.
 WORKER = "vllm.v1.worker.gpu_worker"
@@ -78,7 +78,7 @@ def _hook(settings: Settings) -> None:
 
 def make_capture(settings: Settings) -> Capture:
     """The recorder with its sinks and the hooks' state."""
-    from nvtxmoe.capture.adapters.vllm_common import Capture  # noqa: PLC0415  with all that it imports
+    from nvtxmoe.capture.adapters.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
     from nvtxmoe.capture.emission import make_emitter  # noqa: PLC0415
     from nvtxmoe.capture.model import Identity  # noqa: PLC0415
     from nvtxmoe.capture.recorder import Recorder  # noqa: PLC0415

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nvtxmoe.capture.adapters import vllm_common as common
+from nvtxmoe.capture.adapters.found import Found
+from nvtxmoe.capture.adapters.layer_hooks import Capture
 from nvtxmoe.capture.adapters.needs import Need
 from nvtxmoe.capture.hooks import wrap
 
@@ -22,11 +24,11 @@ NEEDS = (
 )
 
 
-def _layers(static_context: dict[str, Any]) -> list[common.Found]:
+def _layers(static_context: dict[str, Any]) -> list[Found]:
     from vllm.model_executor.layers.fused_moe.layer import FusedMoE  # noqa: PLC0415
 
     return [
-        common.Found(
+        Found(
             key=layer,
             layer_id=layer.layer_id,
             name=name,
@@ -48,13 +50,13 @@ def _reduces(layer: Any) -> bool:
     return not layer.runner._fused_output_is_reduced or layer.runner.shared_experts is not None
 
 
-def install(capture: common.Capture) -> None:
+def install(capture: Capture) -> None:
     """Hook the classes, and the experts' methods once the model is loaded: there is no class of them all."""
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
 
-    def found(static_context: dict[str, Any]) -> list[common.Found]:
+    def found(static_context: dict[str, Any]) -> list[Found]:
         layers = _layers(static_context)
         for one in layers:
             for attribute in ("apply", "apply_monolithic"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nvtxmoe.capture.adapters import vllm_common as common
+from nvtxmoe.capture.adapters.found import Found
+from nvtxmoe.capture.adapters.layer_hooks import Capture
 from nvtxmoe.capture.adapters.needs import Need
 from nvtxmoe.capture.hooks import Hook, wrap
 
@@ -26,11 +28,11 @@ NEEDS = (
 )
 
 
-def _layers(static_context: dict[str, Any]) -> list[common.Found]:
+def _layers(static_context: dict[str, Any]) -> list[Found]:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
 
     return [
-        common.Found(
+        Found(
             key=runner,
             layer_id=runner.layer_id,
             name=name,
@@ -53,7 +55,7 @@ def _reduces(runner: Any) -> bool:
     return not runner._fused_output_is_reduced or runner.shared_experts is not None
 
 
-def install(capture: common.Capture) -> None:
+def install(capture: Capture) -> None:
     """Hook the classes."""
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
@@ -62,7 +64,7 @@ def install(capture: common.Capture) -> None:
 
     experts = capture.phase_hook("experts")
 
-    def found(static_context: dict[str, Any]) -> list[common.Found]:
+    def found(static_context: dict[str, Any]) -> list[Found]:
         layers = _layers(static_context)
         for one in layers:  # some models have experts of their own class
             for attribute in PASSES:

@@ -1,0 +1,25 @@
+"""An MoE layer as an adapter finds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """An MoE layer of the loaded model, as an adapter finds it.
+
+    Attributes:
+        key: the object that the layer hook sees.
+        experts: the module that holds the experts' weights.
+    """
+
+    key: Any
+    layer_id: int
+    name: str
+    moe_config: Any
+    router: Any
+    experts: Any
+    expert_map: Any
+    monolithic: bool
