@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nvtxmoe import schema
 from nvtxmoe.capture.config import DEFAULT_EMITS
@@ -73,9 +73,8 @@ class MoEExpertProfiler:
         emit = DEFAULT_EMITS | {"pairs"} if pairs else DEFAULT_EMITS
         self._recorder = Recorder(make_sinks, sample_every=log_interval, emit=emit, every_layer=False)
         self._in_step = False
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_available():
-            hook_graphs(self._recorder.graphs, self._recorder.replayed)
+        self._hooked = False
+        self._hook_graphs(sys.modules.get("torch"))
 
     def record_expert_selection(
         self,
@@ -101,6 +100,8 @@ class MoEExpertProfiler:
                 f"topk_weights of layer {layer_idx} is {list(topk_weights.shape)}, topk_ids {list(topk_ids.shape)}"
             )
         tokens = topk_ids.shape[0]
+        if topk_ids.is_cuda:
+            self._hook_graphs(sys.modules.get("torch"))
         capturing = self._recorder.graphs.capturing
         if layer_idx in self._this_step and not capturing:
             self._end_step()
@@ -179,6 +180,11 @@ class MoEExpertProfiler:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _hook_graphs(self, torch: Any) -> None:
+        if not self._hooked and torch is not None and torch.cuda.is_available():
+            hook_graphs(self._recorder.graphs, self._recorder.replayed)
+            self._hooked = True
 
     def _know(self) -> None:
         layers = tuple(self._layers[number] for number in sorted(self._layers))

@@ -76,7 +76,8 @@ def test_the_other_tools_switch_for_verbose() -> None:
         ("LOG_INTERVAL", "-1", "a whole number from 0"),
         ("LOG_INTERVAL", "1.5", "a whole number from 0"),
         ("LAYERS", "3-1", "all, or a list as 0,3,8-11"),
-        ("LAYERS", "", "all, or a list as 0,3,8-11"),
+        ("LAYERS", " ", "all, or a list as 0,3,8-11"),
+        ("OUTPUT_DIR", "~nosuchuser/x", "the path of a folder"),
         ("LAYERS", "0-99999999999", "all, or a list as 0,3,8-11"),
         ("EMIT", "counts,tokens", "a list of " + ", ".join(EMITS)),
         ("FLUSH_INTERVAL", "0", "seconds from 0.01 to 3600"),
@@ -115,6 +116,20 @@ def test_any_text_is_a_value_or_an_error_that_names_the_variable(name: str, text
         load({PREFIX + name.upper(): text})
     except NvtxmoeError as error:
         assert error.where == PREFIX + name.upper()
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_an_empty_variable_is_as_one_that_is_not_set(name: str) -> None:
+    assert load({PREFIX + name.upper(): ""}) == Settings()
+
+
+@pytest.mark.parametrize("more", [{"NVTXMOE_MODE": "cuda"}, {"NVTXMOE_LAYERS": "x"}])
+def test_wrong_values_stop_nobody_while_capture_is_off(more: dict[str, str]) -> None:
+    program = "from nvtxmoe.capture.start import start; start(); print('serving')"
+    env = {**os.environ, "NVTXMOE_ENABLE": "0", **more}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "serving\n", "")
 
 
 def test_the_process_ends_with_2_at_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +108,55 @@ def test_the_installed_package_wins_over_the_folder_beside_site(tmp_path: Path) 
     (other / "capture" / "finder.py").write_text("def watch(*_): print('the installed one')\n")
     (other / "capture" / "plugin.py").write_text("register = None\n")
     assert python("pass", SITE, tmp_path, NVTXMOE_ENABLE="1").stdout == "the installed one\n"
+
+
+def test_nothing_else_of_the_folder_becomes_importable(tmp_path: Path) -> None:
+    """As when nvtxmoe lies in the site-packages of another environment, and is in none of this one's."""
+    packages = tmp_path / "other" / "site-packages"
+    shutil.copytree(ROOT / "nvtxmoe", packages / "nvtxmoe", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    (packages / "optional_dependency.py").write_text("")
+    program = (
+        "import importlib.util as u, nvtxmoe, nvtxmoe.capture.config as c\n"
+        "print(u.find_spec('optional_dependency'), nvtxmoe.__file__, c.__file__)"
+    )
+    base = Path(sys.base_prefix) / "bin" / "python3"
+    env = {"PYTHONPATH": str(packages / "nvtxmoe" / "site"), "NVTXMOE_ENABLE": "1", "PATH": os.environ["PATH"]}
+    done = subprocess.run([str(base), "-c", program], env=env, capture_output=True, text=True, check=True)
+    package = packages / "nvtxmoe"
+    assert done.stdout == f"None {package / '__init__.py'} {package / 'capture' / 'config.py'}\n"
+    assert done.stderr == ""
+
+
+def test_copies_of_the_folder_on_the_path_are_run_once_each(tmp_path: Path, invented: Path) -> None:
+    copies = [tmp_path / "a", tmp_path / "b"]
+    for copy in copies:
+        shutil.copytree(ROOT / "nvtxmoe", copy / "nvtxmoe", ignore=shutil.ignore_patterns("__pycache__", "data"))
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last" / "sitecustomize.py").write_text("import builtins\nbuiltins.behind = 7\n")
+    path = [copy / "nvtxmoe" / "site" for copy in copies]
+    for enable in ("0", "1"):
+        done = python(f"{USE}; print(behind)", *path, SITE, invented, tmp_path / "last", NVTXMOE_ENABLE=enable)
+        assert done.stdout == "loaded\n7\n"
+        assert done.stderr.count("nvtxmoe") == (0 if enable == "0" else done.stderr.count("\n"))
+        assert done.stderr.count("no adapter fits") == int(enable)
+
+
+@pytest.mark.parametrize("module", ["vllm", "vllm.v1.worker.gpu_worker"])
+def test_looking_for_a_spec_is_no_import(module: str, invented: Path) -> None:
+    done = python(f"import importlib.util as u; u.find_spec('{module}'); {USE}", SITE, invented, NVTXMOE_ENABLE="1")
+    assert done.stdout == "loaded\n"
+    assert done.stderr.count("no adapter fits") == 1
+
+
+def test_an_import_that_raised_is_no_import(invented: Path) -> None:
+    worker = invented / "vllm" / "v1" / "worker" / "gpu_worker.py"
+    worker.write_text(
+        "import builtins\nif not hasattr(builtins, 'again'):\n    raise ImportError\n" + worker.read_text()
+    )
+    program = "import builtins\ntry:\n    import vllm.v1.worker.gpu_worker\nexcept ImportError:\n    pass\n"
+    done = python(f"{program}builtins.again = 1\n{USE}", SITE, invented, NVTXMOE_ENABLE="1")
+    assert done.stdout == "loaded\n"
+    assert done.stderr.count("no adapter fits") == 1
 
 
 def test_a_watched_module_is_as_if_nobody_had_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

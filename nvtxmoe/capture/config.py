@@ -87,7 +87,10 @@ def _layers(text: str) -> frozenset[int] | None:
 def _folder(text: str) -> Path:
     if not text.strip() or "\0" in text:
         raise ValueError("the path of a folder")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:  # ~somebody whom this machine does not know
+        raise ValueError(f"the path of a folder: {error}") from None
 
 
 def _setting(parse: Callable[[str], Any], default: Any, what: str) -> Any:
@@ -126,14 +129,21 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     values: dict[str, Any] = {}
     path = environ.get(CONFIG)
     if path:
-        values |= _from_file(Path(path).expanduser())
+        values |= _from_file(Path(os.path.expanduser(path)))  # noqa: PTH111  an unknown ~user stays as it is
     for name in FIELDS:
         text = environ.get(PREFIX + name.upper())
-        if text is not None:
+        if text:  # an empty variable is as one that is not set
             values[name] = _parsed(name, text, PREFIX + name.upper())
     if environ.get(OTHER_VERBOSE) == "1":
         values["verbose"] = True
     return Settings(**values)
+
+
+def may_be_on(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether capture is asked for, as far as NVTXMOE_ENABLE tells; a settings file may still say."""
+    environ = os.environ if environ is None else environ
+    text = environ.get(PREFIX + "ENABLE")
+    return bool(environ.get(CONFIG)) if not text else text.lower() not in _FALSE
 
 
 def _parsed(name: str, text: str, where: str) -> Any:

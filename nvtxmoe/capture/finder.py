@@ -30,7 +30,7 @@ class _Finder(MetaPathFinder):
             spec = finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None and hasattr(spec.loader, "exec_module"):
-                    spec.loader = _Calling(spec.loader, self.watched.pop(fullname))
+                    spec.loader = _Calling(spec.loader, fullname, self.watched)
                 return spec
         return None
 
@@ -38,9 +38,10 @@ class _Finder(MetaPathFinder):
 class _Calling(Loader):
     """A loader that is another one in everything, and calls back once."""
 
-    def __init__(self, inner: Any, callback: Callable[[], None]) -> None:
+    def __init__(self, inner: Any, name: str, watched: dict[str, Callable[[], None]]) -> None:
         self._inner = inner
-        self._callback = callback
+        self._name = name
+        self._watched = watched
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -56,7 +57,9 @@ class _Calling(Loader):
             module.__spec__.loader = self._inner
         module.__loader__ = self._inner
         self._inner.exec_module(module)
-        called(self._callback)
+        callback = self._watched.pop(self._name, None)  # a spec alone, or an import that raised, is no import
+        if callback is not None:
+            called(callback)
 
 
 def called(callback: Callable[[], None]) -> None:

@@ -7,10 +7,12 @@ Nothing is added to the graph.
 
 from __future__ import annotations
 
+import threading
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-from nvtxmoe.capture.hooks import REGISTRY, Hook, registered, wrap
+from nvtxmoe.capture.hooks import Hook, registered, wrap
 from nvtxmoe.capture.routed import Routed
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
@@ -20,16 +22,22 @@ MOST_HELD_BYTES = 64 << 20
 class Graphs:
     """Routing by graph.
 
+    Parameters:
+        lock: held by who asks the device for something: while a graph is captured nobody may, from any thread.
+
     Attributes:
         held_bytes: what the held tensors occupy.
         without_weights, without_ids: tensors let go to stay within ``MOST_HELD_BYTES``.
+        closed: whether the device must not be asked now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, lock: threading.RLock | None = None) -> None:
         self.held_bytes = 0
         self.without_weights = 0
         self.without_ids = 0
         self.gone = 0
+        self.lock = lock or threading.RLock()
+        self._announced = 0
         self._capturing: list[int] = []
         self._routed: dict[int, dict[int, Routed]] = {}
         self._repeated: dict[int, set[int]] = {}
@@ -38,6 +46,20 @@ class Graphs:
     def capturing(self) -> bool:
         """Whether a graph is being captured."""
         return bool(self._capturing)
+
+    @property
+    def closed(self) -> bool:
+        """Whether a graph is being captured, or is about to be."""
+        return bool(self._announced or self._capturing)
+
+    def announce(self) -> None:
+        """A capture is about to begin: whoever asks the device is waited for, and nobody does from here on."""
+        with self.lock:
+            self._announced += 1
+
+    def withdraw(self) -> None:
+        """What was announced has begun, or failed to."""
+        self._announced = max(0, self._announced - 1)
 
     def begin(self, graph: Any) -> None:
         """The capture of a graph begins. One that is captured again starts anew."""
@@ -82,17 +104,52 @@ class Graphs:
         self.gone += 1
 
 
-def hook_graphs(graphs: Graphs, replayed: Any) -> None:
-    """Hook PyTorch's own graph classes; ``replayed`` is called with the graph's key before each replay."""
+#: Who is told of captures and replays: a pair of its graphs and what it does on a replay, while it lives.
+_listeners: list[tuple[weakref.ref[Graphs], weakref.WeakMethod[Callable[[int], None]]]] = []
+
+
+def _told() -> list[tuple[Graphs, Callable[[int], None]]]:
+    """The listeners that live."""
+    found = [(graphs(), replayed()) for graphs, replayed in _listeners]
+    return [(graphs, replayed) for graphs, replayed in found if graphs is not None and replayed is not None]
+
+
+def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
+    """Hook PyTorch's graphs, once a process; the listener is forgotten when it goes.
+
+    ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too.
+
+    Parameters:
+        replayed: a method, called with the graph's key before each replay.
+    """
     import torch  # noqa: PLC0415  only where there is a model
 
-    def hook(name: str, enter: Any, leave: Any = lambda *_: None) -> Hook:
-        number = sum(other.split("-")[0] == name for other in REGISTRY)  # several recorders in a process
-        return registered(Hook(f"{name}-{number + 1}" if number else name, enter, leave))
+    _listeners[:] = [one for one in _listeners if one[0]() is not None]
+    _listeners.append((weakref.ref(graphs), weakref.WeakMethod(replayed)))
 
-    begin = hook("graph_capture", lambda context: context, lambda context, _: graphs.begin(context.cuda_graph))
-    end = hook("graph_captured", lambda context, *_, **__: graphs.end(context.cuda_graph))
-    replay = hook("graph_replay", lambda graph, *_, **__: replayed(id(graph)))
-    wrap(torch.cuda.graphs.graph, "__enter__", begin)
-    wrap(torch.cuda.graphs.graph, "__exit__", end)
-    wrap(torch.cuda.CUDAGraph, "replay", replay)
+    def announce(graph: Any, *_: Any, **__: Any) -> Any:
+        for one, _replayed in _told():
+            one.announce()
+        return graph
+
+    def begin(graph: Any, _: Any) -> None:
+        for one, _replayed in _told():
+            one.begin(graph)
+            one.withdraw()
+
+    def give_up(_: Any) -> None:
+        for one, _replayed in _told():
+            one.withdraw()
+
+    def end(graph: Any) -> None:
+        for one, _replayed in _told():
+            one.end(graph)
+
+    def replay(graph: Any, *_: Any, **__: Any) -> None:
+        for _graphs, tell in _told():
+            tell(id(graph))
+
+    owner = torch.cuda.CUDAGraph
+    wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))
+    wrap(owner, "capture_end", registered(Hook("graph_captured", lambda g, *_, **__: g, lambda g, _: end(g), end)))
+    wrap(owner, "replay", registered(Hook("graph_replay", replay)))

@@ -41,8 +41,9 @@ class PairCounts:
                     square = torch.zeros(one.num_experts, one.num_experts, device=one.ids.device)
                     span = self._spans[one.layer] = _Span(step.number, step.number, 0, square)
                 ids = one.ids[one.start : one.start + step.num_tokens].to(torch.int64)
+                inside = (ids >= 0) & (ids < one.num_experts)  # an index out of range would end a GPU's context
                 chosen = torch.zeros(len(ids), one.num_experts, device=ids.device)
-                chosen.scatter_(1, ids, 1.0)
+                chosen.scatter_reduce_(1, ids.clamp(0, one.num_experts - 1), inside.to(chosen.dtype), "amax")
                 span.square.addmm_(chosen.t(), chosen)
                 span.last_step = step.number
                 span.num_tokens += step.num_tokens

@@ -6,13 +6,14 @@ outside of a step (warm-up, graph capture, idle batches) is not counted.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -27,9 +28,6 @@ from nvtxmoe.capture.pairs import PairCounts
 from nvtxmoe.capture.routed import Cells, Counted, Routed, Sample
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.capture.step_routing import StepRouting
-
-if TYPE_CHECKING:
-    pass
 
 #: Steps after which moe.meta is sent again, for captures that begin later.
 META_EVERY = 500
@@ -65,6 +63,7 @@ class Recorder:
         self.hidden: dict[int, str] = {}
         self.lost: Tally[str] = Tally()
         self.steps = 0
+        self.warming_up = False  # steps are the engine's own: not counted
         self._make_sinks = make_sinks
         self._sinks: Sequence[Sink] = ()
         self._sample_every = sample_every
@@ -74,13 +73,13 @@ class Recorder:
         self._expected = 0  # layers whose routing a step must show
         self._heads: dict[tuple[tuple[int, ...], int, int], Any] = {}
         self._step: Step | None = None
-        self._routing = StepRouting(self.records, self._hide_repeated)
+        self._lock = threading.RLock()
+        self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
         self._open = False
         self._counter: Counter | None = None
         self._pairs = PairCounts() if "pairs" in emit else None
         self._told: object = None
         # Counts that arrive when no step follows are sent by a thread.
-        self._lock = threading.RLock()
         self._idle: threading.Thread | None = None
         self._closed = False
 
@@ -93,13 +92,24 @@ class Recorder:
             identity = replace(identity, layers=kept)
         first = self.identity is None
         self.identity = identity
-        self.hidden.clear()
         if first:
+            _close_in_children(self)
             self._sinks = self._make_sinks(identity)
             idle = (weakref.ref(self),)
             self._idle = threading.Thread(target=_send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
             self._idle.start()
         self._wanted_changed()
+        self._tell_meta()
+
+    def same_layers(self, identity: Identity) -> bool:
+        """Whether a model has the layers of the one that is recorded."""
+        kept = [layer for layer in identity.layers if self._layers is None or layer.layer in self._layers]
+        return self.identity is not None and list(self.identity.layers) == kept
+
+    def refuse_second_model(self) -> None:
+        """Counts of another model in this process would be added to those of the first."""
+        logger().warning("another model was loaded in this process: it is not recorded, only the first one is")
+        self._lose("steps of another model in the process, from its load on")
         self._tell_meta()
 
     def _wanted_changed(self) -> None:
@@ -147,6 +157,8 @@ class Recorder:
     def begin_step(self, num_tokens: int, num_reqs: int, prefill_tokens: int, decode_tokens: int) -> None:
         """A scheduled step begins. One that was left open ends first."""
         self.end_step()
+        if self.warming_up:
+            return
         if self.identity is None:
             self._lose("steps before the model was known")
             return
@@ -249,6 +261,8 @@ class Recorder:
                 self._send(schema.PAIRS, payload)
         if self._counter.dropped:
             self.lost["steps left out, the device being far behind"] = self._counter.dropped
+        if self.graphs.without_ids:
+            self.lost["layers of graphs not kept, graphs holding too much"] = self.graphs.without_ids
         if self.graphs.without_weights:
             self.lost["routing weights not kept, graphs holding too much"] = self.graphs.without_weights
 
@@ -318,6 +332,19 @@ class Recorder:
             )
 
 
+def _close_in_children(recorder: Recorder) -> None:
+    """A forked child is not the process that is recorded, and its locks may be held by threads that it lacks."""
+    reference = weakref.ref(recorder)
+
+    def closed() -> None:
+        one = reference()
+        if one is not None:
+            one._closed, one._sinks, one._open = True, (), False
+            one._lock = one.graphs.lock = threading.RLock()
+
+    os.register_at_fork(after_in_child=closed)
+
+
 def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
     """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
     before = -1
@@ -328,7 +355,7 @@ def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
             return
         if one.steps == before and not one._open:
             with one._lock:
-                if not one._open and not one._closed:
+                if not one._open and not one._closed and not one.graphs.closed:
                     one._arrived()
         before = one.steps
         del one

@@ -89,12 +89,12 @@ class Alike:
 
 
 def alike(routed: tuple[Routed, ...]) -> tuple[Alike, ...]:
-    """Tensors by their number of experts, top_k, dtype and row stride; logical and physical ids apart."""
+    """Tensors by their number of experts, top_k, dtype, strides and device; logical and physical ids apart."""
     groups: dict[tuple[Any, ...], list[tuple[int, torch.Tensor, int]]] = {}
     for one in routed:
         for ids, experts, physical in ((one.ids, one.num_experts, False), (one.physical, one.num_physical, True)):
             if ids is not None:
-                key = (experts, ids.shape[1], physical, ids.dtype, ids.stride())
+                key = (experts, ids.shape[1], physical, ids.dtype, ids.stride(), ids.device)
                 groups.setdefault(key, []).append((one.layer, ids, one.start))
     return tuple(
         Alike(

@@ -27,6 +27,7 @@ def session_dir(base: Path) -> Path:
     if chosen:
         return Path(chosen)
     name = time.strftime("session_%Y%m%d_%H%M%S")
+    base = base.absolute()  # children may stand elsewhere
     base.mkdir(parents=True, exist_ok=True)
     folder, number = base / name, 2
     while True:

@@ -35,6 +35,8 @@ def start() -> None:
     if _started:
         return
     _started = True
+    if not config.may_be_on():
+        return  # whatever else is set
     try:
         settings = config.load()
     except NvtxmoeError as error:
@@ -94,16 +96,17 @@ def make_capture(settings: Settings) -> Capture:
 
         sinks: list[Sink] = [] if emitter is None else [NvtxSink(emitter)]
         if "moe" in wanted:
-            folder = session_dir(settings.output_dir)
-            sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
+            try:
+                folder = session_dir(settings.output_dir)
+                sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
+            except (OSError, NvtxmoeError) as error:
+                logger().warning("no files are written: %s", error)
         return sinks
 
     recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
-    process = os.getpid()
 
     def close() -> None:
-        if os.getpid() == process:
-            recorder.close()
+        recorder.close()  # does nothing in a process that recorded nothing
 
     atexit.register(close)
     util.Finalize(recorder, close, exitpriority=200)  # children of multiprocessing leave without atexit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -34,10 +35,13 @@ class StepRouting:
     Parameters:
         wanted: whether a layer is recorded.
         repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
+        lock: see ``Graphs``.
     """
 
-    def __init__(self, wanted: Callable[[int], bool], repeated: Callable[[int], None]) -> None:
-        self.graphs = Graphs()
+    def __init__(
+        self, wanted: Callable[[int], bool], repeated: Callable[[int], None], lock: threading.RLock | None = None
+    ) -> None:
+        self.graphs = Graphs(lock)
         self._wanted = wanted
         self._repeated = repeated
         self._eager: dict[int, Routed] | None = None  # None: no forward runs

@@ -10,7 +10,7 @@ import triton.language as tl
 if TYPE_CHECKING:
     import torch
 
-    from nvtxmoe.capture.routed import Alike
+    from nvtxmoe.capture.cuda_counting import Launch
 
 #: Assignments that a program takes at a time.
 BLOCK = 1024
@@ -46,20 +46,19 @@ def nvtxmoe_count(  # type: ignore[no-untyped-def]
     tl.store(out + layer * experts + expert, counts, mask=expert < experts)
 
 
-def histogram(group: Alike, table: torch.Tensor, out: torch.Tensor, num_tokens: int) -> None:
+def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens: int) -> None:
     """Enqueue the counting of a group.
 
     Parameters:
         table: int64 [layers], addresses of the first own rows, in pinned memory.
         out: int32 [layers x experts], pinned memory.
     """
-    ids: Any = group.tensors[0][0]
-    wide = ids.element_size() == 8
-    bins = triton.next_power_of_2(group.experts + 1)
-    args = (table, out, num_tokens, ids.stride(0), group.top_k, group.experts, bins, wide, BLOCK)
-    key = (group.top_k, group.experts, wide, out.data_ptr() % 16, table.data_ptr() % 16, ids.device)
+    wide = launch.item_bytes == 8
+    bins = triton.next_power_of_2(launch.experts + 1)
+    args = (table, out, num_tokens, launch.row_stride, launch.top_k, launch.experts, bins, wide, BLOCK)
+    key = (launch.top_k, launch.experts, wide, out.data_ptr() % 16, table.data_ptr() % 16, launch.device)
     compiled = _compiled.get(key)
     if compiled is None:
-        _compiled[key] = nvtxmoe_count[(len(group.layers),)](*args, num_warps=4)
+        _compiled[key] = nvtxmoe_count[(len(launch.layers),)](*args, num_warps=4)
     else:
-        compiled[(len(group.layers), 1, 1)](*args)
+        compiled[(len(launch.layers), 1, 1)](*args)

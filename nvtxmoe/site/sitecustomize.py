@@ -13,7 +13,10 @@ def _run_the_next_one(here: str) -> None:
     from importlib.machinery import PathFinder  # noqa: PLC0415
     from importlib.util import module_from_spec  # noqa: PLC0415
 
-    behind = [entry for entry in sys.path if os.path.realpath(entry or ".") != here]
+    # Copies of this file may stand on the path: each is run once.
+    done = sys.__dict__.setdefault("_nvtxmoe_sites", set())
+    done.add(here)
+    behind = [entry for entry in sys.path if os.path.realpath(entry or ".") not in done]
     spec = PathFinder.find_spec("sitecustomize", behind)
     if spec is None or spec.loader is None:
         return
@@ -22,11 +25,25 @@ def _run_the_next_one(here: str) -> None:
     spec.loader.exec_module(module)
 
 
+def _make_importable(package: Path) -> None:
+    """Make the nvtxmoe that this file belongs to importable, where none is installed.
+
+    Not by a path: what else lies in that folder (a whole environment, perhaps) is not for this program.
+    """
+    from importlib.util import find_spec, module_from_spec, spec_from_file_location  # noqa: PLC0415
+
+    if "nvtxmoe" in sys.modules or find_spec("nvtxmoe") is not None:
+        return
+    spec = spec_from_file_location("nvtxmoe", package / "__init__.py", submodule_search_locations=[str(package)])
+    if spec is not None and spec.loader is not None:
+        module = module_from_spec(spec)
+        sys.modules["nvtxmoe"] = module
+        spec.loader.exec_module(module)
+
+
 def _watch(here: str) -> None:
     """Start capture when vLLM is imported, not before: pip and the like are not to notice."""
-    package = str(Path(here).parents[1])
-    if package not in sys.path:
-        sys.path.append(package)  # last: what is installed wins
+    _make_importable(Path(here).parent)
     from nvtxmoe.capture.finder import watch  # noqa: PLC0415
     from nvtxmoe.capture.plugin import register  # noqa: PLC0415
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from nvtxmoe.capture.cuda_counting import _addresses, torch_histogram
+from nvtxmoe.capture.cuda_counting import _addresses, _launch_of, torch_histogram
 from nvtxmoe.capture.routed import Routed, alike
 from nvtxmoe.capture.triton_histogram import histogram
 
@@ -107,12 +107,12 @@ def in_graph() -> dict[str, Record]:
 def after_graph(routed: list[Routed]) -> dict[str, Callable[[], None]]:
     """Ways that count after the replay, from the tensors of the graph."""
     (group,) = alike(tuple(routed))
-    table = _addresses(group)
+    table, launch = _addresses(group), _launch_of(group)
     pinned = torch.empty(LAYERS * EXPERTS, dtype=torch.int32, pin_memory=True)
     device = torch.empty(LAYERS * EXPERTS, dtype=torch.int32, device="cuda")
 
     def with_copy() -> None:
-        histogram(group, table, device, TOKENS)
+        histogram(launch, table, device, TOKENS)
         pinned.copy_(device, non_blocking=True)
 
     def check() -> None:
@@ -121,9 +121,9 @@ def after_graph(routed: list[Routed]) -> dict[str, Callable[[], None]]:
 
     ways: dict[str, Callable[[], None]] = {
         "references held, nothing counted": lambda: None,
-        "ours: one kernel into pinned memory": lambda: histogram(group, table, pinned, TOKENS),
+        "ours: one kernel into pinned memory": lambda: histogram(launch, table, pinned, TOKENS),
         "one kernel, then a copy": with_copy,
-        "PyTorch's operations, a scatter a layer": lambda: torch_histogram(group, table, pinned, TOKENS),
+        "PyTorch's operations, a scatter a layer": lambda: torch_histogram(group, pinned, TOKENS),
     }
     for name, way in ways.items():
         if "held" not in name:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +19,14 @@ class CUDAGraph:
     """As torch.cuda.CUDAGraph."""
 
     replays = 0
+    fails = False
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        if self.fails:
+            raise RuntimeError("no capture")
+
+    def capture_end(self) -> None:
+        return None
 
     def replay(self) -> None:
         CUDAGraph.replays += 1
@@ -28,10 +39,20 @@ class Context:
         self.cuda_graph = cuda_graph
 
     def __enter__(self) -> None:
-        return None
+        self.cuda_graph.capture_begin(None, capture_error_mode="global")
 
     def __exit__(self, *_: Any) -> None:
-        return None
+        self.cuda_graph.capture_end()
+
+
+class Replayed:
+    """Whose method is called."""
+
+    def __init__(self) -> None:
+        self.keys: list[int] = []
+
+    def tell(self, key: int) -> None:
+        self.keys.append(key)
 
 
 def capturing(graphs: Graphs) -> bool:
@@ -42,46 +63,75 @@ def capturing(graphs: Graphs) -> bool:
 @pytest.fixture(autouse=True)
 def classes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     unhook_all()
-    monkeypatch.setattr(torch.cuda.graphs, "graph", Context)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", CUDAGraph)
     yield
     unhook_all()
 
 
 def test_captures_and_replays_are_seen() -> None:
-    graphs = Graphs()
-    replayed: list[int] = []
-    hook_graphs(graphs, replayed.append)
+    graphs, replayed = Graphs(), Replayed()
+    hook_graphs(graphs, replayed.tell)
     graph = CUDAGraph()
     with Context(graph):
-        assert graphs.capturing
+        assert (capturing(graphs), graphs.closed) == (True, True)
     assert capturing(graphs) is False
     graph.replay()
-    assert replayed == [id(graph)]
+    assert not graphs.closed
+    assert replayed.keys == [id(graph)]
     assert CUDAGraph.replays == 1
 
 
-def test_a_capture_that_raises_ends() -> None:
-    graphs = Graphs()
-    hook_graphs(graphs, lambda _: None)
+def test_captures_that_raise_end() -> None:
+    graphs, replayed = Graphs(), Replayed()
+    hook_graphs(graphs, replayed.tell)
     with pytest.raises(RuntimeError), Context(CUDAGraph()):
         raise RuntimeError
     assert capturing(graphs) is False
+    graph = CUDAGraph()
+    graph.fails = True
+    with pytest.raises(RuntimeError, match="no capture"):
+        graph.capture_begin()
+    assert not graphs.closed
 
 
-def test_two_recorders_in_a_process() -> None:
-    first, second = Graphs(), Graphs()
-    for graphs in (first, second):
-        hook_graphs(graphs, lambda _: None)
-    with Context(CUDAGraph()):
+def test_a_capture_waits_for_whoever_asks_the_device() -> None:
+    lock = threading.RLock()
+    graphs, replayed = Graphs(lock), Replayed()
+    hook_graphs(graphs, replayed.tell)
+    begun = threading.Event()
+
+    def capture() -> None:
+        CUDAGraph().capture_begin()
+        begun.set()
+
+    with lock:
+        thread = threading.Thread(target=capture)
+        thread.start()
+        assert not begun.wait(0.1)
+    assert begun.wait(5)
+    thread.join()
+
+
+def test_recorders_of_a_process_are_all_told_while_they_live() -> None:
+    first, second, gone = Graphs(), Graphs(), Graphs()
+    tells = [Replayed() for _ in range(3)]
+    for one, tell in zip((first, second, gone), tells, strict=True):
+        hook_graphs(one, tell.tell)
+    names = set(REGISTRY)
+    del gone, one
+    gc.collect()
+    graph = CUDAGraph()
+    with Context(graph):
         assert first.capturing
         assert second.capturing
-    assert (capturing(first), capturing(second)) == (False, False)
-    assert len(REGISTRY) == 6
+    graph.replay()
+    assert [tell.keys for tell in tells] == [[id(graph)], [id(graph)], []]
+    assert names == {"graph_capture", "graph_captured", "graph_replay"}
 
 
 def test_torch_has_what_is_hooked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert isinstance(torch.cuda.graphs.graph, type)
-    assert {"__enter__", "__exit__"} <= set(vars(torch.cuda.graphs.graph))
-    assert callable(torch.cuda.CUDAGraph.replay)
+    assert {"capture_begin", "capture_end", "replay"} <= set(vars(torch.cuda.CUDAGraph))
+    source = inspect.getsource(torch.cuda.graphs.graph)  # which goes through them
+    assert "self.cuda_graph.capture_begin(" in source
+    assert "self.cuda_graph.capture_end()" in source

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -10,12 +12,13 @@ import pytest
 import torch
 
 from nvtxmoe.capture import cuda_counting, graphs
-from nvtxmoe.capture.cuda_counting import CudaCounter
+from nvtxmoe.capture import recorder as recorder_module
+from nvtxmoe.capture.cuda_counting import CudaCounter, Launch
 from nvtxmoe.capture.graphs import Graphs
 from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.capture.model import Step
 from nvtxmoe.capture.recorder import Recorder
-from nvtxmoe.capture.routed import Alike, Routed
+from nvtxmoe.capture.routed import Routed, alike
 from tests.with_torch.events import EXPERTS, Kept, identity
 
 
@@ -69,14 +72,16 @@ def device(monkeypatch: pytest.MonkeyPatch) -> None:
     Event.ready = Event.may_wait = False
 
 
-def histogram(group: Alike, table: Any, out: torch.Tensor, num_tokens: int) -> None:
-    """What the kernel does, where there is none. It reads the tensors of the group, as the kernel its addresses."""
-    assert table.numpy().tolist() == [t.data_ptr() + s * t.stride(0) * t.element_size() for t, s in group.tensors]
-    flat = out.numpy().reshape(len(group.layers), group.experts)
+def histogram(launch: Launch, table: Any, out: torch.Tensor, num_tokens: int) -> None:
+    """What the kernel does, where there is none: it reads the addresses, as the kernel does."""
+    flat = out.numpy().reshape(len(launch.layers), launch.experts)
     flat[:] = 0
-    for row, (ids, start) in zip(flat, group.tensors, strict=True):
-        for expert in ids[start : start + num_tokens].numpy().ravel():
-            row[expert] += 1
+    item = ctypes.c_int32 if launch.item_bytes == 4 else ctypes.c_int64
+    for row, address in zip(flat, table.numpy().tolist(), strict=True):
+        for token in range(num_tokens):
+            place = address + token * launch.row_stride * launch.item_bytes
+            for expert in (item * launch.top_k).from_address(place):
+                row[expert] += 1
 
 
 def recorder() -> tuple[Recorder, Kept, CudaCounter]:
@@ -247,3 +252,86 @@ def test_a_step_on_its_way_holds_no_routing_tensor() -> None:
     gc.collect()
     assert gone() is None
     assert list(counter.drain()) == []
+
+
+def test_tensors_of_a_kind_that_the_kernel_cannot_read_are_counted_otherwise() -> None:
+    """Other integers, and columns that are not side by side."""
+    for tensor in (
+        torch.tensor([[1, 2], [2, 3]], dtype=torch.int16),
+        torch.tensor([[1, 2], [2, 3]], dtype=torch.uint8),
+        torch.tensor([[1, 2], [2, 3]], dtype=torch.int32).t().contiguous().t(),
+    ):
+        made, sink, counter = recorder()
+        Event.ready = True
+        graph = Graph()
+        made.graphs.begin(graph)
+        for layer in (0, 1):
+            made.routed(routed(layer, tensor))
+        made.graphs.end(graph)
+        for _ in range(2):
+            replay(made, graph, [tensor], (1, 2), (2, 3))
+        assert sink.counts()[1, 0] == [0, 1, 2, 1, 0, 0, 0, 0]
+        assert counter._plans == {}  # a kept plan would keep the tensors
+
+
+def test_rows_further_apart_than_their_width() -> None:
+    made, sink, _ = recorder()
+    Event.ready = True
+    wide = torch.tensor([[1, 2, 7, 7], [2, 3, 7, 7]], dtype=torch.int64)
+    made.begin_step(2, 1, 2, 0)
+    for layer in (0, 1):
+        made.routed(routed(layer, wide[:, :2]))
+    made.forward_done()
+    made.end_step()
+    assert sink.counts()[0, 0] == [0, 1, 2, 1, 0, 0, 0, 0]
+
+
+def test_devices_are_counted_apart() -> None:
+    here = torch.zeros(1, 2, dtype=torch.int32)
+    made = tuple(
+        Routed(n, EXPERTS, ids, None) for n, ids in enumerate((here, torch.empty_like(here, device="meta"), here))
+    )
+    assert [group.layers for group in alike(made)] == [(0, 2), (1,)]
+
+
+def test_memory_that_a_kernel_may_still_use_is_never_used_again() -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("launch failed")
+
+    counter = CudaCounter(fails)
+    tensor = torch.zeros(2, 2, dtype=torch.int32)
+    with pytest.raises(RuntimeError, match="launch failed"):
+        counter.submit(Step(0, 0, 2, 1, 2, 0), (routed(0, tensor),), sample=False)
+    assert len(counter._parked) == 1
+    assert list(counter.drain()) == []
+
+
+def test_ids_let_go_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "MOST_HELD_BYTES", 40)
+    made, _, _ = recorder()
+    Event.ready = True
+    graph, tensors = captured(made)
+    replay(made, graph, tensors, (0, 1))
+    assert made.lost["layers of graphs not kept, graphs holding too much"] == 1
+
+
+def test_nobody_asks_the_device_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "IDLE_S", 0.01)
+    asked: list[bool] = []
+    made, _, _ = recorder()
+
+    def query(_: Event) -> bool:
+        asked.append(made.graphs.closed)
+        return False
+
+    monkeypatch.setattr(Event, "query", query)
+    graph, tensors = captured(made)
+    replay(made, graph, tensors, (0, 1))
+    made.graphs.announce()
+    asked.clear()
+    time.sleep(0.2)
+    assert asked == []
+    made.graphs.withdraw()
+    time.sleep(0.2)
+    assert asked
+    assert not any(asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from nvtxmoe.capture import recorder as recorder_module
 from nvtxmoe.capture.counting import CpuCounter
 from nvtxmoe.capture.hooks import unhook_all
+from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.pairs import PairCounts
 from nvtxmoe.capture.recorder import META_EVERY, PAIRS_EVERY, Recorder
 from nvtxmoe.capture.routed import Counted, Routed
 from tests.with_torch.events import EXPERTS, TOP_K, Kept, identity
@@ -257,3 +260,48 @@ def test_a_second_model_in_the_process_is_recorded_too() -> None:
     assert set(sink.counts()) == {(0, 0), (0, 1), (1, 0)}
     assert recorder.lost == {}
     assert sink.closed is not None
+
+
+def test_the_engines_own_steps_are_not_counted() -> None:
+    recorder, sink = made()
+    recorder.warming_up = True
+    run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
+    recorder.warming_up = False
+    run_step(recorder, 1, routed(0, ids((2, 3))), routed(1, ids((2, 3))))
+    assert set(sink.counts()) == {(0, 0), (0, 1)}
+    assert sink.counts()[0, 0] == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert recorder.lost == {}
+
+
+def test_another_model_in_the_process_is_refused_and_said() -> None:
+    recorder, sink = made()
+    assert recorder.same_layers(identity())
+    assert not recorder.same_layers(identity(layers=3))
+    recorder.refuse_second_model()
+    assert list(sink.of("meta")[-1]["capture"]["lost"]) == ["steps of another model in the process, from its load on"]
+
+
+def test_pairs_of_experts_out_of_range_are_left_out() -> None:
+    pairs = PairCounts()
+    step = Step(0, 0, 2, 1, 2, 0)
+    pairs.add(step, (Routed(0, 4, torch.tensor([[0, 1], [-1, 9]]), None),))
+    pairs.begin()
+    (payload,) = pairs.arrived(0)
+    assert payload["pairs"].tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_a_forked_child_records_nothing_and_does_not_hang() -> None:
+    recorder, _ = made()
+    with recorder._lock:  # as a thread would hold it
+        child = os.fork()
+        if child == 0:
+            run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
+            recorder.close()
+            os._exit(0)
+    for _ in range(500):
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, 9)
+        pytest.fail("the child hangs")

@@ -13,6 +13,10 @@ from nvtxmoe.capture.model import Identity, LayerInfo
 
 MONOLITHIC = "its routing runs inside a monolithic kernel"
 MICRO_BATCHES = "micro-batches (DBO) are on"
+DRAFT = "it is a draft model's, which runs after the step's forward"
+SUBSTITUTED = "vLLM replaces the routed experts afterwards"
+CONTEXT_PARALLEL = "prefill context parallelism divides the rows"
+ADAPTIVE = "the drafts of a step are cut after it was scheduled"
 ZERO_EXPERTS = "its router has zero-computation experts, whose ids vLLM overwrites"
 #: Set by ``nvtxmoe profile`` to tell runs apart.
 RUN_ID = "NVTXMOE_RUN_ID"
@@ -38,7 +42,9 @@ def identify(worker: Any, found: Sequence[Any]) -> tuple[Identity, list[LayerInf
         layers=tuple(infos),
         extra=_extra(worker, infos),
     )
-    hidden = {info.layer: reason for info, one in zip(infos, found, strict=True) if (reason := _hidden(worker, one))}
+    own = _own_modules(worker, found)
+    reasons = {info.layer: _hidden(worker, one, own) for info, one in zip(infos, found, strict=True)}
+    hidden = {layer: reason for layer, reason in reasons.items() if reason is not None}
     if not found:
         logger().warning("the model has no MoE layer that vLLM runs through its MoE runner: nothing to record")
     return identity, infos, hidden
@@ -84,14 +90,29 @@ def _expert_bytes(experts: Any, num_local: int) -> int | None:
     return total // num_local if total and num_local else None
 
 
-def _hidden(worker: Any, one: Any) -> str | None:
-    if one.monolithic:
-        return MONOLITHIC
-    if type(one.router).__name__ == "ZeroExpertRouter":
-        return ZERO_EXPERTS
-    if worker.vllm_config.parallel_config.use_ubatching:
-        return MICRO_BATCHES
-    return None
+def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
+    """Why a layer's counts would be wrong or absent; ``own`` are the modules of the model itself."""
+    parallel = worker.vllm_config.parallel_config
+    speculative = worker.vllm_config.speculative_config
+    reasons = {
+        MONOLITHIC: one.monolithic,
+        DRAFT: bool(own) and id(one.key) not in own,
+        ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
+        SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
+        MICRO_BATCHES: bool(parallel.use_ubatching),
+        CONTEXT_PARALLEL: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        ADAPTIVE: getattr(speculative, "method", None) == "dspark",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _own_modules(worker: Any, found: Sequence[Any]) -> set[int]:
+    """Modules of the target model by id(); empty where they can't be told from a draft model's."""
+    try:
+        own = {id(module) for module in worker.model_runner.get_model().modules()}
+    except AttributeError:
+        return set()
+    return own if any(id(one.key) in own for one in found) else set()
 
 
 def _extra(worker: Any, layers: Sequence[LayerInfo]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Need:
 
 def missing(needs: Iterable[Need]) -> list[str]:
     """The needs that the installed vLLM does not meet, each as a clause."""
-    return [clause for need in needs if (clause := _lacks(need)) is not None]
+    return list(dict.fromkeys(clause for need in needs if (clause := _lacks(need)) is not None))
 
 
 def _lacks(need: Need) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from nvtxmoe import schema
 from nvtxmoe.capture.adapters.found import Found
@@ -15,10 +16,11 @@ from nvtxmoe.capture.hooks import Hook
 
 def step_hook(capture: Capture) -> Hook:
     """Around ``execute_model``. The step goes on to the end of ``sample_tokens`` where that follows."""
-    requests = RequestLengths()
+    by_worker: WeakKeyDictionary[Any, RequestLengths] = WeakKeyDictionary()  # names of requests repeat
 
-    def enter(_: Any, scheduler_output: Any) -> bool:
+    def enter(worker: Any, scheduler_output: Any) -> bool:
         scheduled = scheduler_output
+        requests = by_worker.setdefault(worker, RequestLengths())
         requests.forget(scheduled.finished_req_ids)
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
@@ -59,6 +61,18 @@ def idle_hook(capture: Capture) -> Hook:
     return capture.hook("idle", enter, lambda *_: capture.pop(), lambda _: capture.pop())
 
 
+def warm_up_hook(capture: Capture) -> Hook:
+    """Around ``compile_or_warm_up_model``: the steps in it, of model runner V2 for one, are the engine's own."""
+
+    def enter(*_: Any, **__: Any) -> None:
+        capture.recorder.warming_up = True
+
+    def close(_: Any) -> None:
+        capture.recorder.warming_up = False
+
+    return capture.hook("warm_up", enter, lambda state, _: close(state), close)
+
+
 def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -> Hook:
     """After the model is loaded: which layers there are."""
 
@@ -66,7 +80,11 @@ def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -
         found = find(worker.vllm_config.compilation_config.static_forward_context)
         capture.dp_rank = worker.vllm_config.parallel_config.data_parallel_rank
         identity, by_key, hidden = identify(worker, found)
-        capture.layers = {id(one.key): info for one, info in zip(found, by_key, strict=True)}
+        before = capture.recorder.identity
+        if before is not None and not capture.recorder.same_layers(identity):
+            capture.recorder.refuse_second_model()
+            return
+        capture.layers.update({id(one.key): info for one, info in zip(found, by_key, strict=True)})
         capture.recorder.model_loaded(identity)
         for layer, reason in hidden.items():
             if capture.recorder.records(layer):

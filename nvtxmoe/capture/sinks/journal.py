@@ -8,6 +8,7 @@ import json
 import os
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from multiprocessing import util
 from pathlib import Path
@@ -31,6 +32,7 @@ class JournalSink:
     """
 
     encoding = "journal"
+    _closed = True  # until it is made
 
     def __init__(self, session: Path, rank: int, interval_s: float) -> None:
         self.path = session / RANKS / f"rank{rank}-{os.getpid()}{SUFFIX}"
@@ -44,11 +46,20 @@ class JournalSink:
         self._writing = threading.Lock()
         self._wake = threading.Event()
         self._closed = False
-        self._thread = threading.Thread(target=self._run, args=(interval_s,), name="nvtxmoe-journal", daemon=True)
+        arguments = (weakref.ref(self), self._wake, interval_s)
+        self._thread = threading.Thread(target=_run, args=arguments, name="nvtxmoe-journal", daemon=True)
         self._thread.start()
         # Children of multiprocessing leave without atexit.
-        atexit.register(self.flush)
-        util.Finalize(self, self.flush, exitpriority=100)
+        reference = weakref.WeakMethod(self.flush)
+
+        def flush() -> None:
+            method = reference()
+            if method is not None:
+                method()
+
+        self._at_exit = flush
+        atexit.register(flush)
+        self._finalizer = util.Finalize(None, flush, exitpriority=100)
 
     def meta(self, text: bytes) -> None:
         """A record."""
@@ -98,6 +109,13 @@ class JournalSink:
         self.flush()
         with self._writing, contextlib.suppress(OSError):
             self._writer.close()
+        atexit.unregister(self._at_exit)
+        self._finalizer.cancel()
+
+    def __del__(self) -> None:
+        if not self._closed and os.getpid() == self._pid:
+            self.flush()
+            self._writer.close()
 
     def _add(self, data: bytes) -> None:
         if self._closed or self.failure is not None:
@@ -111,9 +129,14 @@ class JournalSink:
         if self._bytes > WAKE_BYTES:
             self._wake.set()
 
-    def _run(self, interval_s: float) -> None:
-        while not self._closed:
-            self._wake.wait(interval_s)
-            self._wake.clear()
-            if not self._closed:
-                self.flush()
+
+def _run(reference: weakref.ref[JournalSink], wake: threading.Event, interval_s: float) -> None:
+    """Write every interval, as long as somebody has the sink."""
+    while True:
+        wake.wait(interval_s)
+        wake.clear()
+        sink = reference()
+        if sink is None or sink._closed:
+            return
+        sink.flush()
+        del sink
