@@ -11,6 +11,7 @@ import pytest
 
 import nvtxmoe
 from nvtxmoe.profiling import nsys_command
+from nvtxmoe.profiling.plan import without_secrets
 from tests.command import everything, refused, run
 from tests.planned import (
     dry_run,
@@ -236,3 +237,14 @@ def test_wrong_usage(options: list[str]) -> None:
 
 def test_a_word_that_is_no_command() -> None:
     refused(run("profile", "--", "--port", "1"), "no command: --port. Put -- and the command after the options")
+
+
+def test_keys_are_not_shown() -> None:
+    argv = ["vllm", "serve", "M", "--max-tokens", "64", "--api-key", "one", "two", "--port", "80", "--hf-token=three"]
+    shown = ["vllm", "serve", "M", "--max-tokens", "64", "--api-key", "***", "***", "--port", "80", "--hf-token=***"]
+    assert without_secrets(argv) == shown
+
+
+def test_a_percent_sign_in_the_folder_is_one_for_nsys_too() -> None:
+    line = nsys_command.profile_command(Path("nsys"), ["python"], Path("/o %p"), session="s")
+    assert line[line.index("-o") + 1] == "/o %%p/report"

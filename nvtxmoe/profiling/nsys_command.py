@@ -114,6 +114,6 @@ def profile_command(
         # A CUDA graph is recorded kernel by kernel, so that layers can be told.
         *(["--cuda-graph-trace=node"] if "cuda" in trace.split(",") else []),
         "-s", "none", "--cpuctxsw=none", f"--session-new={session}", *more,
-        "-o", str(folder / REPORT),
+        "-o", str(folder / REPORT).replace("%", "%%"),  # nsys reads %p and the like
         *command,  # nsys 2023.4 knows no --
     ]  # fmt: skip
