@@ -29,7 +29,8 @@ MAGIC = b"NVTXMOE1"
 SUFFIX = ".journal"
 #: Folder of the journals inside a session's folder.
 RANKS = "ranks"
-#: ``end`` closes a journal whose process ended in an orderly way; its payload is a JSON object.
+#: ``end`` stands where everything recorded so far is written, last of all when the process ends in an orderly way; its
+#: payload is a JSON object.
 EVENTS = (*WORD_EVENTS, "end")
 
 _BLOCK = struct.Struct("<4sIII")
@@ -67,7 +68,8 @@ class JournalWriter:
     """Appends blocks to a journal. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in (path.parent.parent, path.parent):  # nsys starts programs with a mask of 0
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         if path.exists():
             raise NvtxmoeError(
                 "this process has a journal there already", where=path, remedy="Give each recorder a folder of its own"
@@ -164,8 +166,11 @@ class Journal:
             if found is None:
                 raise self._damaged(at)
             closing = np.flatnonzero(found.event == end)
-            if len(closing):
+            if len(found) and found.event[-1] != end:
+                self.ended = None  # it went on
+            elif len(closing):
                 self.ended = found.payloads(closing[-1:]).tobytes()
+            if len(closing):
                 keep = np.flatnonzero(found.event != end)
                 found = Records(raw, found.event[keep], found.place[keep], found.size_bytes[keep], found.time_ns[keep])
             yield found
@@ -234,6 +239,7 @@ class Journal:
             if EVENTS[code] == "end":
                 self.ended = payload
             else:
+                self.ended = None  # it went on
                 yield EVENTS[code], time_ns, payload
 
     def _damaged(self, at: int) -> NvtxmoeError:

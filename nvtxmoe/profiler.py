@@ -20,6 +20,8 @@ from nvtxmoe.capture.routed import Routed
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.capture.sinks.journal import JournalSink
 from nvtxmoe.capture.sinks.nvtx import NvtxSink
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.journal import RANKS, SUFFIX
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +43,9 @@ class MoEExpertProfiler:
         rank, world_size: of data-parallel processes that share the folder.
         nvtx: also emit NVTX events for nsys, in the form that ``payload`` says (auto, binary, words).
         pairs: count exactly which experts are chosen together, not only for the sampled tokens.
+
+    Raises:
+        NvtxmoeError: the folder holds a recording of this rank.
     """
 
     def __init__(
@@ -56,19 +61,20 @@ class MoEExpertProfiler:
         pairs: bool = False,
     ) -> None:
         self.session_dir = Path(session_dir)
+        if there := sorted((self.session_dir / RANKS).glob(f"rank{rank}-*{SUFFIX}")):
+            raise NvtxmoeError("a recording of this rank is there already", where=there[0], remedy="Give a new folder")
         self._layers: dict[int, LayerInfo] = {}
         self._this_step: set[int] = set()
         self._num_tokens = 0
         self._emitter = make_emitter(payload) if nvtx else None
-        self._journal: JournalSink | None = None
         self._identity = Identity(
             rank=rank, world_size=world_size, dp_rank=rank if world_size > 1 else None,
             dp_size=world_size if world_size > 1 else None,
         )  # fmt: skip
 
         def make_sinks(identity: Identity) -> list[Sink]:
-            self._journal = JournalSink(self.session_dir, identity.rank, flush_interval)
-            return [self._journal] if self._emitter is None else [NvtxSink(self._emitter), self._journal]
+            journal = JournalSink(self.session_dir, identity.rank, flush_interval)
+            return [journal] if self._emitter is None else [NvtxSink(self._emitter), journal]
 
         emit = DEFAULT_EMITS | {"pairs"} if pairs else DEFAULT_EMITS
         self._recorder = Recorder(make_sinks, sample_every=log_interval, emit=emit, every_layer=False)
@@ -110,7 +116,12 @@ class MoEExpertProfiler:
                 f"layer {layer_idx} has {tokens} tokens in a step of {self._num_tokens}; begin the next one with step()"
             )
         known = self._layers.get(layer_idx)
-        if known is None or (known.num_experts, known.top_k) != (num_experts, top_k):
+        if known is not None and (known.num_experts, known.top_k) != (num_experts, top_k):
+            raise ValueError(
+                f"layer {layer_idx} has {known.num_experts} experts, top-{known.top_k}, "
+                f"and is recorded with {num_experts}, top-{top_k}"
+            )
+        if known is None:
             self._layers[layer_idx] = LayerInfo(layer_idx, f"layer {layer_idx}", num_experts, top_k)
             self._know()
         if not capturing:
@@ -160,12 +171,12 @@ class MoEExpertProfiler:
         Raises:
             NvtxmoeError: nothing was recorded, or the folder can't be written.
         """
+        if not self._layers:
+            raise NvtxmoeError("nothing was recorded", where=self.session_dir, remedy="Call record_expert_selection")
         from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when asked for
 
         self._end_step()
-        self._recorder.settle()
-        if self._journal is not None:
-            self._journal.flush()
+        self._recorder.rest()
         return analyze([self.session_dir], self.session_dir).folder
 
     def close(self) -> None:

@@ -10,15 +10,21 @@ taken from OPENAI_API_KEY.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+_python = ROOT / ".venv" / "bin" / "python"
+if find_spec("aiohttp") is None and _python.is_file() and not sys.prefix.startswith(str(ROOT)):
+    os.execv(_python, [str(_python), *sys.argv])  # as scripts/profile_vllm.sh: what the quick start set up
 
-from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.profiling.load import Load
-from nvtxmoe.profiling.load_run import drive_with_bar
+from nvtxmoe.errors import NvtxmoeError  # noqa: E402  after the right Python runs
+from nvtxmoe.profiling.load import Load  # noqa: E402
+from nvtxmoe.profiling.load_run import drive_with_bar  # noqa: E402
 
 
 def positive(text: str) -> int:

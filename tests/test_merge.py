@@ -193,12 +193,12 @@ def test_a_killed_process(tmp_path: Path) -> None:
     size_bytes = path.stat().st_size
     found = merged(tmp_path)
     assert found.check("journals_whole") == (
-        "warn",
+        "fail",
         "1 of 1 journal without an end (1 cut off): rank0-100.journal. The process was killed or still runs; what it "
         "had written by then is here.",
         {"journals": 1, "not_ended": ["rank0-100.journal"], "truncated": ["rank0-100.journal"]},
     )
-    assert (found.statuses, found.verdict) == ({"journals_whole": "warn"}, "complete")
+    assert (found.statuses, found.verdict) == ({"journals_whole": "fail"}, "incomplete")
     assert found.check("steps_have_counts")[2] == {"cells": 2, "missing": 0}
     assert activations(found) == [*per_layer(0, 1)[:4], *per_layer(0)[4:]]
     (process,) = found.validation["inputs"][0]["processes"]
@@ -228,7 +228,7 @@ def test_a_rank_that_got_further_than_its_twin(tmp_path: Path) -> None:
     found = merged(tmp_path)
     assert activations(found) == per_layer(0, 1, 2)
     assert found.check("journals_whole")[1].startswith("2 of 2 journals without an end: rank0-100.journal, rank1-101.")
-    assert found.verdict == "complete"
+    assert {name for name, status in found.statuses.items() if status == "fail"} == {"journals_whole"}
 
 
 def test_a_run_that_goes_on(tmp_path: Path) -> None:
@@ -239,11 +239,11 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         writer.append(b"".join(record(event, 1, payload) for event, payload in sent))
         ran = run("merge", tmp_path)
         assert (ran.code, ran.err) == (0, "")
-        assert "Note: 1 of 1 journal without an end: rank0-100.journal" in ran.out
+        assert "- 1 of 1 journal without an end: rank0-100.journal" in ran.out
         assert f"1 rank, {number + 1} step" in ran.out
     writer.append(record("end", 1, json.dumps(sessions.ENDED).encode()))
     writer.close()
-    assert "Note" not in run("merge", tmp_path).out
+    assert "Capture complete" in run("merge", tmp_path).out
 
 
 # What is written and printed ------------------------------------------------------------------------------------------

@@ -65,7 +65,7 @@ def _cells(group: Alike, num_tokens: int) -> Cells:
     for place, (ids, start) in enumerate(group.tensors):
         chosen = np.bincount(ids[start : start + num_tokens].numpy().ravel(), minlength=group.experts)
         if len(chosen) > group.experts:
-            raise ValueError(f"a router chose expert {len(chosen) - 1} of {group.experts}")
+            raise ValueError(f"layer {group.layers[place]}: a router chose expert {len(chosen) - 1} of {group.experts}")
         counts[place] = chosen
     return Cells(group.layers, group.top_k, counts, group.physical)
 

@@ -88,6 +88,9 @@ class Recorder:
     def model_loaded(self, identity: Identity) -> None:
         """The layers are known. A second call replaces them (a model loaded again)."""
         if self._layers is not None:
+            there = sorted(layer.layer for layer in identity.layers)
+            if absent := sorted(self._layers - set(there)):
+                logger().warning("layers %s are asked for, and the model has %s", absent[:20], there)
             kept = tuple(layer for layer in identity.layers if layer.layer in self._layers)
             identity = replace(identity, layers=kept)
         first = self.identity is None
@@ -130,9 +133,8 @@ class Recorder:
             return
         self.rest()
         self._closed = True
-        summary = {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
         for sink in self._sinks:
-            sink.close(summary)
+            sink.close(self._summary())
 
     def rest(self) -> None:
         """A worker ends, its process perhaps later, or with another model: send and write everything so far."""
@@ -143,7 +145,10 @@ class Recorder:
         if self._capture() is not None:
             self._tell_meta()
         for sink in self._sinks:
-            sink.flush()
+            sink.rest(self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        return {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
 
     def settle(self) -> None:
         """Send everything that was counted so far. This waits for the device."""

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 import weakref
+from importlib.util import find_spec
 from pathlib import Path
 
 from nvtxmoe.capture.config import SESSION_DIR
 from nvtxmoe.capture.log import logger
 from nvtxmoe.journal import RANKS, SUFFIX
+
+#: What the merge imports that vLLM's Python may lack.
+NEEDED = ("click", "connectorx", "polars", "pyarrow", "rich", "sqlite_utils")
 
 
 def session_dir(base: Path) -> Path:
@@ -32,7 +36,7 @@ def session_dir(base: Path) -> Path:
     folder, number = base / name, 2
     while True:
         try:
-            folder.mkdir()  # two runs may begin in one second
+            folder.mkdir(mode=0o755)  # two runs may begin in one second
             break
         except FileExistsError:
             folder, number = base / f"{name}_{number}", number + 1
@@ -49,6 +53,10 @@ def merge_at_exit(folder: Path, pid: int) -> None:
     if not any((folder / RANKS).glob(f"*{SUFFIX}")):
         with contextlib.suppress(OSError):  # not empty, or gone
             folder.rmdir()
+        return
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        where = f"{', '.join(lacking)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
+        print(f"nvtxmoe: {folder} is not merged: {where}", file=sys.stderr)  # noqa: T201
         return
     command = [sys.executable, "-m", "nvtxmoe", "merge", str(folder)]
     environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}

@@ -38,7 +38,13 @@ from nvtxmoe.commands._common import PATH, command
     "--num-requests", type=click.IntRange(min=1), metavar="N", help="COMMAND is a server: send N requests, then end it."
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Requests at a time.")
-@click.option("--prompt-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of a request.")
+@click.option(
+    "--prompt-tokens",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Words of a request's prompt: about its tokens, more with a small vocabulary.",
+)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=64, show_default=True, help="Of an answer.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the requests' prompts.")
 @click.option(

@@ -28,16 +28,17 @@ def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
         only = f"lets in {allowed} only" if allowed else "is empty and lets in no plugin"
         yield Finding(
             "plugin",
-            NOTE if by_path else PROBLEM,
-            f"{ALLOWED} {only}: vLLM will not load nvtxmoe",
+            NOTE,
+            f"{ALLOWED} {only}: vLLM will not load nvtxmoe as a plugin (`nvtxmoe profile` uses PYTHONPATH)",
             f"export {ALLOWED}={','.join(filter(None, (allowed, PLUGIN)))}, or unset it",
         )
     elif not by_path:
         yield Finding(
             "plugin",
-            PROBLEM,
-            f"{found.path} has no nvtxmoe plugin, and nvtxmoe is not on its PYTHONPATH",
-            f"Run {found.path} -m pip install nvtxmoe, or export PYTHONPATH={SITE}:$PYTHONPATH",
+            NOTE,
+            f"{found.path} has no nvtxmoe plugin, and nvtxmoe is not on its PYTHONPATH: only `nvtxmoe profile`, which "
+            "brings the hooks along, will record",
+            f"For vLLM by itself: {found.path} -m pip install . in a clone of nvtxmoe, or export PYTHONPATH={SITE}",
         )
     if by_path:
         yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start")

@@ -40,8 +40,8 @@ class Kept:
     def payloads(self, event: str, rows: Any) -> None:
         self.events += [(event, row.copy()) for row in rows]
 
-    def flush(self) -> None:
-        self.events.append(("flush", None))
+    def rest(self, summary: Mapping[str, Any]) -> None:
+        self.events.append(("rest", None))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self.closed = summary

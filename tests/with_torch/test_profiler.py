@@ -171,3 +171,24 @@ def test_memory_for_64_experts_in_32_layers(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert peak < 10_000_000
     assert after - settled < 3_000_000
+
+
+def test_a_folder_is_used_once(tmp_path: Path) -> None:
+    with MoEExpertProfiler(tmp_path) as profiler:
+        profiler.record_expert_selection(0, torch.tensor([[0, 1]]), None, 4, 2)
+    with pytest.raises(NvtxmoeError, match="a recording of this rank is there already"):
+        MoEExpertProfiler(tmp_path)
+
+
+def test_a_layer_keeps_its_experts(tmp_path: Path) -> None:
+    profiler = MoEExpertProfiler(tmp_path)
+    profiler.record_expert_selection(0, torch.tensor([[0, 1]]), None, 8, 2)
+    with pytest.raises(ValueError, match="layer 0 has 8 experts, top-2, and is recorded with 9, top-2"):
+        profiler.record_expert_selection(0, torch.tensor([[0, 1]]), None, 9, 2)
+
+
+def test_an_expert_out_of_range_names_its_layer(tmp_path: Path) -> None:
+    profiler = MoEExpertProfiler(tmp_path)
+    profiler.record_expert_selection(3, torch.tensor([[0, 99]]), None, 8, 2)
+    with pytest.raises(ValueError, match="layer 3: a router chose expert 99 of 8"):
+        profiler.save_stats()

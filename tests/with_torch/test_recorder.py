@@ -252,7 +252,7 @@ def test_a_second_model_in_the_process_is_recorded_too() -> None:
     recorder, sink = made()
     run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
     recorder.rest()  # the first worker shuts down
-    assert sink.of("flush") == [None]
+    assert sink.of("rest") == [None]
     recorder.model_loaded(identity(layers=1))
     run_step(recorder, 1, routed(0, ids((2, 3))))
     recorder.close()

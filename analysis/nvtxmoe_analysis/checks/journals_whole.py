@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvtxmoe_analysis.checks.model import Check, Figure, not_applicable, number, passed, warned
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
 from nvtxmoe_analysis.exports.session import JournalFile
 from nvtxmoe_analysis.results import Results
 
@@ -16,8 +16,8 @@ MOST_NAMES = 8
 def check(results: Results) -> Check:
     """Each journal has its end, which a process writes that ends by itself.
 
-    A warning only: of a killed engine is there what it had written, and an engine that still runs is read as far as it
-    is. Damage elsewhere than at the end is an error of the reader.
+    Of a killed engine is there what it had written, and an engine that still runs is read as far as it is: neither is
+    the whole of a run. Damage elsewhere than at the end is an error of the reader.
     """
     files = [file for report in results.reports for file in report.events.journals.values()]
     if not files:
@@ -28,7 +28,7 @@ def check(results: Results) -> Check:
         "truncated": [file.path.name for file in files if file.truncated],
     }
     if said := unfinished(files):
-        return warned(NAME, said, **figures)
+        return failed(NAME, said, **figures)
     return passed(NAME, f"{number(len(files), 'journal')}, each with its end.", **figures)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed, warned
 from nvtxmoe_analysis.results import Results
 from nvtxmoe_analysis.wanted import counted_cells, first_cells
 
@@ -36,6 +36,19 @@ def check(results: Results) -> Check:
     if not cells and hidden:
         return not_applicable(NAME, "The routing of every layer is hidden, see capture_healthy.", **figures)
     if not cells:
-        return not_applicable(NAME, "No step with tokens whose layers are known.", **figures)
+        return _none(results, figures)
     apart = f", {number(len(hidden), 'hidden layer')} apart" if hidden else ""
     return passed(NAME, f"All {cells:,} (rank, step, layer) have counts{apart}.", **figures)
+
+
+def _none(results: Results, figures: dict[str, Figure]) -> Check:
+    """No counts were to be there: said, and a fault where nobody asked for that."""
+    metas = [meta for report in results.reports for meta in report.metas.values()]
+    scheduled = sum(int((report.steps["num_tokens"] > 0).sum()) for report in results.reports)
+    if not metas or not scheduled:
+        return not_applicable(NAME, "No step with tokens whose layers are known.", **figures)
+    if not any(meta.emits("counts") for meta in metas):
+        return warned(NAME, "Counts were not asked for (NVTXMOE_EMIT): there are no activations.", **figures)
+    return failed(
+        NAME, f"{number(scheduled, 'step')} with tokens, and no layer is recorded (NVTXMOE_LAYERS).", **figures
+    )

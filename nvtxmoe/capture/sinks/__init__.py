@@ -28,8 +28,8 @@ class Sink(Protocol):
     def payloads(self, event: str, rows: Any) -> None:
         """``moe.counts`` and the like of several layers: a structured array, each row a payload."""
 
-    def flush(self) -> None:
-        """Have what was sent written, now: the process may be killed soon."""
+    def rest(self, summary: Mapping[str, Any]) -> None:
+        """Have what was sent written, now: the process may be killed soon. More may follow."""
 
     def close(self, summary: Mapping[str, Any]) -> None:
         """The process ends; a second call does nothing."""

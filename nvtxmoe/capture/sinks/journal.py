@@ -95,18 +95,26 @@ class JournalSink:
                 self.failure = f"{type(error).__name__}: {error}"
                 logger().warning("%s: cannot write (%s); nothing more is recorded there", self.path, self.failure)
 
-    def close(self, summary: Mapping[str, Any]) -> None:
-        """Write the end record and close the file."""
-        if self._closed or os.getpid() != self._pid:
-            return
-        self._closed = True
+    def rest(self, summary: Mapping[str, Any]) -> None:
+        """Write what is pending and an end record, which counts until something follows."""
+        if not self._closed and os.getpid() == self._pid:
+            self._end(summary)
+
+    def _end(self, summary: Mapping[str, Any]) -> None:
         said = {**summary, "lost": {**summary.get("lost", {})}}
         if self.dropped:
             said["lost"]["the disk was slower than the events"] = self.dropped
         with self._lock:
             self._pending.append(record("end", time.time_ns(), json.dumps(said).encode()))
-        self._wake.set()
         self.flush()
+
+    def close(self, summary: Mapping[str, Any]) -> None:
+        """Write the end record and close the file."""
+        if self._closed or os.getpid() != self._pid:
+            return
+        self._closed = True
+        self._end(summary)
+        self._wake.set()
         with self._writing, contextlib.suppress(OSError):
             self._writer.close()
         atexit.unregister(self._at_exit)
