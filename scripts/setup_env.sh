@@ -9,39 +9,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 kind=${1:-run}
 
-say() { echo "setup_env.sh: $*" >&2; }
-die() {
-    say "$*"
-    exit 1
-}
+# shellcheck source=scripts/lib.sh
+. scripts/lib.sh
 
-find_python() {
-    local name
-    for name in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.10; do
-        if "$name" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-            command -v "$name"
-            return
-        fi
-        [ -z "${PYTHON:-}" ] || die "\$PYTHON is $PYTHON, which is no Python 3.10 to 3.13"
-    done
-}
-
-apt_install() {
-    command -v apt-get >/dev/null || die "no apt-get here: install $* yourself"
-    local sudo=()
-    if [ "$(id -u)" -ne 0 ]; then
-        command -v sudo >/dev/null || die "run as root: apt-get install $*"
-        sudo=(sudo)
-    fi
-    say "installing $*"
-    "${sudo[@]}" apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
-}
-
-python=$(find_python)
+python=$(find_python python3 python3.13 python3.12 python3.11 python3.10)
 if [ -z "$python" ]; then
     apt_install python3 python3-venv
-    python=$(find_python)
+    python=$(find_python python3 python3.13 python3.12 python3.11 python3.10)
     [ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
 fi
 
