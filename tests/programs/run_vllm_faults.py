@@ -99,6 +99,7 @@ def main(spec_path: str, out: str) -> None:
     others: dict[str, Callable[[], Any]] = {
         "collective": reduce_alone,
         "idle": lambda: engine[0].collective_rpc("execute_dummy_batch"),
+        "warm_up": lambda: engine[0].collective_rpc("compile_or_warm_up_model"),
     }
     for name, hook in REGISTRY.items():
         for part in ("enter", "leave") if name not in ("load", "shutdown") else ():

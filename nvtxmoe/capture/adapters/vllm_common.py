@@ -39,7 +39,6 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
     if torch.version.cuda is not None:  # asking for a device would start CUDA here, which a fork does not survive
         hook_graphs(capture.recorder.graphs, capture.recorder.replayed)
     wrap(Worker, "load_model", worker_hooks.load_hook(capture, find))
-    wrap(Worker, "compile_or_warm_up_model", worker_hooks.warm_up_hook(capture))
     wrap(Worker, "execute_model", worker_hooks.step_hook(capture))
     wrap(Worker, "sample_tokens", worker_hooks.sample_hook(capture))
     wrap(Worker, "execute_dummy_batch", worker_hooks.idle_hook(capture))

@@ -11,7 +11,7 @@ from nvtxmoe.capture.adapters.found import Found
 from nvtxmoe.capture.adapters.identity import identify
 from nvtxmoe.capture.adapters.layer_hooks import Capture
 from nvtxmoe.capture.adapters.requests import RequestLengths
-from nvtxmoe.capture.hooks import Hook
+from nvtxmoe.capture.hooks import Hook, wrap
 
 
 def step_hook(capture: Capture) -> Hook:
@@ -76,7 +76,10 @@ def warm_up_hook(capture: Capture) -> Hook:
 def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -> Hook:
     """After the model is loaded: which layers there are."""
 
+    warm_up = warm_up_hook(capture)
+
     def leave(worker: Any, _: Any) -> None:
+        wrap(type(worker), "compile_or_warm_up_model", warm_up)  # workers of other devices have their own
         found = find(worker.vllm_config.compilation_config.static_forward_context)
         capture.dp_rank = worker.vllm_config.parallel_config.data_parallel_rank
         identity, by_key, hidden = identify(worker, found)
