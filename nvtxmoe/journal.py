@@ -18,6 +18,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,7 +126,9 @@ class Records:
         size_bytes = int(self.size_bytes[chosen[0]]) if len(chosen) else 0
         if not size_bytes:
             return np.zeros((len(chosen), 0), np.uint8)
-        anywhere = np.ndarray((len(self.raw) - size_bytes + 1,), f"V{size_bytes}", self.raw, strides=(1,))
+        anywhere: npt.NDArray[np.void] = np.ndarray(
+            (len(self.raw) - size_bytes + 1,), f"V{size_bytes}", self.raw, strides=(1,)
+        )
         found: npt.NDArray[np.uint8] = anywhere[self.place[chosen]].view(np.uint8)
         return found.reshape(len(chosen), size_bytes)
 
@@ -263,7 +266,7 @@ def _columns(raw: bytes) -> Records | None:
         return None
     place = np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
     room = max(0, len(raw) - _RECORD.size + 1)
-    heads = np.ndarray((room,), _RECORD_DTYPE, raw, strides=(1,))[place]
+    heads: npt.NDArray[Any] = np.ndarray((room,), _RECORD_DTYPE, raw, strides=(1,))[place]
     if (heads["event"] >= len(EVENTS)).any():
         return None
     sizes = heads["size_bytes"].astype(np.int64)
@@ -282,7 +285,7 @@ def _run_length(raw: bytes, at: int, stride: int) -> int:
     wanted, most = int.from_bytes(head, "little"), (len(raw) - _ALIKE_BYTES - at) // stride + 1
     number, window = 2, 64
     while number < most:
-        heads = np.ndarray((min(window, most - number),), "<u8", raw, at + number * stride, (stride,))
+        heads: npt.NDArray[Any] = np.ndarray((min(window, most - number),), "<u8", raw, at + number * stride, (stride,))
         other = np.flatnonzero(heads != wanted)
         if len(other):
             return number + int(other[0])

@@ -41,7 +41,7 @@ def assert_equal(captured: Captured, expected: list[Step], rank: int, sample_eve
         experts = np.take_along_axis(rows["experts"], ours, 1)
         assert experts.tolist() == np.take_along_axis(cells[key].experts, theirs, 1).tolist(), key
         weights = np.take_along_axis(rows["weights"], ours, 1)
-        np.testing.assert_allclose(weights, np.take_along_axis(cells[key].weights, theirs, 1), rtol=1e-4, atol=1e-6)
+        assert np.allclose(weights, np.take_along_axis(cells[key].weights, theirs, 1), rtol=1e-4, atol=1e-6), key
 
 
 def assert_healthy(captured: Captured) -> None:
