@@ -76,7 +76,6 @@ class JournalWriter:
                 "this process has a journal there already", where=path, remedy="Give each recorder a folder of its own"
             )
         self.path = path
-        self.bytes_written = 0
         self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._write(MAGIC)
 
@@ -96,7 +95,6 @@ class JournalWriter:
         view = memoryview(data)
         while view:
             done = os.write(self._fd, view)
-            self.bytes_written += done
             view = view[done:]
 
 

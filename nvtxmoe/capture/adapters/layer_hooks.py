@@ -19,6 +19,7 @@ class _Thread(threading.local):
     """What the thread is in the middle of."""
 
     layer: int | None = None
+    info: LayerInfo | None = None
     logical: Any = None
     physical: Any = None
     collective: int | None = None
@@ -44,14 +45,15 @@ class Capture:
         def enter(*args: Any, **kwargs: Any) -> Any:
             key = key_of(*args, **kwargs)
             info = self.layers.get(id(key))
-            before, self.thread.layer = self.thread.layer, None if info is None else info.layer
+            before = self.thread.layer, self.thread.info
+            self.thread.layer, self.thread.info = None if info is None else info.layer, info
             self.thread.collective = None
             if info is not None:
                 self.push(f"{schema.LAYER_PREFIX}{info.layer}", info.layer, "layer")
             return before, info, key
 
         def close(state: Any) -> None:
-            self.thread.layer = state[0]
+            self.thread.layer, self.thread.info = state[0]
             if state[1] is not None:
                 self.pop()
 
@@ -64,7 +66,9 @@ class Capture:
         unwind = hook.unwind
 
         def outside(depth: int) -> None:
-            self.thread.layer = self.thread.collective = None  # else later routers would count for this layer
+            self.thread.layer = self.thread.info = self.thread.collective = (
+                None  # else later routers would count for this layer
+            )
             unwind(depth)
 
         hook.unwind = outside
@@ -115,8 +119,8 @@ class Capture:
         weights, _ = result
         logical, physical = self.thread.logical, self.thread.physical
         self.thread.logical = self.thread.physical = None
-        info = next(one for one in self.layers.values() if one.layer == layer)
-        if logical is None:  # the hook that sees it is off, and has said so
+        info = self.thread.info
+        if info is None or logical is None:  # the hook that sees it is off, and has said so
             return
         if logical.ndim != 2 or logical.shape[1] != router.top_k:
             self.recorder.hide(layer, f"its router gives {list(logical.shape)}, not [tokens, {router.top_k}]")

@@ -43,13 +43,6 @@ def _layers(static_context: dict[str, Any]) -> list[Found]:
     ]
 
 
-def _reduces(layer: Any) -> bool:
-    config = layer.moe_config
-    if config.is_sequence_parallel or (config.tp_size <= 1 and config.ep_size <= 1):
-        return False
-    return not layer.runner._fused_output_is_reduced or layer.runner.shared_experts is not None
-
-
 def install(capture: Capture) -> None:
     """Hook the classes, and the experts' methods once the model is loaded: there is no class of them all."""
     from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
@@ -65,7 +58,8 @@ def install(capture: Capture) -> None:
         return layers
 
     common.install(capture, MoERunner, found)
-    wrap(MoERunner, "_forward_impl", capture.layer_hook(lambda _, layer, *__, **___: layer, _reduces))
+    layer_hook = capture.layer_hook(lambda _, layer, *__, **___: layer, lambda layer: common.reduces(layer.runner))
+    wrap(MoERunner, "_forward_impl", layer_hook)
     wrap(BaseRouter, "select_experts", capture.router_hook())
     wrap(SharedExperts, "apply", capture.phase_hook("shared"))
     common.route_through_the_op(MoERunner)

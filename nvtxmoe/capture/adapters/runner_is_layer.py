@@ -47,14 +47,6 @@ def _layers(static_context: dict[str, Any]) -> list[Found]:
     ]
 
 
-def _reduces(runner: Any) -> bool:
-    """Whether an all-reduce of this layer's result (or of its shared experts') follows the layer."""
-    config = runner.moe_config
-    if config.is_sequence_parallel or (config.tp_size <= 1 and config.ep_size <= 1):
-        return False
-    return not runner._fused_output_is_reduced or runner.shared_experts is not None
-
-
 def install(capture: Capture) -> None:
     """Hook the classes."""
     from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts  # noqa: PLC0415
@@ -72,7 +64,7 @@ def install(capture: Capture) -> None:
         return layers
 
     common.install(capture, MoERunner, found)
-    layer = capture.layer_hook(lambda runner, *_, **__: runner, _reduces)
+    layer = capture.layer_hook(lambda runner, *_, **__: runner, common.reduces)
     wrap(MoERunner, "_forward_impl", layer)
     wrap(BaseRouter, "_select_experts", capture.router_hook())
     for attribute in PASSES:

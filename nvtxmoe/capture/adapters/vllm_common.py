@@ -50,6 +50,14 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
     wrap(GroupCoordinator, "_all_reduce_out_place", capture.collective_hook(), skip=torch.compiler.is_compiling)
 
 
+def reduces(runner: Any) -> bool:
+    """Whether an all-reduce of a layer's result (or of its shared experts') follows the layer."""
+    config = runner.moe_config
+    if config.is_sequence_parallel or (config.tp_size <= 1 and config.ep_size <= 1):
+        return False
+    return not runner._fused_output_is_reduced or runner.shared_experts is not None
+
+
 def route_through_the_op(runner: Any) -> None:
     """On a CPU a compiled model calls the layer as plain Python, where hooks would break the compiler.
 

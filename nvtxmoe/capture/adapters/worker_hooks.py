@@ -12,6 +12,7 @@ from nvtxmoe.capture.adapters.identity import identify
 from nvtxmoe.capture.adapters.layer_hooks import Capture
 from nvtxmoe.capture.adapters.requests import RequestLengths
 from nvtxmoe.capture.hooks import Hook, wrap
+from nvtxmoe.capture.log import logger
 
 
 def step_hook(capture: Capture) -> Hook:
@@ -89,6 +90,7 @@ def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -
             return
         capture.layers.update({id(one.key): info for one, info in zip(found, by_key, strict=True)})
         capture.recorder.model_loaded(identity)
+        logger().info("rank %d: MoE layers %s", identity.rank, [layer.layer for layer in identity.layers])
         for layer, reason in hidden.items():
             if capture.recorder.records(layer):
                 capture.recorder.hide(layer, reason)
