@@ -17,6 +17,7 @@ import zlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,15 @@ def record(event: str, time_ns: int, payload: bytes) -> bytes:
 
 def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> bytes:
     """One record a row of a structured array, as bytes; all of the same time."""
-    head = [("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8")]
-    out = np.empty(len(rows), np.dtype([*head, ("payload", rows.dtype)]))
+    out = np.empty(len(rows), _with_head(rows.dtype))
     out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], rows.dtype.itemsize, time_ns
     out["payload"] = rows
     return out.tobytes()
+
+
+@lru_cache(maxsize=64)
+def _with_head(payload: np.dtype[np.void]) -> np.dtype[np.void]:
+    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", payload)])
 
 
 def block(records: bytes) -> bytes:

@@ -57,6 +57,13 @@ def golden_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_vllm_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two ranks captured by nvtxmoe itself: ``tp2`` and ``dp2``, SQLite."""
+    folder = tmp_path_factory.mktemp("golden")
+    return {kind: _unpacked(f"h100-2gpu-vllm-{kind}-capture.sqlite", folder) for kind in ("tp2", "dp2")}
+
+
+@pytest.fixture(scope="session")
 def golden_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real vLLM captured by nvtxmoe itself on an H100: SQLite."""
     return _unpacked("h100-vllm-capture.sqlite", tmp_path_factory.mktemp("golden"))

@@ -127,6 +127,7 @@ class Ranges:
     """An emitter that keeps the open ranges and all that was opened."""
 
     encoding = "kept"
+    steps_a_send = 1
 
     def __init__(self) -> None:
         self.open: list[str] = []

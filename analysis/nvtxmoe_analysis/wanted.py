@@ -7,7 +7,7 @@ import polars as pl
 from nvtxmoe_analysis.events import Events
 
 #: A process counts a step while the next ones run: so many, at most, are without counts where it was killed.
-MOST_IN_FLIGHT = 16
+MOST_IN_FLIGHT = 32
 
 
 def wanted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.pairs import PairCounts
 from nvtxmoe.capture.routed import Alike, Cells, Counted, Routed, Sample, alike
 
 if TYPE_CHECKING:
@@ -21,10 +22,18 @@ class Counter(Protocol):
     #: Steps that had to be left out, the device being too far behind.
     dropped: int
 
-    def submit(self, step: Step, routed: tuple[Routed, ...], sample: bool, key: Hashable | None = None) -> None:
+    def submit(
+        self,
+        step: Step,
+        routed: tuple[Routed, ...],
+        sample: bool,
+        key: Hashable | None = None,
+        pairs: PairCounts | None = None,
+    ) -> None:
         """Begin to count a step. Every tensor has at least ``start + num_tokens`` rows.
 
-        ``key`` stands for these very tensors, which will come again; None for tensors that won't.
+        ``key`` stands for these very tensors, which will come again; None for tensors that won't. ``pairs`` gets the
+        step's pairs.
         """
 
     def drain(self, wait: bool = False) -> Iterator[Counted]:
@@ -44,6 +53,7 @@ class CpuCounter:
         routed: tuple[Routed, ...],
         sample: bool,
         key: Hashable | None = None,  # noqa: ARG002
+        pairs: PairCounts | None = None,
     ) -> None:
         """Count now.
 
@@ -53,6 +63,8 @@ class CpuCounter:
         cells = tuple(_cells(group, step.num_tokens) for group in alike(routed))
         samples = tuple(_sample(one, step.num_tokens) for one in routed) if sample else ()
         self._done.append(Counted(step, cells, samples))
+        if pairs is not None:
+            pairs.add(step, routed)
 
     def drain(self, wait: bool = False) -> Iterator[Counted]:  # noqa: ARG002  nothing to wait for
         """All that was submitted."""

@@ -8,21 +8,21 @@ what is being read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.kernels import Histogram, Launch, Pairs, best_kernels, torch_histogram
 from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.pairs import PairCounts
 from nvtxmoe.capture.routed import Alike, Cells, Counted, Routed, Sample, alike
 
 if TYPE_CHECKING:
     import torch
 
-#: Launches the counting of a group: (launch, table of addresses, int32 [layers x experts] pinned, tokens).
-Histogram = Callable[["Launch", Any, Any, int], None]
-
+#: Counts of a launch begin at multiples of so many, 16 bytes: a kernel is compiled for how its memory is aligned.
+ALIGNED = 4
 #: Steps that may be on their way to the host; more are left out (and counted), never waited for.
 MOST_PENDING = 256
 #: Plans kept for routing tensors that come again and again: those of CUDA graphs.
@@ -30,26 +30,16 @@ MOST_PLANS = 512
 
 
 @dataclass(frozen=True)
-class Launch:
-    """What the kernel has to know of a group of tensors; their addresses are in the table.
+class _Slot:
+    """Pinned memory for one step's counts, and the events that they have arrived, one a device.
 
     Attributes:
-        row_stride: elements from one token's row to the next.
-        item_bytes: of an id, 4 or 8.
+        outs: int32 [layers x experts] a launch, each aligned to 16 bytes; ``numbers`` are the same as arrays.
     """
 
-    layers: tuple[int, ...]
-    experts: int
-    top_k: int
-    physical: bool
-    row_stride: int
-    item_bytes: int
-    device: torch.device
-
-    @property
-    def cells(self) -> int:
-        """Counts that come out."""
-        return len(self.layers) * self.experts
+    outs: tuple[Any, ...]
+    numbers: tuple[Any, ...]
+    events: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -58,22 +48,14 @@ class _Plan:
 
     Attributes:
         groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
+        free: slots of this shape that nothing is under way to.
     """
 
     launches: tuple[Launch, ...]
     tables: tuple[Any, ...]
     groups: tuple[Alike | None, ...]
     devices: tuple[torch.device, ...]
-    size: int
-
-
-@dataclass
-class _Slot:
-    """Pinned memory for one step's counts, and the events that they have arrived, one a device."""
-
-    host: Any
-    numbers: Any
-    events: tuple[Any, ...]
+    free: list[_Slot]
 
 
 @dataclass
@@ -87,6 +69,7 @@ class _Pending:
     launches: tuple[Launch, ...]
     tables: tuple[Any, ...]
     slot: _Slot
+    free: list[_Slot]
     samples: list[tuple[int, Any, Any]] = field(default_factory=list)
 
 
@@ -94,28 +77,40 @@ class CudaCounter:
     """Counts tensors of GPUs.
 
     Parameters:
-        histogram: launches the kernel of a group; ``None`` takes Triton's where it is there, else PyTorch's own
+        histogram, pairs: launch the kernels of a group; ``None`` takes Triton's where it is there, else PyTorch's own
             operations do it.
     """
 
-    def __init__(self, histogram: Histogram | None = None) -> None:
+    def __init__(self, histogram: Histogram | None = None, pairs: Pairs | None = None) -> None:
         self.dropped = 0
-        self._histogram = histogram or best_histogram()
+        self._histogram, self._pairs = (histogram, pairs) if histogram is not None else best_kernels()
         self._plans: dict[Hashable, _Plan] = {}
         self._free: dict[Hashable, list[_Slot]] = {}
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
 
-    def submit(self, step: Step, routed: tuple[Routed, ...], sample: bool, key: Hashable | None = None) -> None:
+    def submit(
+        self,
+        step: Step,
+        routed: tuple[Routed, ...],
+        sample: bool,
+        key: Hashable | None = None,
+        pairs: PairCounts | None = None,
+    ) -> None:
         """Enqueue the kernel on the current stream."""
         if len(self._pending) >= MOST_PENDING:
             self.dropped += 1
             return
-        plan = self._plan(routed, key)
-        slot = self._slot(plan)
+        plan = (None if key is None else self._plans.get(key)) or self._make_plan(routed, key)
+        slot = plan.free.pop() if plan.free else _new_slot(plan)
         try:
-            self._launch(plan, slot, step.num_tokens)
-            pending = _Pending(step, plan.launches, plan.tables, slot)
+            pending = _Pending(step, plan.launches, plan.tables, slot, plan.free)
+            if len(plan.devices) == 1:
+                self._launch(plan, slot, step.num_tokens, range(len(plan.launches)))
+            else:
+                self._launch_on_each(plan, slot, step.num_tokens)
+            if pairs is not None:
+                self._add_pairs(plan, step, routed, pairs)
             if sample:
                 pending.samples = [_sampled(one, step.num_tokens) for one in routed]
             for event, device in zip(slot.events, plan.devices, strict=True):
@@ -137,51 +132,82 @@ class CudaCounter:
                     event.synchronize()
             self._pending.popleft()
             counted = _counted(first)
-            self._free[_slot_key(first.launches)].append(first.slot)
+            first.free.append(first.slot)
             yield counted
 
-    def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
-        at = 0
-        for launch, table, group in zip(plan.launches, plan.tables, plan.groups, strict=True):
-            out = slot.host[at : at + launch.cells]
-            at += launch.cells
-            with _on(launch.device, len(plan.devices) > 1):
-                if group is not None:
-                    torch_histogram(group, out, num_tokens)
-                elif self._histogram is not None:
-                    self._histogram(launch, table, out, num_tokens)
+    def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
+        """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
+        import torch  # noqa: PLC0415
 
-    def _plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
-        plan = None if key is None else self._plans.get(key)
-        if plan is None:
-            groups = alike(routed)
-            launches = tuple(_launch_of(group) for group in groups)
-            plain = tuple(None if self._histogram is not None and _fits_kernel(group) else group for group in groups)
-            plan = _Plan(
-                launches=launches,
-                tables=tuple(_addresses(group) for group in groups),
-                groups=plain,
-                devices=tuple(dict.fromkeys(launch.device for launch in launches)),
-                size=sum(launch.cells for launch in launches),
-            )
-            if key is not None and not any(plain):
-                if len(self._plans) >= MOST_PLANS:
-                    self._plans.clear()
-                self._plans[key] = plan
+        if self._histogram is None:
+            return
+        for experts, top_k in shapes:
+            ids = torch.zeros(1, top_k, dtype=torch.int32, device="cuda")
+            unused = PairCounts() if pairs else None
+            self.submit(Step(-1, 0, 1, 1, 0, 1), (Routed(0, experts, ids, None),), sample=False, pairs=unused)
+        for _ in self.drain(wait=True):
+            pass
+
+    def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
+        for place, launch in enumerate(plan.launches):
+            with _on(launch.device, True):
+                self._launch(plan, slot, num_tokens, (place,))
+
+    def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int, places: Iterable[int]) -> None:
+        for place in places:
+            group = plan.groups[place]
+            if group is not None:
+                torch_histogram(group, slot.outs[place], num_tokens)
+            elif self._histogram is not None:
+                self._histogram(plan.launches[place], plan.tables[place], slot.outs[place], num_tokens)
+
+    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[Routed, ...], pairs: PairCounts) -> None:
+        """Before the step's event: until then the tables are held."""
+        kernel = self._pairs
+        if kernel is None or any(plan.groups) or len(plan.devices) > 1:
+            pairs.add(step, routed)
+            return
+        for launch, table in zip(plan.launches, plan.tables, strict=True):
+            if not launch.physical:
+                pairs.add_group(
+                    step,
+                    launch.layers,
+                    launch.experts,
+                    launch.device,
+                    lambda squares, launch=launch, table=table: kernel(launch, table, squares, step.num_tokens),  # type: ignore[misc]
+                )
+
+    def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
+        groups = alike(routed)
+        launches = tuple(_launch_of(group) for group in groups)
+        plain = tuple(None if self._histogram is not None and _fits_kernel(group) else group for group in groups)
+        devices = tuple(dict.fromkeys(launch.device for launch in launches))
+        plan = _Plan(
+            launches=launches,
+            tables=tuple(_addresses(group) for group in groups),
+            groups=plain,
+            devices=devices,
+            free=self._free.setdefault((tuple(launch.shape for launch in launches), devices), []),
+        )
+        if key is not None and not any(plain):
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
         return plan
 
-    def _slot(self, plan: _Plan) -> _Slot:
-        import torch  # noqa: PLC0415  only where there are tensors of a GPU
 
-        free = self._free.setdefault(_slot_key(plan.launches), [])
-        if free:
-            return free.pop()
-        host = torch.empty(plan.size, dtype=torch.int32, pin_memory=True)
-        return _Slot(host, host.numpy(), tuple(torch.cuda.Event() for _ in plan.devices))
+def _new_slot(plan: _Plan) -> _Slot:
+    import torch  # noqa: PLC0415  only where there are tensors of a GPU
 
-
-def _slot_key(launches: tuple[Launch, ...]) -> Hashable:
-    return sum(launch.cells for launch in launches), tuple(dict.fromkeys(launch.device for launch in launches))
+    sizes = [layers * experts for layers, experts in (launch.shape for launch in plan.launches)]
+    padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]
+    host = torch.empty(sum(padded), dtype=torch.int32, pin_memory=True)
+    parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
+    return _Slot(
+        outs=tuple(parts),
+        numbers=tuple(p.numpy().reshape(launch.shape) for p, launch in zip(parts, plan.launches, strict=True)),
+        events=tuple(torch.cuda.Event() for _ in plan.devices),
+    )
 
 
 def _launch_of(group: Alike) -> Launch:
@@ -230,36 +256,12 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _counted(pending: _Pending) -> Counted:
-    cells, at = [], 0
-    for one in pending.launches:
-        counts = pending.slot.numbers[at : at + one.cells].reshape(len(one.layers), one.experts).copy()
-        cells.append(Cells(one.layers, one.top_k, counts, one.physical))
-        at += one.cells
+    cells = tuple(
+        Cells(one.layers, one.top_k, counts.copy(), one.physical)
+        for one, counts in zip(pending.launches, pending.slot.numbers, strict=True)
+    )
     samples = tuple(
         Sample(layer, ids.numpy(), None if weights is None else weights.float().numpy())
         for layer, ids, weights in pending.samples
     )
-    return Counted(pending.step, tuple(cells), samples)
-
-
-def best_histogram() -> Histogram | None:
-    """The kernel, where this machine has Triton; None where PyTorch's own operations must do."""
-    try:
-        from nvtxmoe.capture.triton_histogram import histogram  # noqa: PLC0415  Triton is optional
-    except ImportError as error:
-        logger().info("counting with PyTorch's own operations: %s", error)
-        return None
-    return histogram
-
-
-def torch_histogram(group: Alike, out: torch.Tensor, num_tokens: int) -> None:
-    """Count a group with PyTorch's operations: a scatter a layer and one copy. Experts out of range are left out."""
-    import torch  # noqa: PLC0415
-
-    with torch.inference_mode():
-        counts = torch.zeros(len(group.layers), group.experts, dtype=torch.int32, device=group.tensors[0][0].device)
-        for row, (ids, start) in zip(counts, group.tensors, strict=True):
-            chosen = ids[start : start + num_tokens].reshape(-1).to(torch.int64)
-            inside = (chosen >= 0) & (chosen < group.experts)
-            row.scatter_add_(0, chosen.clamp(0, group.experts - 1), inside.to(torch.int32))
-        out.copy_(counts.view(-1), non_blocking=True)
+    return Counted(pending.step, cells, samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,6 +65,10 @@ class Identity:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+#: As ``schema.STEP_DTYPE``.
+_STEP = struct.Struct("<q6i")
+
+
 @dataclass(frozen=True)
 class Step:
     """One scheduled step. Padding is not in ``num_tokens``."""
@@ -75,10 +80,15 @@ class Step:
     prefill_tokens: int
     decode_tokens: int
 
+    def packed(self) -> bytes:
+        """Payload of ``moe.step`` as bytes."""
+        return _STEP.pack(
+            self.number, self.rank, self.num_tokens, self.num_reqs, self.prefill_tokens, self.decode_tokens, 0
+        )
+
     def payload(self) -> Any:
         """Payload of ``moe.step``: a 0-d array."""
-        row = (self.number, self.rank, self.num_tokens, self.num_reqs, self.prefill_tokens, self.decode_tokens, 0)
-        return np.array(row, schema.STEP_DTYPE)
+        return np.frombuffer(self.packed(), schema.STEP_DTYPE).reshape(())
 
 
 def meta_text(

@@ -66,6 +66,8 @@ class Recorder:
         self.warming_up = False  # steps are the engine's own: not counted
         self._make_sinks = make_sinks
         self._sinks: Sequence[Sink] = ()
+        self._steps_a_send = 1
+        self._send_at = 0.0  # counts wait for other steps until then at most
         self._sample_every = sample_every
         self._layers = layers
         self._emit = emit
@@ -98,11 +100,25 @@ class Recorder:
         if first:
             _close_in_children(self)
             self._sinks = self._make_sinks(identity)
+            self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
             idle = (weakref.ref(self),)
             self._idle = threading.Thread(target=_send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
             self._idle.start()
         self._wanted_changed()
         self._tell_meta()
+
+    def prepare_for_gpu(self) -> None:
+        """Compile the counting now: else a request would wait for it."""
+        layers = () if self.identity is None else self.identity.layers
+        shapes = {(layer.num_experts, layer.top_k) for layer in layers}
+        shapes |= {(layer.num_physical, layer.top_k) for layer in layers if layer.num_physical is not None}
+        try:
+            with self._lock:  # else the idle thread could take what is counted for a step
+                counter = self._counter = self._counter or CudaCounter()
+                if isinstance(counter, CudaCounter):
+                    counter.warm_up(sorted(shapes), self._pairs is not None)
+        except Exception:  # it is tried again with the first step
+            logger().info("the counting could not be compiled ahead", exc_info=True)
 
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
@@ -219,9 +235,7 @@ class Recorder:
         if self._counter is None:
             self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
         sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-        self._counter.submit(step, routed, sample, key)
-        if self._pairs is not None:
-            self._pairs.add(step, routed)
+        self._counter.submit(step, routed, sample, key, self._pairs)
 
     def _hide_repeated(self, layer: int) -> None:
         self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
@@ -244,6 +258,8 @@ class Recorder:
                 sink.step_ends()
             if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
                 self._pairs.begin()
+            if self.steps % self._steps_a_send and time.monotonic() < self._send_at:
+                return
             self._arrived()
         if self._news() != self._told:
             self._tell_meta()
@@ -257,6 +273,7 @@ class Recorder:
     # Events ------------------------------------------------------------------------------------------------------
 
     def _arrived(self, wait: bool = False) -> None:
+        self._send_at = time.monotonic() + IDLE_S
         if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):

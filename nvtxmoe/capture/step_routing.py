@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class StepRouting:
         self._eager: dict[int, Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
+        self._keys = itertools.count()
         self._gone = 0
 
     def listens(self, layer: int) -> bool:
@@ -98,9 +100,8 @@ class StepRouting:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
                 merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
-            # Layers that are hidden later make other tensors of the same graphs.
-            key = (self._gone, replays, tuple(one.layer for one in merged))
-            known = self._merged[replays] = _tensors(merged, key)
+            # A new key each time: graphs may come again at an old address, or with a layer hidden since.
+            known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
 
     def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import triton
 import triton.language as tl
@@ -10,12 +10,10 @@ import triton.language as tl
 if TYPE_CHECKING:
     import torch
 
-    from nvtxmoe.capture.cuda_counting import Launch
+    from nvtxmoe.capture.kernels import Launch
 
 #: Assignments that a program takes at a time.
 BLOCK = 1024
-#: Compiled kernels by what they are specialised for. Launching one spares Triton's look at the arguments.
-_compiled: dict[tuple[Any, ...], Any] = {}
 
 
 @triton.jit(do_not_specialize=["num_rows", "row_stride"])  # type: ignore[untyped-decorator]
@@ -51,14 +49,16 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
 
     Parameters:
         table: int64 [layers], addresses of the first own rows, in pinned memory.
-        out: int32 [layers x experts], pinned memory.
+        out: int32 [layers x experts], pinned memory, aligned to 16 bytes.
     """
-    wide = launch.item_bytes == 8
-    bins = triton.next_power_of_2(launch.experts + 1)
-    args = (table, out, num_tokens, launch.row_stride, launch.top_k, launch.experts, bins, wide, BLOCK)
-    key = (launch.top_k, launch.experts, wide, out.data_ptr() % 16, table.data_ptr() % 16, launch.device)
-    compiled = _compiled.get(key)
-    if compiled is None:
-        _compiled[key] = nvtxmoe_count[(len(launch.layers),)](*args, num_warps=4)
-    else:
-        compiled[(len(launch.layers), 1, 1)](*args)
+    prepared = launch.prepared.get("count")
+    if prepared is None:
+        bins = triton.next_power_of_2(launch.experts + 1)
+        rest = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes == 8, BLOCK)
+        layers = len(launch.layers)
+        compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *rest, num_warps=4)
+        # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
+        launch.prepared["count"] = compiled[(layers, 1, 1)], rest
+        return
+    run, rest = prepared
+    run(table, out, num_tokens, *rest)

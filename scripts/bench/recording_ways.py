@@ -22,7 +22,8 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from nvtxmoe.capture.cuda_counting import _addresses, _launch_of, torch_histogram
+from nvtxmoe.capture.cuda_counting import _addresses, _launch_of
+from nvtxmoe.capture.kernels import torch_histogram
 from nvtxmoe.capture.routed import Routed, alike
 from nvtxmoe.capture.triton_histogram import histogram
 

@@ -78,13 +78,14 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
     uneven = sum(len(counter) > 1 for counter in sizes.values())
     found = sum(len(spans) for spans in ranges.values())
     counts = marks["moe.counts"]
-    per_step = len(layers)
-    complete = bool(found and launches) and not missing and not uneven and counts == found * per_step
+    per_process = Counter(pid for pid, _ in layers)
+    wanted = sum(len(spans) * per_process[pid_of(tid)] for tid, spans in ranges.items())
+    complete = bool(found and launches) and not missing and not uneven and counts == wanted
     if steps is not None:
         complete = complete and found == steps
     return {
         "file": path.name, "complete": complete, "steps": found, "launches": launches, "launches_without_work": missing,
-        "graphs_with_uneven_launches": uneven, "counts": counts, "counts_wanted": found * per_step,
+        "graphs_with_uneven_launches": uneven, "counts": counts, "counts_wanted": wanted,
     }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Offline generation by a real vLLM of a made-up model, engine and workers in processes of their own: for captures.
 
-    nvtxmoe profile -o out -- python scripts/gpu/offline.py [--tp 2 --expert-parallel]
+    nvtxmoe profile -o out -- python scripts/gpu/offline.py [--tp 2 --expert-parallel | --dp 2]
 
 Prompts of 2 to 300 tokens arrive together; prefill is chunked. Prints the number of requests and generated tokens.
 """
@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+
+def start_ranks(number: int) -> int:
+    """Run this script once a data-parallel rank, as vLLM wants it: by variables."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(number):
+        said = {"RANK": rank, "RANK_LOCAL": rank, "SIZE": number, "MASTER_IP": "127.0.0.1", "MASTER_PORT": port}
+        env = {**os.environ, **{f"VLLM_DP_{name}": str(value) for name, value in said.items()}}
+        ranks.append(subprocess.Popen([sys.executable, *sys.argv, "--dp-rank", str(rank)], env=env))
+    return max(rank.wait() for rank in ranks)
 
 
 def main() -> None:
@@ -28,11 +44,15 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--tp", type=int, default=1)
+    parser.add_argument("--dp", type=int, default=1, help="Data-parallel ranks, each with prompts of its own.")
+    parser.add_argument("--dp-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--expert-parallel", action="store_true")
     parser.add_argument("--eplb", action="store_true")
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--kv-mib", type=int, default=2048)
     options = parser.parse_args()
+    if options.dp > 1 and options.dp_rank is None:
+        sys.exit(start_ranks(options.dp))
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
     from scripts.gpu.check_exact import model_folder  # noqa: PLC0415
@@ -46,14 +66,15 @@ def main() -> None:
     llm = LLM(
         model=str(model_folder(options.family, options.layers, options.experts, options.top_k)),
         load_format="dummy", skip_tokenizer_init=True, max_model_len=1024, max_num_batched_tokens=256,
-        max_num_seqs=32, kv_cache_memory_bytes=options.kv_mib << 20, attention_backend=options.attention,
+        max_num_seqs=32, kv_cache_memory_bytes=options.kv_mib << 20,
+        gpu_memory_utilization=0.3, attention_backend=options.attention,
         tensor_parallel_size=options.tp, enable_expert_parallel=options.expert_parallel,
         compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}, **extra,
     )  # fmt: skip
-    chance = random.Random(5)
+    chance = random.Random(5 + (options.dp_rank or 0))
     prompts = [
         {"prompt_token_ids": [chance.randrange(1, 250) for _ in range(chance.choice([2, 5, 17, 60, 300]))]}
-        for _ in range(options.requests)
+        for _ in range(options.requests // (1 + (options.dp_rank or 0)))  # the first rank works longest
     ]
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0, detokenize=False, ignore_eos=True)
     done = llm.generate(prompts, params, use_tqdm=False)

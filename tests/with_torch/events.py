@@ -20,6 +20,7 @@ class Kept:
     """The events in order."""
 
     encoding = "kept"
+    steps_a_send = 1
 
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import time
 import weakref
@@ -13,112 +12,15 @@ import torch
 
 from nvtxmoe.capture import cuda_counting, graphs
 from nvtxmoe.capture import recorder as recorder_module
-from nvtxmoe.capture.cuda_counting import CudaCounter, Launch
+from nvtxmoe.capture.cuda_counting import CudaCounter
 from nvtxmoe.capture.graphs import Graphs
-from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.capture.model import Step
-from nvtxmoe.capture.recorder import Recorder
 from nvtxmoe.capture.routed import Routed, alike
-from tests.with_torch.events import EXPERTS, Kept, identity
+from tests.with_torch import device as stand_ins
+from tests.with_torch.device import Event, Graph, captured, recorder, replay, routed
+from tests.with_torch.events import EXPERTS
 
-
-class Graph:
-    """Stands for a torch.cuda.CUDAGraph."""
-
-
-class Event:
-    """A CUDA event that is done when the test says so; waiting for it is a failure."""
-
-    ready = False
-    may_wait = False
-
-    def record(self) -> None:
-        """Nothing runs."""
-
-    def query(self) -> bool:
-        """As the test says."""
-        return Event.ready
-
-    def synchronize(self) -> None:
-        """The host waits."""
-        assert Event.may_wait, "the host waits for the device"
-
-
-@pytest.fixture(autouse=True)
-def device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU memory in the place of pinned memory, our events, and every blocking call forbidden."""
-    unhook_all()
-    empty = torch.empty
-
-    def pinned(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
-        assert pin_memory, "memory that is not pinned would make copies block"
-        return empty(*args, **kwargs)
-
-    def blocks(*_: Any, **__: Any) -> Any:
-        raise AssertionError("a blocking call on the serving path")
-
-    monkeypatch.setattr(torch, "empty", pinned)
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", blocks)
-    for name in ("item", "cpu", "tolist", "nonzero"):
-        monkeypatch.setattr(torch.Tensor, name, blocks)
-    copy = torch.Tensor.copy_
-
-    def copied(self: torch.Tensor, other: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
-        assert non_blocking, "a blocking copy on the serving path"
-        return copy(self, other)
-
-    monkeypatch.setattr(torch.Tensor, "copy_", copied)
-    Event.ready = Event.may_wait = False
-
-
-def histogram(launch: Launch, table: Any, out: torch.Tensor, num_tokens: int) -> None:
-    """What the kernel does, where there is none: it reads the addresses, as the kernel does."""
-    flat = out.numpy().reshape(len(launch.layers), launch.experts)
-    flat[:] = 0
-    item = ctypes.c_int32 if launch.item_bytes == 4 else ctypes.c_int64
-    for row, address in zip(flat, table.numpy().tolist(), strict=True):
-        for token in range(num_tokens):
-            place = address + token * launch.row_stride * launch.item_bytes
-            for expert in (item * launch.top_k).from_address(place):
-                row[expert] += 1
-
-
-def recorder() -> tuple[Recorder, Kept, CudaCounter]:
-    """A recorder that counts on the stand-in device."""
-    sink = Kept()
-    made = Recorder(lambda _: [sink], sample_every=0)
-    made.model_loaded(identity())
-    counter = CudaCounter(histogram)
-    made._counter = counter
-    return made, sink, counter
-
-
-def routed(layer: int, tensor: torch.Tensor) -> Routed:
-    return Routed(layer, EXPERTS, tensor, tensor.float())
-
-
-def replay(made: Recorder, graph: Graph, tensors: list[torch.Tensor], *values: tuple[int, int]) -> None:
-    """A step that replays a graph: its tensors get new content, padding keeps the old."""
-    made.begin_step(len(values), 1, 0, len(values))
-    made.replayed(id(graph))
-    for tensor in tensors:
-        tensor[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
-    made.forward_done()
-    made.end_step()
-
-
-def captured(made: Recorder, rows: int = 4) -> tuple[Graph, list[torch.Tensor]]:
-    """A graph with both layers in it."""
-    graph = Graph()
-    tensors = [torch.zeros(rows, 2, dtype=torch.int32) for _ in (0, 1)]
-    made.graphs.begin(graph)
-    for layer, tensor in enumerate(tensors):
-        assert made.listens(layer)
-        made.routed(routed(layer, tensor))
-    made.graphs.end(graph)
-    assert not made.listens(0)
-    return graph, tensors
+device = stand_ins.device  # the fixture
 
 
 def test_replays_are_counted_from_the_captured_tensors() -> None:

@@ -65,13 +65,17 @@ def idle_hook(capture: Capture) -> Hook:
 def warm_up_hook(capture: Capture) -> Hook:
     """Around ``compile_or_warm_up_model``: the steps in it, of model runner V2 for one, are the engine's own."""
 
-    def enter(*_: Any, **__: Any) -> None:
+    def enter(worker: Any, *_: Any, **__: Any) -> None:
         capture.recorder.warming_up = True
+        if worker.device.type == "cuda":
+            capture.recorder.prepare_for_gpu()
 
     def close(_: Any) -> None:
         capture.recorder.warming_up = False
 
-    return capture.hook("warm_up", enter, lambda state, _: close(state), close)
+    hook = capture.hook("warm_up", enter, lambda state, _: close(state), close)
+    hook.unwind = close  # else nothing would be recorded ever after
+    return hook
 
 
 def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -> Hook:

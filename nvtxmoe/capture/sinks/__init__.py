@@ -12,6 +12,9 @@ class Sink(Protocol):
     """Takes the events of one process in order."""
 
     encoding: str
+    #: Counts may wait for so many steps and then be sent together, which takes less time than one step at a time. A
+    #: session of nsys may stop after any step: there they may not wait.
+    steps_a_send: int
 
     def meta(self, text: bytes) -> None:
         """``moe.meta``; the last one counts."""

@@ -32,6 +32,7 @@ class JournalSink:
     """
 
     encoding = "journal"
+    steps_a_send = 16
     _closed = True  # until it is made
 
     def __init__(self, session: Path, rank: int, interval_s: float) -> None:
@@ -67,7 +68,7 @@ class JournalSink:
 
     def step_begins(self, step: Step) -> None:
         """A record, with the time at which the step began."""
-        self._add(record("step", time.time_ns(), step.payload().tobytes()))
+        self._add(record("step", time.time_ns(), step.packed()))
 
     def step_ends(self) -> None:
         """Nothing: the next step's record tells."""

@@ -16,6 +16,8 @@ from nvtxmoe.capture.model import Step
 class NvtxSink:
     """Events of schema 1 through an emitter."""
 
+    steps_a_send = 1
+
     def __init__(self, emitter: Emitter) -> None:
         self.emitter = emitter
         self.encoding = emitter.encoding
