@@ -15,11 +15,13 @@ from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
 #: A command is one module of nvtxmoe.commands with a function of its name, imported only when it runs.
 COMMANDS = {
     "analyze": "Export of a run -> expert statistics and GPU time of every (rank, step, layer).",
+    "compare": "Two results side by side: what differs, and whether that is more than noise.",
     "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
     "doctor": "Whether a capture can work here, and what is in its way.",
     "inspect": "What is in an export, in a second, before any analysis.",
     "merge": "Journals of a run without nsys -> expert statistics.",
     "profile": "Run a server or a script under capture, end it so that nothing is lost, analyse.",
+    "report": "Results of an analysis -> findings and charts as one page.",
     "trim": "An export with only what analysis needs, fit for sharing.",
 }
 
@@ -59,7 +61,7 @@ def cli() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, 2 for bad input, 3 for --strict, 1 for a bug, 130 for Ctrl-C."""
+    """Run the command line and exit: 0, 2 bad input, 3 --strict, 4 a failed gate, 1 a bug, 130 Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):  # a path or kernel name need not fit the terminal's encoding
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     code = run(list(sys.argv[1:] if argv is None else argv))

@@ -8,6 +8,7 @@ from os import PathLike
 
 BAD_INPUT = 2
 INCOMPLETE = 3
+GATE_FAILED = 4
 
 
 class NvtxmoeError(Exception):

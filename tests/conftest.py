@@ -58,9 +58,9 @@ def golden_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_vllm_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Two ranks captured by nvtxmoe itself: ``tp2`` and ``dp2``, SQLite."""
+    """Two ranks captured by nvtxmoe itself: ``tp2``, ``eplb`` and ``dp2``, SQLite."""
     folder = tmp_path_factory.mktemp("golden")
-    return {kind: _unpacked(f"h100-2gpu-vllm-{kind}-capture.sqlite", folder) for kind in ("tp2", "dp2")}
+    return {kind: _unpacked(f"h100-2gpu-vllm-{kind}-capture.sqlite", folder) for kind in ("tp2", "eplb", "dp2")}
 
 
 @pytest.fixture(scope="session")

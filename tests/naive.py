@@ -18,6 +18,7 @@ import numpy as np
 from nvtxmoe import schema
 from scripts.bench import brute_force
 from scripts.bench.brute_capture import CellKey, pid_of
+from tests import naive_work
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Run:
     answer: brute_force.Answer
     first_ranks: Sequence[int]
     top_k: int
+    work: naive_work.Work = field(default_factory=naive_work.Work)
     steps: dict[tuple[int, int], Step] = field(default_factory=dict)
     samples: dict[CellKey, list[Token]] = field(default_factory=dict)
 
@@ -57,7 +59,8 @@ class Run:
 
 def read(path: Path, first_ranks: Sequence[int] = (0,), top_k: int = 4) -> Run:
     """Read a golden capture with the fixed layouts of the schema."""
-    run = Run(brute_force.attribute(path), first_ranks, top_k)
+    answer = brute_force.attribute(path)
+    run = Run(answer, first_ranks, top_k, naive_work.read(path, answer))
     connection = sqlite3.connect(path)
     rows = connection.execute(
         "SELECT start, globalTid, value, binaryData FROM NVTX_EVENTS JOIN StringIds ON id = textId"
@@ -190,30 +193,55 @@ def layer_timings(run: Run) -> str:
 
 
 def kernel_timings(run: Run) -> str:
-    groups: dict[tuple[int, int, str, str, str], list[int]] = defaultdict(list)
-    for op in run.answer.operations:
-        if op.key is not None:
-            name = {"memcpy": f"[CUDA memcpy {op.name}]", "memset": "[CUDA memset]"}.get(op.kind, op.name)
-            groups[op.key[0], op.key[2], op.phase, name, op.launched_by].append(op.end_ns - op.start_ns)
-    ordered = sorted(groups, key=lambda g: (g[0], g[1], -sum(groups[g]), *g[2:]))
+    groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    inside = [(op.key[0], op.key[2], op.phase, op) for op in run.answer.operations if op.key is not None]
+    outside = [(rank, None, phase, op) for rank, phase, op in run.work.outside]
+    for rank, layer, phase, op in [*inside, *outside]:
+        name = {"memcpy": f"[CUDA memcpy {op.name}]", "memset": "[CUDA memset]"}.get(op.kind, op.name)
+        groups[rank, layer, phase, name, op.launched_by].append(op.end_ns - op.start_ns)
+    ordered = sorted(groups, key=lambda g: (g[0], g[1] is None, g[1] or 0, -sum(groups[g]), *g[2:]))
     rows = [(*g, len(ns), sum(ns), sum(ns) / len(ns), min(ns), max(ns)) for g, ns in ((g, groups[g]) for g in ordered)]
     header = "rank layer_idx phase kernel_name launched_by count total_ns mean_ns min_ns max_ns"
     return csv_text(header, rows)
 
 
+PHASES = ("route", "dispatch", "experts", "combine", "shared", "collective", "other")
+
+
 def layer_correlation(run: Run) -> str:
+    by_phase: dict[CellKey, Counter[str]] = defaultdict(Counter)
+    for op in run.answer.operations:
+        if op.key is not None and op.kind == "kernel":
+            by_phase[op.key][op.phase] += op.end_ns - op.start_ns
     rows = []
     for row in brute_force.cell_rows(run.answer.cells, run.answer.operations):
         key = (int(str(row["rank"])), int(str(row["step"])), int(str(row["layer_idx"])))
         step, counts = run.steps[key[0], key[1]], run.answer.cells[key].counts
         mean = sum(counts) / len(counts)
         features = (run.top_k, sum(counts), sum(c > 0 for c in counts), max(counts), mean, deviation(counts))
-        tiles = (max(counts) / mean, None, None)
+        block = naive_work.block_m(step.num_tokens)
+        tiles = (max(counts) / mean, block, naive_work.tiles(counts, block))
         tokens = (row["num_tokens"], step.prefill_tokens, step.decode_tokens)
         timed = (row["kernel_count"], row["kernel_time_ns"], row["busy_ns"], row["launched_by"])
-        rows.append((*key, *tokens, *features, *tiles, *timed))
+        kind = "mixed" if step.prefill_tokens and step.decode_tokens else "prefill" if step.prefill_tokens else "decode"
+        more = (kind, deviation(counts) / mean, *naive_work.unevenness(counts), "default")
+        phases = [by_phase[key][phase] for phase in PHASES]
+        of_layer = sum(int(str(row[f"{what}_time_ns"])) for what in ("kernel", "memcpy", "memset"))
+        rows.append(
+            (
+                *(*key, *tokens, *features, *tiles, *timed, *more),
+                *naive_work.local_columns(run.work, key, counts, block),
+                *(*phases, run.work.inferred[key], row["kernel_time_ns"]),  # no collective runs in a layer
+                *naive_work.step_columns(run.work, key, of_layer),
+            )
+        )
     header = (
         "rank step layer_idx num_tokens prefill_tokens decode_tokens top_k total_activations active_experts max_count "
-        "mean_count std_dev max_mean_ratio block_m expert_tiles kernel_count kernel_time_ns busy_ns launched_by"
+        "mean_count std_dev max_mean_ratio block_m expert_tiles kernel_count kernel_time_ns busy_ns launched_by "
+        "step_kind cv entropy_bits gini block_m_source local_experts local_activations local_active_experts "
+        "local_max_count local_expert_tiles weight_bytes route_ns dispatch_ns experts_ns combine_ns shared_ns "
+        "collective_ns other_ns collective_inferred_ns own_ns step_gpu_ns step_attention_ns step_collective_ns "
+        "step_sampling_ns step_dense_ns step_norm_ns step_memory_ns step_recording_ns step_other_ns step_unplaced_ns "
+        "between_steps_ns step_share_pct"
     )
     return csv_text(header, rows)

@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe_analysis.activity import KINDS
-from nvtxmoe_analysis.attribution import CLASSES, REASONS, Attribution, attribute
+from nvtxmoe_analysis.attribution import Attribution, attribute
 from nvtxmoe_analysis.cells import cell_timings
 from nvtxmoe_analysis.events import read_events
 from nvtxmoe_analysis.exports.open import open_export
 from nvtxmoe_analysis.launches import Launches
+from nvtxmoe_analysis.places import CLASSES, REASONS
 from nvtxmoe_analysis.ranges import PHASE_NAMES, classify, flatten
 from tests import brute
 from tests.builder import Export, Process

@@ -19,9 +19,9 @@ from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
 from tests.command import RESULTS, ROOT, analyze, everything, files, refused, run, spawn
 from tests.runs import simple, without
-from tests.written import TABLES
+from tests.written import file_set
 
-SET = {*(f"{stem}.csv" for stem in TABLES), "moe_summary.json", "moe_capture_validation.json"}
+SET = file_set("csv")
 COLOUR = re.compile(r"\x1b\[[0-9;]*(3[0-9]|4[0-9]|9[0-7])m")
 
 

@@ -17,11 +17,9 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.writer import as_text, write_set
 from tests.command import DEMO, PROC, RESULTS, analyze, everything, files, refused, run
 from tests.runs import simple
-from tests.written import TABLES
+from tests.written import DOCUMENTS, PARQUET_ONLY, TABLES, file_set
 
-DOCUMENTS = {"moe_summary.json", "moe_capture_validation.json"}
-CSV = {f"{stem}.csv" for stem in TABLES} | DOCUMENTS
-PARQUET = {f"{stem}.parquet" for stem in TABLES} | DOCUMENTS
+CSV, PARQUET = file_set("csv"), file_set("parquet")
 
 
 @pytest.fixture
@@ -48,10 +46,12 @@ def test_both_formats_say_the_same(tmp_path: Path) -> None:
     assert files(folders["both"]) == CSV | PARQUET
     for name in CSV - {"moe_capture_validation.json"}:
         assert (folders["csv"] / name).read_bytes() == (folders["both"] / name).read_bytes()
+    for stem in PARQUET_ONLY:
+        assert len(pl.read_parquet(folders["csv"] / f"{stem}.parquet")) > 0
     for stem, table in tables(tmp_path / "parquet").items():
         assert table.equals(pl.read_parquet(folders["both"] / f"{stem}.parquet"))
         text = pl.read_csv(folders["csv"] / f"{stem}.csv", infer_schema=False)
-        assert len(text) > 0
+        assert len(text) > 0 or stem == "moe_cross_layer_paths"  # gates of random numbers have none
         assert text.equals(as_text(table).cast(pl.String)), stem
 
 
@@ -139,8 +139,8 @@ def interrupt_after(call: Callable[[], Any]) -> Any:
 
 def small_set(number: int) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Tables and documents under the names of ours."""
-    documents = {Path(name).stem: {"number": number} for name in sorted(DOCUMENTS)}
-    return {stem: pl.DataFrame({"number": [number]}) for stem in TABLES}, documents
+    documents = {stem: {"number": number} for stem in DOCUMENTS}
+    return {stem: pl.DataFrame({"number": [number]}) for stem in (*TABLES, *PARQUET_ONLY)}, documents
 
 
 @pytest.mark.parametrize("how", [full, interrupt, interrupt_after])
@@ -149,18 +149,18 @@ def test_the_old_set_is_restored(
     tmp_path: Path, how: Callable[[Callable[[], Any]], Any], earlier: tuple[str, ...]
 ) -> None:
     if earlier:
-        write_set(tmp_path, *small_set(1), earlier)
+        write_set(tmp_path, *small_set(1), earlier, parquet_only=PARQUET_ONLY)
     before = everything(tmp_path)
     number = len(CSV) + len(before)  # every new file is placed, every old one moved
     for at in range(1, number + 1):
         with pytest.MonkeyPatch.context() as monkeypatch:
             patched(monkeypatch, lambda n, call, at=at: how(call) if n == at else call())  # type: ignore[misc]
             with pytest.raises(NvtxmoeError if how is full else KeyboardInterrupt):
-                write_set(tmp_path, *small_set(2))
+                write_set(tmp_path, *small_set(2), parquet_only=PARQUET_ONLY)
         assert everything(tmp_path) == before, at
     with pytest.MonkeyPatch.context() as monkeypatch:
         calls = patched(monkeypatch, lambda n, call: call())
-        write_set(tmp_path, *small_set(2))
+        write_set(tmp_path, *small_set(2), parquet_only=PARQUET_ONLY)
     assert calls[0] == number
     assert files(tmp_path) == CSV
     assert (tmp_path / "moe_layer_timings.csv").read_text() == "number\n2\n"

@@ -45,12 +45,14 @@ def test_cells_equal_brute_force(analysed: Analysis, golden_vllm: Path) -> None:
 
 def test_recording_adds_one_kernel_a_step_and_nothing_to_a_layer(analysed: Analysis) -> None:
     """Decode steps are replays: their layers hold vLLM's own kernels and copies only."""
-    kernels = analysed.results.kernels
+    everywhere = analysed.results.kernels
+    kernels = everywhere.drop_nulls("layer_idx")
     assert not kernels["kernel_name"].str.contains("nvtxmoe").any()
     outside = {
         row["name"]: row["operations"] for row in analysed.validation["coverage"]["in_step_outside_layers_names"]
     }
     assert outside["nvtxmoe_count"] == STEPS
+    assert everywhere.filter(phase="step_recording").select("kernel_name", "count").rows() == [("nvtxmoe_count", STEPS)]
     replays = analysed.results.layers.filter(pl.col("launched_by") == "graph")
     assert len(replays) == 60
     # The prototype copied ids and weights in each layer: 2 copies that are not vLLM's. Here there are vLLM's alone.

@@ -1,4 +1,6 @@
-"""Captures by nvtxmoe itself of two ranks on two H100s: tensor and expert parallel, data and expert parallel."""
+"""Captures by nvtxmoe itself of two ranks on two H100s: tensor and expert parallel, with EPLB too, data and expert
+parallel.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +9,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from nvtxmoe_analysis.outputs.layer_correlation import build
 from nvtxmoe_analysis.pipeline import Analysis, analyze
 from scripts.bench.brute_force import attribute, cell_rows
 from scripts.gpu.check_tails import check
 
-KINDS = ("tp2", "dp2")
-STEPS = {"tp2": 92, "dp2": 57}
-TOKENS = {"tp2": 2286, "dp2": 2960}
+KINDS = ("tp2", "eplb", "dp2")
+STEPS = {"tp2": 92, "eplb": 94, "dp2": 57}
+TOKENS = {"tp2": 2286, "eplb": 2286, "dp2": 2960}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -59,11 +62,11 @@ def test_the_reduction_after_a_layer_is_the_layers(kind: str, analysed: Analysis
     exchange lie inside the layer's own call."""
     kernels = analysed.results.kernels
     collective = kernels.filter(phase="collective")
-    if kind == "tp2":
+    if kind != "dp2":
         # One reduction a step, layer and rank; in eager steps a copy of its input comes first.
         collective = collective.filter(~pl.col("kernel_name").str.contains("memcpy"))
         assert collective.group_by("rank", "layer_idx").agg(pl.col("count").sum()).sort("rank", "layer_idx").rows() == [
-            (rank, layer, 46) for rank in (0, 1) for layer in range(4)
+            (rank, layer, STEPS[kind] // 2) for rank in (0, 1) for layer in range(4)
         ]
         assert collective["kernel_name"].str.contains("cross_device_reduce|nccl|multimem").all()
     else:
@@ -75,5 +78,20 @@ def test_the_reduction_after_a_layer_is_the_layers(kind: str, analysed: Analysis
 def test_moe_meta_says_who_the_ranks_are(kind: str, analysed: Analysis) -> None:
     metas = sorted(analysed.results.reports[0].metas.values(), key=lambda meta: meta.rank)
     sizes = [(m.raw["tp_size"], m.raw["ep_size"], m.raw.get("dp_size", 1)) for m in metas]
-    assert sizes == [(2, 2, 1) if kind == "tp2" else (1, 2, 2)] * 2
-    assert [m.raw["layers"][0]["local_experts"] for m in metas] == [list(range(16)), list(range(16, 32))]
+    assert sizes == [(1, 2, 2) if kind == "dp2" else (2, 2, 1)] * 2
+    held = 18 if kind == "eplb" else 16  # physical experts: 4 are redundant
+    assert [m.raw["layers"][0]["local_experts"] for m in metas] == [list(range(held)), list(range(held, 2 * held))]
+
+
+def test_what_the_ranks_experts_got_adds_up_to_all_assignments(kind: str, analysed: Analysis) -> None:
+    """With EPLB by physical experts."""
+    cells = build(analysed.results).drop_nulls("local_activations")
+    if kind == "dp2":
+        return  # see test_local_load_data_parallel
+    assert len(cells) == 4 * STEPS[kind]
+    both = cells.group_by("step", "layer_idx").agg(
+        pl.len(), pl.col("local_activations").sum(), pl.col("total_activations").first()
+    )
+    assert set(both["len"]) == {2}
+    assert both["local_activations"].to_list() == both["total_activations"].to_list()
+    assert cells["local_active_experts"].max() <= cells["local_experts"].min()  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""The index of launch calls against a dictionary, dense and sparse."""
+"""The index of launch calls, and groups of rows, against plain Python; dense and sparse."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe_analysis import lookup
+from nvtxmoe_analysis.grouping import dense
 from nvtxmoe_analysis.lookup import Index
 
 pids = st.sampled_from([0, 7, 3579, (1 << 24) - 1])
@@ -35,3 +36,13 @@ def test_ids_that_count_up_are_dense_and_scattered_ones_are_not() -> None:
     ones = np.ones(1000, dtype=np.int64)
     assert Index(ones, np.arange(5000, 6000)).dense
     assert not Index(ones, np.arange(1000) << 26).dense
+
+
+@pytest.mark.parametrize(
+    "keys", [[], [3], [-17, 4, -17, 0, 900], [-(1 << 63), (1 << 63) - 1, 5], [1 << 40, 7, 1 << 40]]
+)
+def test_dense_numbers(keys: list[int]) -> None:
+    """Few or many values apart, negative ones too."""
+    distinct, index = dense(np.array(keys, dtype=np.int64))
+    assert distinct.tolist() == sorted(set(keys))
+    assert distinct[index].tolist() == keys

@@ -15,16 +15,17 @@ import pytest
 
 from nvtxmoe import schema
 from nvtxmoe.journal import JournalWriter, block, record
-from nvtxmoe_analysis.outputs import STANDARD
+from nvtxmoe_analysis.outputs import PARQUET_ONLY, STANDARD
 from tests import sessions
 from tests.builder import Export, simple_run
 from tests.command import RESULTS, ROOT, files, run
 from tests.sessions import chosen_of, counts, journal, meta, pairs, run_of, step, step_of
 from tests.written import Written, written
 
-FILES = {*(f"{stem}.csv" for stem in STANDARD), "moe_summary.json", "moe_capture_validation.json"}
+TABLE_FILES = tuple(f"{stem}.{'parquet' if stem in PARQUET_ONLY else 'csv'}" for stem in STANDARD)
+FILES = {*TABLE_FILES, "moe_summary.json", "moe_capture_validation.json"}
 #: Of these every byte is the same, however a run was recorded.
-TIMELESS = (*(f"{stem}.csv" for stem in STANDARD if stem != "moe_load_imbalance"), "moe_summary.json")
+TIMELESS = (*(name for name in TABLE_FILES if name != "moe_load_imbalance.csv"), "moe_summary.json")
 
 
 def merged(session: Path, *more: Path) -> Written:
@@ -54,7 +55,7 @@ def twice(nsys_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Wr
 @pytest.mark.parametrize("name", TIMELESS)
 def test_a_journal_gives_the_bytes_that_the_real_nsys_gives(twice: tuple[Written, Written], name: str) -> None:
     nsys, direct = twice
-    assert direct.text(name) == nsys.text(name)
+    assert (direct.folder / name).read_bytes() == (nsys.folder / name).read_bytes()
 
 
 def test_times_are_the_same_but_for_the_clock(twice: tuple[Written, Written]) -> None:
@@ -74,9 +75,10 @@ def test_verdicts_without_a_gpu(twice: tuple[Written, Written]) -> None:
 
 @pytest.mark.parametrize("encoding", ["binary", "words"])
 def test_every_event_gives_the_same_in_every_form(tmp_path: Path, encoding: str) -> None:
-    """All five files to the byte, times among them: the journal has those of the export."""
+    """All files to the byte, times among them: the journal has those of the export."""
     export = Export()
-    worker = simple_run(export, encoding=encoding)
+    layers = [{**layer, "num_physical_experts": 5} for layer in sessions.meta_of()["layers"]]
+    worker = simple_run(export, encoding=encoding, meta={"layers": layers})
     for number in range(3):
         worker.counts(number, 0, [1, 2, 3, 0, 0], event="physical")
     for layer in range(2):
@@ -84,7 +86,7 @@ def test_every_event_gives_the_same_in_every_form(tmp_path: Path, encoding: str)
     found = written(tmp_path, export)
     ident = export.strings["moe.step"]
     began = iter([row["start"] for row in export.rows["NVTX_EVENTS"] if row["textId"] == ident])
-    sent = run_of()
+    sent = run_of(layers=layers)
     times = [next(began) + sessions.BEGUN_NS if event == "step" else 0 for event, _ in sent]
     sent += [counts(number, 0, [1, 2, 3, 0, 0], event="physical") for number in range(3)]
     sent += [pairs(0, 2, layer, 4) for layer in range(2)]
@@ -92,7 +94,7 @@ def test_every_event_gives_the_same_in_every_form(tmp_path: Path, encoding: str)
     journal(session, sent, times_ns=[*times, *[0] * 5])
     direct = merged(session)
     for name in (*TIMELESS, "moe_load_imbalance.csv"):
-        assert direct.text(name) == found.text(name), name
+        assert (direct.folder / name).read_bytes() == (found.folder / name).read_bytes(), name
     assert direct.check("counts_sum") == found.check("counts_sum")
 
 
@@ -250,10 +252,10 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_files_of_a_session(tmp_path: Path) -> None:
-    """In the session's own folder, and no table of GPU time that another analysis left there."""
+    """In the session's own folder, and nothing about GPU time that another analysis left there."""
     journal(tmp_path, run_of())
     (tmp_path / RESULTS).mkdir()
-    for name in ("moe_layer_timings.csv", "moe_kernel_timings.parquet", "notes.txt"):
+    for name in ("moe_layer_timings.csv", "moe_kernel_timings.parquet", "moe_straggler.json", "notes.txt"):
         (tmp_path / RESULTS / name).touch()
     ran = run("merge", tmp_path)
     assert (ran.code, ran.err) == (0, "")
@@ -289,7 +291,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
         "    1        4      2     4      2 (33.3 %)      1.33",
         "Capture complete: 9 checks passed.",
         f"Results in {tmp_path / RESULTS}:",
-        *(f"  {stem}.csv" for stem in STANDARD),
+        *(f"  {name}" for name in TABLE_FILES),
         "  moe_summary.json",
         "  moe_capture_validation.json",
     ]
@@ -373,6 +375,7 @@ def test_the_validation_file(tmp_path: Path) -> None:
     about_gpu = {check["name"]: check for check in found["checks"] if "GPU work" in check["message"]}
     assert set(about_gpu) == {
         "blobs_present", "words_whole", "steps_closed", "cuda_tracing", "graph_tracing", "launches_have_work",
-        "layers_have_work", "graph_nodes", "ranges_nest", "operations_placed", "collectives_seen", "profiler_warnings",
+        "layers_have_work", "graph_nodes", "ranges_nest", "operations_placed", "collectives_seen", "clocks_agree",
+        "profiler_warnings",
     }  # fmt: skip
     assert {check["status"] for check in about_gpu.values()} == {"not_applicable"}

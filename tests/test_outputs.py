@@ -58,7 +58,7 @@ def small_run(encoding: str = "binary") -> Export:
     worker.send_meta()
     begin(export, 1_000_000_000)
     with worker.step(10, tokens=3, prefill=3):
-        worker.kernel(name="attention")
+        worker.kernel(name="flash_fwd_kernel")
         with worker.layer(3):
             with worker.phase("route", 3):
                 on_gpu(worker.kernel(name="topk<int, 4>"), 5000, 5100)
@@ -188,7 +188,7 @@ def test_layer_timings(small: Written) -> None:
 
 
 def test_kernel_timings(small: Written) -> None:
-    """The longest first within a layer; a name with a comma is quoted."""
+    """The longest first within a layer, then what is outside layers; a name with a comma is quoted."""
     assert small.text("moe_kernel_timings") == literal("""
         rank,layer_idx,phase,kernel_name,launched_by,count,total_ns,mean_ns,min_ns,max_ns
         0,3,experts,fused,eager,2,500,250,200,300
@@ -197,6 +197,7 @@ def test_kernel_timings(small: Written) -> None:
         0,3,other,[CUDA memcpy kind 1],eager,1,50,50,50,50
         0,7,experts,fused,eager,1,200,200,200,200
         0,7,experts,[CUDA memset],eager,1,20,20,20,20
+        0,,step_attention,flash_fwd_kernel,eager,1,100,100,100,100
         """)
 
 
@@ -212,17 +213,38 @@ def test_copies_are_named_as_nsys_stats_does(tmp_path: Path) -> None:
 
 
 def test_layer_correlation(small: Written) -> None:
-    """Tiles of two rows: ceil(3/2) + ceil(2/2) + ceil(1/2) = 4; layer 7 does not tell its block."""
+    """Layer 3 tells its tiles of two rows, layer 7 has the default of 16, and neither the bytes of an expert.
+
+    Of (3, 0, 2, 1) there are ceil(3/2) + ceil(2/2) + ceil(1/2) = 4 tiles; the shares are 1/2, 0, 1/3, 1/6, and the
+    differences of all pairs add up to 2 (3 + 1 + 2 + 2 + 1 + 1) = 20, of 2 x 4 x 6.
+    """
     assert small.text("moe_layer_correlation") == (
         "rank,step,layer_idx,num_tokens,prefill_tokens,decode_tokens,top_k,total_activations,active_experts,max_count,"
-        "mean_count,std_dev,max_mean_ratio,block_m,expert_tiles,kernel_count,kernel_time_ns,busy_ns,launched_by\n"
-        "0,10,3,3,3,0,2,6,3,3,1.5,1.11803399,2,2,4,3,600,550,eager\n"
-        "0,10,7,3,3,0,1,3,2,2,1,0.816496581,2,,,1,200,220,eager\n"
-        "0,11,3,2,0,2,2,4,3,2,1,0.707106781,2,2,3,1,100,100,eager\n"
-        "0,11,7,2,0,2,1,2,2,1,0.666666667,0.471404521,1.5,,,0,0,0,none\n"
-        "0,12,3,0,0,0,2,0,0,0,0,0,,2,0,0,0,0,none\n"
-        "0,12,7,0,0,0,,,,,,,,,,0,0,0,none\n"
+        "mean_count,std_dev,max_mean_ratio,block_m,expert_tiles,kernel_count,kernel_time_ns,busy_ns,launched_by,"
+        "step_kind,cv,entropy_bits,gini,block_m_source,local_experts,local_activations,local_active_experts,"
+        "local_max_count,local_expert_tiles,weight_bytes,route_ns,dispatch_ns,experts_ns,combine_ns,shared_ns,"
+        "collective_ns,other_ns,collective_inferred_ns,own_ns,step_gpu_ns,step_attention_ns,step_collective_ns,"
+        "step_sampling_ns,step_dense_ns,step_norm_ns,step_memory_ns,step_recording_ns,step_other_ns,step_unplaced_ns,"
+        "between_steps_ns,step_share_pct\n"
+        "0,10,3,3,3,0,2,6,3,3,1.5,1.11803399,2,2,4,3,600,550,eager,"
+        "prefill,0.745355992,1.45914792,0.416666667,moe.meta,4,6,3,3,4,,100,0,500,0,0,0,0,0,600,"
+        "970,100,0,0,0,0,0,0,0,0,0,67.0103093\n"
+        "0,10,7,3,3,0,1,3,2,2,1,0.816496581,2,16,2,1,200,220,eager,"
+        "prefill,0.816496581,0.918295834,0.444444444,default,3,3,2,2,2,,0,0,200,0,0,0,0,0,200,"
+        "970,100,0,0,0,0,0,0,0,0,0,22.6804124\n"
+        "0,11,3,2,0,2,2,4,3,2,1,0.707106781,2,2,3,1,100,100,eager,"
+        "decode,0.707106781,1.5,0.375,moe.meta,4,4,3,2,3,,0,0,0,0,0,0,100,0,100,"
+        "100,0,0,0,0,0,0,0,0,0,0,100\n"
+        "0,11,7,2,0,2,1,2,2,1,0.666666667,0.471404521,1.5,16,2,0,0,0,none,"
+        "decode,0.707106781,1,0.333333333,default,3,2,2,1,2,,0,0,0,0,0,0,0,0,0,"
+        "100,0,0,0,0,0,0,0,0,0,0,0\n"
+        "0,12,3,0,0,0,2,0,0,0,0,0,,2,0,0,0,0,none,"
+        "none,,,,moe.meta,4,0,0,0,0,,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,\n"
+        "0,12,7,0,0,0,,,,,,,,,,0,0,0,none,"
+        "none,,,,,,,,,,,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,\n"
     )
+    shares = (1 / 2, 1 / 3, 1 / 6)
+    assert math.isclose(-sum(p * math.log2(p) for p in shares), 1.45914792, rel_tol=1e-8)
 
 
 def test_words_give_the_same_files(small: Written, tmp_path: Path) -> None:

@@ -219,7 +219,9 @@ def test_a_step_without_counts_has_its_gpu_time(tmp_path: Path) -> None:
         worker.kernel(100, start=9000)
     found = written(tmp_path, export)
     assert found.text("moe_layer_timings").splitlines()[1:] == ["0,0,0,5,4,1,1,100,0,0,0,0,100,9000,9100,eager"]
-    assert found.text("moe_layer_correlation").splitlines()[1:] == ["0,0,0,5,4,1,,,,,,,,,,1,100,100,eager"]
+    assert found.text("moe_layer_correlation").splitlines()[1:] == [
+        "0,0,0,5,4,1,,,,,,,,,,1,100,100,eager,mixed,,,,,,,,,,,0,0,0,0,0,0,100,0,100,100,0,0,0,0,0,0,0,0,0,0,100"
+    ]
     assert found.rows("moe_expert_activations", "expert_id") == []  # unknown is not zero
 
 

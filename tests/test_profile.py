@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from nvtxmoe.profiling.importing import importer_of
+from nvtxmoe.profiling.results import _draw
+from nvtxmoe_analysis.pipeline import analyze
 from tests.command import files, refused
 from tests.planned import executable
 from tests.profiled import PROGRAMS, profile, start, wait_for
@@ -38,6 +40,19 @@ def program(tmp_path: Path, *lines: str) -> Path:
     return path
 
 
+def test_without_what_draws_the_report(
+    golden_vllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A server may lack altair: everything else is there, and how to draw it elsewhere is said."""
+    done = analyze([golden_vllm], tmp_path)
+    monkeypatch.setitem(sys.modules, "nvtxmoe_analysis.report.build", None)
+    _draw(done)
+    out = capsys.readouterr().out
+    assert out.startswith("No report.html: ")
+    assert out.endswith(f"Elsewhere: nvtxmoe report {done.folder}\n")
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_an_offline_script(tmp_path: Path, nsys_path: Path) -> None:
     out = tmp_path / "out"
     ran = profile(out, "--", sys.executable, EMIT, nsys=nsys_path)
@@ -50,7 +65,8 @@ def test_an_offline_script(tmp_path: Path, nsys_path: Path) -> None:
     assert said in ran.out and said in (out / "command.log").read_text()
     assert f"{nsys_path} profile -t cuda,nvtx --cuda-graph-trace=node -s none --cpuctxsw=none" in ran.out
     assert f"-o {out}/report {sys.executable} {EMIT}\n" in ran.out
-    assert f"nvtxmoe: everything is in {out}: command.log, moe_expert_tracking/, report.nsys-rep, " in ran.out
+    assert f"nvtxmoe: everything is in {out}: command.log, moe_expert_tracking/, report.html, " in ran.out
+    assert f"Report: {out}/report.html\n" in ran.out and "report.html" in files(out)
     assert ran.out.endswith(f"nvtxmoe: results: {out}/moe_expert_tracking\n")
 
 

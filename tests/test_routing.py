@@ -18,7 +18,6 @@ from nvtxmoe_analysis.events import Layer, Meta
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.ranges import PHASE_NAMES
 from nvtxmoe_analysis.routing import cell_features, cell_order, combine, totals
-from nvtxmoe_analysis.tiles import count_tiles
 from scripts.bench.brute_force import busy_ns, launched_by
 
 Row = tuple[int, int, int, list[int]]  # step, layer, rank, counts
@@ -63,7 +62,6 @@ def chunk(request: pytest.FixtureRequest) -> Any:
     """Rows worked on at a time: results must not depend on it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(routing, "CHUNK", request.param)
-        patch.setattr("nvtxmoe_analysis.tiles.CHUNK", request.param)
         yield
 
 
@@ -112,17 +110,6 @@ def test_totals(rows: list[Row], more: int) -> None:
     experts = {layer: len(total) + more for layer, total in sorted(naive.items())}
     found = totals(table(rows), experts)
     assert {layer: total.tolist() for layer, total in found.items()} == {n: t + [0] * more for n, t in naive.items()}
-
-
-@given(CELLS, st.integers(1, 5))
-def test_tiles(rows: list[Row], block_m: int) -> None:
-    """ceil(count / block) over the experts, for the processes that tell their block."""
-    metas = {100: meta(0, 1, block_m=block_m), 101: meta(1, 1)}
-    found = count_tiles(table(rows), metas).rows()
-    assert found == [
-        (block_m, sum((c + block_m - 1) // block_m for c in counts)) if rank == 0 else (None, None)
-        for _, _, rank, counts in rows
-    ]
 
 
 @given(CELLS, st.sampled_from([1, 2, 4]), st.integers(0, 4))

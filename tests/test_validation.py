@@ -159,6 +159,7 @@ def test_blobs_missing(tmp_path: Path, strip: Callable[[Path], None]) -> None:
     assert found.text("moe_kernel_timings").splitlines()[1:] == [
         ",0,experts,fused_moe,eager,3,300,100,100,100",
         ",1,experts,fused_moe,eager,3,600,200,200,200",
+        ",,step_other,attention,eager,3,300,100,100,100",
     ]
     # A row for each step all the same, in the order of time.
     columns = ("rank", "step", "layer_idx", "num_tokens", "kernel_count", "kernel_time_ns", "launched_by")

@@ -59,13 +59,14 @@ def test_the_whole_document(tmp_path: Path) -> None:
         (
             "collectives_seen",
             "No rank shares a layer with another.",
-            {"processes_that_share_layers": 0, "collective_ranges": 0},
+            {"processes_that_share_layers": 0, "collective_ranges": 0, "inferred": 0},
         ),
+        ("clocks_agree", "No rank works with another.", {}),
         ("profiler_warnings", "nsys reported no lost events.", {"messages": []}),
     ]
     nothing_to_see = {
         *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
-        "collectives_seen",
+        *("collectives_seen", "clocks_agree"),
     }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {
@@ -115,7 +116,9 @@ def test_the_whole_document(tmp_path: Path) -> None:
             "reports_aligned": True,
             "origin_ns": 1030,
         },
-        "options": {"nvtxmoe": __version__, "polars": pl.__version__, "formats": ["csv"]},
+        "options": {"nvtxmoe": __version__, "polars": pl.__version__, "formats": ["csv"],
+            "capacity_factors": [1.0, 1.25, 1.5, 2.0],
+        },
         "inputs": [
             {
                 "path": str(path),

@@ -129,7 +129,7 @@ def test_nsys_warns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"meta": {"ep_size": 2}}])
 @pytest.mark.parametrize("seen", [True, False])
 def test_collectives(tmp_path: Path, sizes: dict[str, Any], seen: bool) -> None:
-    """The reduction of a shared layer counts in it where moe.collective says whose it is, else outside."""
+    """The reduction of a shared layer counts in it where moe.collective says whose it is, else outside, as inferred."""
     export = Export()
     for rank in range(2):
         worker = Process(export, pid=100 + rank, rank=rank, world_size=2, layers=1, **sizes)
@@ -141,22 +141,29 @@ def test_collectives(tmp_path: Path, sizes: dict[str, Any], seen: bool) -> None:
                 worker.kernel(30, "all_reduce")
         worker.counts(0, 0, GOOD)
     found = written(tmp_path, export)
-    figures = {"processes_that_share_layers": 2, "collective_ranges": 2 if seen else 0}
+    figures = {"processes_that_share_layers": 2, "collective_ranges": 2 if seen else 0, "inferred": 0 if seen else 2}
+    columns = ("collective_ns", "collective_inferred_ns", "own_ns")
     times = found.rows("moe_layer_timings", "kernel_count", "kernel_time_ns")
     rows = found.rows("moe_kernel_timings", "rank", "phase", "kernel_name", "total_ns")
     if seen:
         assert found.check("collectives_seen") == ("pass", "2 moe.collective ranges.", figures)
         assert times == [("2", "130")] * 2
         assert ("1", "collective", "all_reduce", "30") in rows
+        assert found.rows("moe_layer_correlation", *columns) == [("30", "0", "100")] * 2
     else:
         assert found.check("collectives_seen") == (
             "warn",
-            "No moe.collective range: reductions of MoE results after their layers count outside them. The time of a "
-            "collective includes waiting for other ranks.",
+            "No moe.collective range: reductions of MoE results after their layers count outside them; 2 right after a "
+            "layer are tied to it, in collective_inferred_ns. The time of a collective includes waiting for other "
+            "ranks.",
             figures,
         )
         assert times == [("1", "100")] * 2
-        assert "all_reduce" not in {row[2] for row in rows}
+        assert found.rows("moe_layer_correlation", *columns) == [("0", "30", "100")] * 2
+        assert [row[:2] for row in rows if row[2] == "all_reduce"] == [
+            ("0", "step_collective"),
+            ("1", "step_collective"),
+        ]
     assert found.verdict == "complete"
 
 

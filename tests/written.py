@@ -10,6 +10,8 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import polars as pl
+
 from nvtxmoe_analysis.pipeline import Analysis, analyze
 from tests.builder import Export
 
@@ -18,10 +20,29 @@ TABLES = (
     "moe_expert_coselection",
     "moe_routing_weights_hist",
     "moe_load_imbalance",
+    "moe_balance_metrics",
+    "moe_capacity",
+    "moe_cross_layer",
+    "moe_cross_layer_paths",
     "moe_layer_timings",
     "moe_kernel_timings",
     "moe_layer_correlation",
+    "moe_layer_model",
+    "moe_straggler",
+    "moe_collectives",
 )
+#: Always Parquet: their cells hold lists.
+PARQUET_ONLY = ("moe_step_activations",)
+DOCUMENTS = ("moe_summary", "moe_layer_model", "moe_straggler", "moe_capture_validation")
+
+
+def file_set(*formats: str) -> set[str]:
+    """Names of all files that ``analyze`` of exports writes."""
+    return {
+        *(f"{stem}.{form}" for stem in TABLES for form in formats),
+        *(f"{stem}.parquet" for stem in PARQUET_ONLY),
+        *(f"{stem}.json" for stem in DOCUMENTS),
+    }
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,10 @@ class Written:
     def text(self, stem: str) -> str:
         """A table's CSV, or with its suffix any file."""
         return (self.folder / (stem if "." in stem else f"{stem}.csv")).read_text()
+
+    def frame(self, stem: str) -> pl.DataFrame:
+        """A Parquet table."""
+        return pl.read_parquet(self.folder / f"{stem}.parquet")
 
     def rows(self, stem: str, *columns: str) -> list[tuple[str, ...]]:
         """The cells of some columns of a table as they are written."""

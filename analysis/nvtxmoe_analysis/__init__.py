@@ -1,1 +1,20 @@
-"""The polars pipeline over Nsight Systems exports: open, decode, attribute, check, write. No torch, vllm or CUDA."""
+"""The polars pipeline over Nsight Systems exports: open, decode, attribute, check, write. No torch, vllm or CUDA.
+
+``load`` reads a folder of results back (docs/loading.md).
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.loading import Loaded, load
+
+__all__ = ["Loaded", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """``load`` and ``Loaded``, imported when they are asked for: modules here import the package, and need neither."""
+    if name in __all__:
+        from nvtxmoe_analysis import loading  # noqa: PLC0415
+
+        return getattr(loading, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,34 +12,37 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe_analysis import work
 from nvtxmoe_analysis.activity import KINDS, Operations, operation_names, read_operations
+from nvtxmoe_analysis.collectives import Collectives, Part
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.graph_nodes import GraphNodes, Replayed
+from nvtxmoe_analysis.kernel_classes import KernelClasses
 from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.parallel import ordered_map
+from nvtxmoe_analysis.places import (
+    CLASSES,
+    CROSSING,
+    GRAPH_LEVEL,
+    IN_IDLE,
+    IN_LAYER,
+    IN_STEP,
+    NO_CORRELATION,
+    NO_LAUNCH,
+    NO_REASON,
+    NODE_UNRESOLVED,
+    OUTSIDE,
+    REASONS,
+    UNPLACED,
+    WHOLE_GRAPH,
+    PlacedBatch,
+)
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import Segments
 
 Ints = npt.NDArray[np.int64]
 
-#: Classes of operations, by code.
-CLASSES = ("in_layer", "in_step", "outside_steps", "unplaced")
-IN_LAYER, IN_STEP, OUTSIDE, UNPLACED = range(4)
-
-#: Reasons, by code. Those of class ``outside_steps`` say what kind of outside; those of ``unplaced`` what is missing.
-REASONS = (
-    "",
-    "idle",
-    "no_correlation_id",
-    "launch_call_missing",
-    "crossing_ranges",
-    "graph_node_unresolved",
-    "graph_level_tracing",
-)
-(NO_REASON, IN_IDLE, NO_CORRELATION, NO_LAUNCH, CROSSING, NODE_UNRESOLVED, GRAPH_LEVEL) = range(7)
-
-WHOLE_GRAPH = KINDS.index("graph")
 CODES = len(CLASSES) * len(REASONS) * len(KINDS)
 
 
@@ -53,6 +56,8 @@ class Attribution:
             ``start``, ``end`` (ns).
         coverage: ``class``, ``reason``, ``kind``, ``operations``, ``time_ns`` of everything recorded.
         outside_layers: ``name``, ``kind``, ``operations``, ``time_ns`` of work in steps outside layers.
+        work: sums by step and class, and of work outside layers by name: see ``work.Work``.
+        collectives: of steps: see ``Collectives.frame``.
         names: see ``activity.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
@@ -62,43 +67,64 @@ class Attribution:
     in_layer: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
+    work: work.Work
+    collectives: pl.DataFrame
     names: dict[int, str]
     nodes_unresolved: int
     partial_graphs: npt.NDArray[np.int32]
 
 
-def attribute(export: Export, segments: Segments, launches: Launches, progress: Progress | None = None) -> Attribution:
+def attribute(
+    export: Export,
+    segments: Segments,
+    launches: Launches,
+    progress: Progress | None = None,
+    *,
+    kept: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
     """Place every kernel, copy and memset of an export.
 
     Parameters:
         segments: the flattened ranges of the export.
         launches: its launch calls; those that gave GPU work are marked used.
+        kept: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
     """
     nodes = GraphNodes(export, segments)
+    classes = KernelClasses(export)
+    collectives = Collectives(segments, wanted=classes.any_collective)
 
-    def work(operations: Operations) -> _Placed:
-        return _place(operations, segments, launches, nodes)
+    def place(operations: Operations, *, last: bool = False) -> _Placed:
+        batch, found, lost = _place(operations, segments, launches, nodes, last=last)
+        of = classes.of(batch.kind, batch.name)
+        return _Placed(
+            in_layer=_in_layer(batch),
+            work=work.sum_batch(batch, of, kept),
+            collectives=collectives.pick(batch, of),
+            tally=_tally(batch),
+            replayed=found[0],
+            unresolved=found[1],
+            lost=lost,
+        )
 
-    parts = list(ordered_map(work, read_operations(export, progress or Progress())))
+    parts = list(ordered_map(place, read_operations(export, progress or Progress())))
     lost = [part.lost for part in parts if part.lost is not None]
     if lost:
         # Calls whose name does not say that they launch: read them too, then try again.
         launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
-        parts += [_place(operations, segments, launches, nodes, last=True) for operations in lost]
-    in_layer = [_NOTHING, *(part.in_layer for part in parts)]
-    outside = [part.in_step for part in parts]
-    tally = sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))
-    replays = [part.replayed for part in parts]
-    beside = _total(pl.concat(outside), ["name", "kind"]) if outside else _total(_BY_NAME, ["name", "kind"])
-    layers = pl.concat(in_layer)
-    named = set(layers["name"].unique().to_list()) | set(beside["name"].to_list())
+        parts += [place(operations, last=True) for operations in lost]
+    layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
+    done = work.add([part.work for part in parts])
+    found = collectives.frame([part.collectives for part in parts])
+    named = {*layers["name"].unique().to_list(), *done.by_name["name"].unique().to_list()}
     return Attribution(
         in_layer=layers,
-        coverage=_coverage(tally),
-        outside_layers=beside,
+        coverage=_coverage(sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))),
+        outside_layers=work.in_steps(done),
+        work=done,
+        collectives=found,
         names=operation_names(export, named),
         nodes_unresolved=len(set().union(*(part.unresolved for part in parts))),
-        partial_graphs=nodes.partial_graphs(replays),
+        partial_graphs=nodes.partial_graphs([part.replayed for part in parts]),
     )
 
 
@@ -109,7 +135,8 @@ def _pid(column: pl.Series) -> Ints:
 @dataclass(frozen=True)
 class _Placed:
     in_layer: pl.DataFrame
-    in_step: pl.DataFrame
+    work: work.Work
+    collectives: Part
     tally: Ints
     replayed: Replayed
     unresolved: set[tuple[int, int]]
@@ -117,25 +144,28 @@ class _Placed:
 
 
 def _place(
-    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool = False
-) -> _Placed:
-    """Place a batch. Operations whose launch call has not been read are handed back, unless it is the last try."""
+    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool
+) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
+    """Place a batch; the batch, what it replayed and which of its nodes are unresolved, and the operations handed
+    back: those whose launch call has not been read, unless it is the last try."""
     lost = None
-    call = launches.of(_pid(operations.frame["globalPid"]), operations.frame["correlationId"].fill_null(-1).to_numpy())
+    pid = _pid(operations.frame["globalPid"])
+    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy())
     if not last and (call < 0).any():
         lost = Operations(operations.kind, operations.frame.filter(pl.Series(call < 0)))
         operations = Operations(operations.kind, operations.frame.filter(pl.Series(call >= 0)))
-        call = call[call >= 0]
+        pid, call = pid[call >= 0], call[call >= 0]
     launches.use(call)
     frame = operations.frame
+    correlation = frame["correlationId"].fill_null(0).to_numpy()
     segment = launches.segment[call]
     step_row, crossing, idle = segments.step[segment], segments.crossing[segment], segments.idle[segment]
     # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
-    found = nodes.find(_pid(frame["globalPid"])[at], frame["graphNodeId"].drop_nulls().to_numpy())
-    birth = segment.copy()
-    birth[at] = found.segment
+    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy())
+    birth, order, begun = segment.copy(), correlation.copy(), np.full(len(frame), -1, dtype=np.int64)
+    birth[at], order[at], begun[at] = found.segment, found.created, found.begun
     resolved = birth >= 0
     layer = segments.layer[birth]
     in_step = step_row >= 0
@@ -146,51 +176,56 @@ def _place(
         (in_step if operations.kind == WHOLE_GRAPH else np.zeros(0, dtype=np.intp), GRAPH_LEVEL),
         (crossing | (segments.crossing[birth] & resolved), CROSSING),
         (call < 0, NO_LAUNCH),
-        (frame["correlationId"].fill_null(0).to_numpy() == 0, NO_CORRELATION),
+        (correlation == 0, NO_CORRELATION),
     ):
         place[condition] = UNPLACED
         reason[condition] = why
-    duration = frame["end"].to_numpy() - frame["start"].to_numpy()
-    inside = np.flatnonzero(place == IN_LAYER)
-    beside = np.flatnonzero(place == IN_STEP)
-    return _Placed(
-        in_layer=pl.DataFrame(
-            {
-                "step_row": step_row[inside],
-                "layer": layer[inside],
-                "phase": segments.phase[birth[inside]],
-                "kind": np.full(len(inside), operations.kind, dtype=np.int8),
-                "name": frame["name"].gather(inside),
-                "graph": graph[inside],
-                "start": frame["start"].gather(inside),
-                "end": frame["end"].gather(inside),
-            }
-        ),
-        in_step=_total(
-            pl.DataFrame(
-                {
-                    "name": frame["name"].gather(beside),
-                    "kind": np.full(len(beside), operations.kind, dtype=np.int8),
-                    "operations": np.ones(len(beside), dtype=np.int64),
-                    "time_ns": duration[beside],
-                }
-            ),
-            ["name", "kind"],
-        ),
-        tally=_tally(place, reason, operations.kind, duration),
-        replayed=(call[at], found.row),
-        unresolved=found.unresolved,
-        lost=lost,
+    untold = crossing | (call < 0) | (correlation == 0)
+    batch = PlacedBatch(
+        kind=operations.kind,
+        place=place,
+        reason=reason,
+        pid=pid,
+        step_row=np.where(untold, np.int32(-1), step_row),
+        after_step=launches.after_step[call],
+        birth=birth,
+        layer=layer,
+        phase=segments.phase[birth],
+        graph=graph,
+        order=order,
+        begun=begun,
+        name=frame["name"],
+        start=frame["start"],
+        end=frame["end"],
+    )
+    return batch, ((call[at], found.row), found.unresolved), lost
+
+
+def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
+    inside = np.flatnonzero(batch.place == IN_LAYER)
+    return pl.DataFrame(
+        {
+            "step_row": batch.step_row[inside],
+            "layer": batch.layer[inside],
+            "phase": batch.phase[inside],
+            "kind": np.full(len(inside), batch.kind, dtype=np.int8),
+            "name": batch.name.gather(inside),
+            "graph": batch.graph[inside],
+            "start": batch.start.gather(inside),
+            "end": batch.end.gather(inside),
+        }
     )
 
 
-def _tally(place: npt.NDArray[np.int8], reason: npt.NDArray[np.int8], kind: int, duration: Ints) -> Ints:
+def _tally(batch: PlacedBatch) -> Ints:
     """[operations, ns] by class, reason and kind, flattened."""
-    code = (place.astype(np.intp) * len(REASONS) + reason) * len(KINDS) + kind
+    duration = batch.duration
+    code = (batch.place.astype(np.intp) * len(REASONS) + batch.reason) * len(KINDS) + batch.kind
+    number = np.bincount(code, minlength=CODES)
     time_ns = np.zeros(CODES, dtype=np.int64)
-    for one in np.unique(code):
+    for one in np.flatnonzero(number):
         time_ns[one] = duration[code == one].sum()
-    return np.stack([np.bincount(code, minlength=CODES), time_ns])
+    return np.stack([number, time_ns])
 
 
 def _coverage(tally: Ints) -> pl.DataFrame:
@@ -208,11 +243,6 @@ def _coverage(tally: Ints) -> pl.DataFrame:
     )
 
 
-def _total(parts: pl.DataFrame, by: list[str]) -> pl.DataFrame:
-    return parts.group_by(by).agg(pl.col("operations").sum(), pl.col("time_ns").sum()).sort(by)
-
-
-_BY_NAME = pl.DataFrame(schema={"name": pl.Int64, "kind": pl.Int8, "operations": pl.Int64, "time_ns": pl.Int64})
 _NOTHING = pl.DataFrame(
     schema={
         "step_row": pl.Int32,

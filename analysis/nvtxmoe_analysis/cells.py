@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe_analysis.grouping import dense, sums
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.ranges import PHASE_NAMES
 
@@ -20,58 +21,56 @@ TIMING_COLUMNS = {
     "launched_by": pl.String,
 }
 
-#: A table by key may be this many times larger than the rows, plus a constant.
-SPARSE_FACTOR = 16
-SPARSE_CONSTANT = 1 << 20
+#: Kernel time by phase; they add up to ``kernel_time_ns``.
+PHASE_COLUMNS = tuple(f"{phase}_ns" for phase in (*PHASE_NAMES[1:], PHASE_NAMES[0]))
 
 Ints = npt.NDArray[np.int64]
 
 
 def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
-    """GPU work by (step_row, layer): the columns of TIMING_COLUMNS.
+    """GPU work by (step_row, layer): the columns of TIMING_COLUMNS, then those of PHASE_COLUMNS.
 
     Parameters:
         in_layer: see ``Attribution.in_layer``.
     """
     if in_layer.is_empty():
-        return pl.DataFrame(schema={"step_row": pl.Int32, "layer": pl.Int32, **TIMING_COLUMNS})
-    layers, layer = _dense(in_layer["layer"].to_numpy())
+        return pl.DataFrame(
+            schema={"step_row": pl.Int32, "layer": pl.Int32, **TIMING_COLUMNS, **dict.fromkeys(PHASE_COLUMNS, pl.Int64)}
+        )
+    layers, layer = dense(in_layer["layer"].to_numpy())
     key = in_layer["step_row"].to_numpy().astype(np.int64) * len(layers) + layer
-    cells, cell = _dense(key)
+    cells, cell = dense(key)
     start, end = in_layer["start"].to_numpy(), in_layer["end"].to_numpy()
     kind, graph = in_layer["kind"].to_numpy(), in_layer["graph"].to_numpy()
-    sums: dict[str, Ints] = {}
+    timed: dict[str, Ints] = {}
     for code, name in enumerate(TIMED_KINDS):
         mine = np.flatnonzero(kind == code)
-        sums[f"{name}_count"] = np.bincount(cell[mine], minlength=len(cells))
-        # Sums of integers below 2^53 are exact in the doubles that bincount adds.
-        weights = (end[mine] - start[mine]).astype(np.float64)
-        with np.errstate(invalid="ignore"):  # times of a damaged file need not add up to 64 bits
-            sums[f"{name}_time_ns"] = np.bincount(cell[mine], weights, minlength=len(cells)).astype(np.int64)
+        timed[f"{name}_count"] = np.bincount(cell[mine], minlength=len(cells))
+        timed[f"{name}_time_ns"] = sums(cell[mine], end[mine] - start[mine], len(cells))
     by_graph = np.bincount(cell[graph], minlength=len(cells)) > 0
     by_call = np.bincount(cell[~graph], minlength=len(cells)) > 0
     return pl.DataFrame(
         {
             "step_row": (cells // len(layers)).astype(np.int32),
             "layer": layers[cells % len(layers)],
-            **sums,
+            **timed,
             **_extent(cell, len(cells), start, end),
             "launched_by": pl.Series(by_graph * 2 + by_call).replace_strict(
                 dict(enumerate(LAUNCHED_BY)), return_dtype=pl.String
             ),
+            **_phase_times(cell, len(cells), in_layer),
         }
     )
 
 
-def _dense(key: Ints) -> tuple[Ints, Ints]:
-    """Distinct keys in order, and the number of each row's key among them."""
-    if key.max() > SPARSE_FACTOR * len(key) + SPARSE_CONSTANT:
-        numbers, index = np.unique(key, return_inverse=True)
-        return numbers.astype(np.int64), index.astype(np.int64)
-    seen = np.zeros(int(key.max()) + 1, dtype=np.bool_)
-    seen[key] = True
-    number = np.cumsum(seen) - 1
-    return np.flatnonzero(seen), number[key]
+def _phase_times(cell: Ints, cells: int, in_layer: pl.DataFrame) -> dict[str, Ints]:
+    """Kernel time of each cell by phase: the columns of PHASE_COLUMNS."""
+    phases = len(PHASE_NAMES)
+    mine = np.flatnonzero(in_layer["kind"].to_numpy() == TIMED_KINDS.index("kernel"))
+    lasted = (in_layer["end"] - in_layer["start"]).to_numpy()[mine]
+    key = cell[mine] * phases + in_layer["phase"].to_numpy()[mine]
+    table = sums(key, lasted, cells * phases).reshape(cells, phases)
+    return {f"{phase}_ns": table[:, code] for code, phase in enumerate(PHASE_NAMES)}
 
 
 def _extent(cell: Ints, cells: int, start: Ints, end: Ints) -> dict[str, Ints]:

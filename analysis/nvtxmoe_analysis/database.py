@@ -73,7 +73,10 @@ def _fill(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
     try:
         database = sqlite_utils.Database(connection)
         for name, table in tables.items():
-            types = {c: float if t.is_float() else int if t.is_integer() else str for c, t in table.schema.items()}
+            types = {
+                c: float if t.is_float() else int if t.is_integer() or t == pl.Boolean else str
+                for c, t in table.schema.items()
+            }
             database.create_table(name, types)
             marks = ", ".join("?" * table.width)
             with connection:

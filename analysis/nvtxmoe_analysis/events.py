@@ -56,11 +56,13 @@ class Layer:
     local_experts: tuple[int, ...] | None
     block_m: int | None = None
     expert_bytes: int | None = None
+    num_physical: int | None = None
 
 
 @dataclass(frozen=True)
 class Meta:
-    """``moe.meta`` of one process. ``raw`` has every key, also those this version does not use."""
+    """``moe.meta`` of one process. ``raw`` has every key, also those this version does not use; ``marked_ns`` is when
+    the mark was set, in the report's own time."""
 
     pid: int
     rank: int
@@ -70,6 +72,14 @@ class Meta:
     layers: dict[int, Layer]
     raw: dict[str, Any] = field(repr=False)
     capture: CaptureState = field(default_factory=CaptureState)
+    marked_ns: int | None = None
+
+    @property
+    def epoch_ns(self) -> int | None:
+        """Unix time of the report's time 0, as far as ``clock`` tells: it was read a little before the mark was set."""
+        clock = self.raw.get("clock")
+        unix = clock.get("unix_ns") if isinstance(clock, dict) else None
+        return unix - self.marked_ns if type(unix) is int and self.marked_ns is not None else None
 
     def emits(self, event: str) -> bool:
         """Whether the process was asked to send an event; one that does not say sends all."""
@@ -159,7 +169,8 @@ def decode(
     metas = _metas(source, groups[schema.META], words[schema.META])
 
     def counted(name: str) -> CountTable:
-        return count_table(name, groups[name], words[name], _experts(metas))
+        number = _slots(metas) if name == schema.PHYSICAL else _experts(metas)
+        return count_table(name, groups[name], words[name], number)
 
     with located(source, RECAPTURE):
         counts, physical = counted(schema.COUNTS), counted(schema.PHYSICAL)
@@ -179,6 +190,12 @@ def decode(
 
 def _experts(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
     return {(pid, n): layer.num_experts for pid, meta in metas.items() for n, layer in meta.layers.items()}
+
+
+def _slots(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
+    """Physical experts, of layers that have another number of them than of logical ones."""
+    layers = ((pid, number, layer) for pid, meta in metas.items() for number, layer in meta.layers.items())
+    return {(pid, number): layer.num_physical or layer.num_experts for pid, number, layer in layers}
 
 
 def _top_k(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
@@ -203,7 +220,7 @@ def _metas(source: Path, groups: Groups, words: pl.DataFrame) -> dict[int, Meta]
     for pid, start, blob in words.select("pid", "start", "blob").iter_rows():
         texts.append((start, pid, blob))
     # Sent again by sessions that start late: the last one counts.
-    return {pid: _meta(source, pid, text.rstrip(b"\0")) for _, pid, text in sorted(texts)}
+    return {pid: replace(_meta(source, pid, text.rstrip(b"\0")), marked_ns=at) for at, pid, text in sorted(texts)}
 
 
 def _meta(source: Path, pid: int, text: bytes) -> Meta:
@@ -270,6 +287,7 @@ def _layer(entry: dict[str, Any]) -> Layer:
         local_experts=None if local is None else tuple(local),
         block_m=_known(entry, "block_m"),
         expert_bytes=_known(entry, "expert_bytes"),
+        num_physical=_known(entry, "num_physical_experts"),
     )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution import attribute
-from nvtxmoe_analysis.cells import TIMING_COLUMNS, cell_timings, kernel_timings
+from nvtxmoe_analysis.attribution import Attribution, attribute
+from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMING_COLUMNS, cell_timings, kernel_timings
 from nvtxmoe_analysis.events import Events, Meta, decode_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
@@ -20,8 +20,9 @@ from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.nvtx_rows import COLUMNS, push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.progress import Progress
-from nvtxmoe_analysis.ranges import classify, flatten
+from nvtxmoe_analysis.ranges import PHASE_NAMES, classify, flatten
 from nvtxmoe_analysis.selection import Selection
+from nvtxmoe_analysis.work import outside_timings, step_work
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,15 @@ class ReportFacts:
         steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
         counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
         timings: GPU work by ``pid``, ``rank``, ``step``, ``layer``, ``step_row`` (of ``steps``) and the columns of
-            ``cells.TIMING_COLUMNS``, narrowed.
+            ``cells.TIMING_COLUMNS`` and ``cells.PHASE_COLUMNS``, narrowed.
         worked: ``pid``, ``step``, ``layer`` that have GPU work; the whole export.
-        kernels: see ``cells.kernel_timings``, narrowed.
+        kernels: see ``cells.kernel_timings`` and, where no layers are asked for, ``work.outside_timings``; narrowed.
+        step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``work.SLOTS`` (ns),
+            ``pid``, ``rank``, ``step``; the whole export.
+        collectives: collective kernels in steps: ``pid``, ``rank``, ``step``, ``layer`` (null: tied to none),
+            ``inferred``, ``phase`` (null where ranges tell no layer), ``kernel_name``, ``graph``, ``start``, ``end``
+            (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
+            layers are asked for none that is tied to no layer); the whole export.
         coverage, outside_layers: see ``Attribution``; the whole export.
         launches: ``Launches.in_steps`` with ``rank``, ``step`` and ``partial``; the whole export.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
@@ -54,6 +61,8 @@ class ReportFacts:
     timings: pl.DataFrame
     worked: pl.DataFrame
     kernels: pl.DataFrame
+    step_work: pl.DataFrame
+    collectives: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
     launches: pl.DataFrame
@@ -67,6 +76,17 @@ class ReportFacts:
     warnings: tuple[str, ...]
     gpus: tuple[str, ...]
     graph_rows: int
+
+    def recorded_clock(self) -> tuple[int | None, str | None]:
+        """Unix time of the export's time 0, and what tells it.
+
+        ``export`` (utcEpochNs); else ``moe.meta``: the clock that it gives, less its mark's time. The mark comes after
+        the clock was read, so of several processes the latest is nearest.
+        """
+        if self.epoch_ns is not None:
+            return self.epoch_ns, "export"
+        said = [meta.epoch_ns for meta in self.metas.values() if meta.epoch_ns is not None]
+        return (max(said), "moe.meta") if said else (None, None)
 
     @property
     def direct(self) -> bool:
@@ -85,10 +105,14 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         decoding = aside.submit(_decoded, export, nvtx)
         segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
         launches = Launches(export, segments, progress)
-        placed = attribute(export, segments, launches, progress)
+        if selection.narrows_work:
+            # Which steps are kept must be known before work outside layers is added up.
+            steps = _steps(decoding.result(), selection)
+            placed = attribute(export, segments, launches, progress, kept=steps["kept"].to_numpy())
+        else:
+            placed = attribute(export, segments, launches, progress)
+            steps = _steps(decoding.result(), selection)
         events = decoding.result()
-    steps = _with_ranks(events.steps, events.metas)
-    steps = steps.with_columns(kept=selection.of_steps(steps))
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
     in_layer = _repeats_merged(_narrowed(placed.in_layer, steps, selection), keys)
     timings = cell_timings(in_layer)
@@ -119,10 +143,14 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         operations=int(placed.coverage["operations"].sum()),
         graph_rows=export.rows(tables.GRAPH_NODES),
         timings=timings.join(keys, on="step_row", how="left", maintain_order="left").select(
-            "pid", "rank", "step", pl.col("layer").cast(pl.Int64), "step_row", *TIMING_COLUMNS
+            "pid", "rank", "step", pl.col("layer").cast(pl.Int64), "step_row", *TIMING_COLUMNS, *PHASE_COLUMNS
         ),
         worked=worked.join(keys, on="step_row", how="left").select("pid", "step", pl.col("layer").cast(pl.Int64)),
-        kernels=kernel_timings(in_layer, placed.names, steps["rank"]),
+        kernels=_kernels(in_layer, placed, steps, selection, _ranks(events, steps)),
+        step_work=step_work(placed.work.by_step, _first_rows(keys)).join(
+            keys, on="step_row", how="left", maintain_order="left"
+        ),
+        collectives=_collectives(placed, steps, selection, keys),
         epoch_ns=_epoch_ns(export),
         export_info=export.metadata(tables.EXPORT_META),
         warnings=_warnings(export),
@@ -143,13 +171,59 @@ def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection)
     return in_layer
 
 
+def _marked(collectives: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+    """Operations with ``kept``: whether they are inside the selection."""
+    wanted = pl.lit(True) if selection.layers is None else pl.col("layer").is_in(list(selection.layers))
+    return collectives.with_columns(kept=wanted & steps["kept"].gather(collectives["step_row"]))
+
+
 def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
     """Ranges that repeat a step's number (checks.unique_keys) share its cells; steps without a number stay apart."""
-    own = pl.col("step_row")
-    first = keys.select(pl.when(pl.col("step").is_null()).then(own).otherwise(own.first().over("pid", "rank", "step")))
-    if first["step_row"].equals(keys["step_row"]):
+    first = _first_rows(keys)
+    if first.equals(keys["step_row"]):
         return in_layer
-    return in_layer.with_columns(step_row=first["step_row"].gather(in_layer["step_row"]))
+    return in_layer.with_columns(step_row=first.gather(in_layer["step_row"]))
+
+
+def _first_rows(keys: pl.DataFrame) -> pl.Series:
+    """Of every step the first row that has its number."""
+    own = pl.col("step_row")
+    first = pl.when(pl.col("step").is_null()).then(own).otherwise(own.first().over("pid", "rank", "step"))
+    return keys.select(first)["step_row"]
+
+
+def _kernels(
+    in_layer: pl.DataFrame, placed: Attribution, steps: pl.DataFrame, selection: Selection, ranks: dict[int, int]
+) -> pl.DataFrame:
+    inside = kernel_timings(in_layer, placed.names, steps["rank"])
+    if selection.layers is not None:
+        return inside
+    return pl.concat([inside, outside_timings(placed.work.by_name, placed.names, ranks)])
+
+
+def _collectives(placed: Attribution, steps: pl.DataFrame, selection: Selection, keys: pl.DataFrame) -> pl.DataFrame:
+    phases = dict(enumerate(PHASE_NAMES))
+    tied = pl.col("layer") >= 0
+    return (
+        _repeats_merged(_marked(placed.collectives, steps, selection), keys)
+        .join(keys, on="step_row", how="left", maintain_order="left")
+        .select(
+            "pid",
+            "rank",
+            "step",
+            pl.when(tied).then(pl.col("layer").cast(pl.Int64)),
+            "inferred",
+            pl.when(tied & ~pl.col("inferred"))
+            .then(pl.col("phase").replace_strict(phases, return_dtype=pl.String))
+            .alias("phase"),
+            pl.col("name").replace_strict(placed.names, default="", return_dtype=pl.String).alias("kernel_name"),
+            "graph",
+            "start",
+            "end",
+            "step_row",
+            "kept",
+        )
+    )
 
 
 def _epoch_ns(export: Export) -> int | None:
@@ -171,6 +245,11 @@ def _size_bytes(path: Path) -> int:
     return path.stat().st_size
 
 
+def _steps(events: Events, selection: Selection) -> pl.DataFrame:
+    steps = _with_ranks(events.steps, events.metas)
+    return steps.with_columns(kept=selection.of_steps(steps))
+
+
 def _with_ranks(steps: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
     """Ranks of steps without a payload come from their process's moe.meta."""
     ranks = {pid: meta.rank for pid, meta in metas.items()}
@@ -185,16 +264,20 @@ def _narrowed_counts(counts: CountTable, steps: pl.DataFrame, selection: Selecti
 
 
 def _narrowed_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
-    # moe.topk has no rank: its process's moe.meta tells, else its steps or counts.
-    ranks = {pid: meta.rank for pid, meta in events.metas.items()}
-    for told in (steps, events.counts.cells):
-        by_pid = told.drop_nulls("rank").unique("pid", keep="first")
-        ranks |= dict(zip(by_pid["pid"].to_list(), by_pid["rank"].to_list(), strict=True))
-    known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
+    known = pl.col("pid").replace_strict(_ranks(events, steps), default=None, return_dtype=pl.Int64)
     topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
     if not selection.active:
         return topk
     return topk.take(selection.of_cells(topk.runs, steps.filter("kept")))
+
+
+def _ranks(events: Events, steps: pl.DataFrame) -> dict[int, int]:
+    """Rank by process, where an event has none itself: its moe.meta tells, else its steps or counts."""
+    ranks = {pid: meta.rank for pid, meta in events.metas.items()}
+    for told in (steps, events.counts.cells):
+        by_pid = told.drop_nulls("rank").unique("pid", keep="first")
+        ranks |= dict(zip(by_pid["pid"].to_list(), by_pid["rank"].to_list(), strict=True))
+    return ranks
 
 
 def _named(by_name: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:

@@ -29,11 +29,15 @@ class Found:
     Attributes:
         segment: in which each node's original was created, -1 where there is no creation.
         row: a number for each node, -1 likewise.
+        created: when each node's original was created (ns), -1 likewise.
+        begun: when the first node of the original's graph was created (ns), -1 likewise.
         unresolved: (pid, node) of those.
     """
 
     segment: Int32s
     row: Int32s
+    created: Ints
+    begun: Ints
     unresolved: set[tuple[int, int]]
 
 
@@ -57,7 +61,11 @@ class GraphNodes:
         shape = (len(self._pids) + 1, len(self._idents) + 1)
         self._segment = np.full(shape, -1, dtype=np.int32)
         slots = np.searchsorted(self._pids, nodes["pid"].to_numpy())
-        self._segment[slots, np.searchsorted(self._idents, nodes["graphNodeId"].to_numpy())] = segment
+        columns = np.searchsorted(self._idents, nodes["graphNodeId"].to_numpy())
+        self._segment[slots, columns] = segment
+        self._created, self._begun = np.full((2, *shape), -1, dtype=np.int64)
+        self._created[slots, columns] = nodes["start"].fill_null(-1).to_numpy()
+        self._begun[slots, columns] = nodes["begun"].fill_null(-1).to_numpy()
 
     def find(self, pid: Ints, node: Ints) -> Found:
         """Look up replayed nodes."""
@@ -69,7 +77,13 @@ class GraphNodes:
             pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
             unresolved = {(int(p), int(n)) for p, n in pairs.T}
         row = (slot * self._segment.shape[1] + column).astype(np.int32)
-        return Found(segment, np.where(lost, np.int32(-1), row), unresolved)
+        return Found(
+            segment,
+            np.where(lost, np.int32(-1), row),
+            self._created[slot, column],
+            self._begun[slot, column],
+            unresolved,
+        )
 
     def partial_graphs(self, replayed: Sequence[Replayed]) -> Int32s:
         """Calls that replayed fewer nodes than another call that shares a node with them."""
@@ -96,13 +110,22 @@ def _place(known: Ints, asked: Ints) -> npt.NDArray[np.intp]:
 
 
 def _resolved(export: Export) -> pl.DataFrame:
-    """``pid``, ``graphNodeId``, and ``globalTid`` and ``start`` of its original's creation (null: not captured)."""
+    """``pid``, ``graphNodeId``, and ``globalTid`` and ``start`` of its original's creation (null: not captured), and
+    ``begun``, the first creation of a node of the original's graph.
+
+    The upper half of a node's id numbers its graph.
+    """
     frame = export.read(tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
     key = ["pid", "graphNodeId"]
     own = (
         frame.filter(pl.col("originalGraphNodeId").is_null())
         .unique(key, keep="first", maintain_order=True)
-        .select(*key, "globalTid", "start")
+        .select(
+            *key,
+            "globalTid",
+            "start",
+            pl.col("start").min().over("pid", pl.col("graphNodeId") // (1 << 32)).alias("begun"),
+        )
     )
     clones = (
         frame.filter(pl.col("originalGraphNodeId").is_not_null())

@@ -15,6 +15,7 @@ from nvtxmoe_analysis.lookup import ID_BITS, Index
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import Segments
+from nvtxmoe_analysis.step_starts import StepStarts
 
 Ints = npt.NDArray[np.int64]
 Calls = npt.NDArray[np.int32]
@@ -37,6 +38,8 @@ class Launches:
     Attributes:
         segment: int32 [calls + 1], the segment (of ``Segments``) in which each call began. The last entry is the
             empty segment, so that a missing call (-1) lands there.
+        after_step: int32 [calls + 1], of calls outside steps the row of the last step that had begun in their process;
+            -1 where none had, of calls in steps, and in the last entry.
         repeated: calls whose (process, correlation id) an earlier one has; the earlier one counts.
     """
 
@@ -45,7 +48,9 @@ class Launches:
         self._progress = progress or Progress()
         strings = export.read(tables.STRINGS) if export.has(tables.RUNTIME) else pl.DataFrame()
         self._names = {ident: text for ident, text in strings.rows() if re.match(LAUNCH_PATTERN, text) is not None}
+        self._starts = StepStarts(segments)
         self.segment: Calls = np.zeros(1, dtype=np.int32)
+        self.after_step: Calls = np.full(1, -1, dtype=np.int32)
         self.repeated = 0
         self._indexes: list[tuple[int, Index]] = []
         self._in_step: list[pl.DataFrame] = []
@@ -107,31 +112,39 @@ class Launches:
         pids: list[npt.NDArray[np.int32]] = []
         idents: list[npt.NDArray[np.int64]] = []
         found: list[Calls] = []
+        after: list[Calls] = []
         first = at = len(self)
         named = only is not None and only[0] == "nameId"
-        for tid, correlation, segment, in_step in ordered_map(
+        for pid, correlation, segment, after_step, in_step in ordered_map(
             self._located, self._progress.over(self._export.batches(tables.RUNTIME, _COLUMNS, only=only))
         ):
             self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
-            pids.append(tid)
+            pids.append(pid)
             idents.append(correlation)
             found.append(segment)
+            after.append(after_step)
             at += len(segment)
         if found:
             index = Index(np.concatenate(pids), np.concatenate(idents))
             self.repeated += index.repeated if first == 0 else 0
             self._indexes.append((first, index))
-            self.segment = np.concatenate([self.segment[:-1], *found, np.zeros(1, dtype=np.int32)])
+            self.segment = np.concatenate([self.segment[:-1], *found, self.segment[-1:]])
+            self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
 
-    def _located(self, batch: pl.DataFrame) -> tuple[Calls, Ints, Calls, pl.DataFrame]:
-        """pid, correlation id and segment of each call, and the rows of those in steps."""
-        tid = batch["globalTid"].fill_null(0).to_numpy()
-        segment = self._segments.find(tid, batch["start"].to_numpy())
-        in_step = np.flatnonzero(self._segments.step[segment] >= 0)
+    def _located(self, batch: pl.DataFrame) -> tuple[Calls, Ints, Calls, Calls, pl.DataFrame]:
+        """pid, correlation id, segment and step before of each call, and the rows of those in steps."""
+        tid, start = batch["globalTid"].fill_null(0).to_numpy(), batch["start"].to_numpy()
+        pid = (tid >> tables.PID_SHIFT) & tables.PID_MASK
+        segment = self._segments.find(tid, start)
+        inside = self._segments.step[segment] >= 0
+        in_step, outside = np.flatnonzero(inside), np.flatnonzero(~inside)
+        after_step = np.full(len(batch), -1, dtype=np.int32)
+        after_step[outside] = self._starts.before(pid[outside], start[outside])
         return (
-            ((tid >> tables.PID_SHIFT) & tables.PID_MASK).astype(np.int32),
+            pid.astype(np.int32),
             _known_ids(batch["correlationId"]),
             segment,
+            after_step,
             batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,16 @@ from nvtxmoe_analysis.checks.model import Check
 from nvtxmoe_analysis.database import check_database, writing_database
 from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export, refuse_mixture
 from nvtxmoe_analysis.facts import gather
-from nvtxmoe_analysis.outputs import DOCUMENTS, FOLDER, STANDARD, TABLES, VALIDATION
+from nvtxmoe_analysis.outputs import (
+    DOCUMENTS,
+    FOLDER,
+    GPU_DOCUMENTS,
+    PARQUET_ONLY,
+    STANDARD,
+    TABLES,
+    VALIDATION,
+    capacity,
+)
 from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.results import Results, merge
@@ -46,6 +55,7 @@ def analyze(
     *,
     selection: Selection | None = None,
     formats: Sequence[str] = ("csv",),
+    capacity_factors: Sequence[float] = (),
     database: Path | None = None,
     cache_dir: Path | None = None,
     nsys: Path | None = None,
@@ -56,6 +66,7 @@ def analyze(
 
     Parameters:
         formats: of the tables, see ``writer.FORMATS``.
+        capacity_factors: for moe_capacity, see ``capacity.factors``.
         database: a SQLite file that gets the tables too.
         tell: called with what is being done and how far it is, see ``progress.Progress``.
 
@@ -65,6 +76,8 @@ def analyze(
     selection = selection or Selection()
     progress = Progress(tell)
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
+    factors = capacity.factors(capacity_factors)
+    options["capacity_factors"] = list(factors)
     folder = output / FOLDER
     check_folder(folder)
     if database is not None:
@@ -75,17 +88,28 @@ def analyze(
         progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
         reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
     progress.begin("joining")
-    results = merge(reports, selection, options)
+    results = replace(merge(reports, selection, options), capacity_factors=factors)
     results.prepare()
     stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
-    builds: list[Callable[[Results], Any]] = [validate, *(TABLES[stem] for stem in stems), *DOCUMENTS.values()]
+    said = [stem for stem in DOCUMENTS if stem not in GPU_DOCUMENTS or not results.direct]
+    builds: list[Callable[[Results], Any]] = [
+        validate,
+        *(TABLES[stem] for stem in stems),
+        *(DOCUMENTS[stem] for stem in said),
+    ]
     (checks, validation), *built = ordered_map(lambda build: build(results), builds)
     tables = dict(zip(stems, built[: len(stems)], strict=True))
-    documents = dict(zip(DOCUMENTS, built[len(stems) :], strict=True))
+    documents = dict(zip(said, built[len(stems) :], strict=True))
     progress.begin("writing")
-    with nullcontext() if database is None else writing_database(database, tables):
+    flat = {stem: table for stem, table in tables.items() if stem not in PARQUET_ONLY}
+    with nullcontext() if database is None else writing_database(database, flat):
         files = write_set(
-            folder, tables, {**documents, VALIDATION: validation}, formats, absent=TABLES.keys() - tables.keys()
+            folder,
+            tables,
+            {**documents, VALIDATION: validation},
+            formats,
+            absent=(TABLES.keys() - tables.keys()) | (DOCUMENTS.keys() - documents.keys()),
+            parquet_only=PARQUET_ONLY,
         )
     if database is not None:
         files.append(database)

@@ -67,6 +67,11 @@ class Segments:
         found = np.searchsorted(self.keys, keys, side="right") - 1
         return np.where(known, found, 0).astype(np.int32)
 
+    def start_ns(self, segment: npt.NDArray[np.int32]) -> Ints:
+        """When each segment begins (ns); of segment 0, which has no beginning, it means nothing."""
+        start: Ints = (self.keys[segment] & ((1 << TIME_BITS) - 1)) - 1 + self.origin_ns
+        return start
+
 
 def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
     """Add ``kind``, ``layer``, ``phase`` and ``step_row`` to ``Events.ranges``; ranges of other names are left out."""

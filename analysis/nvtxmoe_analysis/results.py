@@ -11,13 +11,20 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.cells import TIMED_KINDS, TIMING_COLUMNS
+from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMED_KINDS, TIMING_COLUMNS
+from nvtxmoe_analysis.collective_split import Split, split
+from nvtxmoe_analysis.correlation import KEY, correlate
+from nvtxmoe_analysis.cross_layer import CrossLayer, cross_layer
 from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.payload_tables import PairTable
-from nvtxmoe_analysis.routing import Routing, cell_features, combine, totals
+from nvtxmoe_analysis.models.choose import choose
+from nvtxmoe_analysis.models.terms import Choice
+from nvtxmoe_analysis.payload_tables import CountTable, PairTable
+from nvtxmoe_analysis.rank_groups import distinct, rank_groups
+from nvtxmoe_analysis.routing import Routing, cell_features, combine, once_a_group, totals
 from nvtxmoe_analysis.selection import Selection
 
-KEY = ("rank", "step", "layer")
+#: Capacity factors that are always looked at.
+CAPACITY_FACTORS = (1.0, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,13 @@ class Results:
     Attributes:
         reports: the facts of each input.
         routing: counts with tensor-parallel copies once.
-        kernels: ``rank``, ``layer_idx``, ``phase``, ``kernel_name``, ``launched_by``, ``count``, ``total_ns``,
-            ``mean_ns``, ``min_ns``, ``max_ns``.
+        kernels: ``rank``, ``layer_idx`` (null: outside layers), ``phase``, ``kernel_name``, ``launched_by``, ``count``,
+            ``total_ns``, ``mean_ns``, ``min_ns``, ``max_ns``.
         origin_ns: start of the first captured step, in unix time where every report has a clock, else in the
             report's own time.
         aligned: whether the reports' clocks could be put on one axis.
         options: what the analysis was asked, for the validation file.
+        capacity_factors: those of moe_capacity.
     """
 
     reports: tuple[ReportFacts, ...]
@@ -42,6 +50,7 @@ class Results:
     origin_ns: int
     aligned: bool
     options: dict[str, object] = field(default_factory=dict)
+    capacity_factors: tuple[float, ...] = CAPACITY_FACTORS
 
     @property
     def direct(self) -> bool:
@@ -51,7 +60,22 @@ class Results:
     @cached_property
     def layers(self) -> pl.DataFrame:
         """(rank, step, layer) rows of all that was captured: see :func:`_layer_rows`."""
-        return pl.concat([_layer_rows(report, self.selection) for report in self.reports]).sort([*KEY, "gpu_start_ns"])
+        rows = [
+            _layer_rows(report, self.selection).with_columns(report=pl.lit(i, pl.Int64))
+            for i, report in enumerate(self.reports)
+        ]
+        return pl.concat(rows).sort([*KEY, "gpu_start_ns"])
+
+    @cached_property
+    def physical(self) -> CountTable:
+        """moe.physical inside the selection, each cell once, as ``routing.counts``: what EPLB's replicas served."""
+        tables = []
+        for report in self.reports:
+            table = report.events.physical
+            if self.selection.active:
+                table = table.take(self.selection.of_cells(table.cells, report.steps.filter("kept")))
+            tables.append(table)
+        return once_a_group(tables, [report.metas for report in self.reports])
 
     @cached_property
     def features(self) -> pl.DataFrame:
@@ -69,11 +93,67 @@ class Results:
         origin = self.origin_ns if self.aligned else pl.col("at_ns").min().over("report")
         return _all_steps(self.reports, self.aligned).with_columns(timestamp_ns=pl.col("at_ns") - origin).filter("kept")
 
+    @cached_property
+    def collectives(self) -> pl.DataFrame:
+        """Collective kernels of all reports, in the order in which each report has them.
+
+        Columns: ``report`` (position in ``reports``), those of ``ReportFacts.collectives``, and ``epoch_ns``: what to
+        add to a report's times to compare them with another report's (unix time of its time 0), 0 with one report
+        alone, null where the reports' clocks can't be aligned.
+        """
+        return pl.concat(
+            [
+                report.collectives.select(
+                    pl.lit(i, pl.Int64).alias("report"),
+                    pl.all(),
+                    pl.lit(None if not self.aligned else self._offset_ns(report), pl.Int64).alias("epoch_ns"),
+                )
+                for i, report in enumerate(self.reports)
+            ]
+        )
+
+    def _offset_ns(self, report: ReportFacts) -> int:
+        return report.epoch_ns or 0 if len(self.reports) > 1 else 0
+
+    @cached_property
+    def correlation(self) -> pl.DataFrame:
+        """The rows of moe_layer_correlation."""
+        return correlate(self.reports, self.layers)
+
+    @cached_property
+    def rank_groups(self) -> dict[str, pl.DataFrame]:
+        """Which ranks of the whole capture work together: see ``rank_groups.rank_groups``."""
+        return rank_groups(meta for report in self.reports for meta in report.metas.values())
+
+    @property
+    def several_ranks(self) -> bool:
+        """Whether ranks that work together were captured, so that they can be compared."""
+        return any(len(frame) > frame["group"].n_unique() for frame in self.rank_groups.values())
+
+    @cached_property
+    def collective_split(self) -> Split:
+        """Waiting and transfer of all collectives of the whole capture: those inside the selection are ``kept``."""
+        epochs = [report.recorded_clock()[0] for report in self.reports]
+        return split(self.collectives, distinct(self.rank_groups), epochs)
+
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""
-        _ = self.features, self.totals, self.steps
+        _ = self.features, self.totals, self.steps, self.cross_layer
         if not self.direct:
-            _ = self.layers
+            _ = self.collectives, self.correlation, self.collective_split, self.models
+
+    @cached_property
+    def models(self) -> list[Choice]:
+        """Which feature explains each layer's time."""
+        return choose(self.correlation)
+
+    @cached_property
+    def cross_layer(self) -> CrossLayer:
+        """How the layers' choices hang together, from the sampled tokens."""
+        layers = {layer for report in self.reports for meta in report.metas.values() for layer in meta.layers}
+        for report in self.reports:
+            layers |= set(report.events.counts.cells["layer"].unique().to_list())
+        return cross_layer(self.routing.topk, sorted(layers))
 
     @cached_property
     def pairs(self) -> tuple[PairTable, ...]:
@@ -169,8 +249,9 @@ def _all_steps(reports: Sequence[ReportFacts], aligned: bool) -> pl.DataFrame:
 def _layer_rows(report: ReportFacts, selection: Selection) -> pl.DataFrame:
     """One row for every (rank, step, layer) captured: what steps promise, what counts say, what the GPU did.
 
-    Columns: ``rank``, ``step``, ``layer``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, and those of
-    ``cells.TIMING_COLUMNS`` (0 and null where the GPU did nothing).
+    Columns: ``rank``, ``step``, ``layer``, ``step_row`` (of ``ReportFacts.step_work``; null where the step has no
+    range), ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, those of ``cells.TIMING_COLUMNS`` (0 and null where
+    the GPU did nothing) and of ``cells.PHASE_COLUMNS``.
     """
     apart = pl.when(pl.col("step").is_null()).then("step_row").alias("apart")
     key = [*KEY, "apart"]  # steps without a number are told apart by their range
@@ -179,20 +260,33 @@ def _layer_rows(report: ReportFacts, selection: Selection) -> pl.DataFrame:
     counted = report.counts.cells.select(*KEY, pl.lit(None, pl.Int32).alias("apart"), "num_tokens")
     promised = steps.join(_layers_by_pid(report, selection), on="pid", how="inner")
     keys = pl.concat([promised.select(key), counted.select(key), timings.select(key)]).unique()
-    per_step = steps.unique(["rank", "step", "apart"], keep="first").select(
-        "rank", "step", "apart", "prefill_tokens", "decode_tokens", pl.col("num_tokens").alias("step_tokens")
+    work_rows = report.step_work.select("rank", "step", apart.cast(pl.Int32), "step_row")
+    work_rows = work_rows.unique(["rank", "step", "apart"], keep="first")
+    per_step = (
+        steps.unique(["rank", "step", "apart"], keep="first")
+        .drop("step_row")
+        .join(work_rows, on=["rank", "step", "apart"], how="left", nulls_equal=True)
+        .select(
+            *("rank", "step", "apart", "step_row", "prefill_tokens", "decode_tokens"),
+            pl.col("num_tokens").alias("step_tokens"),
+        )
     )
-    zero = [c for c in TIMING_COLUMNS if c.startswith(TIMED_KINDS) or c == "busy_ns"]
+    zero = [c for c in TIMING_COLUMNS if c.startswith(TIMED_KINDS) or c == "busy_ns"] + list(PHASE_COLUMNS)
     return (
         keys.join(counted.unique(key, keep="first"), on=key, how="left", nulls_equal=True)
         .join(per_step, on=["rank", "step", "apart"], how="left", nulls_equal=True)
         .join(timings.drop("pid", "step_row"), on=key, how="left", nulls_equal=True)
         .select(
             *KEY,
+            "step_row",
             pl.coalesce("num_tokens", "step_tokens").alias("num_tokens"),
             "prefill_tokens",
             "decode_tokens",
-            *(pl.col(c).fill_null(0) if c in zero else pl.col(c) for c in TIMING_COLUMNS if c != "launched_by"),
+            *(
+                pl.col(c).fill_null(0) if c in zero else pl.col(c)
+                for c in (*TIMING_COLUMNS, *PHASE_COLUMNS)
+                if c != "launched_by"
+            ),
             pl.col("launched_by").fill_null("none"),
         )
     )
@@ -215,5 +309,9 @@ def _merged_kernels(reports: Sequence[ReportFacts]) -> pl.DataFrame:
         .agg(pl.col("count").sum(), pl.col("total_ns").sum(), pl.col("min_ns").min(), pl.col("max_ns").max())
         .with_columns(mean_ns=pl.col("total_ns") / pl.col("count"))
         .select(*by, "count", "total_ns", "mean_ns", "min_ns", "max_ns")
-        .sort(["rank", "layer_idx", "total_ns", *by[2:]], descending=[False, False, True, False, False, False])
+        .sort(
+            ["rank", "layer_idx", "total_ns", *by[2:]],
+            descending=[False, False, True, False, False, False],
+            nulls_last=True,
+        )
     )

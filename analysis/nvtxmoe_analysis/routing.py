@@ -63,6 +63,11 @@ def combine(counts: Sequence[CountTable], topks: Sequence[TopkTable], metas: Seq
     )
 
 
+def once_a_group(counts: Sequence[CountTable], metas: Sequence[dict[int, Meta]]) -> CountTable:
+    """The counts of all reports, tensor-parallel copies once, with ``report`` and ``group``; as ``Routing.counts``."""
+    return _first_of_group(_concat_counts(counts, metas))[0]
+
+
 def _group(cells: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
     # Without moe.meta nothing says who shares tokens with whom: such a rank stands alone.
     groups = {pid: meta.tp_group for pid, meta in metas.items()}

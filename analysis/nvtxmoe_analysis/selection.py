@@ -35,6 +35,11 @@ class Selection:
         """Whether steps are left out."""
         return bool(self.skip_first or self.only or self.first_step is not None or self.last_step is not None)
 
+    @property
+    def narrows_work(self) -> bool:
+        """Whether work outside layers is left out: of steps or ranks."""
+        return self.narrows_steps or self.ranks is not None
+
     def describe(self) -> dict[str, object]:
         """The filters in force, for the validation file."""
         return {

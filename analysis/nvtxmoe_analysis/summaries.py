@@ -8,6 +8,8 @@ import polars as pl
 
 from nvtxmoe_analysis.cells import TIMED_KINDS
 from nvtxmoe_analysis.checks.model import FAIL, PASS, WARN
+from nvtxmoe_analysis.models.terms import REFUSED
+from nvtxmoe_analysis.models.words import sentence
 from nvtxmoe_analysis.pipeline import Analysis
 from nvtxmoe_analysis.results import Results
 
@@ -53,7 +55,15 @@ def _gpu(analysis: Analysis) -> dict[str, Any]:
         "in_layer_pct": None if filtered else cover["in_layer_pct_of_step_time"],
         "kernels": _kernels(analysis),
         "outside": [] if filtered else _outside(cover),
+        "explained": _explained(analysis.results),
     }
+
+
+def _explained(results: Results) -> list[str]:
+    """Sentences of moe_layer_model on all layers together, and where these can't be fitted, why not."""
+    pooled = [choice for choice in results.models if choice.sample.layer is None]
+    fitted = [choice for choice in pooled if choice.best.status != REFUSED]
+    return [sentence(choice) for choice in fitted or pooled]
 
 
 def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
@@ -120,7 +130,7 @@ def _layer_times(results: Results) -> dict[int, dict[str, Any]]:
 
 
 def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
-    kernels = analysis.results.kernels
+    kernels = analysis.results.kernels.drop_nulls("layer_idx")
     total = int(kernels["total_ns"].sum())
     top = (
         kernels.group_by("phase", "kernel_name")

@@ -8,12 +8,12 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.activity import KINDS
-from nvtxmoe_analysis.attribution import CLASSES, REASONS
 from nvtxmoe_analysis.checks import run_checks, verdict
 from nvtxmoe_analysis.checks.model import FAIL, Check
 from nvtxmoe_analysis.events import Meta
 from nvtxmoe_analysis.exports.session import JournalFile
 from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.places import CLASSES, REASONS
 from nvtxmoe_analysis.results import Results
 
 #: Names of work in steps outside layers that are listed.

@@ -28,12 +28,15 @@ def write_set(
     documents: Mapping[str, Any],
     formats: Sequence[str] = ("csv",),
     absent: Collection[str] = (),
+    parquet_only: Collection[str] = (),
 ) -> list[Path]:
     """Write tables (in every format asked for) and JSON documents into a folder, which is made if need be.
 
+    Tables named ``parquet_only``, which CSV has no words for, are Parquet whatever was asked for.
+
     Everything is first written beside the folder's own files; only when all of it is there are the names replaced,
-    and put back if that fails half-way. A table of ours in a format not asked for now is removed, and so are those
-    named ``absent``, which this analysis does not have: they would be another analysis's.
+    and put back if that fails half-way. A table of ours in a format not asked for now is removed, and so are tables and
+    documents named ``absent``, which this analysis does not have: they would be another analysis's.
 
     Raises:
         NvtxmoeError: the folder can't be written.
@@ -41,15 +44,16 @@ def write_set(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _staging(folder) as stage:
-            files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in formats]
+            forms = {stem: ("parquet",) if stem in parquet_only else tuple(formats) for stem in tables}
+            files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in forms[stem]]
             for _ in ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files):
                 pass
             names = [name for _, name, _ in files]
             for stem, document in documents.items():
                 names.append(f"{stem}.json")
                 (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-            stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in formats]
-            stale += [f"{stem}.{form}" for stem in absent for form in FORMATS]
+            stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in forms[stem]]
+            stale += [f"{stem}.{form}" for stem in absent for form in (*FORMATS, "json")]
             _replace(folder, stage, names, stale)
     except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the latter
         raise _cannot_write(error, folder) from error
@@ -128,7 +132,11 @@ def _put_back(folder: Path, stage: Path, names: Sequence[str]) -> None:
 
 def _write_table(table: pl.DataFrame, path: Path, form: str) -> None:
     if form == "parquet":
-        table.write_parquet(path, compression="zstd")
+        lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
+        if lists:  # of counts: cast as they are written, so that all of them are never in memory in 32 bits
+            table.lazy().with_columns(pl.col(lists).cast(pl.List(pl.UInt32))).sink_parquet(path, compression="zstd")
+        else:
+            table.write_parquet(path, compression="zstd")
     else:
         as_text(table).write_csv(path)
 

@@ -35,6 +35,7 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
     if timed:
         _show_operations(console, "Most GPU time in MoE layers:", found["kernels"])
         _show_operations(console, "Most GPU time of steps outside MoE layers:", found["outside"])
+        _show_explained(console, found["explained"])
     _show_verdict(console, found)
     console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
     for file in found["files"]:
@@ -76,6 +77,13 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
             f"  {_us(one['total_ns'])}", f"{one['pct']:.1f} %", one["phase"], escape(_short(one["kernel_name"]))
         )
     console.print(table)
+
+
+def _show_explained(console: Console, sentences: list[str]) -> None:
+    if sentences:
+        console.print("What explains the layers' time (docs/models.md):")
+    for one in sentences:
+        console.print(f"  {escape(one)}", soft_wrap=True)
 
 
 def _short(kernel_name: str) -> str:

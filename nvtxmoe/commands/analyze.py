@@ -35,6 +35,15 @@ from nvtxmoe.errors import INCOMPLETE
 @click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
 @click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11.")
 @click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")
+@click.option(
+    "--capacity-factor",
+    "capacity_factors",
+    metavar="F",
+    type=click.FloatRange(min=0, min_open=True, max=1000),
+    multiple=True,
+    help="A further capacity factor for moe_capacity, beside 1, 1.25, 1.5 and 2. Repeatable.",
+)
+@click.option("--report", "with_report", is_flag=True, help="Also write DIR/report.html: see `nvtxmoe report`.")
 @click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
 @json_option
 @opening_options
@@ -48,6 +57,8 @@ def analyze(
     only: str | None,
     layers: str | None,
     ranks: str | None,
+    capacity_factors: tuple[float, ...],
+    with_report: bool,
     strict: bool,
     as_json: bool,
     nsys: Path | None,
@@ -80,12 +91,18 @@ def analyze(
             output,
             selection=selection,
             formats=tuple(dict.fromkeys(formats)),
+            capacity_factors=capacity_factors,
             database=database,
             cache_dir=cache_dir,
             nsys=nsys,
             tell=tell,
         )
-    found = overview(done)
+        found = overview(done)
+        if with_report:
+            from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair only where it is asked for
+
+            tell("report", None)
+            found["files"].append(str(report(done.folder).page))
     if as_json:
         print_json(found)
     else:

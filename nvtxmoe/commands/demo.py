@@ -29,11 +29,15 @@ def demo(output: Path, as_json: bool) -> None:
     Qwen3-MoE (4 layers, 32 experts, top-4) whose gates are skewed on purpose. Needs no GPU and no nsys.
     """
     from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.report import report  # noqa: PLC0415
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 
     with progress_bar() as tell:
         done = analyze([CAPTURE], output, tell=tell)
-    found = overview(done)
+        found = overview(done)
+        tell("report", None)
+        page = report(done.folder).page
+        found["files"].append(str(page))
     if as_json:
         print_json(found)
         return
@@ -42,4 +46,5 @@ def demo(output: Path, as_json: bool) -> None:
     console = stdout()
     console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")
     show_analysis(console, found)
-    console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results")
+    console.print(f"Open {page} in a browser: it says all this in words and charts.", soft_wrap=True)
+    console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results --report")

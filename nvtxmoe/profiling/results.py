@@ -40,12 +40,15 @@ def check_report(plan: Plan) -> Path:
 
 
 def analyze_report(plan: Plan, report: Path) -> None:
-    """Export the report with its payloads, write the standard set into the folder, and print what was found.
+    """Export the report with its payloads, write the result files and report.html into the folder, and print what was
+    found.
 
     Raises:
         NvtxmoeError: it can't be read, or the hooks recorded nothing.
     """
-    _show(_analyze(report, plan.folder, plan.nsys.path if plan.nsys else None))
+    done = _analyze(report, plan.folder, plan.nsys.path if plan.nsys else None)
+    _show(done)
+    _draw(done)
 
 
 def merge_session(session: Path, show: bool) -> Path:
@@ -87,6 +90,21 @@ def _show(done: Analysis) -> None:
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 
     show_analysis(stdout(), overview(done))
+
+
+def _draw(done: Analysis) -> None:
+    """report.html, where what draws it is installed: a server may have less than a laptop."""
+    from nvtxmoe.commands._common import stdout  # noqa: PLC0415
+
+    try:
+        from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair
+
+        page = report(done.folder).page
+    except ImportError as error:
+        said = f"No report.html: {error}. Elsewhere: nvtxmoe report {done.folder}"
+    else:
+        said = f"Report: {page}"
+    stdout().print(said, soft_wrap=True, markup=False)
 
 
 def listing(plan: Plan) -> list[str]:

@@ -104,16 +104,16 @@ def decode_counts(blob: bytes) -> tuple[CellKey, Cell]:
 def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
     """Sort the ranges and marks of our domain into the capture."""
     rows = connection.execute(
-        "SELECT start, end, eventType, globalTid, domainId, coalesce(text, value), binaryData"
+        "SELECT start, end, eventType, globalTid, domainId, coalesce(text, value), binaryData, int64Value"
         " FROM NVTX_EVENTS LEFT JOIN StringIds ON id = textId ORDER BY start"
     ).fetchall()
     ours = {
         (pid_of(tid), domain)
-        for _, _, kind, tid, domain, text, _ in rows
+        for _, _, kind, tid, domain, text, _, _ in rows
         if kind == EVENT_DOMAIN and text == schema.DOMAIN
     }
     phases = {schema.PHASE_PREFIX + phase: phase for phase in schema.PHASES}
-    for start_ns, end_ns, kind, tid, domain, text, blob in rows:
+    for start_ns, end_ns, kind, tid, domain, text, blob, number in rows:
         if (pid_of(tid), domain) not in ours or kind not in (EVENT_MARK, EVENT_RANGE):
             continue
         if text == schema.STEP:
@@ -123,6 +123,9 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
             capture.layers[tid].add(start_ns, end_ns, int(text.removeprefix(schema.LAYER_PREFIX)))
         elif text in phases:
             capture.phases[tid].add(start_ns, end_ns, phases[text])
+        elif text == schema.COLLECTIVE:  # after its layer's range, and part of the layer
+            capture.layers[tid].add(start_ns, end_ns, number)
+            capture.phases[tid].add(start_ns, end_ns, "collective")
         elif text == schema.COUNTS:
             key, cell = decode_counts(blob)
             if key in capture.cells:

@@ -30,7 +30,14 @@ OPERATION_TABLES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """One kernel, copy or memset, placed. ``launch_ns`` is the start of its launch call."""
+    """One kernel, copy or memset, placed.
+
+    Attributes:
+        launch_ns: start of its launch call.
+        step: (rank, step) in which it was launched.
+        origin: when and on which thread it was launched eagerly, or its node's original was created.
+        original: id of that original node.
+    """
 
     kind: str
     name: str
@@ -41,6 +48,10 @@ class Operation:
     placed: str = UNPLACED
     key: CellKey | None = None
     phase: str = "other"
+    pid: int = 0
+    step: tuple[int, int] | None = None
+    origin: tuple[int, int] | None = None
+    original: int | None = None
 
 
 def creation_of(capture: Capture, pid: int, node: int) -> tuple[int, int] | None:
@@ -76,13 +87,16 @@ def place(capture: Capture, operation: Operation, pid: int, correlation: int, no
     if launch is None:
         return operation
     launch_ns, launch_tid = launch
-    operation = replace(operation, launch_ns=launch_ns)
+    operation = replace(operation, launch_ns=launch_ns, pid=pid)
     step = value_at(capture.steps, launch_tid, launch_ns)
     if not isinstance(step, Step):
         return replace(operation, placed=OUTSIDE)
+    operation = replace(operation, step=(step.rank, step.step))
     origin = launch if node is None else creation_of(capture, pid, node)
     if origin is None:
         return operation
+    original = None if node is None else capture.originals[pid, node]
+    operation = replace(operation, origin=origin, original=original)
     origin_ns, origin_tid = origin
     layer = value_at(capture.layers, origin_tid, origin_ns)
     if not isinstance(layer, int):
@@ -169,6 +183,7 @@ class Answer:
     cells: dict[CellKey, Cell]
     operations: list[Operation]
     topk_tokens: int
+    capture: Capture
 
 
 def attribute(path: Path) -> Answer:
@@ -176,7 +191,7 @@ def attribute(path: Path) -> Answer:
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         capture = read_capture(connection)
-        return Answer(capture.cells, list(operations(connection, capture)), capture.topk_tokens)
+        return Answer(capture.cells, list(operations(connection, capture)), capture.topk_tokens, capture)
     finally:
         connection.close()
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from nvtxmoe_analysis.checks import (
     blobs_present,
     capture_healthy,
+    clocks_agree,
     collectives_seen,
     counts_sum,
     cuda_tracing,
@@ -55,6 +56,7 @@ CHECKS: Sequence[Callable[[Results], Check]] = (
     ranges_nest.check,
     operations_placed.check,
     collectives_seen.check,
+    clocks_agree.check,
     profiler_warnings.check,
 )
 
@@ -71,6 +73,7 @@ OF_EXPORTS = frozenset({
     ranges_nest.check,
     operations_placed.check,
     collectives_seen.check,
+    clocks_agree.check,
     profiler_warnings.check,
 })  # fmt: skip
 

@@ -10,19 +10,22 @@ NAME = "collectives_seen"
 
 
 def check(results: Results) -> Check:
-    """Where ranks share a layer, moe.collective stands around its reduction. A warning only: times stay right."""
-    shared = ranges = 0
+    """Where ranks share a layer, moe.collective stands around its reduction. A warning only: times stay right, and
+    collectives that can be inferred (see ``collectives``) have a column of their own."""
+    shared = ranges = inferred = 0
     for report in results.reports:
         shared += sum(m.tp_size > 1 or int(m.raw.get("ep_size") or 1) > 1 for m in report.metas.values())
         ranges += int((report.events.ranges["name"] == schema.COLLECTIVE).sum())
-    figures = {"processes_that_share_layers": shared, "collective_ranges": ranges}
+        inferred += int(report.collectives["inferred"].sum())
+    figures = {"processes_that_share_layers": shared, "collective_ranges": ranges, "inferred": inferred}
     if not shared:
         return not_applicable(NAME, "No rank shares a layer with another.", **figures)
     if not ranges:
+        tied = f"; {inferred:,} right after a layer are tied to it, in collective_inferred_ns" if inferred else ""
         return warned(
             NAME,
-            "No moe.collective range: reductions of MoE results after their layers count outside them. The time of a "
-            "collective includes waiting for other ranks.",
+            f"No moe.collective range: reductions of MoE results after their layers count outside them{tied}. The time "
+            "of a collective includes waiting for other ranks.",
             **figures,
         )
     return passed(NAME, f"{number(ranges, 'moe.collective range')}.", **figures)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution import UNPLACED
 from nvtxmoe_analysis.checks.model import Check, not_applicable, passed, warned
 from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.places import UNPLACED
 from nvtxmoe_analysis.results import Results
 from nvtxmoe_analysis.wanted import first_cells, wanted_cells
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution import REASONS, UNPLACED
 from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
+from nvtxmoe_analysis.places import REASONS, UNPLACED
 from nvtxmoe_analysis.results import Results
 
 NAME = "operations_placed"

@@ -4,58 +4,31 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.results import KEY, Results
-from nvtxmoe_analysis.routing import cell_features
-from nvtxmoe_analysis.tiles import count_tiles
-
-FEATURES = (
-    "total_activations",
-    "active_experts",
-    "max_count",
-    "mean_count",
-    "std_dev",
-    "max_mean_ratio",
-    "block_m",
-    "expert_tiles",
-)
+from nvtxmoe_analysis.results import Results
 
 
 def build(results: Results) -> pl.DataFrame:
-    """The counts' features joined with kernel time.
+    """The counts' features joined with GPU time. Times are integer nanoseconds, sums of durations unless they say else.
 
-    Columns: ``rank``, ``step``, ``layer_idx``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, ``top_k``,
-    ``total_activations``, ``active_experts`` (that got a token), ``max_count``, ``mean_count``, ``std_dev``
-    (population), ``max_mean_ratio``, ``block_m`` (rows of an expert tile, from moe.meta; null when unknown),
-    ``expert_tiles`` (sum over experts of ceil(count / block_m); null likewise), ``kernel_count``,
-    ``kernel_time_ns``, ``busy_ns``, ``launched_by``. Features are null where a cell has no counts.
+    - ``rank``, ``step``, ``layer_idx``; ``num_tokens``, ``prefill_tokens``, ``decode_tokens``.
+    - Features, null where a cell has no counts: ``top_k``, ``total_activations``, ``active_experts`` (that got a
+      token), ``max_count``, ``mean_count``, ``std_dev`` (population), ``max_mean_ratio``, ``block_m`` (rows of an
+      expert tile), ``expert_tiles`` (sum over experts of ceil(count / block_m)).
+    - ``kernel_count``, ``kernel_time_ns``, ``busy_ns`` (union of intervals), ``launched_by``.
+    - ``step_kind``: prefill, decode, mixed, none; null where not known.
+    - More features: ``cv`` (std_dev / mean_count), ``entropy_bits``, ``gini`` (see ``features.unevenness``; null
+      without assignments), ``block_m_source`` (moe.meta or default, see ``tiles``).
+    - The rank's own experts, null where not known (see ``local_load``): ``local_experts`` (how many),
+      ``local_activations``, ``local_active_experts``, ``local_max_count``, ``local_expert_tiles``, ``weight_bytes``.
+    - Kernel time by phase: ``route_ns``, ``dispatch_ns``, ``experts_ns``, ``combine_ns``, ``shared_ns``,
+      ``collective_ns``, ``other_ns``; they add up to kernel_time_ns.
+    - ``collective_inferred_ns``: collectives tied to the layer by inference (see ``collectives``), which are not in
+      kernel_time_ns. ``own_ns``: kernel_time_ns less that of collective kernels.
+    - Of the whole step on this rank, the same in each of its layers' rows, null where the step has no range:
+      ``step_gpu_ns`` (kernels, copies and memsets launched in it) and its parts outside layers, ``step_attention_ns``,
+      ``step_collective_ns``, ``step_sampling_ns``, ``step_dense_ns``, ``step_norm_ns``, ``step_memory_ns`` (copies,
+      memsets), ``step_recording_ns`` (nvtxmoe's own kernel), ``step_other_ns``, ``step_unplaced_ns`` (that can't be
+      placed in a layer or outside); what is left is in layers. ``between_steps_ns``: launched after the step and
+      before the process's next. ``step_share_pct``: the layer's kernels, copies and memsets in % of step_gpu_ns.
     """
-    parts = [
-        pl.concat(
-            [
-                report.counts.cells.select(*KEY, "top_k"),
-                cell_features(report.counts).rename({"total": "total_activations"}),
-                count_tiles(report.counts, report.metas),
-            ],
-            how="horizontal",
-        )
-        for report in results.reports
-    ]
-    features = pl.concat(parts).unique(list(KEY), keep="first")
-    return (
-        results.layers.join(features, on=KEY, how="left", nulls_equal=True)
-        .select(
-            "rank",
-            "step",
-            pl.col("layer").alias("layer_idx"),
-            "num_tokens",
-            "prefill_tokens",
-            "decode_tokens",
-            "top_k",
-            *FEATURES,
-            "kernel_count",
-            "kernel_time_ns",
-            "busy_ns",
-            "launched_by",
-        )
-        .sort("rank", "step", "layer_idx")
-    )
+    return results.correlation

@@ -1,0 +1,239 @@
+"""How much of each collective is waiting for the last rank, and how much is transfer.
+
+Collective kernels spin until every rank has begun. So of a rank's kernel the time until the last rank's start is
+waiting, and the rest, in which all ranks are in the collective, is transfer (with what the kernel computes itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.alignment import Aligned, Extents, align, extents, moved
+from nvtxmoe_analysis.clocks import TOLERANCE_NS, fit_line
+from nvtxmoe_analysis.collective_match import (
+    ENDS_EARLY,
+    NOT_ALIGNED,
+    NOT_SIMULTANEOUS,
+    NOT_WAITING,
+    NUMBERS_DIFFER,
+    ORDER_DIFFERS,
+    REASONS,
+    SPLIT,
+    Codes,
+    Ints,
+    Kernels,
+    Met,
+    kernels,
+    meet,
+    order_agrees,
+)
+from nvtxmoe_analysis.collective_names import tensor_only, waits_for_all
+from nvtxmoe_analysis.rank_groups import SCHEMA, TENSOR
+
+Bools = npt.NDArray[np.bool_]
+
+#: A kernel whose collectives contradict causality more often than this does not run in these groups.
+MOST_CONTRADICTIONS = 0.01
+
+#: Times of several reports are compared where their clocks may be off by no more than this, or than this share of the
+#: mean duration of the collective's kernels.
+MOST_RESIDUAL_NS = 10_000
+MOST_RESIDUAL_SHARE = 0.1
+
+#: Columns that :func:`split` adds.
+COLUMNS = {
+    "ordinal": pl.Int64,
+    "group_kind": pl.String,
+    "group": pl.Int64,
+    "ranks": pl.Int64,
+    "wait_ns": pl.Int64,
+    "transfer_ns": pl.Int64,
+    "last_rank": pl.Int64,
+    "reason": pl.String,
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Collectives, split, and how the reports' clocks were aligned for it.
+
+    Attributes:
+        frame: one row a kernel, in the order of the input: its columns and COLUMNS. ``group`` is the lowest rank of
+            the group of kind ``group_kind`` that took part, ``ranks`` how many it has, ``last_rank`` the one that
+            began last (of equal ones the lowest). All but ``ordinal`` are null, and ``reason`` says why, where the
+            kernel could not be split.
+        aligned: by report.
+        compared: collectives whose times could be compared; across: those of them over several reports.
+        refused: collectives over several reports whose clocks are not known well enough.
+        contradictions: of these, in which a rank ended before the last began, by more than the clocks may be off.
+        closest_ns: the least time from the last start to the first end of the others; None where there are none.
+    """
+
+    frame: pl.DataFrame
+    aligned: tuple[Aligned, ...]
+    compared: int
+    across: int
+    refused: int
+    contradictions: int
+    closest_ns: int | None
+
+
+def split(frame: pl.DataFrame, groups: Mapping[str, pl.DataFrame], epochs: Sequence[int | None]) -> Split:
+    """Match collectives across ranks and split each kernel's duration.
+
+    Parameters:
+        frame: ``report``, ``rank``, ``step``, ``layer`` (null outside layers), ``phase``, ``kernel_name``, ``start``,
+            ``end`` (ns, in the report's own time).
+        groups: the kinds of groups that may take part, the widest first: ``rank_groups.distinct``.
+        epochs: unix time in ns of each report's time 0, None where it was not recorded.
+    """
+    found = kernels(frame)
+    names = frame.select(waits=waits_for_all(pl.col("kernel_name")), tensor=tensor_only(pl.col("kernel_name")))
+    chosen = _choose(found, names["waits"].to_numpy(), names["tensor"].to_numpy(), groups, len(epochs))
+    everything = [one for of_kind in chosen.met.values() for one in of_kind]
+    aligned = align(extents(found, everything, len(epochs)), epochs)
+    filled = _Filled(found, aligned, chosen.reason)
+    for kind, of_kind in chosen.met.items():
+        for one in of_kind:
+            filled.fill(list(groups).index(kind), one)
+    return Split(
+        frame=frame.with_columns(filled.columns(list(groups))),
+        aligned=tuple(aligned),
+        compared=filled.compared,
+        across=filled.across,
+        refused=filled.refused,
+        contradictions=filled.contradictions,
+        closest_ns=filled.closest_ns,
+    )
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    met: dict[str, list[Met]]
+    reason: Codes
+
+
+def _choose(found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int) -> _Chosen:
+    """Which kind of group each name takes part in: the widest one in which its collectives hold together."""
+    reason = np.full(len(found), NOT_WAITING, dtype=np.int8)
+    reason[waits] = meet(found, np.flatnonzero(waits), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
+    met: dict[str, list[Met]] = {}
+    left, told = waits.copy(), np.zeros(len(found), dtype=np.bool_)
+    for kind, of_kind in groups.items():
+        rows = np.flatnonzero(left & ~(tensor & (kind != TENSOR) & (TENSOR in groups)))
+        matched, why = meet(found, rows, of_kind)
+        holding, others = _holding(extents(found, matched, reports))
+        fits = np.isin(found.family[rows], holding)
+        off = np.isin(found.family[rows], others) & (why == SPLIT)
+        why[off] = NOT_SIMULTANEOUS
+        # A kernel that holds together in no group keeps the reason of the widest, or that it does not.
+        fresh = fits | off | ~told[rows]
+        reason[rows[fresh]] = why[fresh]
+        told[rows] = True
+        left[rows[fits]] = False
+        kept = [Met(one.rows[np.isin(found.family[one.rows[:, 0]], holding)]) for one in matched]
+        met[kind] = _in_order(found, kept, rows[fits], of_kind, reason)
+    return _Chosen(met, reason)
+
+
+def _in_order(found: Kernels, met: list[Met], rows: Ints, groups: pl.DataFrame, reason: Codes) -> list[Met]:
+    """Of collectives outside layers those of steps in which the names come in the same order on all ranks."""
+    rows = rows[(found.layer[rows] < 0) & ((reason[rows] == SPLIT) | (reason[rows] == NUMBERS_DIFFER))]
+    reason[rows[~order_agrees(found, rows, groups)]] = ORDER_DIFFERS
+    return [Met(one.rows[reason[one.rows[:, 0]] == SPLIT]) for one in met]
+
+
+def _holding(seen: Extents) -> tuple[Ints, Ints]:
+    """Families whose collectives hold together (no rank ends one before the last has begun), and those that don't."""
+    families = np.unique(seen.family)
+    holds = np.ones(len(families), dtype=np.bool_)
+    for at in range(len(families)):
+        mine = seen.of_families(families[at : at + 1])
+        lines = (fit_line(*mine.bounds(int(a), int(b))) for a, b in np.argwhere(np.triu(mine.shared(), 1)))
+        broken = mine.contradictions(TOLERANCE_NS)
+        holds[at] = broken.mean() <= MOST_CONTRADICTIONS and all(line.fits for line in lines)
+    return families[holds], families[~holds]
+
+
+@dataclass
+class _Filled:
+    """The columns, filled in by :meth:`fill`."""
+
+    found: Kernels
+    aligned: Sequence[Aligned]
+    reason: Codes
+    compared: int = 0
+    across: int = 0
+    refused: int = 0
+    contradictions: int = 0
+    closest_ns: int | None = None
+    _ints: dict[str, Ints] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = ("group_kind", "group", "ranks", "wait_ns", "transfer_ns", "last_rank")
+        self._ints = {name: np.full(len(self.found), -1, dtype=np.int64) for name in names}
+        self._start = moved(self.found.start, self.found.report, self.aligned)
+        self._end = self._start + (self.found.end - self.found.start)
+        self._residual = np.zeros(len(self.found))
+        for report, one in enumerate(self.aligned):
+            mine = self.found.report == report
+            self._residual[mine] = one.residual_ns(self.found.start[mine])
+
+    def fill(self, kind: int, met: Met) -> None:
+        """Split collectives of one kind and size of groups."""
+        rows = met.rows[self._comparable(met.rows)]
+        start, end, rank = self._start[rows], self._end[rows], self.found.rank[rows]
+        last, first_end = start.max(axis=1), end.min(axis=1)
+        several = self._several(rows)
+        # Two reports may be off their reference by their residuals in opposite directions.
+        off = np.where(several, 2 * self._residual[rows].max(axis=1), 0)
+        early = last - first_end > TOLERANCE_NS + off
+        self.reason[rows[early].ravel()] = ENDS_EARLY
+        self.compared += len(rows)
+        self.across += int(several.sum())
+        self.contradictions += int(early.sum())
+        rows, start, end, rank, last = rows[~early], start[~early], end[~early], rank[~early], last[~early]
+        if not len(rows):
+            return
+        closest = int((first_end[~early] - last).min())
+        self.closest_ns = closest if self.closest_ns is None else min(closest, self.closest_ns)
+        wait = np.clip(last[:, None] - start, 0, end - start)
+        self._ints["wait_ns"][rows] = wait
+        self._ints["transfer_ns"][rows] = end - start - wait
+        latest = np.take_along_axis(rank, start.argmax(axis=1)[:, None], axis=1)
+        self._ints["last_rank"][rows] = latest
+        self._ints["group"][rows] = rank[:, :1]
+        self._ints["ranks"][rows] = rows.shape[1]
+        self._ints["group_kind"][rows] = kind
+
+    def _several(self, rows: Ints) -> Bools:
+        """Which collectives are over several reports."""
+        reports = self.found.report[rows]
+        several: Bools = (reports != reports[:, :1]).any(axis=1)
+        return several
+
+    def _comparable(self, rows: Ints) -> Bools:
+        """Collectives whose ranks' clocks are known against each other; the others are told so."""
+        fits = np.array([one.fits for one in self.aligned])[self.found.report[rows]].all(axis=1)
+        duration = (self._end[rows] - self._start[rows]).mean(axis=1)
+        most = np.maximum(MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE * duration)
+        comparable: Bools = ~self._several(rows) | (fits & (self._residual[rows].max(axis=1) <= most))
+        self.refused += int((~comparable).sum())
+        self.reason[rows[~comparable].ravel()] = NOT_ALIGNED
+        return comparable
+
+    def columns(self, kinds: list[str]) -> list[pl.Series]:
+        """The columns of COLUMNS."""
+        fine = pl.Series(self.reason == SPLIT)
+        values = {name: pl.select(pl.when(fine).then(pl.Series(v))).to_series() for name, v in self._ints.items()}
+        kind = values["group_kind"].replace_strict(dict(enumerate(kinds)), default=None, return_dtype=pl.String)
+        why = pl.Series(self.reason).replace_strict(
+            {code: name or None for code, name in enumerate(REASONS)}, return_dtype=pl.String
+        )
+        values |= {"ordinal": pl.Series(self.found.ordinal), "group_kind": kind, "reason": why}
+        return [values[name].cast(dtype).alias(name) for name, dtype in COLUMNS.items()]

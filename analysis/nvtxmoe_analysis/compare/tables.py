@@ -1,0 +1,78 @@
+"""The tables of a comparison: columns, types, and what their rows have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.compare.intervals import holm
+
+Floats = npt.NDArray[np.float64]
+Schema = Mapping[str, type[pl.DataType]]
+
+#: Name of all kinds of step together.
+ALL = "all"
+
+_HEAD: Schema = {"layer_idx": pl.Int64, "step_kind": pl.String}
+_TAIL: Schema = {
+    **dict.fromkeys(("p_value", "p_adjusted"), pl.Float64),
+    "significant": pl.Boolean,
+    "reason": pl.String,
+}
+
+#: Figures of both runs: one row a metric, layer (null: all together) and kind of step.
+METRICS: Schema = {
+    "metric": pl.String,
+    **_HEAD,
+    "unit": pl.String,
+    **dict.fromkeys(("value_a", "value_b", "difference", "ci_low", "ci_high"), pl.Float64),
+    **dict.fromkeys(("change_pct", "change_pct_ci_low", "change_pct_ci_high"), pl.Float64),
+    **_TAIL,
+}
+#: Divergence of the distributions over experts: one row a layer (null: the mean of all) and kind of step.
+ACTIVATIONS: Schema = {
+    **_HEAD,
+    **dict.fromkeys(("js_bits", "noise_bits", "excess_bits", "ci_low", "ci_high"), pl.Float64),
+    **_TAIL,
+}
+#: One row an expert of a layer, over all kinds of step.
+EXPERTS: Schema = {
+    **dict.fromkeys(("layer_idx", "expert_id"), pl.Int64),
+    **dict.fromkeys(("share_a_pct", "share_b_pct", "difference_pct", "ci_low", "ci_high"), pl.Float64),
+    **dict.fromkeys(("js_bits", "p_value", "p_adjusted"), pl.Float64),
+    "significant": pl.Boolean,
+}
+
+
+def finished(
+    columns: Mapping[str, Floats],
+    schema: Schema,
+    layers: Sequence[int],
+    reasons: Sequence[str | None],
+    alpha: float,
+    **same: str,
+) -> pl.DataFrame:
+    """Rows of a schema: all layers together, then each.
+
+    Parameters:
+        columns: float64 [1 + layers] by name; what is not finite, or not given, becomes null. p-values are adjusted
+            over the layers; that of all layers together is its own.
+        same: texts that are the same in every row.
+    """
+    none = np.full(len(layers) + 1, np.nan)
+    floats = {name: columns.get(name, none) for name, dtype in schema.items() if dtype == pl.Float64}
+    floats["p_adjusted"] = np.concatenate([floats["p_value"][:1], holm(floats["p_value"][1:])])
+    return (
+        pl.DataFrame(floats)
+        .with_columns(pl.when(pl.all().is_finite()).then(pl.all()))
+        .with_columns(
+            layer_idx=pl.Series([None, *layers], dtype=pl.Int64),
+            significant=pl.col("p_adjusted") < alpha,
+            reason=pl.Series(list(reasons), dtype=pl.String),
+            **{name: pl.lit(text) for name, text in same.items()},
+        )
+        .select(*schema)
+    )

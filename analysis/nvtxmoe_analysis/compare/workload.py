@@ -1,0 +1,118 @@
+"""Whether the runs did the same work: kinds of step, tokens a step, and how much of it could be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.compare.plan import Kind
+from nvtxmoe_analysis.compare.sides import KINDS, UNKNOWN, Side
+
+#: Shares of steps, and distances of token numbers, above which the loads count as different.
+MOST_APART = 0.1
+#: Critical value of Kolmogorov and Smirnov's statistic at 5 %, times sqrt(n m / (n + m)).
+CRITICAL = 1.358
+
+
+def workloads(sides: tuple[Side, Side], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
+    """By kind of step, of each run: how many steps, how many of them are compared, tokens a step; and the distance of
+    the distributions of tokens a step (0 to 1, the largest difference of cumulative shares).
+    """
+    planned = {kind.name: kind for kind in kinds}
+    steps = [side.steps for side in sides]
+    out = []
+    for name in KINDS:
+        mine = [frame.filter(pl.col("step_kind") == name) for frame in steps]
+        if all(frame.is_empty() for frame in mine):
+            continue
+        kind = planned.get(name)
+        tokens = [frame["num_tokens"].to_numpy() for frame in mine]
+        row: dict[str, Any] = {"step_kind": name}
+        for i, (letter, frame) in enumerate(zip("ab", mine, strict=True)):
+            row[f"steps_{letter}"] = frame["step"].n_unique()
+            row[f"compared_{letter}"] = kind.matched[i] if kind else 0
+            row[f"independent_{letter}"] = kind.blocks[i] if kind else 0
+            row[f"tokens_{letter}"] = int(tokens[i].sum())
+            row[f"median_tokens_{letter}"] = float(np.median(tokens[i])) if len(tokens[i]) else None
+        row["distance"] = _distance(*tokens) if all(len(one) for one in tokens) else None
+        out.append(row)
+    return out
+
+
+def _distance(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float:
+    at = np.union1d(one, other)
+    below = [np.searchsorted(np.sort(tokens), at, side="right") / len(tokens) for tokens in (one, other)]
+    return float(np.abs(below[0] - below[1]).max())
+
+
+def notes(sides: tuple[Side, Side], kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> list[str]:
+    """What a reader must know before believing a difference, one sentence each."""
+    return [*_captures(sides), *_loads(loads), *_silences(kinds, loads)]
+
+
+def _captures(sides: tuple[Side, Side]) -> Iterator[str]:
+    for side in sides:
+        if side.loaded.validation["verdict"] != "complete":
+            yield f"The capture of {side.name} is incomplete: {side.folder}, moe_capture_validation.json."
+    differing = []
+    for key in ("device", "vllm", "torch", "model", "tp_size", "ep_size", "world_size"):
+        said = [sorted(side.says(key)) for side in sides]
+        if said[0] and said[1] and said[0] != said[1]:
+            differing.append(f"{key} (A {', '.join(said[0])}, B {', '.join(said[1])})")
+    if differing:
+        yield f"The runs differ in {', '.join(differing)}."
+    if len({side.steps["rank"].n_unique() for side in sides}) > 1:
+        yield "The runs have different numbers of ranks: times are of one rank, the mean over ranks."
+    filters = [{k: v for k, v in side.loaded.validation["selection"].items() if k in _FILTERS} for side in sides]
+    if filters[0] != filters[1]:
+        yield "The runs were analysed with different filters (selection in moe_capture_validation.json)."
+    for side in sides:
+        if side.times is None:
+            yield f"{side.name} has no GPU time: only routing is compared."
+
+
+_FILTERS = ("first_step", "last_step", "skip_first", "only", "layers", "ranks")
+
+
+def _loads(loads: Sequence[dict[str, Any]]) -> Iterator[str]:
+    totals = [sum(row[f"steps_{letter}"] for row in loads) for letter in "ab"]
+    for row in loads:
+        name, steps = row["step_kind"], (row["steps_a"], row["steps_b"])
+        if not all(steps):
+            yield f"Only {'A' if steps[0] else 'B'} has {name} steps ({max(steps)}): they are not compared."
+            continue
+        shares = [one / total for one, total in zip(steps, totals, strict=True)]
+        if abs(shares[0] - shares[1]) > MOST_APART:
+            yield (
+                f"The loads differ: {100 * shares[0]:.0f} % of A's steps are {name} steps and "
+                f"{100 * shares[1]:.0f} % of B's."
+            )
+        chance = CRITICAL * sqrt((steps[0] + steps[1]) / (steps[0] * steps[1]))
+        if row["distance"] > max(MOST_APART, chance):
+            yield (
+                f"The loads differ: {name} steps have {row['median_tokens_a']:,.0f} tokens in A and "
+                f"{row['median_tokens_b']:,.0f} in B (medians). Times and imbalance are compared at equal numbers of "
+                "tokens, kernel_time_per_token is not."
+            )
+
+
+def _silences(kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for kind in kinds:
+        if kind.silent is not None:
+            left = "" if all(one.silent for one in kinds) else ", and they are left out of what is said of all steps"
+            yield f"Nothing can be said about significance in {kind.name} steps: {kind.silent}{left}."
+    for row in loads:
+        for letter in "ab":
+            steps, compared = row[f"steps_{letter}"], row[f"compared_{letter}"]
+            if 0 < compared < steps * (1 - MOST_APART):
+                yield (
+                    f"Of {letter.upper()}'s {steps} {row['step_kind']} steps {compared} have a number of tokens that "
+                    "the other run has too: times and imbalance are theirs."
+                )
+    if any(row["step_kind"] == UNKNOWN for row in loads):
+        yield "Kinds of step are not known: prefill and decode are not told apart."

@@ -1,0 +1,180 @@
+"""From rows of moe_layer_correlation to what is fitted: one sample a layer and kind of step, and one of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from nvtxmoe_analysis.cells import LAUNCHED_BY
+from nvtxmoe_analysis.models.robust import Floats, Ints, Strata
+
+KINDS = ("prefill", "decode", "mixed")
+
+#: Features of a rank's own load, then those of how unevenly the cell's experts are loaded.
+LOAD = ("local_activations", "local_active_experts", "local_expert_tiles", "local_max_count")
+IMBALANCE = ("cv", "max_mean_ratio", "entropy_bits", "gini")
+FEATURES = LOAD + IMBALANCE
+
+#: Fewer are not fitted: simulated intervals are too narrow below (docs/models.md).
+MIN_ROWS = 20
+MIN_STEPS = 8
+#: Steps are cut into so many blocks of neighbours: a block has ten steps at least where that leaves ten blocks.
+MIN_BLOCKS, MOST_BLOCKS = 10, 20
+STEPS_A_BLOCK = 10
+#: More rows than these, of a layer and of all layers, are thinned; a stratum of all layers keeps ten on average.
+MOST_ROWS, MOST_POOLED_ROWS, POOLED_IN_STRATUM = 1_000, 5_000, 10
+#: A stratum of one row says nothing of any slope.
+MIN_IN_STRATUM = 2
+#: Of the largest value: smaller differences are rounding.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of one layer (None: of all) and one kind of step, sorted by stratum and step.
+
+    A stratum is what has an intercept of its own: layer, rank and way of launch (eager, graph).
+
+    Attributes:
+        values: of FEATURES, [features, rows]; NaN where not known.
+        y: the target, ns, [rows].
+        steps: how many steps.
+        reason: why nothing is fitted, None where it is.
+    """
+
+    layer: int | None
+    kind: str
+    values: Floats
+    y: Floats
+    strata: Strata
+    steps: int
+    reason: str | None
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.y)
+
+
+def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
+    """The samples of each kind of step: of all layers, then layer by layer.
+
+    Parameters:
+        frame: ``rank``, ``step``, ``layer_idx``, ``step_kind``, ``launched_by``, the target and FEATURES. Rows in
+            which the GPU did nothing, or of which no feature is known, are left out.
+    """
+    frame = frame.filter(
+        pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES),
+        pl.col("step_kind").is_in(KINDS),
+        pl.col("launched_by") != "none",
+        pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null()),
+    )
+    for kind in KINDS:
+        mine = frame.filter(step_kind=kind)
+        if mine.is_empty():
+            continue
+        layer, rank, step = (mine[name].to_numpy() for name in ("layer_idx", "rank", "step"))
+        launch = mine["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
+        order = np.lexsort((step, launch, rank, layer))
+        layer, step = layer[order], step[order]
+        fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
+        stratum = np.cumsum(np.any(fresh, axis=0))
+        values = np.array([mine[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[order] for name in FEATURES])
+        y = mine[target].cast(pl.Float64).to_numpy()[order]
+        yield make_sample(None, kind, values, y, stratum, step)
+        starts = np.flatnonzero(np.append(True, fresh[0][1:]))
+        for start, end in zip(starts, [*starts[1:], len(layer)], strict=True):
+            part = slice(start, end)
+            yield make_sample(int(layer[start]), kind, values[:, part], y[part], stratum[part], step[part])
+
+
+def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints) -> Sample:
+    """Choose the rows that are fitted, and cut their steps into blocks.
+
+    Parameters:
+        values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
+    """
+    keep = _kept(stratum, step, MOST_ROWS if layer is not None else MOST_POOLED_ROWS)
+    values, y, step = values[:, keep], y[keep], step[keep]
+    stratum = np.unique(stratum[keep], return_inverse=True)[1]
+    numbers, order = np.unique(step, return_inverse=True)
+    steps = len(numbers)
+    blocks = min(steps, int(np.clip(steps // STEPS_A_BLOCK, MIN_BLOCKS, MOST_BLOCKS)))
+    reason = None
+    if len(y) < MIN_ROWS or steps < MIN_STEPS:
+        have = f"{_count(len(y), 'row')} in {_count(steps, 'step')}"
+        reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
+    strata = Strata(stratum, order * blocks // max(steps, 1), int(stratum.max(initial=-1)) + 1, blocks)
+    return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
+
+
+def _kept(stratum: Ints, step: Ints, most: int) -> Ints:
+    """Positions of rows that are fitted.
+
+    Of too many rows every n-th step of a stratum is taken, each stratum beginning with another one: ranks that
+    saw the same tokens then stand for different steps, so that nearly all steps are still there.
+    """
+    _, number, size = np.unique(stratum, return_inverse=True, return_counts=True)
+    most = max(most, POOLED_IN_STRATUM * len(size))
+    every = -(-len(stratum) // most)
+    at = np.arange(len(stratum))
+    if every > 1:
+        order = np.unique(step, return_inverse=True)[1]
+        at = at[(order + number) % every == 0]
+        size = np.bincount(number[at], minlength=len(size))
+    return at[size[number[at]] >= MIN_IN_STRATUM]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Designed:
+    """A sample's features made fit for fitting.
+
+    Attributes:
+        x: those that can be tested, centred by stratum and of mean square 1, [tested, rows].
+        scale: what one of x is in the feature's own unit, [tested].
+        tested: their numbers in FEATURES, rising.
+        refused: why not, by number, of the others.
+        correlation: within strata, [tested, tested].
+    """
+
+    x: Floats
+    scale: Floats
+    tested: Ints
+    refused: dict[int, str]
+    correlation: Floats
+
+
+#: Correlation at which two features are one: they differ by a factor and a constant.
+SAME = 1 - 1e-9
+
+
+def design(sample: Sample) -> Designed:
+    """Which features vary, each in its own way, and what they are within strata."""
+    refused: dict[int, str] = {}
+    unknown = np.isnan(sample.values).sum(axis=1)
+    for number in np.flatnonzero(unknown).tolist():
+        some = f"not known in {unknown[number]:,} of the rows"
+        refused[number] = "not known" if unknown[number] == sample.rows else some
+    x = sample.strata.centred(sample.values)
+    scale = np.sqrt(np.einsum("fn,fn->f", x, x) / sample.rows)
+    for number in np.flatnonzero(scale <= ROUNDING * np.abs(sample.values).max(axis=1)).tolist():
+        refused[number] = "no variation"
+    tested = [number for number in range(len(FEATURES)) if number not in refused]
+    x = x[tested] / scale[tested, None]
+    correlation = x @ x.T / sample.rows
+    alone: list[int] = []
+    for at, number in enumerate(tested):
+        twin = next((other for other in alone if abs(correlation[other, at]) > SAME), None)
+        if twin is None:
+            alone.append(at)
+        else:
+            refused[number] = f"moves exactly as {FEATURES[tested[twin]]} in these rows"
+    numbers = np.array(tested, dtype=np.int64)[alone]
+    return Designed(x[alone], scale[numbers], numbers, refused, correlation[np.ix_(alone, alone)])

@@ -1,0 +1,127 @@
+"""moe_layer_model: which feature of the routing explains a layer's GPU time, by kind of step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.models import choose, estimates, robust, samples
+from nvtxmoe_analysis.models.terms import Choice, Term
+from nvtxmoe_analysis.models.words import sentence
+from nvtxmoe_analysis.results import Results
+
+SCHEMA = {
+    "layer_idx": pl.Int64,
+    "step_kind": pl.String,
+    "target": pl.String,
+    "feature": pl.String,
+    "role": pl.String,
+    "status": pl.String,
+    "rows": pl.Int64,
+    "steps": pl.Int64,
+    "slope_ns_per_unit": pl.Float64,
+    "slope_ci_low": pl.Float64,
+    "slope_ci_high": pl.Float64,
+    "intercept_ns": pl.Float64,
+    "r2": pl.Float64,
+    "cv_error_ns": pl.Float64,
+    "cv_error_constant_ns": pl.Float64,
+    "reason": pl.String,
+    "sentence": pl.String,
+    "p_value": pl.Float64,
+    "correlation": pl.Float64,
+    "best_slope_ns_per_unit": pl.Float64,
+    "best_slope_ci_low": pl.Float64,
+    "best_slope_ci_high": pl.Float64,
+}
+
+
+def build(results: Results) -> pl.DataFrame:
+    """One row a feature in a role, of every layer (null: of all) and kind of step that has rows.
+
+    Columns: see docs/models.md. ``role`` is ``best`` (one a layer and kind), ``alternative`` (each other feature by
+    itself) or ``added`` (each other feature beside the best one).
+    """
+    return table(results.models)
+
+
+def document(results: Results) -> dict[str, Any]:
+    """The same, nested: ``layers`` by "all" or "layer_N", then kind of step, with ``options`` of the method."""
+    return nested(results.models)
+
+
+def table(choices: Iterable[Choice]) -> pl.DataFrame:
+    """The rows of moe_layer_model."""
+    rows = [row for choice in choices for row in _rows(choice)]
+    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+
+
+def nested(choices: Iterable[Choice]) -> dict[str, Any]:
+    """The document of moe_layer_model."""
+    layers: dict[str, dict[str, Any]] = {}
+    for choice in choices:
+        layer = choice.sample.layer
+        best, *others = _rows(choice)
+        outer = dict.fromkeys(("layer_idx", "step_kind", "target", "rows", "steps", "sentence", "cv_error_constant_ns"))
+        inner = [{name: row[name] for name in SCHEMA if name not in outer} for row in others]
+        layers.setdefault("all" if layer is None else f"layer_{layer}", {})[choice.sample.kind] = {
+            **{name: value for name, value in best.items() if name not in ("layer_idx", "step_kind", "role")},
+            "alternatives": [row for row in inner if row["role"] == "alternative"],
+            "added": [row for row in inner if row["role"] == "added"],
+        }
+    return {"options": options(), "layers": layers}
+
+
+def options() -> dict[str, Any]:
+    """How it was computed: docs/models.md explains each."""
+    return {
+        "method": "Huber regression, an intercept each layer, rank and way of launch",
+        "target": choose.TARGET,
+        "features": list(samples.FEATURES),
+        "huber_k": robust.HUBER_K,
+        "confidence_pct": 100 * estimates.CONFIDENCE,
+        "errors": "cluster-robust (CR2, Bell-McCaffrey degrees of freedom), clusters are blocks of consecutive steps",
+        "cross_validation": "each block predicted from the others, mean absolute error",
+        "blocks": {"least": samples.MIN_BLOCKS, "most": samples.MOST_BLOCKS, "steps_a_block": samples.STEPS_A_BLOCK},
+        "most_rows": {"layer": samples.MOST_ROWS, "all_layers": samples.MOST_POOLED_ROWS},
+        "minimum_rows": samples.MIN_ROWS,
+        "minimum_steps": samples.MIN_STEPS,
+        "minimum_df": estimates.MIN_DF,
+        "false_claims_pct": 100 * choose.LEVEL,
+        "multiplicity": "Benjamini-Bogomolov over layers and kinds, Holm over features",
+    }
+
+
+def _rows(choice: Choice) -> Iterator[dict[str, Any]]:
+    for term in (choice.best, *choice.alternatives, *choice.added):
+        yield _row(choice, term, sentence(choice) if term is choice.best else None)
+
+
+def _row(choice: Choice, term: Term, words: str | None) -> dict[str, Any]:
+    sample = choice.sample
+    return {
+        "layer_idx": sample.layer,
+        "step_kind": sample.kind,
+        "target": choose.TARGET,
+        "feature": term.feature,
+        "role": term.role,
+        "status": term.status,
+        "rows": sample.rows,
+        "steps": sample.steps,
+        "slope_ns_per_unit": term.slope,
+        "slope_ci_low": term.low,
+        "slope_ci_high": term.high,
+        "intercept_ns": term.intercept,
+        "r2": term.r2,
+        "cv_error_ns": term.cv_error,
+        "cv_error_constant_ns": choice.constant_error,
+        "reason": term.reason,
+        "sentence": words,
+        "p_value": term.p_value,
+        "correlation": term.correlation,
+        "best_slope_ns_per_unit": term.best_slope,
+        "best_slope_ci_low": term.best_low,
+        "best_slope_ci_high": term.best_high,
+    }

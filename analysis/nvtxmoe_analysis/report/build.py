@@ -1,0 +1,111 @@
+"""From a folder of results to the files of the report."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.loading import load
+from nvtxmoe_analysis.outputs import FOLDER
+from nvtxmoe_analysis.report import REPORT, Report
+from nvtxmoe_analysis.report.chart import ChartModule, Drawing
+from nvtxmoe_analysis.report.charts import chart_modules
+from nvtxmoe_analysis.report.figures import listed
+from nvtxmoe_analysis.report.findings import findings
+from nvtxmoe_analysis.report.images import image_files
+from nvtxmoe_analysis.report.page import Placed, page
+from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.tiles import tiles
+from nvtxmoe_analysis.report.trust import processes, trust
+from nvtxmoe_analysis.writer import check_folder
+
+
+def build(folder: Path, *, images: bool) -> Report:
+    """See ``nvtxmoe_analysis.report.report``."""
+    source = Source(load(folder))
+    results = source.loaded.folder
+    output = results.parent if results.name == FOLDER else results
+    check_folder(output)
+    found = findings(source)
+    charts = [_placed(source, name, module) for name, module in chart_modules().items()]
+    box = trust(source)
+    html = page(
+        found,
+        charts,
+        box,
+        tiles(found, box),
+        subtitle=_subtitle(source),
+        folder=str(results),
+        absent=sorted(set(source.absent.values())),
+    )
+    written: dict[str, bytes] = {}
+    if images:
+        for chart in charts:
+            if chart.drawing is not None:
+                written |= image_files(f"{REPORT}-{chart.name}", chart.spec, chart.drawing.data)
+    stale = {f"{REPORT}-{chart.name}.{form}" for chart in charts for form in ("svg", "png")} - written.keys()
+    _write(output, {**written, f"{REPORT}.html": html.encode()}, stale if images else set())
+    return Report(
+        output / f"{REPORT}.html",
+        found,
+        [chart.name for chart in charts if chart.drawing is not None],
+        {chart.name: chart.reason for chart in charts if chart.drawing is None},
+        [output / name for name in written],
+    )
+
+
+def _placed(source: Source, name: str, module: ChartModule) -> Placed:
+    made = module.build(source)
+    spec = made.chart.to_dict() if isinstance(made, Drawing) else {}
+    for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
+        spec.pop(key, None)
+    return Placed(name, module.TITLE, module.SECTION, made, spec)
+
+
+def _subtitle(source: Source) -> str:
+    """What was captured, in a line: device, versions, ranks, steps, layers."""
+    validation = source.document("validation")
+    told = processes(validation)
+    devices = sorted({str(process["device"]) for process in told if process.get("device")})
+    versions = sorted({f"vLLM {process['vllm']}" for process in told if process.get("vllm")})
+    layers = source.document("summary")
+    steps = (validation.get("selection") or {}).get("steps_kept")
+    shapes = sorted({f"{layer['num_experts']} experts, top-{layer['top_k']}" for layer in layers.values()})
+    parts = [
+        f"{len(told)} x {listed(devices)}" if devices else f"{len(told)} processes" if told else "",
+        *versions,
+        f"{len(layers)} MoE layers of {listed(shapes, 2)}" if layers else "",
+        f"{steps:,} steps of all ranks" if isinstance(steps, int) else "",
+        "recorded without nsys: no GPU time" if source.direct else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes], stale: set[str]) -> None:
+    """Write each file whole or not at all, the last one last; and remove images of charts that are no more."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            handle, temporary = tempfile.mkstemp(prefix=".nvtxmoe-", dir=folder)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                Path(temporary).chmod(0o666 & ~_umask())
+                Path(temporary).replace(folder / name)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        for name in stale:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        what = f"cannot write the report: {error.strerror or error}"
+        raise NvtxmoeError(what, where=folder, remedy="Make room, or make the folder writable") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

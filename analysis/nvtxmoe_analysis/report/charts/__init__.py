@@ -1,0 +1,19 @@
+"""The charts of the report: a module each, found by being here. See ``report.chart`` for what one must have."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Mapping
+from importlib import import_module
+from typing import cast
+
+from nvtxmoe_analysis.report.chart import SECTIONS, ChartModule
+
+
+def chart_modules() -> Mapping[str, ChartModule]:
+    """Every chart by name, in the order of the page."""
+    found = {
+        info.name: cast(ChartModule, import_module(f"{__name__}.{info.name}"))
+        for info in pkgutil.iter_modules(__path__)
+    }
+    return dict(sorted(found.items(), key=lambda item: (SECTIONS.index(item[1].SECTION), item[1].ORDER, item[0])))

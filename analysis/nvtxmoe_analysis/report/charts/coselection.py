@@ -1,0 +1,170 @@
+"""Which experts are chosen together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from nvtxmoe_analysis.report.chart import ROUTING, Drawing, Missing
+from nvtxmoe_analysis.report.figures import count, pct, times
+from nvtxmoe_analysis.report.shaping import base, id_axis, significant, table
+from nvtxmoe_analysis.report.source import Source
+
+TITLE = "Experts that are chosen together"
+SECTION = ROUTING
+ORDER = 30
+
+#: Pairs of all layers together, and experts a layer at least and at most.
+MOST_PAIRS, LEAST_EXPERTS, MOST_EXPERTS = 24_000, 16, 64
+SIDE = 470
+#: Pairs shown as bars.
+TOP_PAIRS = 18
+
+
+def build(source: Source) -> Drawing | Missing:
+    """A matrix of experts by experts, of a layer that readers choose."""
+    frame = source.frame("coselection")
+    if frame is None:
+        return Missing(f"Not drawn: {source.why('coselection')}; pairs need sampled tokens with two experts or more.")
+    pairs = with_lift(frame, source)
+    layers = pairs["layer_idx"].unique().sort().to_list()
+    number = _experts_shown(len(layers))
+    kept = _busiest(pairs, number)
+    strongest = pairs.sort(["pct", "layer_idx"], descending=[True, False])
+    first = strongest.row(0, named=True)
+    shown_layer = int(first["layer_idx"])
+    cells = kept.select(
+        "layer_idx", "a", "b", pl.col("coselection_count").alias("n"), significant(pl.col("pct", "lift"))
+    )
+    cells = cells.with_columns(pair=pl.format("{} and {}", "a", "b"))
+    file = source.file("coselection")
+    cut = len(kept) < len(pairs)
+    rest = (
+        f" Of each layer the {number} experts with the most pairs: {len(kept):,} of {len(pairs):,} pairs."
+        if cut
+        else ""
+    )
+    rows = [
+        [
+            r["layer_idx"],
+            f"{r['expert_id_1']} and {r['expert_id_2']}",
+            count(r["coselection_count"]),
+            pct(r["pct"]),
+            "" if r["lift"] is None else times(r["lift"]),
+        ]
+        for r in strongest.head(40).iter_rows(named=True)
+    ]
+    return Drawing(
+        _chart(layers, shown_layer),
+        {"pairs": cells},
+        f"{file}: coselection_count over tokens, the tokens looked at ({_range(pairs['tokens'])} a layer). Pairs that "
+        f"never occurred are empty; the colours follow the square root.{rest} The pointer also shows how often a pair "
+        "occurs against what independent choices give.",
+        f"Matrix of layer {shown_layer}. The pair chosen together most often in any layer is {first['expert_id_1']} "
+        f"and {first['expert_id_2']}: {pct(first['pct'])} of its tokens.",
+        table(
+            ("layer", "experts", "tokens with both", "of the tokens", "times independence"),
+            rows,
+            whole=file,
+            total=len(pairs),
+            which="by share of the tokens",
+        ),
+    )
+
+
+def _chart(layers: list[int], first: int) -> alt.HConcatChart:
+    """The matrix, each pair in both places, and the layer's strongest pairs as bars."""
+    chosen = alt.param(name="layer", value=first, bind=alt.binding_select(options=layers, name="layer "))
+    mine = base("pairs").transform_filter("datum.layer_idx == layer")
+    tips = [
+        alt.Tooltip("pair:N", title="experts"),
+        alt.Tooltip("n:Q", title="tokens that chose both", format=","),
+        alt.Tooltip("pct:Q", title="of the tokens, %"),
+        alt.Tooltip("lift:Q", title="times what independence gives"),
+    ]
+    colour = alt.Color(
+        "pct:Q",
+        title="of the tokens, %",
+        scale=alt.Scale(type="sqrt", domainMin=0, nice=False),
+        legend=alt.Legend(orient="top", gradientLength=220),
+    )
+
+    def half(x: str, y: str) -> Any:
+        axes = {"x": alt.X(f"{x}:O", axis=id_axis("expert")), "y": alt.Y(f"{y}:O", axis=id_axis("expert"))}
+        return mine.mark_rect().encode(**axes, color=colour, tooltip=tips)
+
+    matrix = alt.layer(half("a", "b"), half("b", "a")).properties(width=SIDE, height=SIDE)
+    top = (
+        mine.transform_window(place="row_number()", sort=[alt.SortField("pct", order="descending")])
+        .transform_filter(f"datum.place <= {TOP_PAIRS}")
+        .encode(
+            y=alt.Y("pair:N", title=None, sort=alt.SortField("place"), axis=alt.Axis(labelLimit=120)),
+            x=alt.X("pct:Q", title="of the layer's tokens, %"),
+            tooltip=tips,
+        )
+    )
+    bars = top.mark_bar(height={"band": 0.7}).properties(width=SIDE - 130, height=SIDE, title="its strongest pairs")
+    made: alt.HConcatChart = alt.hconcat(matrix, bars, spacing=36).add_params(chosen)
+    return made
+
+
+def with_lift(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
+    """Pairs with ``pct`` (of the tokens looked at) and ``lift``: the pair's share over the product of both experts'
+    shares. A token with an expert has top_k - 1 pairs with it, which gives an expert's share; null without top_k."""
+    top_k = {int(name.removeprefix("layer_")): layer["top_k"] for name, layer in source.document("summary").items()}
+    both = pl.concat(
+        [
+            frame.select("layer_idx", pl.col(side).alias("expert"), "coselection_count")
+            for side in ("expert_id_1", "expert_id_2")
+        ]
+    )
+    k = pl.col("layer_idx").replace_strict(top_k, default=None, return_dtype=pl.Int64)
+    had = both.group_by("layer_idx", "expert").agg(pl.col("coselection_count").sum().alias("pairs"))
+    had = had.with_columns(had=pl.when(k > 1).then(pl.col("pairs") / (k - 1))).select("layer_idx", "expert", "had")
+    joined = frame.join(
+        had.rename({"expert": "expert_id_1", "had": "had_1"}),
+        on=["layer_idx", "expert_id_1"],
+        how="left",
+        maintain_order="left",
+    )
+    joined = joined.join(
+        had.rename({"expert": "expert_id_2", "had": "had_2"}),
+        on=["layer_idx", "expert_id_2"],
+        how="left",
+        maintain_order="left",
+    )
+    return joined.with_columns(
+        pct=100.0 * pl.col("coselection_count") / pl.col("tokens"),
+        lift=pl.col("coselection_count") * pl.col("tokens") / (pl.col("had_1") * pl.col("had_2")),
+    ).drop("had_1", "had_2")
+
+
+def _experts_shown(layers: int) -> int:
+    """How many experts a layer shows, so that the pairs of all stay within ``MOST_PAIRS``."""
+    return max(LEAST_EXPERTS, min(MOST_EXPERTS, int((2 * MOST_PAIRS / layers) ** 0.5)))
+
+
+def _busiest(pairs: pl.DataFrame, number: int) -> pl.DataFrame:
+    """Pairs of each layer's experts with the most pairs; ``a`` and ``b`` are the experts."""
+    both = pl.concat(
+        [
+            pairs.select("layer_idx", pl.col(side).alias("expert"), "coselection_count")
+            for side in ("expert_id_1", "expert_id_2")
+        ]
+    )
+    ranked = (
+        both.group_by("layer_idx", "expert")
+        .agg(pl.col("coselection_count").sum())
+        .sort(["coselection_count", "expert"], descending=[True, False])
+    )
+    top = ranked.group_by("layer_idx", maintain_order=True).head(number).select("layer_idx", "expert")
+    for side in ("expert_id_1", "expert_id_2"):
+        pairs = pairs.join(top.rename({"expert": side}), on=["layer_idx", side], how="semi", maintain_order="left")
+    return pairs.with_columns(a=pl.col("expert_id_1"), b=pl.col("expert_id_2"))
+
+
+def _range(values: pl.Series) -> str:
+    ordered = values.unique().sort().to_list()
+    return f"{ordered[0]:,}" if len(ordered) == 1 else f"{ordered[0]:,} to {ordered[-1]:,}"

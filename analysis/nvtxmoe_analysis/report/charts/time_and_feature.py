@@ -1,0 +1,209 @@
+"""A layer's kernel time against the feature that explains it best, with the fitted line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
+from nvtxmoe_analysis.report.figures import duration
+from nvtxmoe_analysis.report.shaping import STEP_KINDS, base, significant, table, thinned
+from nvtxmoe_analysis.report.source import Source
+
+TITLE = "Kernel time against the feature that explains it best"
+SECTION = WHY
+ORDER = 10
+
+#: Points of all layers and kinds of step together; a layer's kind shows at least ``LEAST_POINTS``.
+MOST_POINTS, LEAST_POINTS = 20_000, 40
+#: Pixels of all panels together, and of the gaps between them.
+WIDTH, GAP, HEIGHT = 950, 64, 260
+
+MODEL = (
+    *("layer_idx", "step_kind", "target", "feature", "role", "status", "rows", "slope_ns_per_unit", "slope_ci_low"),
+    *("slope_ci_high", "intercept_ns", "r2", "sentence"),
+)
+#: What is drawn where no feature was chosen.
+FALLBACK = "local_activations"
+#: Colour of the fitted lines, apart from the points' on both pages.
+LINE = "#e0703a"
+#: What stands in the place of a line's figures, by status.
+NO_FIT = {
+    "no_effect": "no feature explains the time",
+    "refused": "not fitted",
+    "explains": "not fitted",
+    "cannot_tell_apart": "features cannot be told apart",
+}
+
+
+def build(source: Source) -> Drawing | Missing:
+    """A panel a kind of step, of a layer that readers choose."""
+    model = source.frame("layer_model", MODEL)
+    if model is None:
+        return Missing(f"Not drawn: {source.why('layer_model')}.")
+    rows = source.frame("layer_correlation", ["step_kind"])
+    if rows is None:
+        return Missing(f"Not drawn: {source.why('layer_correlation')}.")
+    rows = rows.filter(pl.col("launched_by") != "none", pl.col("step_kind").is_in(STEP_KINDS))
+    best = best_models(model, rows.columns)
+    everything = _points(rows, best)
+    if everything.is_empty():
+        return Missing("Not drawn: no layer has both counts and kernel time in any kind of step.")
+    layers = everything["layer"].unique().sort().to_list()
+    groups = everything.select("layer", "kind").n_unique()
+    shown = thinned(everything, ["layer", "kind"], max(LEAST_POINTS, MOST_POINTS // groups))
+    marks = pl.concat([shown, _lines(everything, best)], how="diagonal").with_columns(significant(pl.col("x", "us"), 5))
+    first = costliest(rows, layers)
+    kinds = [kind for kind in STEP_KINDS if kind in set(everything["kind"])]
+    said = {
+        row["step_kind"]: row["sentence"] for row in best.filter(pl.col("layer_idx") == first).iter_rows(named=True)
+    }
+    thin = (
+        "" if len(shown) == len(everything) else f" {len(shown):,} of {len(everything):,} points are drawn, every k-th."
+    )
+    files = source.file("layer_correlation"), source.file("layer_model")
+    return Drawing(
+        _panels(kinds, layers, first),
+        {"points": marks, "words": _words(best, kinds)},
+        f"Points: the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
+        f"the rows that it counts, with an intercept of its own for each rank and way of launch; the line has their "
+        f"mean.{thin} No line: no feature explains the time, the text below says why. The axes need not begin at zero.",
+        f"Scatter plots of layer {first}, one a kind of step. {' '.join(said.values())}",
+        _table(best, first, files[1]),
+    )
+
+
+def best_models(model: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
+    """The rows of role ``best``, one a layer and kind of step, with ``x`` (the column to draw against) and ``fitted``
+    (whether there is a line)."""
+    drawn = pl.col("feature").is_in(columns)
+    line = pl.col("status").is_in(["explains", "cannot_tell_apart"]) & pl.col("slope_ns_per_unit").is_not_null()
+    return (
+        model.filter(pl.col("layer_idx").is_not_null(), pl.col("role") == "best", pl.col("target").is_in(columns))
+        .unique(["layer_idx", "step_kind"], keep="first", maintain_order=True)
+        .with_columns(x=pl.when(drawn).then("feature").otherwise(pl.lit(FALLBACK)), fitted=drawn & line)
+    )
+
+
+def costliest(rows: pl.DataFrame, layers: list[int]) -> int:
+    """The layer with the most kernel time among these."""
+    time = rows.filter(pl.col("layer_idx").is_in(layers)).group_by("layer_idx").agg(pl.col("kernel_time_ns").sum())
+    return int(time.sort(["kernel_time_ns", "layer_idx"], descending=[True, False])["layer_idx"][0])
+
+
+def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
+    """Rows of each model: ``layer``, ``kind``, ``x``, ``us``, ``step``, ``rank``, ``tokens``, ``part``."""
+    grouped = rows.partition_by("layer_idx", "step_kind", as_dict=True)
+    schema = {
+        "layer": pl.Int64,
+        "kind": pl.String,
+        "x": pl.Float64,
+        "us": pl.Float64,
+        "step": pl.Int64,
+        "rank": pl.Int64,
+        "tokens": pl.Int64,
+    }
+    found = [pl.DataFrame(schema={**schema, "part": pl.String})]
+    for one in best.iter_rows(named=True):
+        mine = grouped.get((one["layer_idx"], one["step_kind"]))
+        if mine is not None:
+            points = mine.select(
+                pl.col("layer_idx").alias("layer"),
+                pl.col("step_kind").alias("kind"),
+                pl.col(one["x"]).cast(pl.Float64).alias("x"),
+                (pl.col(one["target"]) / 1e3).alias("us"),
+                "step",
+                "rank",
+                pl.col("num_tokens").alias("tokens"),
+                part=pl.lit("point"),
+            )
+            found.append(points.drop_nulls(["x", "us"]).sort("step", "rank"))
+    return pl.concat(found)
+
+
+def _lines(points: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
+    """Both ends of each fitted line."""
+    ends = points.group_by("layer", "kind").agg(pl.col("x").min().alias("from"), pl.col("x").max().alias("to"))
+    model = best.filter("fitted").select(
+        pl.col("layer_idx").alias("layer"), pl.col("step_kind").alias("kind"), "slope_ns_per_unit", "intercept_ns"
+    )
+    key = ["layer", "kind", "slope_ns_per_unit", "intercept_ns"]
+    lines = ends.join(model, on=["layer", "kind"]).unpivot(["from", "to"], index=key, value_name="x")
+    ns = pl.col("intercept_ns") + pl.col("slope_ns_per_unit") * pl.col("x")
+    return lines.select("layer", "kind", "x", us=ns / 1e3, part=pl.lit("line")).sort("layer", "kind", "x")
+
+
+def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
+    """What stands beside each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``."""
+    return pl.DataFrame(
+        [
+            (row["layer_idx"], row["step_kind"], row["x"], fit_words(row) if row["fitted"] else NO_FIT[row["status"]])
+            for row in best.iter_rows(named=True)
+            if row["step_kind"] in kinds
+        ],
+        schema={"layer": pl.Int64, "kind": pl.String, "axis": pl.String, "fit": pl.String},
+        orient="row",
+    )
+
+
+def fit_words(row: Mapping[str, Any]) -> str:
+    """Slope, confidence interval and R2 of a model's row."""
+    ci = (
+        "" if row["slope_ci_low"] is None else f" ({duration(row['slope_ci_low'])} to {duration(row['slope_ci_high'])})"
+    )
+    r2 = "" if row["r2"] is None else f", R2 {row['r2']:.2f}"
+    return f"{duration(row['slope_ns_per_unit'])} a unit{ci}{r2}"
+
+
+def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart:
+    chosen = alt.param(name="layer", value=first, bind=alt.binding_select(options=layers, name="layer "))
+    x, y = (
+        alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=",~r", tickCount=6)),
+        alt.Y("us:Q", title="kernel time, us", scale=alt.Scale(zero=False)),
+    )
+    tips = [
+        alt.Tooltip("step:Q"),
+        alt.Tooltip("rank:Q"),
+        alt.Tooltip("tokens:Q"),
+        alt.Tooltip("x:Q", title="feature"),
+        alt.Tooltip("us:Q", title="kernel time, us", format=",.2f"),
+    ]
+    width = min(560, (WIDTH - GAP * (len(kinds) - 1)) // len(kinds))
+    panels = []
+    for kind in kinds:
+        mine = f"datum.kind == '{kind}' && datum.layer == layer"
+        points, words = base("points").transform_filter(mine).encode(x=x, y=y), base("words").transform_filter(mine)
+        panels.append(
+            alt.layer(
+                points.transform_filter("datum.part == 'point'").mark_point(size=28, opacity=0.5).encode(tooltip=tips),
+                points.transform_filter("datum.part == 'line'").mark_line(strokeWidth=2.5, color=LINE),
+                words.mark_text(fontSize=12, fontWeight=500).encode(
+                    x=alt.value(width / 2), y=alt.value(HEIGHT + 34), text="axis:N"
+                ),
+                words.mark_text(align="left", fontSize=11, color=LINE).encode(
+                    x=alt.value(6), y=alt.value(-8), text="fit:N"
+                ),
+            ).properties(width=width, height=HEIGHT, title=alt.TitleParams(f"{kind} steps", offset=22))
+        )
+    made: alt.HConcatChart = alt.hconcat(*panels, spacing=24).add_params(chosen)
+    return made
+
+
+def _table(best: pl.DataFrame, first: int, file: str) -> Table:
+    """Every model in words, those of the first layer first."""
+    ranked = best.sort(pl.col("layer_idx") != first, "layer_idx", maintain_order=True)
+    rows = [
+        [
+            row["layer_idx"],
+            row["step_kind"],
+            row["status"].replace("_", " "),
+            row["sentence"],
+            row["rows"],
+            "" if row["r2"] is None else f"{row['r2']:.3f}",
+        ]
+        for row in ranked.iter_rows(named=True)
+    ]
+    return table(("layer", "steps", "status", "in words", "rows", "R2"), rows, whole=file)

@@ -1,0 +1,193 @@
+"""Numbers that say where they come from: each can be found again in the result files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from string import Formatter
+from typing import Any
+
+Value = int | float
+Where = Mapping[str, int | float | str | None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number as it is shown, with its origin.
+
+    Attributes:
+        value: the number, in the unit of its column.
+        text: the number for people.
+        file: the file it was taken from; empty for one that was computed from ``parts``.
+        column: the column, or the path of keys in a JSON document.
+        how: ``cell`` (as it stands there), ``sum``, ``mean``, ``median``, ``min``, ``max``, ``rows`` (their number),
+            ``distinct`` (values, empty cells left out), ``wins`` (of the ``once`` groups, those in which the row of
+            ``where`` has the largest value); of parts ``ratio``, ``percent``, ``difference``.
+        where: the rows: value by column, None for an empty cell.
+        once: columns of which each combination counts once, where a value is repeated in several rows.
+        rows: how many rows that is.
+        parts: what it was computed from.
+    """
+
+    value: Value
+    text: str
+    file: str = ""
+    column: str = ""
+    how: str = "cell"
+    where: Where = field(default_factory=dict)
+    once: tuple[str, ...] = ()
+    rows: int = 0
+    parts: tuple[Figure, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: value, text, and where it is."""
+        return {
+            "value": self.value if math.isfinite(self.value) else None,
+            "text": self.text,
+            "origin": self.origin,
+            "how": self.how,
+            **({"of": [part.text for part in self.parts]} if self.parts else {}),
+            **({"file": self.file, "column": self.column} if self.file else {}),
+            **({"where": dict(self.where)} if self.where else {}),
+            **({"once": list(self.once)} if self.once else {}),
+        }
+
+    @property
+    def origin(self) -> str:
+        """Where the number can be found, in words; of one that was computed, from which numbers."""
+        if self.parts:
+            verb = {"ratio": "over", "percent": "as a share of", "difference": "minus"}[self.how]
+            return f"{self.parts[0].text} {verb} {self.parts[1].text}"
+        rows = f"{self.rows:,} row{'' if self.rows == 1 else 's'}"
+        condition = ", ".join(
+            f"{name} {'empty' if value is None else f'= {value}'}" for name, value in self.where.items()
+        )
+        scope = f" where {condition}" if condition else ""
+        once = f", each ({', '.join(self.once)}) once" if self.once else ""
+        if self.how == "wins":
+            return f"{self.file}: of {self.rows:,} ({', '.join(self.once)}) those with the largest {self.column}{scope}"
+        if self.how == "rows":
+            return f"{self.file}: number of rows{scope}"
+        if self.how == "cell":
+            return f"{self.file}: {self.column}{scope}"
+        what = {"distinct": "distinct values of"}.get(self.how, f"{self.how} of")
+        return f"{self.file}: {what} {self.column}{scope} ({rows}{once})"
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """Text with figures in it.
+
+    Attributes:
+        parts: texts and figures in order.
+    """
+
+    parts: tuple[str | Figure, ...]
+
+    def __str__(self) -> str:
+        return "".join(map(str, self.parts))
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures in order."""
+        return [part for part in self.parts if isinstance(part, Figure)]
+
+
+def say(template: str, *values: Figure | Sentence | str | int) -> Sentence:
+    """A sentence: each ``{}`` of the template is the next value. What is no figure becomes text."""
+    parts: list[str | Figure] = []
+    rest = list(values)
+    for text, hole, _, _ in Formatter().parse(template):
+        if text:
+            parts.append(text)
+        if hole is not None:
+            value = rest.pop(0)
+            parts += (
+                value.parts if isinstance(value, Sentence) else [value if isinstance(value, Figure) else str(value)]
+            )
+    if rest:
+        raise ValueError(f"more values than places in {template!r}")
+    return Sentence(tuple(parts))
+
+
+def together(clauses: Sequence[Sentence]) -> Sentence:
+    """``a, b and c``."""
+    parts: list[str | Figure] = []
+    for i, clause in enumerate(clauses):
+        if i:
+            parts.append(" and " if i == len(clauses) - 1 else ", ")
+        parts += clause.parts
+    return Sentence(tuple(parts))
+
+
+def ratio(first: Figure, second: Figure, column: str = "_ratio") -> Figure:
+    """How many times the second the first is; ``column`` tells the unit, as a column's suffix does."""
+    value = first.value / second.value if second.value else float("nan")
+    return Figure(value, shown(value, column), how="ratio", parts=(first, second))
+
+
+def percent(first: Figure, second: Figure) -> Figure:
+    """The first as a share of the second, 0 to 100."""
+    value = 100.0 * first.value / second.value if second.value else float("nan")
+    return Figure(value, pct(value), how="percent", parts=(first, second))
+
+
+def difference(first: Figure, second: Figure) -> Figure:
+    """The first minus the second, in their unit."""
+    value = first.value - second.value
+    unit = first.column or second.column
+    return Figure(value, shown(value, unit), how="difference", parts=(first, second))
+
+
+# How numbers are written ---------------------------------------------------------------------------------------------
+
+
+def shown(value: Value, column: str = "") -> str:
+    """A number for people; the column's suffix tells its unit."""
+    if value != value:  # noqa: PLR0124  not a number
+        return "not known"
+    if column.endswith("_ns"):
+        return duration(value)
+    if column.endswith("_us"):
+        return duration(1e3 * value)
+    if column.endswith(("pct", "percentage")):
+        return pct(value)
+    if column.endswith(("_ratio", "factor")):
+        return times(value)
+    return count(value)
+
+
+def duration(ns: Value) -> str:
+    """Nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.3 s``."""
+    size = abs(ns)
+    for limit, unit, digits in ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2)):
+        if size >= limit:
+            scale = {"s": 1e9, "ms": 1e6, "us": 1e3}[unit]
+            return f"{ns / scale:,.{digits}f} {unit}"
+    return f"{ns:,.0f} ns"
+
+
+def pct(value: Value) -> str:
+    """A share, 0 to 100."""
+    return f"{value:.2f} %" if 0 < abs(value) < 0.95 else f"{value:.1f} %"
+
+
+def times(value: Value) -> str:
+    """A ratio."""
+    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def count(value: Value) -> str:
+    """A number of things; of fractions three digits."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def listed(items: Sequence[str], most: int = 6) -> str:
+    """``a, b and c``; of many the first and how many more."""
+    if len(items) > most:
+        return f"{', '.join(items[:most])} and {len(items) - most:,} more"
+    return " and ".join(part for part in (", ".join(items[:-1]), items[-1] if items else "") if part)

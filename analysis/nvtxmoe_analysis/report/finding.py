@@ -1,0 +1,72 @@
+"""What a finding is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nvtxmoe_analysis.report.figures import Figure, Sentence
+
+#: How a finding is to be read: it costs time; it is worth knowing; what it rests on is weak; it can't be known.
+COST, NOTE, WEAK, UNSEEN = "cost", "note", "weak", "unseen"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A finding's number for the top of the page, with a label and a few words below it."""
+
+    label: str
+    figure: Figure
+    sub: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding in words.
+
+    Attributes:
+        topic: a word or two.
+        headline: one sentence with its numbers.
+        details: further sentences.
+        sure: how sure it is, and why.
+        tone: COST, NOTE, WEAK or UNSEEN.
+        chart: the name of the chart that shows it, if one does.
+        tile: its number for the top of the page, if it has one.
+    """
+
+    topic: str
+    headline: Sentence
+    details: Sequence[Sentence] = ()
+    sure: Sentence | None = None
+    tone: str = NOTE
+    chart: str | None = None
+    tile: Headline | None = None
+
+    @property
+    def sentences(self) -> list[Sentence]:
+        """All of it in order."""
+        return [self.headline, *self.details, *([] if self.sure is None else [self.sure])]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Every figure once, in order; after one that was computed those that it was computed from."""
+        found: dict[tuple[str, str], Figure] = {}
+        rest = [figure for sentence in self.sentences for figure in sentence.figures][::-1]
+        while rest:
+            figure = rest.pop()
+            found.setdefault((figure.text, figure.origin), figure)
+            rest += figure.parts[::-1]
+        return list(found.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready."""
+        return {
+            "topic": self.topic,
+            "tone": self.tone,
+            "headline": str(self.headline),
+            "details": [str(said) for said in self.details],
+            "sure": None if self.sure is None else str(self.sure),
+            "figures": [figure.as_dict() for figure in self.figures],
+            "chart": self.chart,
+        }

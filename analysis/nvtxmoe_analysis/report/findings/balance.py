@@ -1,0 +1,80 @@
+"""How evenly experts are used, in all and step by step."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.figures import Sentence, listed, percent, ratio, say
+from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
+from nvtxmoe_analysis.report.ledger import Ledger
+
+COUNTS = "activations"
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """The hottest expert, experts without a token, the least even layer."""
+    frame = ledger.source.frame(COUNTS)
+    if frame is None or not frame["activation_count"].sum():
+        return []
+    hottest = (
+        frame.with_columns(times_mean=pl.col("activation_count") / pl.col("activation_count").mean().over("layer_idx"))
+        .sort(["times_mean", "layer_idx", "expert_id"], descending=[True, False, False], nulls_last=True)
+        .row(0, named=True)
+    )
+    layer, expert = hottest["layer_idx"], hottest["expert_id"]
+    one = {"layer_idx": layer, "expert_id": expert}
+    mine = ledger.take(COUNTS, "activation_count", where=one)
+    mean = ledger.take(COUNTS, "activation_count", "mean", where={"layer_idx": layer})
+    share = ledger.take(COUNTS, "percentage", where=one)
+    against = ratio(mine, mean)
+    text = "The hottest expert is expert {} of layer {}: {} times the mean, {} of the layer's assignments."
+    headline = say(text, expert, layer, against, share)
+    details = [*_silent(ledger, frame), *_by_step(ledger)]
+    tile = Headline("hottest expert", against, f"times the mean: expert {expert} of layer {layer}")
+    return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", tile)]
+
+
+def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
+    """Experts that got nothing at all."""
+    nothing = frame.filter(pl.col("activation_count") == 0)
+    rows = ledger.take(COUNTS, "activation_count", "rows")
+    if nothing.is_empty():
+        return [say("Each of the {} (layer, expert) got tokens.", rows)]
+    silent = ledger.take(COUNTS, "activation_count", "rows", where={"activation_count": 0})
+    layers = [str(n) for n in nothing["layer_idx"].unique().sort().to_list()]
+    return [
+        say(
+            "{} of {} (layer, expert) got no token ({}), in {} {}.",
+            silent,
+            rows,
+            percent(silent, rows),
+            "layer" if len(layers) == 1 else "layers",
+            listed(layers),
+        )
+    ]
+
+
+def _by_step(ledger: Ledger) -> list[Sentence]:
+    """The layer that is least even from step to step."""
+    frame = ledger.source.frame("load_imbalance")
+    known = None if frame is None else frame.drop_nulls("max_mean_ratio")
+    if known is None or known.is_empty():
+        return []
+    by_layer = known.group_by("layer_idx").agg(pl.col("max_mean_ratio").median())
+    layer = int(by_layer.sort(["max_mean_ratio", "layer_idx"], descending=[True, False])["layer_idx"][0])
+    where = {"layer_idx": layer}
+    median = ledger.take("load_imbalance", "max_mean_ratio", "median", where=where)
+    worst = ledger.take("load_imbalance", "max_mean_ratio", "max", where=where)
+    return [
+        say(
+            "Step by step layer {} is the least even: the median of max/mean is {}, the worst {}.", layer, median, worst
+        )
+    ]
+
+
+def _sure(ledger: Ledger) -> Sentence:
+    tokens = ledger.take(COUNTS, "activation_count", "sum")
+    return say(
+        "every token is counted, {} assignments in all. Steps with few tokens look uneven even when routing is even.",
+        tokens,
+    )

@@ -1,0 +1,41 @@
+"""What a fixed capacity of the experts would drop."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.figures import Where, say
+from nvtxmoe_analysis.report.finding import NOTE, Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+
+NAME = "capacity"
+COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")
+#: The factor of which the headline speaks, where it is there.
+USUAL = 1.25
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Assignments over capacity of all layers, and the layer that would lose most."""
+    frame = ledger.source.frame(NAME, COLUMNS)
+    if frame is None:
+        return []
+    whole = frame.filter(pl.col("layer_idx").is_null()).drop_nulls("over_capacity_pct").sort("capacity_factor")
+    if whole.is_empty():
+        return []
+    factors = whole["capacity_factor"].to_list()
+    factor = USUAL if USUAL in factors else factors[0]
+    where: Where = {"layer_idx": None, "capacity_factor": factor}
+    over, empty = (ledger.take(NAME, column, where=where) for column in ("over_capacity_pct", "empty_slots_pct"))
+    text = "At a capacity factor of {}, {} of the assignments would be over capacity, and {} of the slots stay empty."
+    headline = say(text, f"{factor:g}", over, empty)
+    details = []
+    layers = frame.filter(pl.col("capacity_factor") == factor).drop_nulls(["layer_idx", "over_capacity_pct"])
+    if len(layers) > 1:
+        layer = int(layers.sort(["over_capacity_pct", "layer_idx"], descending=[True, False])["layer_idx"][0])
+        worst = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": layer, "capacity_factor": factor})
+        details.append(say("Layer {} would lose most, {}.", layer, worst))
+    if factors[-1] != factor:
+        still = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": None, "capacity_factor": factors[-1]})
+        details.append(say("At {} it is still {}.", f"{factors[-1]:g}", still))
+    text = "computed from every step's counts. vLLM drops nothing: this is what padding or dropping would do."
+    return [Finding("Capacity", headline, details, say(text), NOTE)]

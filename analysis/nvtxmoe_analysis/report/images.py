@@ -1,0 +1,30 @@
+"""Charts as pictures: SVG and PNG, drawn without a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+import vl_convert
+
+from nvtxmoe_analysis.report.embed import rows_of
+from nvtxmoe_analysis.report.look import CONFIG
+
+#: Pixels of a chart that fills the width of its container, which a picture has none of.
+CONTAINER = 1000
+PNG_SCALE = 2
+
+
+def image_files(stem: str, spec: Mapping[str, Any], data: Mapping[str, pl.DataFrame]) -> dict[str, bytes]:
+    """Both pictures of a chart by file name, on white, as it looks when the page opens."""
+    whole = {**spec, "datasets": {name: rows_of(frame) for name, frame in data.items()}}
+    if whole.get("width") == "container":
+        whole["width"] = CONTAINER
+    config = {**CONFIG["light"], "background": "white"}
+    text = json.dumps(whole)
+    return {
+        f"{stem}.svg": vl_convert.vegalite_to_svg(text, config=config).encode(),
+        f"{stem}.png": vl_convert.vegalite_to_png(text, config=config, scale=PNG_SCALE),
+    }

@@ -1,0 +1,96 @@
+"""Taking figures out of the result files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.report.figures import Figure, Value, Where, shown
+from nvtxmoe_analysis.report.source import Source
+
+
+def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
+    """The rows whose columns have these values; None is an empty cell."""
+    for name, value in where.items():
+        frame = frame.filter(pl.col(name).is_null() if value is None else pl.col(name) == value)
+    return frame
+
+
+class Ledger:
+    """Figures of one results folder."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def take(
+        self,
+        name: str,
+        column: str,
+        how: str = "cell",
+        *,
+        where: Where | None = None,
+        once: Sequence[str] = (),
+        text: str | None = None,
+    ) -> Figure:
+        """A figure of a frame that is there.
+
+        Parameters:
+            name: the frame's.
+            how: see ``Figure.how``; for ``cell`` the rows must be one.
+            once: columns of which each combination counts once.
+            text: how to write it, where the column does not tell.
+        """
+        chosen = rows_where(getattr(self.source.loaded, name), where or {})
+        if once:
+            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        value = _reduced(chosen[column], how)
+        return Figure(
+            value,
+            shown(value, column if how not in ("rows", "distinct") else "") if text is None else text,
+            self.source.file(name),
+            column,
+            how,
+            dict(where or {}),
+            tuple(once),
+            len(chosen),
+        )
+
+    def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> Figure:
+        """In how many groups of equal ``of`` the row of ``where`` has the largest value of all; groups of one row, and
+        ties, do not count as won."""
+        frame: pl.DataFrame = getattr(self.source.loaded, name)
+        largest = pl.col(column).max().over(*of)
+        ties = (pl.col(column) == largest).sum().over(*of)
+        several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(pl.len().over(*of) > 1)
+        won = int(rows_where(several, where)["won"].sum())
+        groups = several.select(pl.struct(*of).n_unique()).item() if len(several) else 0
+        return Figure(won, shown(won), self.source.file(name), column, "wins", dict(where), tuple(of), groups)
+
+    def told(self, name: str, *keys: str | int, text: str | None = None) -> Figure:
+        """A number of a JSON document that is there, by its path of keys."""
+        value: Any = self.source.document(name)
+        for key in keys:
+            value = value[key]
+        path = ".".join(map(str, keys))
+        return Figure(value, shown(value, path) if text is None else text, self.source.file(name), path)
+
+
+def _reduced(values: pl.Series, how: str) -> Value:
+    """One number from a column; of no value at all, not a number."""
+    if how == "rows":
+        return len(values)
+    if how == "distinct":
+        return values.drop_nulls().n_unique()
+    if how == "cell":
+        (found,) = values.to_list()
+    else:
+        found = {
+            "sum": values.sum,
+            "mean": values.mean,
+            "median": values.median,
+            "min": values.min,
+            "max": values.max,
+        }[how]()
+    return float("nan") if found is None else found

@@ -1,0 +1,117 @@
+"""The page: findings, charts and the box of trust, filled into a template whose every text is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import vl_convert
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from nvtxmoe import __version__
+from nvtxmoe_analysis.report.chart import SECTIONS, Drawing, Missing
+from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.look import CONFIG
+from nvtxmoe_analysis.report.tiles import Tile
+from nvtxmoe_analysis.report.trust import Trust
+
+TITLE = "Mixture-of-experts report"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A chart in its place on the page.
+
+    Attributes:
+        name: of its module.
+        title, section: as the module says.
+        made: the chart, or why there is none.
+        spec: Vega-Lite, without data; empty where there is no chart.
+    """
+
+    name: str
+    title: str
+    section: str
+    made: Drawing | Missing
+    spec: Mapping[str, Any]
+
+    @property
+    def drawing(self) -> Drawing | None:
+        """The chart, if there is one."""
+        return self.made if isinstance(self.made, Drawing) else None
+
+    @property
+    def reason(self) -> str:
+        """Why there is none."""
+        return self.made.reason if isinstance(self.made, Missing) else ""
+
+
+def asset(name: str) -> str:
+    """The text of a file of ``report/assets``."""
+    return (files("nvtxmoe_analysis.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+@cache
+def bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script that keeps its names to itself."""
+    scripts = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # a snippet beside them is optional
+    return f"(() => {{\n{scripts}\n}})();"
+
+
+def page(
+    found: Sequence[Finding],
+    charts: Sequence[Placed],
+    trust: Trust,
+    tiles: Sequence[Tile],
+    *,
+    subtitle: str,
+    folder: str,
+    absent: Sequence[str],
+) -> str:
+    """The HTML. Nothing of it is loaded from elsewhere, and no script runs that is not its own."""
+    drawn = {chart.name: chart.drawing for chart in charts if chart.drawing is not None}
+    scripts = [script_in_html(asset("page.js"))]
+    if drawn:
+        scripts.insert(0, script_in_html(bundle()))
+    data = {
+        "charts": {
+            chart.name: chart_of(chart.spec, drawn[chart.name].data, drawn[chart.name].renderer)
+            for chart in charts
+            if chart.name in drawn
+        },
+        "config": CONFIG,
+    }
+    sections = [
+        {"id": f"section-{number}", "title": section, "charts": [chart for chart in charts if chart.section == section]}
+        for number, section in enumerate(SECTIONS)
+        if any(chart.section == section for chart in charts)
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(asset("page.html.jinja")).render(
+        title=TITLE,
+        subtitle=subtitle,
+        version=__version__,
+        folder=folder,
+        policy=policy(scripts),
+        style=_safe(asset("page.css")),
+        findings=found,
+        sections=sections,
+        drawn=drawn,
+        trust=trust,
+        tiles=tiles,
+        absent=absent,
+        licenses=asset("licenses.txt"),
+        data=_safe(json_in_html(data)),
+        bundle=_safe(scripts[0]),
+        script=_safe(scripts[-1]),
+    )
+
+
+def _safe(text: str) -> Markup:
+    """Text that is markup or script of our own, or was made safe for its place."""
+    return Markup(text)  # noqa: S704

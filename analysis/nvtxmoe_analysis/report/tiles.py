@@ -1,0 +1,38 @@
+"""The report in a handful of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.trust import Trust
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number with a label.
+
+    Attributes:
+        sub: a few words below it.
+        tone: good, weak, bad or nothing.
+        origin: where the number can be found.
+    """
+
+    label: str
+    value: str
+    sub: str = ""
+    tone: str = ""
+    origin: str = ""
+
+
+def tiles(found: Sequence[Finding], trust: Trust) -> list[Tile]:
+    """Those that findings have, and the verdict."""
+    shown = [finding.tile for finding in found if finding.tile is not None]
+    verdict = Tile(
+        "capture",
+        "complete" if trust.complete else "incomplete",
+        trust.in_short,
+        "good" if trust.complete else "bad",
+    )
+    return [*(Tile(one.label, one.figure.text, one.sub, "", one.figure.origin) for one in shown), verdict]

@@ -1,0 +1,94 @@
+"""What imbalance between ranks costs: of each layer, the slowest rank's own work against the mean's.
+
+Ranks that share a layer's experts meet in a collective after it, and the others wait for the slowest. Were the work
+spread evenly, each would take the mean: ``excess = max - mean`` of the ranks' own time, that is of the layer's kernels
+but its collectives.
+"""
+
+from __future__ import annotations
+
+import polars as pl
+
+KEY = ("step", "layer_idx", "group")
+
+SCHEMA = {
+    "step": pl.Int64,
+    "layer_idx": pl.Int64,
+    "group": pl.Int64,
+    "ranks": pl.Int64,
+    "ranks_in_group": pl.Int64,
+    "mean_own_ns": pl.Float64,
+    "max_own_ns": pl.Int64,
+    "excess_ns": pl.Float64,
+    "slowest_rank": pl.Int64,
+    "collectives": pl.Int64,
+    "wait_ns": pl.Int64,
+    "transfer_ns": pl.Int64,
+}
+
+
+def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
+    """One row a (step, layer) of each group of several ranks that share the layer's experts.
+
+    Parameters:
+        layers: ``rank``, ``step``, ``layer_idx``, ``own_ns`` (null where unknown).
+        groups: ``rank``, ``group``, ``size``: those that share experts, see ``rank_groups``.
+        split: collectives, see ``collective_split.Split``.
+
+    Returns:
+        SCHEMA. ``ranks`` tells of how many ranks the layer's time in that step is known; where it is not of all of
+        the group, ``excess_ns`` and ``slowest_rank`` (of equal ones the lowest) are null. ``collectives`` tied to the
+        layer were split, ``wait_ns`` and ``transfer_ns`` are sums over them and the ranks; null where there are none.
+    """
+    several = groups.filter(pl.col("size") > 1).rename({"size": "ranks_in_group"})
+    whole = pl.col("ranks") == pl.col("ranks_in_group")
+    cells = (
+        layers.drop_nulls(["step", "own_ns"])
+        .join(several, on="rank")
+        .group_by(*KEY, "ranks_in_group")
+        .agg(
+            pl.len().cast(pl.Int64).alias("ranks"),
+            pl.col("own_ns").mean().alias("mean_own_ns"),
+            pl.col("own_ns").max().alias("max_own_ns"),
+            pl.col("rank").sort_by("own_ns", "rank", descending=[True, False]).first().alias("slowest_rank"),
+        )
+        .with_columns(
+            excess_ns=pl.when(whole).then(pl.col("max_own_ns") - pl.col("mean_own_ns")),
+            slowest_rank=pl.when(whole).then("slowest_rank"),
+        )
+    )
+    tied = split.filter(pl.col("reason").is_null() & pl.col("layer").is_not_null()).rename({"layer": "layer_idx"})
+    met = (
+        # The lowest rank of each group that is there stands for its collectives.
+        tied.with_columns(first=pl.col("rank") == pl.col("rank").min().over("group_kind", "group"))
+        .drop("group")
+        .join(several, on="rank")
+        .group_by(KEY)
+        .agg(
+            pl.col("first").sum().cast(pl.Int64).alias("collectives"),
+            pl.col("wait_ns").sum(),
+            pl.col("transfer_ns").sum(),
+        )
+    )
+    joined = cells.join(met, on=KEY, how="left").with_columns(pl.col("collectives").fill_null(0))
+    return pl.concat([pl.DataFrame(schema=SCHEMA), joined.select(*SCHEMA).cast(SCHEMA)]).sort(KEY)  # type: ignore[arg-type]
+
+
+def once_a_step_ns(layers: pl.DataFrame, groups: pl.DataFrame, cells: pl.DataFrame) -> float:
+    """The excess when ranks met once a step, not after every layer: max - mean of a step's own time, over all steps.
+
+    What one layer takes longer, another may take shorter, so this is at most the sum of the layers' excess. It counts
+    the cells that have an excess.
+
+    Parameters:
+        layers, groups: as of :func:`stragglers`; cells: what it gave.
+    """
+    of_step = (
+        layers.join(groups.select("rank", "group"), on="rank")
+        .join(cells.filter(pl.col("excess_ns").is_not_null()).select(KEY), on=KEY, how="semi")
+        .group_by("step", "group", "rank")
+        .agg(pl.col("own_ns").sum())
+        .group_by("step", "group")
+        .agg(excess=pl.col("own_ns").max() - pl.col("own_ns").mean())
+    )
+    return float(of_step["excess"].sum())

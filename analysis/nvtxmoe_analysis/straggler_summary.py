@@ -1,0 +1,184 @@
+"""Straggler cost and the split of collectives in totals: the content of moe_straggler.json.
+
+Times are in us. Quantiles are linearly interpolated.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.straggler import KEY, once_a_step_ns
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+
+#: What a reason of ``collective_match.REASONS`` means.
+MEANINGS = {
+    "rank_or_step_unknown": "the kernel's rank or step has no number",
+    "not_known_to_wait": "kernels of this name are not known to wait until every rank has begun",
+    "no_group": "the rank works with no other, or its moe.meta is missing",
+    "rank_not_captured": "a rank of the group is not in the inputs",
+    "rank_not_in_step": "a rank of the group has no collective in this step: it was idle, or its step is missing",
+    "numbers_differ": "the ranks have different numbers of this kernel in this place of the step",
+    "order_differs": "outside layers, the ranks' collectives come in different orders in this step",
+    "not_simultaneous": "the ranks' kernels of this name do not run at the same time, so they are not one collective",
+    "clocks_not_aligned": "the reports' clocks could not be aligned well enough",
+    "ends_before_last_start": "a rank ended before the last began, by more than the clocks may be off",
+}
+
+
+def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dict[str, Any]:
+    """What imbalance costs.
+
+    Parameters:
+        cells: see ``straggler.stragglers``.
+        layers: ``rank``, ``step``, ``layer_idx``, ``own_ns``, ``step_gpu_ns``.
+        groups: ``rank``, ``group``, ``size``.
+    """
+    whole = cells.filter(pl.col("excess_ns").is_not_null())
+    excess, slowest = float(whole["excess_ns"].sum()), int(whole["max_own_ns"].sum())
+    steps = _step_time_ns(whole, layers, groups)
+    return {
+        "cells": len(whole),
+        "cells_not_of_all_ranks": len(cells) - len(whole),
+        "mean_own_us": _us(whole["mean_own_ns"].sum()),
+        "max_own_us": _us(slowest),
+        "excess_us": _us(excess),
+        "perfect_balance": {
+            "saves_us": _us(excess),
+            "of_layers_pct": _pct(excess, slowest),
+            "of_steps_pct": _pct(excess, steps),
+            "steps_gpu_us": _us(steps),
+            "saves_us_if_ranks_met_once_a_step": _us(once_a_step_ns(layers, groups, whole)),
+            "bound": "upper: it assumes that ranks wait for the slowest after every layer and that nothing else runs "
+            "meanwhile",
+        },
+        **_of_waiting(whole),
+        "slowest_rank": _shares(whole["slowest_rank"], "cells"),
+        "per_layer": _per_layer(whole),
+        "per_step": {
+            "steps": whole.select("step", "group").n_unique(),
+            "excess_us": _quantiles(whole.group_by("step", "group").agg(pl.col("excess_ns").sum())["excess_ns"]),
+        },
+    }
+
+
+def _step_time_ns(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> float:
+    """GPU time of the steps that have an excess: the mean over the group's ranks, added up."""
+    of_rank = layers.select("rank", "step", "step_gpu_ns").unique().join(groups, on="rank")
+    here = of_rank.join(whole.select("step", "group").unique(), on=["step", "group"], how="semi")
+    return float(here.group_by("step", "group").agg(pl.col("step_gpu_ns").mean())["step_gpu_ns"].sum())
+
+
+def _of_waiting(whole: pl.DataFrame) -> dict[str, float | None]:
+    """What ranks wait in the layers' collectives, and how much of that the excess explains.
+
+    Were the ranks to begin a layer together, the mean rank would wait just the excess: what it waits beyond that comes
+    from before the layer (attention, launches that come late), not from the layer's work.
+    """
+    met = whole.filter(pl.col("collectives") > 0)
+    wait = float((met["wait_ns"] / met["ranks"]).sum())
+    return {
+        "wait_us_a_rank": _us(wait) if len(met) else None,
+        "excess_of_wait_pct": _pct(float(met["excess_ns"].sum()), wait) if len(met) else None,
+    }
+
+
+def _per_layer(whole: pl.DataFrame) -> list[dict[str, Any]]:
+    found = []
+    for (layer,), mine in whole.sort(*KEY).group_by("layer_idx", maintain_order=True):
+        excess, slowest = float(mine["excess_ns"].sum()), int(mine["max_own_ns"].sum())
+        met = mine.filter(pl.col("collectives") > 0)
+        found.append(
+            {
+                "layer_idx": layer,
+                "cells": len(mine),
+                "mean_own_us": _us(mine["mean_own_ns"].sum()),
+                "max_own_us": _us(slowest),
+                "excess_us": _us(excess),
+                "excess_us_a_step": _quantiles(mine["excess_ns"]),
+                "of_layer_pct": _pct(excess, slowest),
+                "slowest_rank": _shares(mine["slowest_rank"], "cells")[0],
+                "collectives": int(mine["collectives"].sum()),
+                "wait_us": _us(met["wait_ns"].sum()) if len(met) else None,
+                "transfer_us": _us(met["transfer_ns"].sum()) if len(met) else None,
+                **_of_waiting(mine),
+            }
+        )
+    return sorted(found, key=lambda row: row["layer_idx"])
+
+
+def waiting(split: pl.DataFrame) -> dict[str, Any]:
+    """Waiting and transfer of collectives.
+
+    Parameters:
+        split: see ``collective_split.Split.frame``.
+    """
+    in_layer = pl.col("layer").is_not_null()
+    done = split.filter(pl.col("reason").is_null())
+    return {
+        **_sums(split),
+        "not_split": [
+            {"reason": reason, **_left(mine), "meaning": MEANINGS[reason]}
+            for (reason,), mine in _grouped(split.filter(pl.col("reason").is_not_null()), "reason")
+        ],
+        "in_layers": _sums(split.filter(in_layer)),
+        "outside_layers": _sums(split.filter(~in_layer)),
+        "first_of_step": _sums(_first_of_step(done)),
+        "launched_eagerly": _sums(split.filter(~pl.col("graph"))),
+        "launched_by_graphs": _sums(split.filter("graph")),
+        "by_kernel": [
+            {"kernel_name": name, "group_kind": kind, "ranks": ranks, **_sums(mine)}
+            for (name, kind, ranks), mine in _grouped(split, "kernel_name", "group_kind", "ranks")
+        ],
+        "last_rank": _shares(
+            done.filter(pl.col("rank") == pl.col("rank").min().over("group_kind", "group"))["last_rank"], "collectives"
+        ),
+    }
+
+
+def _first_of_step(done: pl.DataFrame) -> pl.DataFrame:
+    """Of each rank and step the collective that ran first: there the ranks meet after launching the step."""
+    return done.filter(pl.col("start") == pl.col("start").min().over("rank", "step"))
+
+
+def _sums(kernels: pl.DataFrame) -> dict[str, Any]:
+    done = kernels.filter(pl.col("reason").is_null())
+    wait, transfer = int(done["wait_ns"].sum()), int(done["transfer_ns"].sum())
+    return {
+        "kernels": len(kernels),
+        "split": len(done),
+        "wait_us": _us(wait),
+        "transfer_us": _us(transfer),
+        "wait_pct": _pct(wait, wait + transfer),
+    }
+
+
+def _left(kernels: pl.DataFrame) -> dict[str, Any]:
+    time = (kernels["end"] - kernels["start"]).sum()
+    return {"kernels": len(kernels), "time_us": _us(time), "names": sorted(kernels["kernel_name"].unique().to_list())}
+
+
+def _grouped(frame: pl.DataFrame, *by: str) -> list[tuple[tuple[Any, ...], pl.DataFrame]]:
+    """Groups, those with the most rows first."""
+    found = [(key, mine) for key, mine in frame.sort(by).group_by(by, maintain_order=True)]
+    return sorted(found, key=lambda item: -len(item[1]))
+
+
+def _shares(ranks: pl.Series, what: str) -> list[dict[str, Any]]:
+    """How often each rank is there, most often first."""
+    counts = ranks.drop_nulls().value_counts(name="n").sort(["n", ranks.name], descending=[True, False])
+    return [{"rank": rank, what: n, "pct": _pct(n, len(ranks))} for rank, n in counts.iter_rows()]
+
+
+def _quantiles(ns: pl.Series) -> dict[str, float | None]:
+    return {name: _us(ns.quantile(q, "linear")) for name, q in QUANTILES.items()}
+
+
+def _us(ns: Any) -> float | None:
+    return None if ns is None else round(float(ns) / 1e3, 3)
+
+
+def _pct(part: float, whole: float) -> float | None:
+    return 100.0 * part / whole if whole else None

@@ -1,0 +1,109 @@
+"""``nvtxmoe compare``: two result folders, what differs, and a gate for programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+from nvtxmoe.errors import GATE_FAILED, NvtxmoeError
+
+
+@command(
+    "compare",
+    "nvtxmoe compare results-before results-after\n"
+    "nvtxmoe compare results-before results-after --fail-if 'kernel_time>5%' --fail-if 'layer_js@decode>0.05'",
+)
+@click.argument("before", metavar="A", type=PATH)
+@click.argument("after", metavar="B", type=PATH)
+@click.option(
+    "--fail-if",
+    "fail_if",
+    metavar="METRIC>NUMBER",
+    multiple=True,
+    help="Exit with 4 when B's METRIC is more above A's. May be given several times. See below.",
+)
+@click.option(
+    "--gate",
+    "rule",
+    type=click.Choice(["significant", "interval", "estimate"]),
+    default="significant",
+    show_default=True,
+    help="What must be beyond NUMBER: the estimate of a significant difference, the whole confidence interval, or the "
+    "estimate alone.",
+)
+@click.option("-o", "--output", type=PATH, help="Also write tables and JSON into DIR/moe_comparison.")
+@click.option(
+    "--confidence",
+    metavar="PERCENT",
+    type=click.FloatRange(50, 99.9),
+    default=95.0,
+    show_default=True,
+    help="Of the intervals; what is left is the probability of calling noise a difference.",
+)
+@click.option(
+    "--resamples",
+    metavar="N",
+    type=click.IntRange(200, 100_000),
+    default=2000,
+    show_default=True,
+    help="How often steps are drawn again.",
+)
+@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
+@json_option
+def compare(
+    before: Path,
+    after: Path,
+    fail_if: tuple[str, ...],
+    rule: str,
+    output: Path | None,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    as_json: bool,
+) -> int:
+    """Compare the results of two runs: routing policies, placements, versions of a model, loads.
+
+    A and B are folders that `nvtxmoe analyze -o` or `nvtxmoe merge` wrote. Like steps are compared: prefill with
+    prefill, decode with decode, at equal numbers of tokens. Differences are B's less A's.
+
+    \b
+    Metrics of --fail-if:
+      kernel_time            kernel time of MoE layers a step on a rank
+      kernel_time_per_token  the same over tokens
+      own_time               kernel_time without collective kernels
+      step_time              GPU time of whole steps on a rank
+      imbalance              max/mean of a step's counts over experts
+      js                     Jensen-Shannon divergence of experts' shares, in bits, above its noise
+    NUMBER is in percent of A (5%), in ns, us or ms (3us), or for imbalance and js a plain number (0.2). With layer_
+    before the metric, any single layer fails it; with @decode, @prefill or @mixed behind, only such steps count:
+    layer_imbalance@decode>0.2. METRIC<-5% is against a fall. A condition that can't be decided is an error (2).
+
+    Significance is against the scatter of steps within the two runs. How far runs of the same thing scatter is not in
+    it: compare two of them first, and set NUMBER above that.
+    """
+    from nvtxmoe_analysis.compare.comparison import compare as run  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.compare.comparison import document, write  # noqa: PLC0415
+
+    with stderr().status("comparing"):
+        done = run(
+            before, after, fail_if=fail_if, rule=rule, resamples=resamples, confidence=confidence / 100.0, seed=seed
+        )
+        files = [] if output is None else write(done, output)
+    found = {**document(done), "files": [str(file) for file in files]}
+    if as_json:
+        print_json(found)
+    else:
+        from nvtxmoe.commands._show_compare import show_comparison  # noqa: PLC0415
+
+        show_comparison(stdout(), found)
+    if done.failed:
+        return GATE_FAILED
+    if done.undecided:
+        first = done.undecided[0]
+        raise NvtxmoeError(
+            f"--fail-if {first.gate.text!r} can't be decided: {first.reason}",
+            remedy="Capture more steps of the same load, or leave the condition out",
+        )
+    return 0
