@@ -18,9 +18,11 @@ COMMANDS = {
     "compare": "Two results side by side: what differs, and whether that is more than noise.",
     "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
     "doctor": "Whether a capture can work here, and what is in its way.",
+    "export": "A trace for ui.perfetto.dev: steps, layers, kernels and expert load in time.",
     "inspect": "What is in an export, in a second, before any analysis.",
     "merge": "Journals of a run without nsys -> expert statistics.",
     "profile": "Run a server or a script under capture, end it so that nothing is lost, analyse.",
+    "recipes-path": "Where the nsys recipes are: NSYS_RECIPE_PATH=$(nvtxmoe recipes-path) nsys recipe NAME.",
     "report": "Results of an analysis -> findings and charts as one page.",
     "trim": "An export with only what analysis needs, fit for sharing.",
 }
@@ -37,7 +39,8 @@ class _Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        made: click.Command = getattr(import_module(f"nvtxmoe.commands.{cmd_name}"), cmd_name)
+        name = cmd_name.replace("-", "_")
+        made: click.Command = getattr(import_module(f"nvtxmoe.commands.{name}"), name)
         return made
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002

@@ -37,9 +37,18 @@ JOURNAL_COUNT = (
 )  # fmt: skip
 #: A count is a u4.
 MOST_COUNT = 4.0
-# CSV files of the results: bytes a (step, layer) of moe_load_imbalance, a (rank, step, layer) of moe_layer_timings and
-# moe_layer_correlation, an assignment of moe_routing_weights_hist.
-CSV_IMBALANCE, CSV_TIMINGS, CSV_ASSIGNMENT = 40.0, 142.0, 23.0
+# CSV files of the results: bytes a (step, layer) of moe_load_imbalance, an assignment of moe_routing_weights_hist, a
+# (rank, step, layer) of moe_layer_timings and of moe_layer_correlation; of several ranks also a (step, layer) of
+# moe_straggler, and a rank's collective of moe_collectives.
+CSV_IMBALANCE, CSV_ASSIGNMENT = 43.0, 26.0
+CSV_TIMINGS, CSV_CORRELATION, CSV_STRAGGLER, CSV_COLLECTIVE = 74.0, 250.0, 43.0, 187.0
+#: Collectives of a rank and step: a block, and besides.
+COLLECTIVES_A_BLOCK, COLLECTIVES_A_STEP = 2, 2
+#: Bytes an expert's count takes in moe_step_activations.parquet, by the assignments of the mean expert.
+PARQUET_COUNT = (
+    (0.0, 0.0), (0.0625, 0.13), (0.25, 0.30), (1.0, 0.56), (4.0, 0.78), (16.0, 1.00), (64.0, 1.23), (256.0, 1.54),
+    (1024.0, 1.82),
+)  # fmt: skip
 #: Phases of a layer that are ranges, and the layer's own.
 RANGES_A_LAYER = 1 + len(schema.PHASES)
 #: As in nvtxmoe.capture.recorder: steps after which moe.meta is sent again, and steps of a span of pairs.
@@ -69,7 +78,8 @@ class Estimate:
         words, binary: routing and ranges as NVTX, in either form.
         cuda: what nsys records of the GPU with node-level tracing of graphs.
         journal: routing in direct mode.
-        results: the growing CSV files that are made of it: in direct mode, and with times.
+        results_direct, results_nsys: the files made of it that grow: in direct mode, and with times. CSV, but for
+            moe_step_activations.
     """
 
     shape: ModelShape
@@ -152,7 +162,12 @@ def estimate(
         export += many * count * _marks(raw) * (EXPORT_TOPK_MARK if event == "topk" else EXPORT_COUNTS_MARK)
         blobs += many * count * (EXPORT_ROW + BLOB_HEADER + ARRAY_HEAD * (event == "topk") + raw)
         journal += many * count * packed
-    direct = many * (steps * CSV_IMBALANCE + times["topk"] * tokens * shape.top_k * CSV_ASSIGNMENT)
+    assignments = tokens * shape.top_k
+    counted = CSV_IMBALANCE + _counts_packed(assignments, shape.experts, PARQUET_COUNT)
+    direct = many * (steps * ("counts" in emit) * counted + times["topk"] * assignments * CSV_ASSIGNMENT)
+    timed = steps * many * (CSV_TIMINGS + CSV_CORRELATION)
+    met = steps * (shape.blocks * COLLECTIVES_A_BLOCK + COLLECTIVES_A_STEP) * CSV_COLLECTIVE
+    between = ranks * met + steps * many * CSV_STRAGGLER if ranks > 1 else 0.0
     return Estimate(
         shape=shape,
         steps=steps,
@@ -163,7 +178,7 @@ def estimate(
         cuda=FileBytes(None, _whole(ranks * steps * shape.blocks * OPERATIONS * (EXPORT_KERNEL + CALLS * EXPORT_CALL))),
         journal=_whole(ranks * journal),
         results_direct=_whole(ranks * direct),
-        results_nsys=_whole(ranks * (direct + steps * many * CSV_TIMINGS)),
+        results_nsys=_whole(ranks * (direct + timed) + between),
     )
 
 
@@ -179,20 +194,24 @@ class _Sizes:
         pairs = 32 + 4 * entries
         chosen = steps_a_span * tokens * shape.top_k * (shape.top_k - 1) / 2
         self._of = {
-            "counts": (counts, JOURNAL_RECORD + _counts_packed(assignments, shape.experts)),
+            "counts": (counts, JOURNAL_RECORD + _counts_packed(assignments, shape.experts, JOURNAL_COUNT)),
             "topk": (topk, JOURNAL_TOPK_RECORD + tokens * JOURNAL_TOKEN + assignments * JOURNAL_ASSIGNMENT),
-            "pairs": (pairs, JOURNAL_RECORD + _counts_packed(chosen, entries)),
+            "pairs": (pairs, JOURNAL_RECORD + _counts_packed(chosen, entries, JOURNAL_COUNT)),
         }
 
     def of(self, event: str) -> tuple[int, float]:
         return self._of[event]
 
 
-def _counts_packed(assignments: float, cells: int) -> float:
-    """Bytes in the journal of so many counts; the curve between the measured points is straight."""
+def _counts_packed(assignments: float, cells: int, curve: tuple[tuple[float, float], ...]) -> float:
+    """Bytes of so many packed counts; the curve between the measured points is straight.
+
+    Parameters:
+        curve: (assignments of the mean cell, bytes a cell).
+    """
     mean = assignments / max(1, cells)
-    for (low, below), (high, above) in pairwise(JOURNAL_COUNT):
-        if mean <= high or high == JOURNAL_COUNT[-1][0]:
+    for (low, below), (high, above) in pairwise(curve):
+        if mean <= high or high == curve[-1][0]:
             return cells * min(MOST_COUNT, below + (above - below) * (mean - low) / (high - low))
     raise AssertionError("the last pair takes all the rest")
 

@@ -113,6 +113,11 @@ unpack() {
     ln -sfn ../../nsight-systems/host-linux-x64 "$work/root$lib_dir/nsight-systems/host-linux-x64"
 }
 
+allow_recipes() { # nsys tree: its recipes refuse to start without a folder that the packages leave out; it may be empty
+    local recipes="$1/target-linux-x64/python/packages/nsys_recipe"
+    [ ! -d "$recipes" ] || mkdir -p "$recipes/third_party"
+}
+
 smoke_test() { # nsys: it must profile and export
     "$1" profile -t nvtx -s none --cpuctxsw=none -o "$work/smoke" true >"$work/smoke.log" 2>&1 &&
         "$1" export --type sqlite -o "$work/smoke.sqlite" "$work/smoke.nsys-rep" >>"$work/smoke.log" 2>&1 &&
@@ -157,5 +162,6 @@ if ! "$dir/bin/nsys" --version >/dev/null 2>&1; then
     smoke_test "$work/root$nsys_path"
     publish
 fi
+[ ! -e "$dir/nsight-systems/$mark" ] || allow_recipes "$dir/nsight-systems$lib_dir/nsight-systems"
 say "$("$dir/bin/nsys" --version)"
 echo "$dir/bin/nsys" >&3

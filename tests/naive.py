@@ -227,11 +227,12 @@ def layer_correlation(run: Run) -> str:
         more = (kind, deviation(counts) / mean, *naive_work.unevenness(counts), "default")
         phases = [by_phase[key][phase] for phase in PHASES]
         of_layer = sum(int(str(row[f"{what}_time_ns"])) for what in ("kernel", "memcpy", "memset"))
+        own = None if row["launched_by"] == "none" else row["kernel_time_ns"]
         rows.append(
             (
                 *(*key, *tokens, *features, *tiles, *timed, *more),
                 *naive_work.local_columns(run.work, key, counts, block),
-                *(*phases, run.work.inferred[key], row["kernel_time_ns"]),  # no collective runs in a layer
+                *(*phases, run.work.inferred[key], own),  # no collective runs in a layer
                 *naive_work.step_columns(run.work, key, of_layer),
             )
         )

@@ -42,8 +42,9 @@ def test_help_has_every_option_and_an_example(name: str, flag: str) -> None:
     command = cli.cli.get_command(click.Context(cli.cli), name)
     assert command is not None
     options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
-    # The output of `profile` is that of the command it runs; its results are read with `analyze --json`.
-    assert {"--debug", *([] if name == "profile" else ["--json"])} <= set(options)
+    # The output of `profile` is that of the command it runs; its results are read with `analyze --json`. That of
+    # `recipes-path` is for the shell.
+    assert {"--debug", *([] if name in {"profile", "recipes-path"} else ["--json"])} <= set(options)
     for option in options:
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", ran.out), option
     assert all(param.help for param in command.params if isinstance(param, click.Option))
@@ -61,7 +62,8 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
     for name in cli.COMMANDS:
         assert f"\n  {name} " in ran.out
     assert "Example:\n    nvtxmoe demo\n    nvtxmoe analyze report1.nsys-rep -o results\n" in ran.out
-    assert {f"{path.stem}" for path in (ROOT / "nvtxmoe" / "commands").glob("[a-z]*.py")} == set(cli.COMMANDS)
+    modules = {path.stem.replace("_", "-") for path in (ROOT / "nvtxmoe" / "commands").glob("[a-z]*.py")}
+    assert modules == set(cli.COMMANDS)
 
 
 def test_version() -> None:
@@ -296,11 +298,13 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run("demo")
     assert (ran.code, ran.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {"nvtxmoe-demo"}
-    assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET}
+    assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET} | {"report.html"}
     assert "\n2 ranks, 47 steps, 4 MoE layers, 4,192 tokens" in ran.out
     assert "\nCapture complete: " in ran.out
     assert f"\nResults in nvtxmoe-demo/{RESULTS}:\n" in ran.out
     elsewhere = run("demo", "-o", "else/where", "--json")
     assert (elsewhere.code, elsewhere.err) == (0, "")
     assert (elsewhere.json["verdict"], elsewhere.json["ranks"], elsewhere.json["steps_captured"]) == ("complete", 2, 47)
-    assert everything(tmp_path / "nvtxmoe-demo") == everything(tmp_path / "else" / "where")
+    assert elsewhere.json["files"][-1] == "else/where/report.html"
+    tables = [everything(folder / RESULTS) for folder in (tmp_path / "nvtxmoe-demo", tmp_path / "else" / "where")]
+    assert tables[0] == tables[1]

@@ -79,7 +79,8 @@ def commands() -> list[str]:
 def test_the_readmes_commands_run(
     line: str, golden_1gpu: Path, vllm_python: Path, nsys_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports.
+    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports. What works on results gets
+    some.
 
     `profile` shows what it would run: tests/test_profile.py runs it. `doctor` looks at an environment that has vLLM.
     """
@@ -87,6 +88,8 @@ def test_the_readmes_commands_run(
     (tmp_path / "report1.sqlite").symlink_to(golden_1gpu)
     words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
     monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
+    for folder in {"compare": words[2:4], "report": words[2:3]}.get(words[1], []):
+        assert run(["analyze", "report1.sqlite", "-o", folder]) == 0
     more = {"profile": ["--dry-run"], "doctor": ["--python", str(vllm_python)]}.get(words[1], [])
     assert run([words[1], *more, *words[2:]]) == 0
 

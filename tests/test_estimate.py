@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,13 @@ from nvtxmoe.capture.config import EMITS
 from nvtxmoe.estimate import (
     ARRAY_HEAD,
     BLOB_HEADER,
+    COLLECTIVES_A_BLOCK,
+    COLLECTIVES_A_STEP,
+    CSV_COLLECTIVE,
+    CSV_CORRELATION,
+    CSV_IMBALANCE,
+    CSV_STRAGGLER,
+    CSV_TIMINGS,
     META_EVERY,
     OPERATIONS,
     PAIRS_EVERY,
@@ -26,7 +34,8 @@ from nvtxmoe.estimate import (
     estimate,
     model_shape,
 )
-from scripts.bench import capture_rows, capture_size
+from scripts.bench import capture_rows, capture_size, result_rows
+from tests.written import written
 
 SHAPE = ModelShape("mixtral", blocks=2, layers=2, experts=8, top_k=2)
 ONLY_COUNTS = frozenset({"counts"})
@@ -117,8 +126,8 @@ def test_counts_alone_in_the_word_form() -> None:
     )
     # one assignment a mean expert: 0.65 bytes each
     assert found.journal == round(10 * 24 + 1100 + 20 * (8 + 8 * 0.65))
-    assert found.results_direct == 20 * 40
-    assert found.results_nsys == 20 * (40 + 142)
+    assert found.results_direct == round(20 * (43 + 8 * 0.56))
+    assert found.results_nsys == round(20 * (43 + 8 * 0.56 + 74 + 250))
 
 
 def test_ranges_are_six_a_layer_in_eager_steps_only() -> None:
@@ -136,7 +145,7 @@ def test_sampled_rows() -> None:
     with_rows = estimate(SHAPE, tokens=4, steps=250, emit=emit)
     without = estimate(SHAPE, tokens=4, steps=250, emit=ONLY_COUNTS)
     assert with_rows.journal - without.journal == 3 * 2 * (10 + 4 * 2.5 + 8 * 5.5)
-    assert with_rows.results_direct - without.results_direct == 3 * 2 * 4 * 2 * 23
+    assert with_rows.results_direct - without.results_direct == 3 * 2 * 4 * 2 * 26
     assert estimate(SHAPE, tokens=4, steps=250, emit=emit, log_interval=0) == without
 
 
@@ -145,6 +154,18 @@ def test_what_the_gpu_adds() -> None:
     shape = ModelShape("deepseek_v3", blocks=3, layers=1, experts=8, top_k=2)
     assert estimate(shape, tokens=4, steps=10).cuda.export == round(30 * 31.7 * (80.9 + 0.92 * 40.1))
     assert estimate(shape, tokens=4, steps=10).cuda.report is None
+
+
+def test_what_several_ranks_add_to_the_results() -> None:
+    """A line of the straggler a (step, layer), and on each rank two collectives in each block and two besides."""
+    shape = ModelShape("deepseek_v3", blocks=3, layers=1, experts=8, top_k=2)
+    one, four = (estimate(shape, tokens=4, steps=10, ranks=ranks, emit=ONLY_COUNTS) for ranks in (1, 4))
+    assert four.results_direct == pytest.approx(4 * one.results_direct, abs=2)
+    assert four.results_nsys == pytest.approx(4 * one.results_nsys + 10 * 43 + 4 * 10 * (3 * 2 + 2) * 187, abs=2)
+
+
+def test_without_counts_there_are_none_in_the_results() -> None:
+    assert estimate(SHAPE, tokens=4, steps=10, emit=frozenset()).results_direct == 0
 
 
 def test_physical_counts_only_with_eplb() -> None:
@@ -245,6 +266,35 @@ def test_the_journal_takes_what_was_estimated(experts: int, top_k: int, tokens: 
     bare = estimate(shape, tokens=tokens, steps=100, emit=frozenset())
     written = capture_size.journal_bytes("counts", tokens, experts, top_k, seed=99, layers=4, steps=20)
     assert (found.journal - bare.journal) / 400 == pytest.approx(written, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["tp2", "dp2"])
+def test_the_results_take_what_was_estimated(kind: str, golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """Of a whole analysis of two ranks: the files with times within a fifth; and the collectives a block and step."""
+    found = written(tmp_path, golden_vllm_ranks[kind])
+    size = {stem: (found.folder / f"{stem}.csv").stat().st_size for stem in result_rows.GROWING}
+    cells = len(found.rows("moe_layer_timings", "rank"))
+    timed = cells * (CSV_TIMINGS + CSV_CORRELATION)
+    assert size["moe_layer_timings"] + size["moe_layer_correlation"] == pytest.approx(timed, rel=0.2)
+    straggler = len(found.rows("moe_straggler", "step")) * CSV_STRAGGLER
+    assert size["moe_straggler"] == pytest.approx(straggler, rel=0.2)
+    assert size["moe_collectives"] == pytest.approx(
+        len(found.rows("moe_collectives", "rank")) * CSV_COLLECTIVE, rel=0.25
+    )
+    steps, blocks = cells / 4, 4
+    wanted = steps * (blocks * COLLECTIVES_A_BLOCK + COLLECTIVES_A_STEP)
+    assert wanted * 0.8 <= len(found.rows("moe_collectives", "rank")) <= wanted
+
+
+@pytest.mark.parametrize(("experts", "top_k", "tokens"), [(8, 2, 16), (64, 8, 64), (128, 8, 8)])
+def test_counts_in_the_results_take_what_was_estimated(experts: int, top_k: int, tokens: int) -> None:
+    """Fresh routing, other seeds than those of the measurement: within a fifth, but for so few experts."""
+    rng = np.random.default_rng(99)
+    number = result_rows.LONG_STEPS * result_rows.LAYERS
+    drawn = [capture_size.routing(rng, tokens, experts, top_k)[0] for _ in range(number)]
+    shape = ModelShape("x", 1, 1, experts, top_k)
+    estimated = estimate(shape, tokens=tokens, steps=1000, emit=ONLY_COUNTS).results_direct / 1000 - CSV_IMBALANCE
+    assert result_rows.parquet_bytes(drawn, experts) == pytest.approx(estimated, rel=0.2 if experts > 8 else 0.5)
 
 
 def test_blobs_of_a_real_export_are_the_payload_behind_its_header(golden_1gpu: Path) -> None:

@@ -128,7 +128,7 @@ def test_types_do_not_hang_on_the_first_rows(tmp_path: Path) -> None:
     """Whole numbers, empty cells and text where a glance at the file would guess otherwise."""
     loaded = results(tmp_path, moe_expert_activations=HEAD + "0,0,,\n" * 300 + "0,1,9007199254740993,50\n")
     frame = loaded.activations
-    assert frame.schema == {"layer_idx": pl.Int64, "expert_id": pl.Int64, "activation_count": pl.Int64, "percentage": pl.Float64}  # fmt: skip
+    assert dict(frame.schema) == FRAMES["activations"].columns
     assert frame.row(300) == (0, 1, 9007199254740993, 50.0)
     assert frame["percentage"].null_count() == frame["activation_count"].null_count() == 300
 

@@ -210,16 +210,16 @@ def test_a_killed_process(tmp_path: Path) -> None:
 
 
 def test_counts_that_stopped_long_before_the_kill(tmp_path: Path) -> None:
-    """Sixteen steps may be in flight; the others are a loss. Of a process that ended each is."""
-    sent = [*run_of(steps=1), *(step(number) for number in range(1, 20))]
+    """Thirty-two steps may be in flight; the others are a loss. Of a process that ended each is."""
+    sent = [*run_of(steps=1), *(step(number) for number in range(1, 36))]
     journal(tmp_path / "killed", sent, end=None)
     found = merged(tmp_path / "killed")
     assert found.check("steps_have_counts")[1:] == (
-        "6 of 6 (rank, step, layer) without counts, the first rank 0 step 17 layer 0.",
-        {"cells": 6, "missing": 6, "examples": [f"rank 0 step {n} layer {k}" for n, k in ((17, 0), (17, 1), (18, 0))]},
+        "6 of 6 (rank, step, layer) without counts, the first rank 0 step 33 layer 0.",
+        {"cells": 6, "missing": 6, "examples": [f"rank 0 step {n} layer {k}" for n, k in ((33, 0), (33, 1), (34, 0))]},
     )
     journal(tmp_path / "ended", sent)
-    assert merged(tmp_path / "ended").check("steps_have_counts")[2]["missing"] == 38
+    assert merged(tmp_path / "ended").check("steps_have_counts")[2]["missing"] == 70
 
 
 def test_a_rank_that_got_further_than_its_twin(tmp_path: Path) -> None:

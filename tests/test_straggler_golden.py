@@ -3,8 +3,10 @@ into two reports whose clocks disagree."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import shutil
 import sqlite3
 from collections import defaultdict
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from nvtxmoe_analysis.pipeline import analyze
+from nvtxmoe_analysis.selection import Selection
 from tests.written import Written, written
 
 COLLECTIVES = ("cross_device_reduce_1stage", "ncclDevKernel_AllGather_RING_LL")
@@ -184,3 +188,55 @@ def test_two_reports(whole: Written, golden_2gpu: Path, tmp_path: Path, drift: f
         whole.json("moe_straggler")["collectives"]["wait_us"], rel=0.01
     )
     assert found.check("clocks_agree")[0] == "pass"
+
+
+def test_what_filters_leave_is_worked_out_over_the_whole(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """The first collective of every step is attention's, outside layers: none is left when one layer is kept."""
+    everything = written(tmp_path / "all", golden_vllm_ranks["tp2"]).json("moe_straggler")["collectives"]
+    assert everything["first_of_step"]["kernels"] == 92
+    analyze([golden_vllm_ranks["tp2"]], tmp_path / "one", selection=Selection(layers=frozenset({2})))
+    document = tmp_path / "one" / "moe_expert_tracking" / "moe_straggler.json"
+    one = json.loads(document.read_text())["collectives"]
+    assert one["first_of_step"] == {"kernels": 0, "split": 0, "wait_us": 0, "transfer_us": 0, "wait_pct": None}
+    assert one["in_layers"]["kernels"] == one["kernels"] == 92
+
+
+def test_shares_are_of_all_collectives(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    found = written(tmp_path, golden_vllm_ranks["dp2"])
+    said = found.json("moe_straggler")["collectives"]
+    rows = found.rows("moe_collectives", "duration_ns", "wait_ns")
+    time = sum(int(duration) for duration, _ in rows)
+    assert said["all_us"] == pytest.approx(time / 1e3, abs=1e-3)
+    assert said["split_us"] == pytest.approx(sum(int(d) for d, wait in rows if wait) / 1e3, abs=1e-3)
+    assert said["split_us"] + said["not_split_us"] == pytest.approx(said["all_us"], abs=2e-3)
+    assert said["wait_pct_of_all"] == pytest.approx(100 * sum(int(wait) for _, wait in rows if wait) / time)
+
+
+def test_the_largest_cell_of_a_layer_is_named(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    found = written(tmp_path, golden_vllm_ranks["dp2"])
+    rows = found.rows("moe_straggler", "layer_idx", "step", "excess_ns", "slowest_rank")
+    for layer in found.json("moe_straggler")["straggler"]["per_layer"]:
+        mine = [row for row in rows if int(row[0]) == layer["layer_idx"] and row[2]]
+        top = max(mine, key=lambda row: (float(row[2]), -int(row[1])))
+        assert layer["largest"]["step"] == int(top[1])
+        assert layer["largest"]["excess_us"] == pytest.approx(float(top[2]) / 1e3, abs=1e-3)
+        assert layer["largest"]["rank"] == int(top[3])
+
+
+def test_cells_that_lost_their_gpu_work_are_not_compared(golden_2gpu: Path, tmp_path: Path) -> None:
+    """Unknown is null: a rank whose kernels are not there is not infinitely fast."""
+    lost = tmp_path / "lost.sqlite"
+    shutil.copy(golden_2gpu, lost)
+    with sqlite3.connect(lost) as base:
+        (pid,) = base.execute("SELECT max(globalPid) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()
+        for table in ("KERNEL", "MEMCPY", "MEMSET"):
+            with contextlib.suppress(sqlite3.OperationalError):  # trimmed captures have only what they need
+                base.execute(f"DELETE FROM CUPTI_ACTIVITY_KIND_{table} WHERE globalPid = ?", (pid,))
+    found = written(tmp_path, lost)
+    known = found.rows("moe_layer_correlation", "launched_by", "own_ns")
+    assert {bool(own) for by, own in known if by == "none"} == {False}
+    assert {bool(own) for by, own in known if by != "none"} == {True}
+    assert {(ranks, excess, slowest) for ranks, excess, slowest in found.rows(
+        "moe_straggler", "ranks", "excess_ns", "slowest_rank"
+    )} == {("1", "", "")}  # fmt: skip
+    assert found.json("moe_straggler")["straggler"]["cells"] == 0

@@ -94,7 +94,7 @@ def attribute(
     collectives = Collectives(segments, wanted=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = _place(operations, segments, launches, nodes, last=last)
+        batch, found, lost = place_batch(operations, segments, launches, nodes, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
@@ -143,7 +143,7 @@ class _Placed:
     lost: Operations | None
 
 
-def _place(
+def place_batch(
     operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool
 ) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
     """Place a batch; the batch, what it replayed and which of its nodes are unresolved, and the operations handed

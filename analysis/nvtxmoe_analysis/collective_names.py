@@ -24,15 +24,24 @@ WAITS: tuple[tuple[str, str], ...] = (
     (r"\bdeep_ep::intranode::dispatch\b", "DeepEP, csrc/kernels/intranode.cu: reads every rank's number of tokens"),
 )
 
+#: Kernels that wait likewise inside a layer. NCCL can't gather or scatter parts of unequal size: vLLM makes a group of
+#: broadcasts, one from each rank, or of reductions, one to each (device_communicators/pynccl.py, all_gatherv and
+#: reduce_scatterv), and NCCL launches a group as one kernel. In it every rank needs something of every other.
+WAITS_IN_LAYERS = r"\bnccl\w*Kernel\w*_(Broadcast|Reduce)(_|\b)"
+
 #: Kernels that only tensor-parallel groups use (vLLM, device_communicators/cuda_communicator.py).
 TENSOR_ONLY = r"\bcross_device_reduce_"
 
 _ANY = "|".join(f"(?:{pattern})" for pattern, _ in WAITS)
 
 
-def waits_for_all(name: pl.Expr) -> pl.Expr:
-    """Whether every rank's kernel is known to wait until every other rank's has begun."""
-    return name.str.contains(_ANY)
+def waits_for_all(name: pl.Expr, in_layer: pl.Expr) -> pl.Expr:
+    """Whether every rank's kernel is known to wait until every other rank's has begun.
+
+    Parameters:
+        in_layer: whether it was launched in ranges of a layer.
+    """
+    return name.str.contains(_ANY) | (in_layer & name.str.contains(WAITS_IN_LAYERS))
 
 
 def tensor_only(name: pl.Expr) -> pl.Expr:

@@ -93,7 +93,8 @@ def split(frame: pl.DataFrame, groups: Mapping[str, pl.DataFrame], epochs: Seque
         epochs: unix time in ns of each report's time 0, None where it was not recorded.
     """
     found = kernels(frame)
-    names = frame.select(waits=waits_for_all(pl.col("kernel_name")), tensor=tensor_only(pl.col("kernel_name")))
+    name = pl.col("kernel_name")
+    names = frame.select(waits=waits_for_all(name, pl.col("phase").is_not_null()), tensor=tensor_only(name))
     chosen = _choose(found, names["waits"].to_numpy(), names["tensor"].to_numpy(), groups, len(epochs))
     everything = [one for of_kind in chosen.met.values() for one in of_kind]
     aligned = align(extents(found, everything, len(epochs)), epochs)

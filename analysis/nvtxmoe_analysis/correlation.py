@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import polars as pl
 
 from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMED_KINDS
+from nvtxmoe_analysis.data_parallel import Sharing
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.features import unevenness
 from nvtxmoe_analysis.local_load import COLUMNS as LOCAL
@@ -25,9 +26,13 @@ MORE_FEATURES = ("cv", "entropy_bits", "gini", "block_m_source")
 STEP_COLUMNS = (*(f"{name}_ns" for name in STEP_PHASES), "step_unplaced_ns")
 
 
-def correlate(reports: Sequence[ReportFacts], layers: pl.DataFrame) -> pl.DataFrame:
-    """One row for every row of ``Results.layers``, in their order; see ``outputs.layer_correlation.build``."""
-    features = _of_rows(pl.concat([_features(report) for report in reports]), layers)
+def correlate(reports: Sequence[ReportFacts], layers: pl.DataFrame, sharing: Sharing | None) -> pl.DataFrame:
+    """One row for every row of ``Results.layers``, in their order; see ``outputs.layer_correlation.build``.
+
+    Parameters:
+        sharing: the data-parallel ranks that share experts.
+    """
+    features = _of_rows(pl.concat([_features(report, sharing) for report in reports]), layers)
     by_cell = pl.concat([_collective_times(report, i) for i, report in enumerate(reports)])
     by_step = pl.concat([_step_times(report, i) for i, report in enumerate(reports)])
     cell = ["report", "step_row", "layer"]
@@ -51,7 +56,10 @@ def correlate(reports: Sequence[ReportFacts], layers: pl.DataFrame) -> pl.DataFr
         *LOCAL,
         *PHASE_COLUMNS,
         "collective_inferred_ns",
-        (pl.col("kernel_time_ns") - pl.col("own_collective_ns")).alias("own_ns"),
+        # Where the GPU did nothing for a layer its work was lost: it did not take 0.
+        pl.when(pl.col("launched_by") != "none")
+        .then(pl.col("kernel_time_ns") - pl.col("collective_ns") - pl.col("own_collective_ns"))
+        .alias("own_ns"),
         "step_gpu_ns",
         *STEP_COLUMNS,
         "between_steps_ns",
@@ -85,9 +93,15 @@ def _of_rows(features: pl.DataFrame, layers: pl.DataFrame) -> pl.DataFrame:
     return features.drop(KEY).select(pl.all().gather(at))
 
 
-def _features(report: ReportFacts) -> pl.DataFrame:
+def _features(report: ReportFacts, sharing: Sharing | None) -> pl.DataFrame:
     counts = report.counts
-    blocks = block_sizes(counts.cells, report.metas)
+    shared = None if sharing is None else sharing.of(counts.cells, report.metas)
+    cells = counts.cells
+    if shared is not None:  # the kernels work on all ranks' tokens
+        tokens = cells["num_tokens"].to_numpy().copy()
+        tokens[shared[0].at] = shared[0].num_tokens
+        cells = cells.with_columns(num_tokens=pl.Series(tokens))
+    blocks = block_sizes(cells, report.metas)
     features = cell_features(counts).rename({"total": "total_activations"})
     return pl.concat(
         [
@@ -97,14 +111,15 @@ def _features(report: ReportFacts) -> pl.DataFrame:
             ),
             blocks.with_columns(expert_tiles=pl.Series(count_tiles(counts, blocks["block_m"].to_numpy()))),
             unevenness(counts),
-            local_load(counts, report.events.physical, report.metas, blocks["block_m"]),
+            local_load(counts, report.events.physical, report.metas, blocks["block_m"], shared),
         ],
         how="horizontal",
     )
 
 
 def _collective_times(report: ReportFacts, index: int) -> pl.DataFrame:
-    """Of cells that have collectives: ``own_collective_ns`` (in ranges of the layer) and ``collective_inferred_ns``."""
+    """Of cells that have collectives: ``own_collective_ns`` (in the layer's own ranges; all that lies in
+    ``moe.collective`` is one, whatever its name) and ``collective_inferred_ns``."""
     time = pl.col("end") - pl.col("start")
     return (
         report.collectives.filter("kept")
@@ -112,7 +127,7 @@ def _collective_times(report: ReportFacts, index: int) -> pl.DataFrame:
         .group_by("step_row", "layer")
         .agg(
             time.filter("inferred").sum().alias("collective_inferred_ns"),
-            time.filter(~pl.col("inferred")).sum().alias("own_collective_ns"),
+            time.filter(~pl.col("inferred") & (pl.col("phase") != "collective")).sum().alias("own_collective_ns"),
         )
         .with_columns(report=pl.lit(index, pl.Int64))
     )

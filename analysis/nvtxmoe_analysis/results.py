@@ -15,6 +15,7 @@ from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMED_KINDS, TIMING_COLUMNS
 from nvtxmoe_analysis.collective_split import Split, split
 from nvtxmoe_analysis.correlation import KEY, correlate
 from nvtxmoe_analysis.cross_layer import CrossLayer, cross_layer
+from nvtxmoe_analysis.data_parallel import sharing
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.models.choose import choose
 from nvtxmoe_analysis.models.terms import Choice
@@ -118,7 +119,8 @@ class Results:
     @cached_property
     def correlation(self) -> pl.DataFrame:
         """The rows of moe_layer_correlation."""
-        return correlate(self.reports, self.layers)
+        whole = None if self.selection.active else (self.routing.counts, self.physical)
+        return correlate(self.reports, self.layers, sharing(self.reports, whole))
 
     @cached_property
     def rank_groups(self) -> dict[str, pl.DataFrame]:

@@ -98,6 +98,7 @@ def _per_layer(whole: pl.DataFrame) -> list[dict[str, Any]]:
                 "max_own_us": _us(slowest),
                 "excess_us": _us(excess),
                 "excess_us_a_step": _quantiles(mine["excess_ns"]),
+                "largest": _largest(mine),
                 "of_layer_pct": _pct(excess, slowest),
                 "slowest_rank": _shares(mine["slowest_rank"], "cells")[0],
                 "collectives": int(mine["collectives"].sum()),
@@ -109,23 +110,33 @@ def _per_layer(whole: pl.DataFrame) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["layer_idx"])
 
 
-def waiting(split: pl.DataFrame) -> dict[str, Any]:
-    """Waiting and transfer of collectives.
+def _largest(cells: pl.DataFrame) -> dict[str, Any]:
+    """The cell with the largest excess: one outlier is not a property of the layer."""
+    top = cells.sort("excess_ns", "step", descending=[True, False]).row(0, named=True)
+    return {"step": top["step"], "excess_us": _us(top["excess_ns"]), "rank": top["slowest_rank"]}
+
+
+def waiting(whole: pl.DataFrame) -> dict[str, Any]:
+    """Waiting and transfer of the collectives inside the selection (``kept``).
 
     Parameters:
-        split: see ``collective_split.Split.frame``.
+        whole: of the whole capture, see ``collective_split.Split.frame``.
     """
     in_layer = pl.col("layer").is_not_null()
+    first = pl.col("start") == pl.col("start").min().over("rank", "step")
+    split = whole.with_columns(first=first).filter("kept")
     done = split.filter(pl.col("reason").is_null())
     return {
         **_sums(split),
+        **_of_all(split, done),
         "not_split": [
             {"reason": reason, **_left(mine), "meaning": MEANINGS[reason]}
             for (reason,), mine in _grouped(split.filter(pl.col("reason").is_not_null()), "reason")
         ],
         "in_layers": _sums(split.filter(in_layer)),
         "outside_layers": _sums(split.filter(~in_layer)),
-        "first_of_step": _sums(_first_of_step(done)),
+        # There the ranks meet after launching the step.
+        "first_of_step": _sums(split.filter("first")),
         "launched_eagerly": _sums(split.filter(~pl.col("graph"))),
         "launched_by_graphs": _sums(split.filter("graph")),
         "by_kernel": [
@@ -138,9 +149,16 @@ def waiting(split: pl.DataFrame) -> dict[str, Any]:
     }
 
 
-def _first_of_step(done: pl.DataFrame) -> pl.DataFrame:
-    """Of each rank and step the collective that ran first: there the ranks meet after launching the step."""
-    return done.filter(pl.col("start") == pl.col("start").min().over("rank", "step"))
+def _of_all(split: pl.DataFrame, done: pl.DataFrame) -> dict[str, Any]:
+    """Time of all collectives, of those that were split, of the others, and the share of waiting in all of it."""
+    time = int((split["end"] - split["start"]).sum())
+    known = int((done["end"] - done["start"]).sum())
+    return {
+        "all_us": _us(time),
+        "split_us": _us(known),
+        "not_split_us": _us(time - known),
+        "wait_pct_of_all": _pct(int(done["wait_ns"].sum()), time),
+    }
 
 
 def _sums(kernels: pl.DataFrame) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,16 +63,41 @@ def sum_batch(batch: PlacedBatch, classes: npt.NDArray[np.int8], kept: npt.NDArr
         classes: as of ``KernelClasses.of``.
         kept: by row of the step, whether it is inside the selection; None for all.
     """
+    step, slot = steps_and_slots(batch, classes)
+    duration = batch.duration
+    return Work(_by_step(step, slot, duration), _by_name(batch, step, slot, duration, kept))
+
+
+def steps_and_slots(batch: PlacedBatch, classes: npt.NDArray[np.int8]) -> tuple[Ints, Ints]:
+    """The step (its row, -1: none) and the slot (index into SLOTS, -1: none) that each operation counts to.
+
+    Parameters:
+        classes: as of ``KernelClasses.of``.
+    """
     slot = np.full(len(batch.place), -1, dtype=np.int64)
     slot[batch.place == IN_LAYER] = LAYERS_SLOT
-    outside_layers = batch.place == IN_STEP
-    slot[outside_layers] = classes[outside_layers]
+    in_step = batch.place == IN_STEP
+    slot[in_step] = classes[in_step]
     slot[(batch.place == UNPLACED) & (batch.step_row >= 0)] = UNPLACED_SLOT
     outside = batch.place == OUTSIDE
     slot[outside] = np.where(batch.reason[outside] == IN_IDLE, IDLE_SLOT, BETWEEN_SLOT)
-    duration = batch.duration
-    step = np.where(outside, batch.after_step, batch.step_row).astype(np.int64)
-    return Work(_by_step(step, slot, duration), _by_name(batch, step, slot, duration, kept))
+    return np.where(outside, batch.after_step, batch.step_row).astype(np.int64), slot
+
+
+def outside_layers(
+    step: Ints, slot: Ints, kept: npt.NDArray[np.bool_] | None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """Positions of the work outside layers, and which of it is inside the selection.
+
+    Parameters:
+        step, slot: as of :func:`steps_and_slots`.
+        kept: by row of the step, whether it is inside the selection; None for all.
+    """
+    if kept is not None:
+        kept = np.append(kept, np.False_)  # -1 finds it
+    # What was launched before the first step belongs to none; idle batches are a rank's own work all the same.
+    at = np.flatnonzero((slot >= 0) & (slot != LAYERS_SLOT) & ((step >= 0) | (slot == IDLE_SLOT)))
+    return at, np.ones(len(at), dtype=np.bool_) if kept is None else kept[step[at]]
 
 
 def _by_step(step: Ints, slot: Ints, duration: Ints) -> pl.DataFrame:
@@ -83,11 +109,7 @@ def _by_step(step: Ints, slot: Ints, duration: Ints) -> pl.DataFrame:
 def _by_name(
     batch: PlacedBatch, step: Ints, slot: Ints, duration: Ints, kept: npt.NDArray[np.bool_] | None
 ) -> pl.DataFrame:
-    if kept is not None:
-        kept = np.append(kept, np.False_)  # -1 finds it
-    # What was launched before the first step belongs to none; idle batches are a rank's own work all the same.
-    at = np.flatnonzero((slot >= 0) & (slot != LAYERS_SLOT) & ((step >= 0) | (slot == IDLE_SLOT)))
-    inside = np.ones(len(at), dtype=np.bool_) if kept is None else kept[step[at]]
+    at, inside = outside_layers(step, slot, kept)
     names = batch.name.gather(at).to_numpy()
     name, name_index = dense(names)
     pids, pid_index = dense(batch.pid[at])

@@ -2,9 +2,9 @@
 
 ``python scripts/bench/capture_size.py [--nsys NSYS] [--repeats 5] [--capture EXPORT.sqlite ...]`` emits payloads of
 skewed routing in the word form under a real nsys and weighs the .nsys-rep and its SQLite export (the slope between two
-lengths, so that what a report holds anyway drops out), packs the same payloads into journal blocks, and weighs the rows
-of exports of real GPU captures. By default those are the golden captures, trimmed to the columns that the analysis
-reads: their rows of CUDA activity are a floor. Prints Markdown.
+lengths, so that what a report holds anyway drops out), packs the same payloads into journal blocks, weighs the rows
+of exports of real GPU captures, and those of the results of analysing captures. By default the exports are the golden
+captures, trimmed to the columns that the analysis reads: their rows of CUDA activity are a floor. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +32,15 @@ sys.path.insert(0, str(ROOT))
 
 from nvtxmoe import journal, schema, words  # noqa: E402
 from scripts.bench.capture_rows import TABLES, activity, row_bytes  # noqa: E402
+from scripts.bench.result_rows import GROWING, LONG_STEPS, csv_row_bytes, parquet_bytes  # noqa: E402
+from scripts.bench.result_rows import LAYERS as RESULT_LAYERS  # noqa: E402
 
 GOLDEN = [ROOT / "tests" / "golden" / f"h100-{name}.sqlite.xz" for name in ("1gpu-graphs", "2gpu-ep2-graphs")]
+#: Captured by nvtxmoe itself: their moe.meta tells all that the results have columns for.
+CAPTURED = [
+    ROOT / "tests" / "golden" / f"h100-{name}-capture.sqlite.xz"
+    for name in ("vllm", "2gpu-vllm-tp2", "2gpu-vllm-eplb", "2gpu-vllm-dp2")
+]
 EXPERTS, TOP_K, TOKENS, LAYERS = 128, 8, 32, 48
 #: Steps between flushes of the journal: 1 s of 20 ms.
 STEPS_A_BLOCK = 50
@@ -163,6 +170,16 @@ def counts_fit(mean: float, experts: int, repeats: int) -> list[float]:
     return [(size - RECORD_BYTES) / experts for size in sizes]
 
 
+def parquet_fit(mean: float, experts: int, repeats: int) -> list[float]:
+    """Bytes an expert in moe_step_activations.parquet, where the mean expert gets ``mean`` assignments."""
+    tokens, found = round(mean * experts / TOP_K), []
+    for seed in range(repeats):
+        rng = np.random.default_rng(seed)
+        drawn = (routing(rng, tokens, experts, TOP_K)[0] for _ in range(LONG_STEPS * RESULT_LAYERS))
+        found.append(parquet_bytes(drawn, experts) / experts)
+    return found
+
+
 # The page ------------------------------------------------------------------------------------------------------------
 
 
@@ -183,18 +200,44 @@ def nvtx_table(nsys: Path, repeats: int) -> None:
 
 def journal_table(repeats: int) -> None:
     """Bytes of the journal's records."""
-    print("| assignments a mean expert | journal, bytes an expert | range |\n" + "| --- " * 3 + "|")
-    for mean in (1 / 16, 1 / 4, 1, 4, 16, 64, 256):
-        found = [
-            one for experts in (64, 128, 256) if mean * experts >= TOP_K for one in counts_fit(mean, experts, repeats)
-        ]
-        print(f"| {mean:g} | {spread(found, 2)} |")
-    print("\n| top-k of | journal, bytes a token | range |\n" + "| --- " * 3 + "|")
+    counts_table("journal", counts_fit, repeats)
+    print("| top-k of | journal, bytes a token | range |\n" + "| --- " * 3 + "|")
     for top_k in (2, 4, 8):
         found = [journal_bytes("topk", 512, EXPERTS, top_k, seed, layers=8, steps=1) / 512 for seed in range(repeats)]
         print(f"| {top_k} of {EXPERTS} | {spread(found)} |")
     one = [journal_bytes("topk", 1, EXPERTS, 2, seed, layers=8, steps=1) for seed in range(repeats)]
     print(f"\nA top-k record of one token, 2 of {EXPERTS}: {statistics.median(one):.0f} bytes.\n")
+
+
+def counts_table(what: str, fit: Callable[[float, int, int], list[float]], repeats: int) -> None:
+    """Bytes an expert by how much the mean expert gets."""
+    print(f"| assignments a mean expert | {what}, bytes an expert | range |\n" + "| --- " * 3 + "|")
+    for mean in (1 / 16, 1 / 4, 1, 4, 16, 64, 256, 1024):
+        of_experts = [experts for experts in (64, 128, 256) if TOP_K <= mean * experts <= MOST_ASSIGNMENTS]
+        found = [one for experts in of_experts for one in fit(mean, experts, repeats)]
+        print(f"| {mean:g} | {spread(found, 2)} |")
+    print()
+
+
+def results_table(captures: list[Path]) -> None:
+    """Bytes a row of the results of real captures, with the number of rows."""
+    print(f"| capture | {' | '.join(GROWING)} |\n" + "| --- " * (1 + len(GROWING)) + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        for given in captures:
+            sizes = csv_row_bytes(unpacked(given, Path(folder)))
+            cells = [f"{sizes[stem][1]:.1f} ({sizes[stem][0]:,} rows)" if stem in sizes else "" for stem in GROWING]
+            print(f"| {given.name.partition('.')[0]} | {' | '.join(cells)} |")
+    print()
+
+
+def unpacked(given: Path, folder: Path) -> Path:
+    """An export as it is, or out of its .xz."""
+    if given.suffix != ".xz":
+        return given
+    export = folder / given.stem
+    with lzma.open(given) as packed, export.open("wb") as file:
+        shutil.copyfileobj(packed, file)
+    return export
 
 
 def capture_table(captures: list[Path]) -> None:
@@ -203,11 +246,7 @@ def capture_table(captures: list[Path]) -> None:
     print(f"| capture | {' | '.join(heads)} |\n" + "| --- " * (1 + len(heads)) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for given in captures:
-            export = given
-            if given.suffix == ".xz":
-                export = Path(folder) / given.stem
-                with lzma.open(given) as packed, export.open("wb") as file:
-                    shutil.copyfileobj(packed, file)
+            export = unpacked(given, Path(folder))
             sizes = row_bytes(export)
             cells = [f"{sizes[t][2]:.1f} ({sizes[t][0]} columns)" if t in sizes else "-" for t in TABLES]
             operations, calls = activity(export)
@@ -221,10 +260,13 @@ def main() -> None:
     parser.add_argument("--nsys", type=Path, default=ROOT / ".cache" / "nsys" / "bin" / "nsys")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--capture", type=Path, nargs="+", default=GOLDEN, help="SQLite exports of GPU captures")
+    parser.add_argument("--results", type=Path, nargs="+", default=CAPTURED, help="exports whose results are weighed")
     arguments = parser.parse_args()
     nvtx_table(arguments.nsys, arguments.repeats)
     journal_table(arguments.repeats)
     capture_table(arguments.capture)
+    results_table(arguments.results)
+    counts_table("moe_step_activations", parquet_fit, arguments.repeats)
     told = subprocess.run([arguments.nsys, "--version"], capture_output=True, text=True, check=True).stdout
     print(
         f"nsys {told.split()[-1]}, nvtx {version('nvtx')}, Python {platform.python_version()}, numpy {np.__version__}; "

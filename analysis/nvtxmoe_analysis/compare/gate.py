@@ -134,6 +134,8 @@ def judge(gate: Gate, metrics: pl.DataFrame, activations: pl.DataFrame, rule: st
         metrics, activations: see ``tables``.
         rule: SIGNIFICANT: the estimate is beyond the limit, and the difference is significant (of layers, after Holm's
             adjustment). INTERVAL: the whole confidence interval is beyond the limit. ESTIMATE: the estimate is.
+
+    Where no layer fails but one could not be compared, a gate on layers is undecided.
     """
     rows = _rows(gate, metrics, activations)
     if rows.is_empty():
@@ -153,6 +155,11 @@ def judge(gate: Gate, metrics: pl.DataFrame, activations: pl.DataFrame, rule: st
         ESTIMATE: beyond,
     }[rule]
     failed = known.filter(failing)
+    if failed.is_empty() and len(known) < len(rows):
+        # What is not known has not passed: a layer that could not be compared may be the one that got worse.
+        unknown = rows.join(known, on="layer_idx", how="anti")
+        reasons = unknown["reason"].drop_nulls().to_list() or ["nothing was measured"]
+        return Outcome(gate, UNDECIDED, reason=f"layer {unknown['layer_idx'][0]}: {reasons[0]}")
     worst = (known if failed.is_empty() else failed).sort(pl.col("value") * sign, descending=True).row(0, named=True)
     return Outcome(
         gate,

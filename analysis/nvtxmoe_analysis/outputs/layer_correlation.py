@@ -23,7 +23,7 @@ def build(results: Results) -> pl.DataFrame:
     - Kernel time by phase: ``route_ns``, ``dispatch_ns``, ``experts_ns``, ``combine_ns``, ``shared_ns``,
       ``collective_ns``, ``other_ns``; they add up to kernel_time_ns.
     - ``collective_inferred_ns``: collectives tied to the layer by inference (see ``collectives``), which are not in
-      kernel_time_ns. ``own_ns``: kernel_time_ns less that of collective kernels.
+      kernel_time_ns. ``own_ns``: kernel_time_ns less collectives; null where the GPU did nothing.
     - Of the whole step on this rank, the same in each of its layers' rows, null where the step has no range:
       ``step_gpu_ns`` (kernels, copies and memsets launched in it) and its parts outside layers, ``step_attention_ns``,
       ``step_collective_ns``, ``step_sampling_ns``, ``step_dense_ns``, ``step_norm_ns``, ``step_memory_ns`` (copies,

@@ -101,7 +101,7 @@ def _rows(choice: Choice) -> Iterator[dict[str, Any]]:
 
 def _row(choice: Choice, term: Term, words: str | None) -> dict[str, Any]:
     sample = choice.sample
-    return {
+    row = {
         "layer_idx": sample.layer,
         "step_kind": sample.kind,
         "target": choose.TARGET,
@@ -125,3 +125,9 @@ def _row(choice: Choice, term: Term, words: str | None) -> dict[str, Any]:
         "best_slope_ci_low": term.best_low,
         "best_slope_ci_high": term.best_high,
     }
+    return {name: _rounded(value) if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _rounded(value: float) -> float:
+    """To six digits: further ones depend on the processor's order of summation, and no interval bears them out."""
+    return float(f"{value:.6g}")

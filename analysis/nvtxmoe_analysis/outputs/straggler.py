@@ -41,7 +41,7 @@ def document(results: Results) -> dict[str, Any]:
     return {
         **said,
         "straggler": cost(build(results), results.correlation, groups),
-        "collectives": waiting(results.collective_split.frame.filter("kept")),
+        "collectives": waiting(results.collective_split.frame),
         "clock": describe(results.collective_split, results.reports),
     }
 

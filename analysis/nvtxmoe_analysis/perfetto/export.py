@@ -1,0 +1,164 @@
+"""From inputs to a trace: the whole of ``nvtxmoe export --perfetto`` as one call."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export, refuse_mixture
+from nvtxmoe_analysis.facts import gather
+from nvtxmoe_analysis.perfetto.axis import Axis, axis_of
+from nvtxmoe_analysis.perfetto.trace import Totals, trace
+from nvtxmoe_analysis.progress import Progress
+from nvtxmoe_analysis.results import Results, merge
+from nvtxmoe_analysis.selection import Selection
+from nvtxmoe_analysis.writer import reach
+
+#: Operations that a trace may have unless the caller allows more. A guess at what a browser takes, not measured.
+MOST_OPERATIONS = 2_000_000
+#: Of each layer so many experts have a counter.
+EXPERTS = 4
+
+GZIP_SUFFIX = ".gz"
+#: Kernels' packets repeat each other: more effort gains little.
+_GZIP_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The trace that was written.
+
+    Attributes:
+        totals: how many of what it has.
+        axis: how the reports' clocks were put together.
+    """
+
+    path: Path
+    size_bytes: int
+    totals: Totals
+    axis: Axis
+    results: Results
+
+
+def export_trace(
+    inputs: Sequence[Path],
+    out: Path,
+    *,
+    selection: Selection | None = None,
+    everything: bool = False,
+    experts: int = EXPERTS,
+    most_operations: int = MOST_OPERATIONS,
+    cache_dir: Path | None = None,
+    nsys: Path | None = None,
+    tell: Callable[[str, float | None], None] | None = None,
+) -> Exported:
+    """Write a trace of exports, reports or sessions of one run. Of sessions it has the counters alone.
+
+    Parameters:
+        out: compressed where its name ends in .gz.
+        everything: also work outside layers, but where the selection asks for layers.
+        experts: how many of each layer's experts get a counter.
+        most_operations: refuse a trace that has more of them.
+        tell: see ``progress.Progress``.
+
+    Raises:
+        NvtxmoeError: bad input, too many operations, or an output that can't be written. Nothing is left half-written.
+    """
+    selection = selection or Selection()
+    progress = Progress(tell)
+    check_target(out, inputs)
+    refuse_mixture(inputs)
+    reports = []
+    for path in inputs:
+        progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
+        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
+    progress.begin("joining")
+    results = merge(reports, selection, {})
+    operations = operations_of(results, everything=everything)
+    if operations > most_operations:
+        raise NvtxmoeError(
+            f"the trace would have {operations:,} operations, more than {most_operations:,}",
+            where=out,
+            remedy="Choose some with --steps, --layers or --ranks, or allow more with --max-operations N",
+        )
+    axis = axis_of(results)
+
+    def reopen(index: int) -> Export:
+        return open_export(inputs[index], cache_dir=cache_dir, nsys=nsys)
+
+    totals = Totals()
+    with _written(out) as file:
+        _pour(trace(results, axis, reopen, totals, everything=everything, experts=experts, progress=progress), file)
+    return Exported(out, out.stat().st_size, totals, axis, results)
+
+
+def operations_of(results: Results, *, everything: bool) -> int:
+    """How many operations a trace has: those that moe_kernel_timings counts, in layers or all."""
+    rows = results.kernels if everything else results.kernels.filter(pl.col("layer_idx").is_not_null())
+    return int(rows["count"].sum())
+
+
+def check_target(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse early an output that is an input or can't be written.
+
+    Raises:
+        NvtxmoeError: it is so.
+    """
+    if any(out.resolve() == one.resolve() for one in inputs):
+        raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
+    if out.is_dir():
+        raise NvtxmoeError("a folder, where a file would be written", where=out, remedy="Name a file in it")
+    try:
+        reach(out.parent)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+
+
+def _pour(parts: Iterable[bytes], file: IO[bytes]) -> None:
+    for part in parts:
+        file.write(part)
+
+
+@contextmanager
+def _written(out: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the name only when it is whole."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".nvtxmoe-", dir=out.parent)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    stage = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as raw:
+            if out.suffix == GZIP_SUFFIX:
+                with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
+                    yield packed  # type: ignore[misc]
+            else:
+                yield raw
+        stage.chmod(0o666 & ~_umask())
+        stage.replace(out)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
+    finally:
+        stage.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _cannot_write(out: Path, error: OSError) -> NvtxmoeError:
+    remedy = "Name another file, or make room"
+    return NvtxmoeError(f"cannot write the trace: {error.strerror or error}", where=out, remedy=remedy)

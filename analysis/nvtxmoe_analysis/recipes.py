@@ -1,0 +1,87 @@
+"""Map and reduce for the nsys recipes: facts of one report, and files of all of them.
+
+Imports nothing heavy before it is called: nsys forks its workers off the process that has imported this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.facts import ReportFacts
+
+#: Keyword arguments of ``Selection``.
+Filters = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a recipe wrote, and whether the capture can be trusted: ``reasons`` are empty where it is complete."""
+
+    files: list[Path]
+    verdict: str
+    reasons: list[str]
+
+
+def gather_report(report: str, *, nsys: str | None, filters: Filters) -> ReportFacts:
+    """The facts of one report: the map. Worker processes, also of other machines, import and run it.
+
+    Parameters:
+        report: a .nsys-rep, exported to SQLite first where no export of it is kept (``exports.nsys``).
+        nsys: what exports it; None: see ``exports.nsys.find_nsys``.
+
+    Raises:
+        NvtxmoeError: see ``open_export`` and ``gather``.
+    """
+    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  see above
+    from nvtxmoe_analysis.facts import gather  # noqa: PLC0415
+    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+
+    export = open_export(Path(report), nsys=None if nsys is None else Path(nsys))
+    return gather(export, Selection(**filters))
+
+
+def write_reports(
+    reports: Sequence[ReportFacts],
+    folder: Path,
+    *,
+    recipe: str,
+    filters: Filters,
+    tables: Sequence[str],
+    documents: Sequence[str],
+    csv: bool = False,
+) -> Written:
+    """Put the facts of all reports together and write some of the files of ``analyze``: the reduce.
+
+    Parameters:
+        tables, documents: stems, see ``outputs.TABLES`` and ``outputs.DOCUMENTS``. Tables are Parquet; the validation
+            file is always written.
+        csv: write the tables as CSV too.
+
+    Raises:
+        NvtxmoeError: reports that do not belong together, or a folder that can't be written.
+    """
+    import polars as pl  # noqa: PLC0415  see above
+
+    from nvtxmoe import __version__  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs import DOCUMENTS, PARQUET_ONLY, TABLES, VALIDATION  # noqa: PLC0415
+    from nvtxmoe_analysis.results import merge  # noqa: PLC0415
+    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.validation import validate  # noqa: PLC0415
+    from nvtxmoe_analysis.writer import write_set  # noqa: PLC0415
+
+    formats = ["parquet", *(["csv"] if csv else [])]
+    options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": formats}
+    results = merge(reports, Selection(**filters), {**options, "recipe": recipe})
+    _, validation = validate(results)
+    files = write_set(
+        folder,
+        {stem: TABLES[stem](results) for stem in tables},
+        {**{stem: DOCUMENTS[stem](results) for stem in documents}, VALIDATION: validation},
+        formats,
+        parquet_only=PARQUET_ONLY,
+    )
+    return Written(files, validation["verdict"], validation["reasons"])

@@ -1,0 +1,136 @@
+"""``nvtxmoe export``: results in the format of another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
+from nvtxmoe.commands._selection import numbers, step_range
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.perfetto.export import Exported
+
+
+@command(
+    "export",
+    "nvtxmoe export report1.nsys-rep --perfetto run.pftrace.gz\n"
+    "nvtxmoe export report1.sqlite --perfetto steps.pftrace --steps 10:20 --all",
+)
+@click.argument("inputs", metavar="INPUT...", type=PATH, nargs=-1, required=True)
+@click.option("--perfetto", "out", metavar="OUT", type=PATH, required=True, help="The trace; compressed as OUT.gz.")
+@click.option("--all", "everything", is_flag=True, help="Also operations outside MoE layers.")
+@click.option(
+    "--experts",
+    metavar="N",
+    type=click.IntRange(0, 1 << 16),
+    default=4,
+    show_default=True,
+    help="Counters of each layer's N hottest experts.",
+)
+@click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out.")
+@click.option(
+    "--skip-first", metavar="N", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps."
+)
+@click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
+@click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11; no work outside layers.")
+@click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")
+@click.option(
+    "--max-operations",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=2_000_000,
+    show_default=True,
+    help="Refuse a trace with more operations.",
+)
+@json_option
+@opening_options
+def export(
+    inputs: tuple[Path, ...],
+    out: Path,
+    everything: bool,
+    experts: int,
+    steps: str | None,
+    skip_first: int,
+    only: str | None,
+    layers: str | None,
+    ranks: str | None,
+    max_operations: int,
+    as_json: bool,
+    nsys: Path | None,
+    cache_dir: Path | None,
+) -> None:
+    """A trace for ui.perfetto.dev and Perfetto's trace_processor.
+
+    A process a rank, with its steps, MoE layers, phases, operations by stream, collectives and counters of expert load.
+    INPUT is what `nvtxmoe analyze` takes; so are the filters. Sessions of runs without nsys have the counters alone.
+    """
+    from nvtxmoe_analysis.perfetto.export import export_trace  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+
+    first, last = step_range(steps)
+    selection = Selection(
+        first_step=first,
+        last_step=last,
+        skip_first=skip_first,
+        only=only,
+        layers=numbers(layers, "--layers"),
+        ranks=numbers(ranks, "--ranks"),
+    )
+    with progress_bar() as tell:
+        done = export_trace(
+            inputs,
+            out,
+            selection=selection,
+            everything=everything,
+            experts=experts,
+            most_operations=max_operations,
+            cache_dir=cache_dir,
+            nsys=nsys,
+            tell=tell,
+        )
+    if as_json:
+        print_json(_described(done))
+    else:
+        for line in _lines(done):
+            stdout().print(line, markup=False, soft_wrap=True)
+
+
+def _described(done: Exported) -> dict[str, Any]:
+    totals = done.totals
+    return {
+        "file": str(done.path),
+        "bytes": done.size_bytes,
+        "slices": totals.slices,
+        "counter_values": totals.counter_values,
+        "cells_without_time": totals.untimed,
+        "tracks": totals.tracks,
+        "clock": done.axis.clock,
+        "offsets_ns": list(done.axis.offsets_ns),
+        "unix_ns": done.axis.unix_ns,
+    }
+
+
+#: What is said of clocks where something is to be said.
+_CLOCKS = {
+    "collectives": "Note: the reports' clocks were put together by their collectives, not by what they recorded.",
+    "none": "Note: the reports' clocks could not be put on one axis: times of different reports can't be compared.",
+}
+
+
+def _lines(done: Exported) -> list[str]:
+    totals = done.totals
+    lines = [
+        f"{done.path}: {sum(totals.slices.values()):,} slices and {totals.counter_values:,} values of counters on "
+        f"{totals.tracks:,} tracks, {done.size_bytes / 1e6:.1f} MB",
+        *(f"  {number:>12,}  {name}" for name, number in totals.slices.items()),
+    ]
+    if totals.untimed:
+        lines.append(
+            f"Note: {totals.untimed:,} (step, layer) have counts and no range of their step: not in the trace."
+        )
+    if done.axis.clock in _CLOCKS:
+        lines.append(_CLOCKS[done.axis.clock])
+    return [*lines, "Open it in https://ui.perfetto.dev (nothing is uploaded), or with Perfetto's trace_processor."]
