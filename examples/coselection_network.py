@@ -9,6 +9,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis import load
 
 #: Pairs that are drawn.
@@ -20,8 +21,12 @@ LEAST_EXPECTED = 5.0
 def main(results: str, output: str, layer: str = "0") -> None:
     """Draw experts on a circle, those that go together near each other, and lines between pairs."""
     loaded = load(results)
+    if not layer.isdecimal():
+        raise NvtxmoeError(f"a layer is a number, not {layer!r}")
     pairs = loaded.coselection.filter(layer_idx=int(layer))
     experts = len(loaded.activations.filter(layer_idx=int(layer)))
+    if not experts:
+        raise NvtxmoeError(f"no layer {layer} among these results", where=results)
     count = np.zeros((experts, experts))
     one, other = pairs["expert_id_1"].to_numpy(), pairs["expert_id_2"].to_numpy()
     count[one, other] = count[other, one] = pairs["coselection_count"].to_numpy()
@@ -76,4 +81,9 @@ def _order(weights: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except NvtxmoeError as error:
+        sys.exit(str(error))

@@ -8,6 +8,7 @@ import sys
 import altair as alt
 import polars as pl
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis import load
 
 
@@ -32,4 +33,9 @@ def main(results: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    try:
+        main(*sys.argv[1:])
+    except NvtxmoeError as error:
+        sys.exit(str(error))

@@ -109,3 +109,25 @@ def test_many_layers_and_experts(tmp_path: Path) -> None:
     cells.write_parquet(tmp_path / "moe_expert_activations.parquet")
     (rows,) = data("heatmap", tmp_path, tmp_path)
     assert len(rows) == 60 * 256
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "python examples/"),
+        (("nowhere", "out.svg"), "nowhere"),
+        (("REAL", "out.svg", "99"), "no layer 99 among these results"),
+        (("REAL", "out.svg", "first"), "a layer is a number, not 'first'"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(
+    words: tuple[str, ...], said: str, real: Written, tmp_path: Path
+) -> None:
+    given = [str(real.folder) if word == "REAL" else word for word in words]
+    for name in NAMES if len(words) < 3 else ("coselection_network",):
+        command = [sys.executable, str(EXAMPLES / f"{name}.py"), *given]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 1
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -126,7 +126,7 @@ def _worth(run: RunShares, trace: float, middle: Floats) -> float:
 
 def chi_square_tail(quotient: float, freedom: float) -> float:
     """P(chi-square / its degrees of freedom >= quotient), by the cube root of E. B. Wilson and M. M. Hilferty (PNAS
-    17, 1931).
+    17, 1931). Off by less than 2 % for p-values down to 0.01; at 0.001 too large by 5 % with 15 degrees, 13 % with 3.
     """
     if math.isinf(freedom):
         return 1.0 if quotient <= 1.0 else 0.0
