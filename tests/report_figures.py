@@ -53,7 +53,7 @@ def check_figure(figure: Figure, folder: Path) -> None:
     assert math.isclose(again, figure.value, rel_tol=1e-6, abs_tol=1e-9), (figure, again)
     shown = float("".join(c for c in figure.text.partition(" ")[0] if c in "0123456789.-"))
     unit = figure.text.rpartition(" ")[2]
-    in_us = figure.column.endswith("_us")
+    in_us = figure.column.endswith(("_us", "_us_a_rank"))
     scale = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}.get(unit, 1.0) / (1e3 if in_us and unit != "%" else 1.0)
     if not figure.text.startswith("layer "):
         assert math.isclose(shown * scale, figure.value, rel_tol=0.06, abs_tol=0.05), figure

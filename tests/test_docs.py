@@ -79,8 +79,8 @@ def commands() -> list[str]:
 def test_the_readmes_commands_run(
     line: str, golden_1gpu: Path, vllm_python: Path, nsys_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports. What works on results gets
-    some.
+    """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports. What works on
+    results gets some.
 
     `profile` shows what it would run: tests/test_profile.py runs it. `doctor` looks at an environment that has vLLM.
     """

@@ -116,7 +116,10 @@ def test_the_whole_document(tmp_path: Path) -> None:
             "reports_aligned": True,
             "origin_ns": 1030,
         },
-        "options": {"nvtxmoe": __version__, "polars": pl.__version__, "formats": ["csv"],
+        "options": {
+            "nvtxmoe": __version__,
+            "polars": pl.__version__,
+            "formats": ["csv"],
             "capacity_factors": [1.0, 1.25, 1.5, 2.0],
         },
         "inputs": [

@@ -22,8 +22,9 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     the GPU is there.
 
     ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
-    memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked. ``max_mean`` is the
-    hottest expert's share of all the layer's activations over the mean expert's.
+    memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
+    the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
+    expert's share of all the layer's activations over the mean expert's.
     """
     results = analysis.results
     steps, tokens = _steps_and_tokens(analysis, kept=True)
@@ -125,8 +126,10 @@ def _layer_times(results: Results) -> dict[int, dict[str, Any]]:
         (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
         worked.mean().alias("per_step"),
     )
-    names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step")
-    return {layer: dict(zip(names, times, strict=True)) for layer, *times in timed.rows()}
+    own = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
+    names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
+    rows = timed.join(own, on="layer", how="left").rows()
+    return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
 
 
 def _kernels(analysis: Analysis) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvtxmoe.capture.model import LayerInfo
 
-NOT_MEASURED = "not measured for this set-up; docs/benchmarks.md has those that were"
+NOT_MEASURED = "not measured for this set-up"  # no path: trim takes those out
 
 #: (device, vllm, layers, experts, top_k) -> figures of scripts/bench/overhead.py, batch 32 decoding, full CUDA graphs.
 MEASURED: Mapping[tuple[str, str, int, int, int], Mapping[str, Any]] = {

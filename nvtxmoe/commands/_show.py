@@ -44,7 +44,7 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
 
 def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     table = Table(box=None, pad_edge=False)
-    times = ("kernels", "copies", "kernels a step") if timed else ()
+    times = ("kernels", "copies", "kernels a step", "of it own") if timed else ()
     for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
         table.add_column(name, justify="right")
     shown = sorted(layers, key=lambda one: -(one["kernel_time_ns"] if timed else one["max_mean"] or 0))[:MOST_LAYERS]
@@ -59,9 +59,13 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     return table
 
 
-def _times(one: dict[str, Any]) -> tuple[str, str, str]:
-    per_step = one["kernel_time_ns_per_step"]
-    return _us(one["kernel_time_ns"]), _us(one["copy_time_ns"]), "-" if per_step is None else _us(per_step)
+def _times(one: dict[str, Any]) -> tuple[str, ...]:
+    a_step = (one["kernel_time_ns_per_step"], one["own_ns_per_step"])
+    return (
+        _us(one["kernel_time_ns"]),
+        _us(one["copy_time_ns"]),
+        *("-" if time is None else _us(time) for time in a_step),
+    )
 
 
 def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:

@@ -103,6 +103,10 @@ def analyze(
 
             tell("report", None)
             found["files"].append(str(report(done.folder).page))
+        elif (output / "report.html").exists():
+            found["warnings"].append(
+                f"{output / 'report.html'} is of an earlier analysis; make it anew: nvtxmoe report {output}"
+            )
     if as_json:
         print_json(found)
     else:

@@ -17,8 +17,9 @@ import numpy as np
 from nvtxmoe_analysis.models.blocks import Tables
 from nvtxmoe_analysis.models.robust import Floats
 
-#: A block that leaves so little of its own score free of the fit says nothing of the noise.
-LEAST_FREE = 1e-9
+#: A block that leaves so little of its share in the variation free of the fit says nothing of the noise: with a share
+#: of ``FIXING`` or more it is the block that fixes the slope, and no error can be told.
+LEAST_FREE, FIXING = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def slope_errors(tables: Tables) -> Errors:
         blocks = np.arange(h.shape[1])
         free[:, blocks, blocks] += h
         own = free[:, blocks, blocks]
-        scale = np.where(own > LEAST_FREE, np.sqrt(h / own), 0.0)
+        tied = own <= LEAST_FREE * h
+        scale = np.where(tied, 0.0, np.sqrt(h / own))
         scores = np.einsum("mgj,mj->mg", pulls, turn) * scale
         error = np.sqrt((scores * scores).sum(axis=1)) / variation
         form = scale[:, :, None] * free * scale[:, None]
         df = form[:, blocks, blocks].sum(axis=1) ** 2 / (form * form).sum(axis=(1, 2))
+        df = np.where((tied & (h >= FIXING)).any(axis=1), 0.0, df)
     return Errors(error, df, h.max(axis=1))

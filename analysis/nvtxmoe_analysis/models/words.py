@@ -101,9 +101,17 @@ def _nothing(choice: Choice) -> str:
     assert told.feature is not None and choice.best.intercept is not None
     _, step, size = NAMES[told.feature]
     slope = _slope(told, size)
+    tested = sum(term.status != REFUSED for term in choice.alternatives)
+    seen = (
+        ""
+        if tested == len(NAMES)
+        else f" ({tested} of {len(NAMES)} features could be tested, the others vary too little)"
+    )
+    alone = ", before the correction for many tests" if told.low is not None and told.low * (told.high or 0) > 0 else ""
     return (
-        f"nothing explains the {time_words(choice.best.intercept)}, {choice.best.reason}: "
-        f"{'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} (95 % CI)"
+        f"nothing explains the {time_words(choice.best.intercept)}, {choice.best.reason}{seen}: "
+        f"{'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} "
+        f"(95 % CI{alone})"
     )
 
 
@@ -136,6 +144,8 @@ def _slope(term: Term, factor: float) -> _Slope:
     digits = [min(MOST_DECIMALS, -math.floor(math.log10(half)))] if half > 0 else []
     digits += [1 - math.floor(math.log10(abs(middle)))] if abs(middle) > half else []
     decimals = max(0, *digits, 0)
+    while decimals < MOST_DECIMALS and any(value and not round(value, decimals) for value in (low, high)):
+        decimals += 1  # a bound near 0 keeps its sign
     return _Slope(_number(low, decimals), _number(middle, decimals), _number(high, decimals), unit)
 
 

@@ -24,6 +24,7 @@ class Report:
         charts: names of the charts that were drawn.
         missing: the reason by chart that could not be drawn.
         images: the files of ``--images``.
+        absent: files that are missing or could not be used, each with the reason.
     """
 
     page: Path
@@ -31,6 +32,7 @@ class Report:
     charts: Sequence[str]
     missing: Mapping[str, str]
     images: Sequence[Path]
+    absent: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, JSON-ready; each finding with its figures and where they are."""
@@ -39,6 +41,7 @@ class Report:
             "findings": [finding.as_dict() for finding in self.findings],
             "charts": list(self.charts),
             "missing": dict(self.missing),
+            "absent": list(self.absent),
             "images": [str(image) for image in self.images],
         }
 

@@ -54,6 +54,7 @@ def build(folder: Path, *, images: bool) -> Report:
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
         [output / name for name in written],
+        sorted(set(source.absent.values())),
     )
 
 

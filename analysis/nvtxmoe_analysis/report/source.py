@@ -10,6 +10,7 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.frames import DOCUMENTS, FRAMES
 from nvtxmoe_analysis.loading import Loaded
+from nvtxmoe_analysis.report.shapes import OTHER, fits
 
 #: Why tables of GPU work are not there where a run was recorded without nsys.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
@@ -43,8 +44,26 @@ class Source:
         elif rows and found.is_empty():
             self._without(name, "it has no row")
         else:
-            return found
+            cut = self._cut(name, found)
+            if not cut:
+                return found
+            self._without(name, cut)
         return None
+
+    def _cut(self, name: str, found: pl.DataFrame) -> str:
+        """How a table is known to lack rows at its end; empty where nothing speaks for that."""
+        path = self.loaded.path(name)
+        if path is not None and path.suffix == ".csv":
+            with path.open("rb") as file:
+                file.seek(-1, 2)
+                if file.read() != b"\n":
+                    return "it is damaged: its last line is cut"
+        totals = [layer.get("total_activations") for layer in self.document("summary").values()]
+        if name == "activations" and totals and all(isinstance(total, int) for total in totals):
+            counted, whole = found["activation_count"].sum(), sum(totals)
+            if counted < whole:
+                return f"it is damaged: it counts {counted:,} of the {whole:,} assignments of {self.file('summary')}"
+        return ""
 
     def document(self, name: str) -> dict[str, Any]:
         """A JSON document; empty where it is absent or damaged, with the reason in ``absent``."""
@@ -52,6 +71,9 @@ class Source:
             found: dict[str, Any] = getattr(self.loaded, name)
         except NvtxmoeError as error:
             self._without(name, _said(error))
+            return {}
+        if not fits(name, found):
+            self._without(name, OTHER)
             return {}
         return found
 

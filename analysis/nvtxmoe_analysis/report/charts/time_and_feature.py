@@ -1,4 +1,4 @@
-"""A layer's kernel time against the feature that explains it best, with the fitted line."""
+"""A layer's own time against the feature that explains it best, with the fitted line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import polars as pl
 
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
 from nvtxmoe_analysis.report.figures import duration
+from nvtxmoe_analysis.report.findings.cost import own_column
 from nvtxmoe_analysis.report.shaping import STEP_KINDS, base, significant, table, thinned
 from nvtxmoe_analysis.report.source import Source
 
-TITLE = "Kernel time against the feature that explains it best"
+TITLE = "Own time against the feature that explains it best"
 SECTION = WHY
 ORDER = 10
 
@@ -33,8 +34,8 @@ LINE = "#e0703a"
 #: What stands in the place of a line's figures, by status.
 NO_FIT = {
     "no_effect": "no feature explains the time",
-    "refused": "not fitted",
-    "explains": "not fitted",
+    "refused": "not tested: too few rows",
+    "explains": "no line: the feature is no column",
     "cannot_tell_apart": "features cannot be told apart",
 }
 
@@ -68,9 +69,9 @@ def build(source: Source) -> Drawing | Missing:
     return Drawing(
         _panels(kinds, layers, first),
         {"points": marks, "words": _words(best, kinds)},
-        f"Points: the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
+        f"Points: own_ns of the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
         f"the rows that it counts, with an intercept of its own for each rank and way of launch; the line has their "
-        f"mean.{thin} No line: no feature explains the time, the text below says why. The axes need not begin at zero.",
+        f"mean.{thin} No line: the text below says why. The axes need not begin at zero.",
         f"Scatter plots of layer {first}, one a kind of step. {' '.join(said.values())}",
         _table(best, first, files[1]),
     )
@@ -89,9 +90,9 @@ def best_models(model: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
 
 
 def costliest(rows: pl.DataFrame, layers: list[int]) -> int:
-    """The layer with the most kernel time among these."""
-    time = rows.filter(pl.col("layer_idx").is_in(layers)).group_by("layer_idx").agg(pl.col("kernel_time_ns").sum())
-    return int(time.sort(["kernel_time_ns", "layer_idx"], descending=[True, False])["layer_idx"][0])
+    """The layer with the most own time among these."""
+    time = rows.filter(pl.col("layer_idx").is_in(layers)).group_by("layer_idx").agg(pl.col(own_column(rows)).sum())
+    return int(time.sort([own_column(rows), "layer_idx"], descending=[True, False])["layer_idx"][0])
 
 
 def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
@@ -140,13 +141,20 @@ def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
     """What stands beside each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``."""
     return pl.DataFrame(
         [
-            (row["layer_idx"], row["step_kind"], row["x"], fit_words(row) if row["fitted"] else NO_FIT[row["status"]])
+            (row["layer_idx"], row["step_kind"], row["x"], fit_words(row) if row["fitted"] else unfitted(row))
             for row in best.iter_rows(named=True)
             if row["step_kind"] in kinds
         ],
         schema={"layer": pl.Int64, "kind": pl.String, "axis": pl.String, "fit": pl.String},
         orient="row",
     )
+
+
+def unfitted(row: Mapping[str, Any]) -> str:
+    """Why a panel has no line; that nothing explains the time only where every feature was tested."""
+    if row["status"] == "no_effect" and "could be tested" in (row["sentence"] or ""):
+        return "not tested: some features vary too little; of the others none explains the time"
+    return NO_FIT[row["status"]]
 
 
 def fit_words(row: Mapping[str, Any]) -> str:
@@ -162,14 +170,14 @@ def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart
     chosen = alt.param(name="layer", value=first, bind=alt.binding_select(options=layers, name="layer "))
     x, y = (
         alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=",~r", tickCount=6)),
-        alt.Y("us:Q", title="kernel time, us", scale=alt.Scale(zero=False)),
+        alt.Y("us:Q", title="own time, us (without collectives)", scale=alt.Scale(zero=False)),
     )
     tips = [
         alt.Tooltip("step:Q"),
         alt.Tooltip("rank:Q"),
         alt.Tooltip("tokens:Q"),
         alt.Tooltip("x:Q", title="feature"),
-        alt.Tooltip("us:Q", title="kernel time, us", format=",.2f"),
+        alt.Tooltip("us:Q", title="own time, us", format=",.2f"),
     ]
     width = min(560, (WIDTH - GAP * (len(kinds) - 1)) // len(kinds))
     panels = []

@@ -29,8 +29,14 @@ def find(ledger: Ledger) -> list[Finding]:
     against = ratio(mine, mean)
     text = "The hottest expert is expert {} of layer {}: {} times the mean, {} of the layer's assignments."
     headline = say(text, expert, layer, against, share)
+    if against.text == "1.00":
+        headline = say("Routing is even: no expert has more than {} times its layer's mean.", against)
     details = [*_silent(ledger, frame), *_by_step(ledger)]
-    tile = Headline("hottest expert", against, f"times the mean: expert {expert} of layer {layer}")
+    tile = Headline(
+        "hottest expert",
+        against,
+        "times the mean" + ("" if against.text == "1.00" else f": expert {expert} of layer {layer}"),
+    )
     return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", tile)]
 
 

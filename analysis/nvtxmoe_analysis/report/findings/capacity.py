@@ -33,9 +33,11 @@ def find(ledger: Ledger) -> list[Finding]:
     if len(layers) > 1:
         layer = int(layers.sort(["over_capacity_pct", "layer_idx"], descending=[True, False])["layer_idx"][0])
         worst = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": layer, "capacity_factor": factor})
-        details.append(say("Layer {} would lose most, {}.", layer, worst))
-    if factors[-1] != factor:
+        if worst.value > 0:
+            details.append(say("Layer {} would lose most, {}.", layer, worst))
+    if factors[-1] != factor and over.value > 0:
         still = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": None, "capacity_factor": factors[-1]})
-        details.append(say("At {} it is still {}.", f"{factors[-1]:g}", still))
+        text = "At {} it is still {}." if still.value > 0 else "At {} it is none."
+        details.append(say(text, f"{factors[-1]:g}", *([still] if still.value > 0 else [])))
     text = "computed from every step's counts. vLLM drops nothing: this is what padding or dropping would do."
     return [Finding("Capacity", headline, details, say(text), NOTE)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.report.figures import Figure, Sentence, percent, ratio, say, together
+from nvtxmoe_analysis.report.figures import Figure, Sentence, difference, percent, ratio, say, together
 from nvtxmoe_analysis.report.finding import COST, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.look import CLASSES, PHASES
@@ -12,6 +12,10 @@ from nvtxmoe_analysis.report.shaping import short_name
 
 #: Layers whose time is within this of their mean cost about the same.
 EVEN = 0.05
+#: From this share of the steps' time on, waiting in collectives is worth a warning.
+LARGE = 0.1
+#: So many times the median, a single time is told apart.
+OUTLYING = 5
 
 ROWS = "layer_correlation"
 STEP = ("rank", "step")
@@ -36,18 +40,38 @@ def find(ledger: Ledger) -> list[Finding]:
     return [*_share(ledger, frame), _costliest(ledger, frame)]
 
 
+def own_column(frame: pl.DataFrame) -> str:
+    """The column of the layers' own time, without collectives; their kernel time where that is not known."""
+    return "own_ns" if "own_ns" in frame.columns and frame["own_ns"].sum() else "kernel_time_ns"
+
+
 def costliest_layer(frame: pl.DataFrame) -> int:
-    """The layer with the most kernel time; of equal ones the lowest."""
-    by_layer = frame.group_by("layer_idx").agg(pl.col("kernel_time_ns").sum())
-    return int(by_layer.sort(["kernel_time_ns", "layer_idx"], descending=[True, False])["layer_idx"][0])
+    """The layer with the most own time; of equal ones the lowest."""
+    column = own_column(frame)
+    by_layer = frame.group_by("layer_idx").agg(pl.col(column).sum())
+    return int(by_layer.sort([column, "layer_idx"], descending=[True, False])["layer_idx"][0])
+
+
+def some_layers(ledger: Ledger) -> bool:
+    """Whether only some layers were kept: then the others' time is not in the layers' sum."""
+    return bool((ledger.source.document("validation").get("selection") or {}).get("layers"))
 
 
 def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
+    column = own_column(frame)
+    own, kernels = ledger.take(ROWS, column, "sum"), ledger.take(ROWS, "kernel_time_ns", "sum")
+    meeting = difference(kernels, own)
+    number = ledger.take(ROWS, "step", "rows", where={"layer_idx": costliest_layer(frame)})
+    sure = say("it is measured, not sampled: a sum over {} (rank, step), of kernels as nsys recorded them.", number)
+    if some_layers(ledger):
+        headline = say("Kernels of the layers kept take {} of their own.", own)
+        details = [*_inside(meeting), say("Other layers were filtered out, so a share of the steps says nothing.")]
+        tile = Headline("own time of the layers kept", own, "other layers were filtered out")
+        return [Finding("Time of MoE layers", headline, details, sure, COST, None, tile)]
     if not {"step_gpu_ns", *OUTSIDE.values()} <= set(frame.columns) or not frame["step_gpu_ns"].sum():
         return []
-    kernels = ledger.take(ROWS, "kernel_time_ns", "sum")
     steps = ledger.take(ROWS, "step_gpu_ns", "sum", once=STEP)
-    share = percent(kernels, steps)
+    share = percent(own, steps)
     classes = {name: ledger.take(ROWS, column, "sum", once=STEP) for name, column in OUTSIDE.items()}
     ranked = sorted((name for name in classes if classes[name].value), key=lambda name: -classes[name].value)[:2]
     details = []
@@ -56,49 +80,80 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
             say("{} ({}) goes to {}", classes[name], percent(classes[name], steps), WORDS.get(name, name))
             for name in ranked
         ]
-        details.append(say("Of the rest {}.", together(rest)))
-    if "collective" in ranked:
+        details.append(say("Outside the layers {}.", together(rest)))
+    details += _split(ledger) if meeting.value else []
+    if (meeting.value + classes["collective"].value) > LARGE * steps.value:
         details.append(say("The time of a collective holds its waiting for other ranks."))
-    number = ledger.take(ROWS, "step", "rows", where={"layer_idx": costliest_layer(frame)})
-    headline = say("Kernels in MoE layers take {} of {} GPU time in steps: {}.", kernels, steps, share)
-    sure = say("it is measured, not sampled: a sum over {} (rank, step), of kernels as nsys recorded them.", number)
-    tile = Headline("MoE layers' share of GPU time", share, f"{kernels} of {steps}")
+    if meeting.value:
+        text = (
+            "MoE layers' own kernels take {} of {} GPU time in steps: {}. Collectives inside them take another {}, {}."
+        )
+        headline = say(text, own, steps, share, meeting, percent(meeting, steps))
+    else:
+        headline = say("Kernels in MoE layers take {} of {} GPU time in steps: {}.", own, steps, share)
+    tile = Headline("MoE layers' own share of GPU time", share, f"{own} of {steps}, without collectives")
     return [Finding("Time of MoE layers", headline, details, sure, COST, "step_share", tile)]
 
 
+def _inside(meeting: Figure) -> list[Sentence]:
+    """Collectives inside layers."""
+    if not meeting.value:
+        return []
+    return [say("Collectives inside them take another {}, which holds waiting for other ranks.", meeting)]
+
+
+def _split(ledger: Ledger) -> list[Sentence]:
+    """Waiting and transfer of collectives in layers, where they could be told apart."""
+    said = (ledger.source.document("straggler_document").get("collectives") or {}).get("in_layers") or {}
+    if not said.get("split"):
+        return []
+    at = ("straggler_document", "collectives", "in_layers")
+    wait, transfer, split, kernels = (ledger.told(*at, key) for key in ("wait_us", "transfer_us", "split", "kernels"))
+    text = "Of the collectives inside layers {} of {} kernels could be split: {} is waiting, {} transfer."
+    return [say(text, split, kernels, wait, transfer)]
+
+
 def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
-    layer = costliest_layer(frame)
+    layer, column = costliest_layer(frame), own_column(frame)
     where = {"layer_idx": layer}
-    mine = ledger.take(ROWS, "kernel_time_ns", "sum", where=where)
-    everything = ledger.take(ROWS, "kernel_time_ns", "sum")
+    mine, all_mine = (ledger.take(ROWS, name, "sum", where=where) for name in (column, "kernel_time_ns"))
+    everything = ledger.take(ROWS, column, "sum")
     layers = ledger.take(ROWS, "layer_idx", "distinct")
-    against = ratio(mine, ratio(everything, layers, "kernel_time_ns"))
-    details = [*_phases(ledger, frame, layer, mine), *_kernel(ledger, layer)]
+    against = ratio(mine, ratio(everything, layers, column))
+    meeting = difference(all_mine, mine)
+    details = [*_phases(ledger, frame, layer, all_mine), *_kernel(ledger, layer)]
+    if meeting.value:
+        details.insert(0, say("Collectives inside it take another {}, which holds waiting: not ranked by.", meeting))
+    own = "own kernel time" if column == "own_ns" else "kernel time"
+    kept = " kept" if some_layers(ledger) else ""
+    details = [*_outlier(ledger, layer, column, mine), *details]
     if layers.value == 1:
-        headline = say("The one MoE layer, {}, takes {} of kernel time.", layer, mine)
+        one = "layer kept" if kept else "MoE layer"
+        headline = say("The one {}, {}, takes {} of {}.", one, layer, mine, own)
         return Finding("The layer that costs most", headline, details, None, COST, "layer_phases")
     share = percent(mine, everything)
     if against.value < 1 + EVEN:
-        headline = say(
-            "The layers cost about the same: layer {} takes most, {}, only {} times the mean layer.",
-            layer,
-            mine,
-            against,
-        )
+        text = "The layers{} cost about the same: layer {} takes most, {} of {}, only {} times the mean layer."
+        headline = say(text, kept, layer, mine, own, against)
     else:
-        headline = say(
-            "Layer {} costs most: {} of kernel time, {} of all in MoE layers and {} times the mean layer.",
-            layer,
-            mine,
-            share,
-            against,
-        )
+        text = "Layer {} costs most: {} of {}, {} of all in {} and {} times the mean layer."
+        headline = say(text, layer, mine, own, share, "the layers kept" if kept else "MoE layers", against)
     named = Figure(layer, f"layer {layer}", mine.file, "layer_idx", where=where)
-    won = ledger.wins(ROWS, "kernel_time_ns", where, STEP)
+    won = ledger.wins(ROWS, column, where, STEP)
     groups = ledger.take(ROWS, "step", "rows", where=where)
     sure = say("it was the slowest layer in {} of {} (rank, step).", won, groups)
-    tile = Headline("costliest layer", named, f"{mine}, {against} times the mean layer")
+    tile = Headline("costliest layer, by own time", named, f"{mine}, {against} times the mean layer")
     return Finding("The layer that costs most", headline, details, sure, COST, "layer_phases", tile)
+
+
+def _outlier(ledger: Ledger, layer: int, column: str, mine: Figure) -> list[Sentence]:
+    """A single (rank, step) that makes more than a tenth of the layer's time, and is far from its median."""
+    where = {"layer_idx": layer}
+    largest, median = (ledger.take(ROWS, column, how, where=where) for how in ("max", "median"))
+    if largest.value <= OUTLYING * median.value or 10 * largest.value <= mine.value:
+        return []
+    text = "{} of it in one step of one rank, where the median is {}: an outlier rather than what the layer costs."
+    return [say(text, largest, median)]
 
 
 def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int, whole: Figure) -> list[Sentence]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.report.figures import Sentence, Where, duration, say
+from nvtxmoe_analysis.report.figures import Sentence, Where, difference, duration, say
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding
-from nvtxmoe_analysis.report.findings.cost import costliest_layer
+from nvtxmoe_analysis.report.findings.cost import costliest_layer, own_column
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 
 MODEL = "layer_model"
@@ -22,7 +22,8 @@ EXPLAINS, REFUSED = "explains", "refused"
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Why the costliest layer takes its time, for each kind of step: explained ones and those with most time first."""
+    """Why the costliest layer takes its time, for each kind of step: explained ones first, then those that were fitted,
+    and of these the one with most own time."""
     model = ledger.source.frame(MODEL, COLUMNS)
     rows = ledger.source.frame("layer_correlation", ["step_kind"])
     if model is None or rows is None:
@@ -30,19 +31,33 @@ def find(ledger: Ledger) -> list[Finding]:
     best = model.filter(pl.col("role") == "best").unique(["layer_idx", "step_kind"], keep="first", maintain_order=True)
     layer = costliest_layer(rows)
     mine = rows.filter(pl.col("layer_idx") == layer)
-    time = dict(mine.group_by("step_kind").agg(pl.col("kernel_time_ns").sum()).iter_rows())
+    time = dict(mine.group_by("step_kind").agg(pl.col(own_column(rows)).sum()).iter_rows())
     ranked = sorted(
         best.filter(pl.col("layer_idx") == layer).iter_rows(named=True),
-        key=lambda row: (row["status"] != EXPLAINS, -time.get(row["step_kind"], 0)),
+        key=lambda row: (row["status"] != EXPLAINS, row["status"] == REFUSED, -(time.get(row["step_kind"]) or 0)),
     )
     if not ranked:
         return []
     first, *others = ranked
-    details = [*(say("{}", sentence_of(row)) for row in others), *_elsewhere(ledger, best, first["step_kind"])]
+    details = [*_waiting(ledger, rows, layer)]
+    details += [*(say("{}", sentence_of(row)) for row in others), *_elsewhere(ledger, best, first["step_kind"])]
     tone = COST if first["status"] == EXPLAINS else WEAK
     headline = say("{}", sentence_of(first))
     topic = f"Why layer {layer} takes its time"
     return [Finding(topic, headline, details, _sure(ledger, first), tone, "time_and_feature")]
+
+
+def _waiting(ledger: Ledger, rows: pl.DataFrame, layer: int) -> list[Sentence]:
+    """Of a layer that is mostly collectives: what the model is not about."""
+    where: Where = {"layer_idx": layer}
+    if own_column(rows) != "own_ns":
+        return []
+    kernels, own = (ledger.take("layer_correlation", name, "sum", where=where) for name in ("kernel_time_ns", "own_ns"))
+    meeting = difference(kernels, own)
+    if meeting.value <= own.value:
+        return []
+    text = "Most of layer {}'s kernel time, {} of {}, is collectives, which wait for other ranks: no feature of the {}"
+    return [say(text + " speaks of that, and what follows is of its own time.", layer, meeting, kernels, "layer")]
 
 
 def sentence_of(row: dict[str, Any]) -> str:
@@ -60,7 +75,12 @@ def _elsewhere(ledger: Ledger, best: pl.DataFrame, kind: str) -> list[Sentence]:
         by = layers.filter(pl.col("status") == EXPLAINS).group_by("feature").agg(pl.len().alias("layers"))
         ranked = by.sort(["layers", "feature"], descending=[True, False])
         if ranked.is_empty():
-            found.append(say("In {} steps no feature explains the time of any layer.", kind))
+            fitted = len(layers.filter(pl.col("status") != REFUSED))
+            if fitted:
+                text = "In {} steps no feature was found to explain the time of any of the {} layers that were fitted."
+                found.append(say(text, kind, fitted))
+            else:
+                found.append(say("In {} steps no layer was fitted.", kind))
         else:
             where: Where = {"step_kind": kind, "role": "best", "status": EXPLAINS, "feature": ranked["feature"][0]}
             number = ledger.take(MODEL, "layer_idx", "distinct", where=where)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nvtxmoe_analysis.report.figures import Sentence, say, together
+from nvtxmoe_analysis.report.figures import Figure, Sentence, duration, pct, say, together
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 
@@ -17,7 +17,7 @@ SMALL_PCT = 1.0
 def find(ledger: Ledger) -> list[Finding]:
     """Excess of the slowest rank, and what part of the collectives is waiting."""
     document = ledger.source.document(DOCUMENT)
-    return [*_excess(ledger, document), *_waiting(ledger, document)]
+    return [*_waiting(ledger, document), *_excess(ledger, document)]
 
 
 def _excess(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
@@ -42,7 +42,7 @@ def _excess(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
     )
     small = (said["perfect_balance"].get("of_steps_pct") or 0.0) < SMALL_PCT
     tile = Headline("balance between ranks would save", saves, "at most, in all steps")
-    details = [*_worst_layer(ledger, said), *_slowest(ledger, said)]
+    details = [*_worst_layer(ledger, said), *_of_waiting(ledger, said), *_slowest(ledger, said)]
     return [Finding("Unequal ranks", headline, details, sure, NOTE if small else COST, "stragglers", tile)]
 
 
@@ -54,13 +54,32 @@ def _worst_layer(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
     at = ("straggler", "per_layer", place)
     excess = ledger.told(DOCUMENT, *at, "excess_us")
     layer = said["per_layer"][place]["layer_idx"]
+    if excess.value <= 0:
+        return []
+    largest = _one_cell(ledger, at, said["per_layer"][place], excess)
     if said["per_layer"][place].get("of_layer_pct") is None:
-        return [say("Most of it is in layer {}: {}.", layer, excess)]
-    return [
-        say(
-            "Most of it is in layer {}: {}, {} of the layer.", layer, excess, ledger.told(DOCUMENT, *at, "of_layer_pct")
-        )
-    ]
+        return [say("Most of it is in layer {}: {}.", layer, excess), *largest]
+    of = ledger.told(DOCUMENT, *at, "of_layer_pct")
+    return [say("Most of it is in layer {}: {}, {} of the layer.", layer, excess, of), *largest]
+
+
+def _one_cell(ledger: Ledger, at: tuple[str | int, ...], said: Mapping[str, Any], excess: Figure) -> list[Sentence]:
+    """A single step that makes more than half of a layer's excess: no property of the layer."""
+    largest = said.get("largest")
+    if not isinstance(largest, Mapping) or 2 * (largest.get("excess_us") or 0.0) <= excess.value:
+        return []
+    here = ledger.told(DOCUMENT, *at, "largest", "excess_us")
+    text = "{} of it in one step, {}, on rank {}: an outlier rather than what the layer costs."
+    return [say(text, here, str(largest.get("step")), str(largest.get("rank")))]
+
+
+def _of_waiting(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
+    """How much of the waiting that excess explains."""
+    if said.get("excess_of_wait_pct") is None or not said.get("wait_us_a_rank"):
+        return []
+    share = ledger.told(DOCUMENT, "straggler", "excess_of_wait_pct")
+    wait = ledger.told(DOCUMENT, "straggler", "wait_us_a_rank", text=duration(1e3 * said["wait_us_a_rank"]))
+    return [say("It explains {} of the {} that a rank waits in collectives on average, no more.", share, wait)]
 
 
 def _slowest(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
@@ -78,13 +97,19 @@ def _waiting(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
     wait, transfer, share, kernels, split = (
         ledger.told(DOCUMENT, "collectives", key) for key in ("wait_us", "transfer_us", "wait_pct", "kernels", "split")
     )
-    headline = say(
-        "Ranks wait {} for one another in collectives, {} of these kernels' time; {} is transfer.",
-        wait,
-        share,
-        transfer,
-    )
+    text = "Ranks wait {} for one another in collectives, summed over ranks: {} of {}; {} is transfer."
     details = []
+    if said.get("wait_pct_of_all") is not None:
+        share = ledger.told(DOCUMENT, "collectives", "wait_pct_of_all", text=pct(said["wait_pct_of_all"]))
+        whole = ledger.told(DOCUMENT, "collectives", "all_us")
+        headline = say(text, wait, share, say("all {} in collectives", whole), transfer)
+        if said.get("not_split_us"):
+            unsplit = ledger.told(DOCUMENT, "collectives", "not_split_us")
+            details.append(
+                say("{} of collectives could not be split: how much of it is waiting is not known.", unsplit)
+            )
+    else:
+        headline = say(text, wait, share, "the time of those that could be split", transfer)
     eager = said.get("launched_eagerly")
     if isinstance(eager, Mapping) and eager.get("split") and eager["split"] < said["split"]:
         eager_wait = ledger.told(DOCUMENT, "collectives", "launched_eagerly", "wait_us")
@@ -93,10 +118,10 @@ def _waiting(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
         )
     first = said.get("first_of_step")
     if isinstance(first, Mapping) and first.get("split"):
-        text = "{} is in the first collective of a step, where ranks meet after launching: not the layers' doing."
+        text = "{} is in the first collective of a step, where ranks meet after launching."
         details.append(say(text, ledger.told(DOCUMENT, "collectives", "first_of_step", "wait_us")))
     clock = document.get("clock") or {}
     sure = say("{} of {} kernels could be split. {}", split, kernels, str(clock.get("statement") or ""))
     good = clock.get("verdict") in ("agree", "corrected")
-    tile = Headline("waiting for other ranks", wait, f"{share} of the collectives' time")
+    tile = Headline("waiting for other ranks", wait, f"{share} of the collectives' time, summed over ranks")
     return [Finding("Waiting in collectives", headline, details, sure, COST if good else WEAK, "stragglers", tile)]
