@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 #: The layer's kernels without collectives, which include waiting for other ranks.
 TARGET = "own_ns"
+#: 17 minutes.
+MOST_ERROR_NS = 1e12
 #: Chance of any claim where nothing has an effect; see multiplicity.claims.
 LEVEL = 0.05
 
@@ -203,7 +205,7 @@ def _term(
         high=_finite(estimates.high[at]),
         intercept=_finite(estimates.intercept[at]),
         r2=_finite(estimates.r2[at]),
-        cv_error=_finite(estimates.misses.mean_ns[at]),
+        cv_error=_sensible(estimates.misses.mean_ns[at]),
         p_value=_finite(estimates.p_value[at]),
         correlation=correlation,
         reason=reason,
@@ -212,6 +214,11 @@ def _term(
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
+
+
+def _sensible(error_ns: float) -> float | None:
+    """A fit that is nearly singular without one of the blocks predicts nothing: what it misses by is no error."""
+    return _finite(error_ns) if error_ns < MOST_ERROR_NS else None
 
 
 def _ordered(*terms: list[Term]) -> list[Term]:
