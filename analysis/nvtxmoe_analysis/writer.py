@@ -46,8 +46,9 @@ def write_set(
         with _staging(folder) as stage:
             forms = {stem: ("parquet",) if stem in parquet_only else tuple(formats) for stem in tables}
             files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in forms[stem]]
-            for _ in ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files):
-                pass
+            # list() runs no Python of its own: an interrupt comes inside ordered_map, which then waits for its threads.
+            # Else they could go on writing into a folder that is being removed.
+            list(ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files))
             names = [name for _, name, _ in files]
             for stem, document in documents.items():
                 names.append(f"{stem}.json")
