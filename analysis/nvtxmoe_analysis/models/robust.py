@@ -24,13 +24,11 @@ NORMAL_MAD = 0.6744897501960817
 LEAST_SCALE_NS = 1.0
 #: No residual is beyond it: what stands for no limit.
 MOST_LIMIT_NS = 1e300
-MOST_ITERATIONS = 150
-#: The scale is followed so long, should it never rest, then kept: Huber's estimate with a fixed scale is unique.
-SCALE_ITERATIONS = 120
-#: Of the scale, by which one step may still move slopes (times the square root of rows), levels' mean and the scale.
-TOLERANCE = 1e-2, 1e-3, 1e-3
-#: Of models that are fitted at once, when so many have settled, those that have not go on by themselves.
-SETTLED = 0.5
+MOST_ITERATIONS = 30
+#: The scale is followed so long, then kept: Huber's estimate with a fixed scale is unique.
+SCALE_ITERATIONS = 4
+#: Of the scale, by which fitted values may still move: slopes' part (times the square root of rows) and levels' mean.
+TOLERANCE = 1e-2, 1e-3
 
 
 @dataclass(frozen=True)
@@ -122,29 +120,28 @@ def fit(y: Floats, x: Floats, strata: Strata, huber_k: float = HUBER_K, weights:
         huber_k: residuals past so many scales count less; infinity gives least squares.
         weights: to begin with, [models, rows]; 1 if not given.
     """
-    models, rows = len(x), len(strata.stratum)
-    y = np.broadcast_to(y, (models, rows))
-    now = _begun(models, x.shape[1], strata, np.ones(y.shape) if weights is None else weights)
-    if models:
-        _settle(y, x, strata, huber_k, now, 0)
-    return replace(now, r2=_r2(y, now.residuals, now.weights, strata))
-
-
-def _begun(models: int, features: int, strata: Strata, weights: Floats) -> Fit:
-    """Before the first iteration."""
-    return Fit(
-        slopes=np.zeros((models, features)),
-        levels=np.zeros((models, strata.strata)),
-        scale_ns=np.full(models, LEAST_SCALE_NS),
-        residuals=np.zeros(weights.shape),
-        weights=weights.copy(),
-        r2=np.zeros(models),
-    )
-
-
-def _settle(y: Floats, x: Floats, strata: Strata, huber_k: float, now: Fit, iteration: int) -> None:
-    """Iterate from ``now``, whose arrays are written to, until nothing moves."""
-    pass
+    starts, sizes = strata.starts, strata.sizes
+    y = np.broadcast_to(y, (len(x), len(strata.stratum)))
+    if weights is None:
+        weights = np.ones(y.shape)
+    slopes, levels = np.zeros(x.shape[:2]), np.zeros((len(x), len(starts)))
+    scale = np.full(len(x), LEAST_SCALE_NS)
+    for iteration in range(MOST_ITERATIONS):
+        before = slopes, levels
+        slopes, levels = _weighted(y, x, weights, starts)
+        residuals = y - np.repeat(levels, sizes, axis=1)
+        for j in range(x.shape[1]):
+            residuals -= slopes[:, j, None] * x[:, j]
+        distance = np.abs(residuals)
+        if iteration < SCALE_ITERATIONS:
+            scale = np.maximum(LEAST_SCALE_NS, _median(distance) / NORMAL_MAD)
+        limit = np.minimum(huber_k * scale, MOST_LIMIT_NS)[:, None]
+        weights = limit / np.maximum(distance, limit, out=distance)
+        turned = np.abs(slopes - before[0]).max(axis=1, initial=0.0) * np.sqrt(y.shape[1])
+        moved = np.abs(levels - before[1]) @ sizes / y.shape[1]
+        if iteration and np.all(turned <= TOLERANCE[0] * scale) and np.all(moved <= TOLERANCE[1] * scale):
+            break
+    return Fit(slopes, levels, scale, residuals, weights, _r2(y, residuals, weights, strata))
 
 
 def _median(values: Floats) -> Floats:
