@@ -172,6 +172,30 @@ def test_a_program_whose_experts_all_work(golden_program: Path, tmp_path: Path) 
     assert {row["status"] for row in rows.values()} == {"no_effect"}
 
 
+def test_statsmodels_agrees_where_few_values_decide(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """Rows of which few differ in the feature: the scale takes tens of iterations to settle."""
+    found = written(tmp_path, golden_vllm_ranks["tp2"])
+    rows = pl.read_csv(found.folder / "moe_layer_correlation.csv", infer_schema_length=None)
+    mine = rows.filter((pl.col("layer_idx") == 2) & (pl.col("step_kind") == "decode")).with_columns(
+        stratum=pl.concat_str("rank", "launched_by", separator=" ")
+    )
+    mine = mine.filter(pl.len().over("stratum") > 1)
+    levels = mine["stratum"].to_dummies().to_numpy()
+    columns = np.column_stack([mine["local_max_count"].to_numpy(), levels]).astype(np.float64)
+    theirs = sm.RLM(mine["own_ns"].to_numpy(), columns, M=sm.robust.norms.HuberT(1.345)).fit(maxiter=500, tol=1e-12)
+    row = _row(found, "2", "decode", "alternative", "local_max_count")
+    assert float(row["slope_ns_per_unit"]) == pytest.approx(theirs.params[0], abs=0.1 * theirs.bse[0])
+    assert theirs.params[0] < 200
+
+
+def test_no_error_of_what_can_not_be_predicted(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """Without the steps in which the batch runs out some slopes are nothing but rounding."""
+    found = written(tmp_path, golden_vllm_ranks["dp2"])
+    errors = [(e, c) for e, c in found.rows("moe_layer_model", "cv_error_ns", "cv_error_constant_ns") if e]
+    assert errors
+    assert max(float(error) / float(constant) for error, constant in errors) < 100
+
+
 # The document ------------------------------------------------------------------------------------------------------
 
 

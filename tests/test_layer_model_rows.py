@@ -9,7 +9,7 @@ import pytest
 
 from nvtxmoe_analysis.models.choose import choose
 from nvtxmoe_analysis.models.samples import FEATURES, MIN_ROWS, MIN_STEPS, MOST_POOLED_ROWS, MOST_ROWS, samples
-from nvtxmoe_analysis.models.terms import REFUSED
+from nvtxmoe_analysis.models.terms import EXPLAINS, REFUSED
 from nvtxmoe_analysis.models.words import sentence
 from tests.planted import Plan, draw, planted, step_noise, timed
 from tests.planted import active_experts as active
@@ -37,7 +37,9 @@ def test_too_few_are_refused_with_the_reason() -> None:
     assert together.sample.rows == 4 * (MIN_ROWS - 1)
     few_steps = frame.filter(pl.col("step") < MIN_STEPS - 1)
     assert pooled(choose(few_steps)).best.reason == "28 rows in 7 steps, at least 20 rows and 8 steps needed"
-    assert pooled(choose(frame.head(1))).best.reason == "0 rows in 0 steps, at least 20 rows and 8 steps needed"
+    assert pooled(choose(frame.head(1))).best.reason == (
+        "0 rows in 0 steps and 1 row alone on its rank and way of launch, at least 20 rows and 8 steps needed"
+    )
 
 
 def test_variation_in_one_stretch_is_refused() -> None:
@@ -54,7 +56,7 @@ def test_variation_in_one_stretch_is_refused() -> None:
 def test_nothing_that_varies() -> None:
     frame = planted(8, 700).with_columns(pl.lit(3.0).alias(name) for name in FEATURES)
     choice = choose(frame)[1]
-    assert (choice.best.status, choice.best.reason) == (REFUSED, "no feature varies in enough of 200 steps")
+    assert (choice.best.status, choice.best.reason) == (REFUSED, "none of 8 features could be tested: 8 do not vary")
     assert {term.reason for term in choice.alternatives} == {"no variation"}
 
 
@@ -68,6 +70,19 @@ def test_a_feature_not_known_is_refused_by_itself() -> None:
     assert alternative(choice, "local_expert_tiles").reason == "not known"
     assert alternative(choice, "gini").reason == "not known in 3 of the rows"
     assert not [term for term in choice.added if term.feature in ("gini", "local_expert_tiles")]
+
+
+def test_a_layer_without_counts_says_so() -> None:
+    """Beside one that has them, and all layers without any."""
+    frame = planted(9, 700, layers=2)
+    hidden = [pl.when(pl.col("layer_idx") == 0).then(pl.col(name)).alias(name) for name in FEATURES]
+    choices = choose(frame.with_columns(hidden))
+    assert [choice.sample.layer for choice in choices] == [None, 0, 1]
+    assert [choice.best.status for choice in choices] == [EXPLAINS, EXPLAINS, REFUSED]
+    assert sentence(choices[2]) == "layer 1, decode: not fitted, the routing of none of its 200 rows is known"
+    nothing = choose(frame.with_columns(pl.lit(None, pl.Float64).alias(name) for name in FEATURES))
+    assert [(c.sample.layer, c.sample.rows, c.best.status) for c in nothing] == [(n, 0, REFUSED) for n in (None, 0, 1)]
+    assert nothing[0].best.reason == "the routing of none of its 400 rows is known"
 
 
 def test_rows_without_work_or_counts_are_left_out() -> None:

@@ -1,8 +1,11 @@
-"""Reading the filters of the command line."""
+"""The filters of the command line, as one argument ``selection``."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import click
 
@@ -43,3 +46,48 @@ def numbers(text: str | None, option: str) -> frozenset[int] | None:
             raise click.BadParameter(f"{part!r} are more than {MOST_NUMBERS:,} numbers", param_hint=option)
         found.update(range(first, last + 1))
     return frozenset(found)
+
+
+def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that narrow what is kept; the command gets them as ``selection``, a ``nvtxmoe_analysis`` Selection."""
+
+    @wraps(function)
+    def command(
+        *args: Any,
+        steps: str | None,
+        skip_first: int,
+        only: str | None,
+        layers: str | None,
+        ranks: str | None,
+        **others: Any,
+    ) -> Any:
+        from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415  polars only when needed
+
+        first, last = step_range(steps)
+        selection = Selection(
+            first_step=first,
+            last_step=last,
+            skip_first=skip_first,
+            only=only,
+            layers=numbers(layers, "--layers"),
+            ranks=numbers(ranks, "--ranks"),
+        )
+        return function(*args, selection=selection, **others)
+
+    for option in (
+        click.option("--ranks", metavar="LIST", help="Only these ranks, likewise."),
+        click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11."),
+        click.option(
+            "--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this."
+        ),
+        click.option(
+            "--skip-first",
+            metavar="N",
+            type=click.IntRange(min=0),
+            default=0,
+            help="Leave out each rank's first N steps.",
+        ),
+        click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out."),
+    ):
+        command = option(command)
+    return command

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
-from nvtxmoe.commands._selection import numbers, step_range
+from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.errors import INCOMPLETE
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.selection import Selection
 
 
 @command(
@@ -28,13 +32,7 @@ from nvtxmoe.errors import INCOMPLETE
     help="Format of the tables. Give it twice for both.",
 )
 @click.option("--sqlite", "database", type=PATH, help="Also store the tables in this SQLite file, for SQL.")
-@click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out.")
-@click.option(
-    "--skip-first", metavar="N", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps."
-)
-@click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
-@click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11.")
-@click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")
+@selection_options
 @click.option(
     "--capacity-factor",
     "capacity_factors",
@@ -52,11 +50,7 @@ def analyze(
     output: Path,
     formats: tuple[str, ...],
     database: Path | None,
-    steps: str | None,
-    skip_first: int,
-    only: str | None,
-    layers: str | None,
-    ranks: str | None,
+    selection: Selection,
     capacity_factors: tuple[float, ...],
     with_report: bool,
     strict: bool,
@@ -73,18 +67,8 @@ def analyze(
     `nvtxmoe merge` does.
     """
     from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 
-    first, last = step_range(steps)
-    selection = Selection(
-        first_step=first,
-        last_step=last,
-        skip_first=skip_first,
-        only=only,
-        layers=numbers(layers, "--layers"),
-        ranks=numbers(ranks, "--ranks"),
-    )
     with progress_bar() as tell:
         done = run(
             inputs,

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
-from nvtxmoe.commands._selection import numbers, step_range
+from nvtxmoe.commands._selection import selection_options
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.perfetto.export import Exported
+    from nvtxmoe_analysis.selection import Selection
 
 
 @command(
@@ -30,13 +31,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Counters of each layer's N hottest experts.",
 )
-@click.option("--steps", metavar="A:B", help="Only steps A to B, both inclusive; either may be left out.")
-@click.option(
-    "--skip-first", metavar="N", type=click.IntRange(min=0), default=0, help="Leave out each rank's first N steps."
-)
-@click.option("--only", type=click.Choice(["prefill", "decode", "mixed"]), help="Only steps that schedule just this.")
-@click.option("--layers", metavar="LIST", help="Only these layers, as 0,3,8-11; no work outside layers.")
-@click.option("--ranks", metavar="LIST", help="Only these ranks, likewise.")
+@selection_options
 @click.option(
     "--max-operations",
     metavar="N",
@@ -52,11 +47,7 @@ def export(
     out: Path,
     everything: bool,
     experts: int,
-    steps: str | None,
-    skip_first: int,
-    only: str | None,
-    layers: str | None,
-    ranks: str | None,
+    selection: Selection,
     max_operations: int,
     as_json: bool,
     nsys: Path | None,
@@ -68,17 +59,7 @@ def export(
     INPUT is what `nvtxmoe analyze` takes; so are the filters. Sessions of runs without nsys have the counters alone.
     """
     from nvtxmoe_analysis.perfetto.export import export_trace  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
 
-    first, last = step_range(steps)
-    selection = Selection(
-        first_step=first,
-        last_step=last,
-        skip_first=skip_first,
-        only=only,
-        layers=numbers(layers, "--layers"),
-        ranks=numbers(ranks, "--ranks"),
-    )
     with progress_bar() as tell:
         done = export_trace(
             inputs,

@@ -7,7 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
+from nvtxmoe_analysis.models.multiplicity import Bools
 from nvtxmoe_analysis.models.robust import Fit, Floats, Strata, solve
+
+#: Of a feature's variation, and of what is its own beside another: less than this share without a block is rounding.
+LEAST_LEFT = 1e-6
 
 
 @dataclass(frozen=True)
@@ -85,24 +89,35 @@ def leave_out(tables: Tables) -> tuple[Floats, Floats]:
     """How slopes and levels move when a block is left out: [models, blocks, features], [models, strata, blocks].
 
     One Newton step of Huber's estimating equations from the whole fit, its scale kept: exact where no residual
-    crosses the limit of clipping, so for least squares.
+    crosses the limit of clipping, so for least squares. NaN where the others leave nothing that tells a slope.
     """
     others = tables.held.sum(axis=2, keepdims=True) - tables.held
     with np.errstate(divide="ignore"):
         share = np.where(others > 0.5, 1 / others, 0.0)
     sums = tables.sums.sum(axis=2, keepdims=True) - tables.sums
     # The strata's levels eliminated: [models, blocks, features(, features)].
-    squares = tables.squares.sum(axis=(1, 2))[:, None] - tables.squares.sum(axis=1)
+    whole = tables.squares.sum(axis=(1, 2))
+    squares = whole[:, None] - tables.squares.sum(axis=1)
     means = sums * share[..., None]
     squares = squares - np.einsum("msgj,msgk->mgjk", means, sums)
     pulls = np.einsum("msgj,msg->mgj", means, tables.push) - tables.pulls.sum(axis=1)
-    moves = solve(squares, pulls)
+    moves = np.where(_singular(squares, whole[:, None])[..., None], np.nan, solve(squares, pulls))
     return moves, -share * tables.push - np.einsum("msgj,mgj->msg", means, moves)
+
+
+def _singular(squares: Floats, whole: Floats) -> Bools:
+    """Whether next to nothing is left of a feature's squares, or of the second's beside the first: [...]."""
+    own, of = (np.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (squares, whole))
+    gone: Bools = np.any((own <= LEAST_LEFT * of) & (of > 0), axis=-1)
+    if squares.shape[-1] == 2:
+        both = np.prod(own, axis=-1)
+        gone = gone | (both - squares[..., 0, 1] ** 2 <= LEAST_LEFT * both)
+    return gone
 
 
 def predict(y: Floats, x: Floats, strata: Strata, model: Fit, tables: Tables) -> Misses:
     """Predict each block from the others; a row whose stratum lies in one block has no prediction."""
-    with np.errstate(invalid="ignore", over="ignore"):  # where the others leave no variation, nothing is predicted
+    with np.errstate(invalid="ignore", over="ignore"):
         moves, shifts = leave_out(tables)
         slopes = model.slopes[:, None] + moves
         levels = model.levels[:, :, None] + shifts

@@ -12,15 +12,26 @@ import polars as pl
 from nvtxmoe_analysis.models.estimates import Alone, Beside, Estimates, alone, batches, beside, infer, worse
 from nvtxmoe_analysis.models.multiplicity import Bools, claims
 from nvtxmoe_analysis.models.samples import FEATURES, Designed, Sample, design, samples
-from nvtxmoe_analysis.models.terms import ADDED, ALIKE, ALTERNATIVE, BEST, EXPLAINS, NO_EFFECT, REFUSED, Choice, Term
-from nvtxmoe_analysis.models.words import name_of, time_words
+from nvtxmoe_analysis.models.terms import (
+    ADDED,
+    ALIKE,
+    ALTERNATIVE,
+    BEST,
+    BY_CHANCE,
+    EXPLAINS,
+    NO_BETTER,
+    NO_EFFECT,
+    ONE_OF,
+    REFUSED,
+    Choice,
+    Term,
+)
+from nvtxmoe_analysis.models.words import name_of, time_words, untested
 
 T = TypeVar("T")
 
 #: The layer's kernels without collectives, which include waiting for other ranks.
 TARGET = "own_ns"
-#: 17 minutes.
-MOST_ERROR_NS = 1e12
 #: Chance of any claim where nothing has an effect; see multiplicity.claims.
 LEVEL = 0.05
 
@@ -130,19 +141,17 @@ def _nothing(trial: _Trial, others: list[Term]) -> Term:
     """The best feature's place where none explains, or none could be tested."""
     level = trial.alone.level
     if all(term.status == REFUSED for term in others):
-        return Term(
-            None, BEST, REFUSED, intercept=level, reason=f"no feature varies in enough of {trial.sample.steps:,} steps"
-        )
+        reason = f"none of {len(FEATURES)} features could be tested: {untested(others)}"
+        return Term(None, BEST, REFUSED, intercept=level, reason=reason)
     return Term(None, BEST, NO_EFFECT, intercept=level, reason="no effect of any feature can be told from chance")
 
 
 def _unclaimed(trial: _Trial, at: int, best: int | None) -> Term:
     """A feature that explains nothing, or whose slope can't be told."""
     correlation = None if best is None else float(trial.designed.correlation[best, at])
-    if trial.single.too_few[at]:
+    if _refused(trial.single, at):
         return Term(_name(trial, at), ALTERNATIVE, REFUSED, reason=_few(trial.single, at), correlation=correlation)
-    claimable = trial.single.misses.mean_ns[at] < trial.constant
-    reason = "no effect of it can be told from chance" if claimable else "predicts no better than the typical time"
+    reason = BY_CHANCE if trial.single.misses.mean_ns[at] < trial.constant else NO_BETTER
     return _term(trial.single, at, ALTERNATIVE, NO_EFFECT, reason, correlation)
 
 
@@ -172,7 +181,7 @@ def _added(trial: _Trial, best: int, second: Estimates, first: Estimates, adding
         if two is None:
             reason = f"moves with {leader}: their slopes can't be told apart"
             terms.append(Term(name, ADDED, ALIKE, reason=reason, correlation=correlation))
-        elif second.too_few[two]:
+        elif _refused(second, two):
             terms.append(Term(name, ADDED, REFUSED, reason=_few(second, two), correlation=correlation))
         else:
             adds = bool(adding[feature] and second.misses.mean_ns[two] < error)
@@ -188,9 +197,16 @@ def _name(trial: _Trial, at: int) -> str:
     return FEATURES[trial.designed.tested[at]]
 
 
+def _refused(estimates: Estimates, at: int) -> bool:
+    """Whether too few blocks tell the slope, or without one of them none does."""
+    return bool(estimates.too_few[at]) or not np.isfinite(estimates.misses.mean_ns[at])
+
+
 def _few(estimates: Estimates, at: int) -> str:
-    blocks = len(estimates.misses.rows)
-    return f"{100 * estimates.largest[at]:.0f} % of its variation lies in one of {blocks} stretches of steps"
+    blocks, largest = len(estimates.misses.rows), estimates.largest[at]
+    if estimates.too_few[at] and np.isfinite(largest):
+        return f"{100 * largest:.0f} % of its variation lies in {ONE_OF} {blocks} stretches of steps"
+    return f"nothing tells its slope without {ONE_OF} {blocks} stretches of steps"
 
 
 def _term(
@@ -205,7 +221,7 @@ def _term(
         high=_finite(estimates.high[at]),
         intercept=_finite(estimates.intercept[at]),
         r2=_finite(estimates.r2[at]),
-        cv_error=_sensible(estimates.misses.mean_ns[at]),
+        cv_error=_finite(estimates.misses.mean_ns[at]),
         p_value=_finite(estimates.p_value[at]),
         correlation=correlation,
         reason=reason,
@@ -214,11 +230,6 @@ def _term(
 
 def _finite(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def _sensible(error_ns: float) -> float | None:
-    """A fit that is nearly singular without one of the blocks predicts nothing: what it misses by is no error."""
-    return _finite(error_ns) if error_ns < MOST_ERROR_NS else None
 
 
 def _ordered(*terms: list[Term]) -> list[Term]:

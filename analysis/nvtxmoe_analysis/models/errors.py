@@ -17,8 +17,8 @@ import numpy as np
 from nvtxmoe_analysis.models.blocks import Tables
 from nvtxmoe_analysis.models.robust import Floats
 
-#: A block that leaves so little of its share in the variation free of the fit says nothing of the noise: with a share
-#: of ``FIXING`` or more it is the block that fixes the slope, and no error can be told.
+#: A block whose rows leave so little of its share in the variation free of the fit: with a share of ``FIXING`` or more
+#: it fixes the slope, and no error can be told. With less, as where all its rows are clipped, its score stays as it is.
 LEAST_FREE, FIXING = 1e-6, 1e-3
 
 
@@ -76,7 +76,7 @@ def slope_errors(tables: Tables) -> Errors:
         free[:, blocks, blocks] += h
         own = free[:, blocks, blocks]
         tied = own <= LEAST_FREE * h
-        scale = np.where(tied, 0.0, np.sqrt(h / own))
+        scale = np.where(tied, 1.0, np.sqrt(h / own))
         scores = np.einsum("mgj,mj->mg", pulls, turn) * scale
         error = np.sqrt((scores * scores).sum(axis=1)) / variation
         form = scale[:, :, None] * free * scale[:, None]

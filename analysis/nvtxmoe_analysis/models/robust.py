@@ -7,7 +7,7 @@ same). Leaving out a block is one Newton step of the estimating equations, which
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -24,11 +24,13 @@ NORMAL_MAD = 0.6744897501960817
 LEAST_SCALE_NS = 1.0
 #: No residual is beyond it: what stands for no limit.
 MOST_LIMIT_NS = 1e300
-MOST_ITERATIONS = 30
-#: The scale is followed so long, then kept: Huber's estimate with a fixed scale is unique.
-SCALE_ITERATIONS = 4
-#: Of the scale, by which fitted values may still move: slopes' part (times the square root of rows) and levels' mean.
-TOLERANCE = 1e-2, 1e-3
+MOST_ITERATIONS = 150
+#: The scale is followed so long, should it never rest, then kept: Huber's estimate with a fixed scale is unique.
+SCALE_ITERATIONS = 120
+#: Of the scale, by which one step may still move slopes (times the square root of rows), levels' mean and the scale.
+TOLERANCE = 1e-2, 1e-3, 1e-3
+#: When such a share of the models rests, the others go on by themselves.
+SETTLED = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,26 +124,41 @@ def fit(y: Floats, x: Floats, strata: Strata, huber_k: float = HUBER_K, weights:
     """
     starts, sizes = strata.starts, strata.sizes
     y = np.broadcast_to(y, (len(x), len(strata.stratum)))
-    if weights is None:
-        weights = np.ones(y.shape)
-    slopes, levels = np.zeros(x.shape[:2]), np.zeros((len(x), len(starts)))
-    scale = np.full(len(x), LEAST_SCALE_NS)
-    for iteration in range(MOST_ITERATIONS):
-        before = slopes, levels
-        slopes, levels = _weighted(y, x, weights, starts)
-        residuals = y - np.repeat(levels, sizes, axis=1)
+    out = Fit(
+        slopes=np.zeros(x.shape[:2]),
+        levels=np.zeros((len(x), len(starts))),
+        scale_ns=np.full(len(x), LEAST_SCALE_NS),
+        residuals=np.zeros(y.shape),
+        weights=np.ones(y.shape) if weights is None else weights.copy(),
+        r2=np.zeros(len(x)),
+    )
+    going = np.arange(len(x))
+    y_now, x_now, slopes, levels, scale, weights = y, x, out.slopes, out.levels, out.scale_ns, out.weights
+    for iteration in range(MOST_ITERATIONS if len(x) else 0):
+        before = slopes, levels, scale
+        slopes, levels = _weighted(y_now, x_now, weights, starts)
+        residuals = y_now - np.repeat(levels, sizes, axis=1)
         for j in range(x.shape[1]):
-            residuals -= slopes[:, j, None] * x[:, j]
+            residuals -= slopes[:, j, None] * x_now[:, j]
         distance = np.abs(residuals)
         if iteration < SCALE_ITERATIONS:
             scale = np.maximum(LEAST_SCALE_NS, _median(distance) / NORMAL_MAD)
         limit = np.minimum(huber_k * scale, MOST_LIMIT_NS)[:, None]
         weights = limit / np.maximum(distance, limit, out=distance)
-        turned = np.abs(slopes - before[0]).max(axis=1, initial=0.0) * np.sqrt(y.shape[1])
-        moved = np.abs(levels - before[1]) @ sizes / y.shape[1]
-        if iteration and np.all(turned <= TOLERANCE[0] * scale) and np.all(moved <= TOLERANCE[1] * scale):
+        rests = (np.abs(slopes - before[0]).max(axis=1) * np.sqrt(y.shape[1]) <= TOLERANCE[0] * scale) & (
+            np.abs(levels - before[1]) @ sizes / y.shape[1] <= TOLERANCE[1] * scale
+        )
+        rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
+        if rests.mean() < SETTLED and iteration < MOST_ITERATIONS - 1:
+            continue
+        out.slopes[going], out.levels[going], out.scale_ns[going] = slopes, levels, scale
+        out.residuals[going], out.weights[going] = residuals, weights
+        moves = ~rests
+        if not moves.any():
             break
-    return Fit(slopes, levels, scale, residuals, weights, _r2(y, residuals, weights, strata))
+        going, y_now, x_now, weights = going[moves], y_now[moves], x_now[moves], weights[moves]
+        slopes, levels, scale = slopes[moves], levels[moves], scale[moves]
+    return replace(out, r2=_r2(y, out.residuals, out.weights, strata))
 
 
 def _median(values: Floats) -> Floats:

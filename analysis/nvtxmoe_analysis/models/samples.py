@@ -26,6 +26,8 @@ MIN_BLOCKS, MOST_BLOCKS = 10, 20
 STEPS_A_BLOCK = 10
 #: More rows than these, of a layer and of all layers, are thinned; a stratum of all layers keeps ten on average.
 MOST_ROWS, MOST_POOLED_ROWS, POOLED_IN_STRATUM = 1_000, 5_000, 10
+#: Why a feature is refused.
+NOT_KNOWN, NO_VARIATION, TWIN = "not known", "no variation", "moves exactly as"
 #: A stratum of one row says nothing of any slope.
 MIN_IN_STRATUM = 2
 #: Of the largest value: smaller differences are rounding.
@@ -64,31 +66,48 @@ def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
 
     Parameters:
         frame: ``rank``, ``step``, ``layer_idx``, ``step_kind``, ``launched_by``, the target and FEATURES. Rows in
-            which the GPU did nothing, or of which no feature is known, are left out.
+            which the GPU did nothing are left out, and those of which no feature is known; a layer that has only
+            such rows gives a sample without rows, with the reason.
     """
-    frame = frame.filter(
-        pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES),
+    worked = frame.filter(
         pl.col("step_kind").is_in(KINDS),
         pl.col("launched_by") != "none",
         pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null()),
     )
+    known = pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES)
     for kind in KINDS:
-        mine = frame.filter(step_kind=kind)
-        if mine.is_empty():
-            continue
-        layer, rank, step = (mine[name].to_numpy() for name in ("layer_idx", "rank", "step"))
-        launch = mine["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
-        order = np.lexsort((step, launch, rank, layer))
-        layer, step = layer[order], step[order]
-        fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
-        stratum = np.cumsum(np.any(fresh, axis=0))
-        values = np.array([mine[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[order] for name in FEATURES])
-        y = mine[target].cast(pl.Float64).to_numpy()[order]
-        yield make_sample(None, kind, values, y, stratum, step)
-        starts = np.flatnonzero(np.append(True, fresh[0][1:]))
-        for start, end in zip(starts, [*starts[1:], len(layer)], strict=True):
-            part = slice(start, end)
-            yield make_sample(int(layer[start]), kind, values[:, part], y[part], stratum[part], step[part])
+        mine = worked.filter(step_kind=kind)
+        found = list(_of_kind(mine.filter(known), kind, target))
+        have = {sample.layer for sample in found}
+        rows: dict[int | None, int] = {None: len(mine), **dict(mine.group_by("layer_idx").len().iter_rows())}
+        found += [_unknown(layer, kind, count) for layer, count in rows.items() if count and layer not in have]
+        yield from sorted(found, key=lambda sample: -1 if sample.layer is None else sample.layer)
+
+
+def _of_kind(mine: pl.DataFrame, kind: str, target: str) -> Iterator[Sample]:
+    """Of all layers and of each, of rows that can be fitted."""
+    if mine.is_empty():
+        return
+    layer, rank, step = (mine[name].to_numpy() for name in ("layer_idx", "rank", "step"))
+    launch = mine["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
+    order = np.lexsort((step, launch, rank, layer))
+    layer, step = layer[order], step[order]
+    fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
+    stratum = np.cumsum(np.any(fresh, axis=0))
+    values = np.array([mine[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[order] for name in FEATURES])
+    y = mine[target].cast(pl.Float64).to_numpy()[order]
+    yield make_sample(None, kind, values, y, stratum, step)
+    starts = np.flatnonzero(np.append(True, fresh[0][1:]))
+    for start, end in zip(starts, [*starts[1:], len(layer)], strict=True):
+        part = slice(start, end)
+        yield make_sample(int(layer[start]), kind, values[:, part], y[part], stratum[part], step[part])
+
+
+def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
+    """Of a layer whose routing is not known in any row."""
+    none = np.zeros(0, dtype=np.int64)
+    reason = f"the routing of none of its {_count(rows, 'row')} is known"
+    return Sample(layer, kind, np.zeros((len(FEATURES), 0)), np.zeros(0), Strata(none, none, 0, 0), 0, reason)
 
 
 def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints) -> Sample:
@@ -97,7 +116,7 @@ def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum
     Parameters:
         values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
     """
-    keep = _kept(stratum, step, MOST_ROWS if layer is not None else MOST_POOLED_ROWS)
+    keep, lone = _kept(stratum, step, MOST_ROWS if layer is not None else MOST_POOLED_ROWS)
     values, y, step = values[:, keep], y[keep], step[keep]
     stratum = np.unique(stratum[keep], return_inverse=True)[1]
     numbers, order = np.unique(step, return_inverse=True)
@@ -106,13 +125,15 @@ def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum
     reason = None
     if len(y) < MIN_ROWS or steps < MIN_STEPS:
         have = f"{_count(len(y), 'row')} in {_count(steps, 'step')}"
+        if lone:
+            have += f" and {_count(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
         reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
     strata = Strata(stratum, order * blocks // max(steps, 1), int(stratum.max(initial=-1)) + 1, blocks)
     return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
 
 
-def _kept(stratum: Ints, step: Ints, most: int) -> Ints:
-    """Positions of rows that are fitted.
+def _kept(stratum: Ints, step: Ints, most: int) -> tuple[Ints, int]:
+    """Positions of rows that are fitted, and how many are not, being the only one of their stratum.
 
     Of too many rows every n-th step of a stratum is taken, each stratum beginning with another one: ranks that
     saw the same tokens then stand for different steps, so that nearly all steps are still there.
@@ -125,7 +146,8 @@ def _kept(stratum: Ints, step: Ints, most: int) -> Ints:
         order = np.unique(step, return_inverse=True)[1]
         at = at[(order + number) % every == 0]
         size = np.bincount(number[at], minlength=len(size))
-    return at[size[number[at]] >= MIN_IN_STRATUM]
+    kept = at[size[number[at]] >= MIN_IN_STRATUM]
+    return kept, len(at) - len(kept)
 
 
 def _count(number: int, noun: str) -> str:
@@ -160,12 +182,12 @@ def design(sample: Sample) -> Designed:
     refused: dict[int, str] = {}
     unknown = np.isnan(sample.values).sum(axis=1)
     for number in np.flatnonzero(unknown).tolist():
-        some = f"not known in {unknown[number]:,} of the rows"
-        refused[number] = "not known" if unknown[number] == sample.rows else some
+        some = f"{NOT_KNOWN} in {unknown[number]:,} of the rows"
+        refused[number] = NOT_KNOWN if unknown[number] == sample.rows else some
     x = sample.strata.centred(sample.values)
     scale = np.sqrt(np.einsum("fn,fn->f", x, x) / sample.rows)
     for number in np.flatnonzero(scale <= ROUNDING * np.abs(sample.values).max(axis=1)).tolist():
-        refused[number] = "no variation"
+        refused[number] = NO_VARIATION
     tested = [number for number in range(len(FEATURES)) if number not in refused]
     x = x[tested] / scale[tested, None]
     correlation = x @ x.T / sample.rows
@@ -175,6 +197,6 @@ def design(sample: Sample) -> Designed:
         if twin is None:
             alone.append(at)
         else:
-            refused[number] = f"moves exactly as {FEATURES[tested[twin]]} in these rows"
+            refused[number] = f"{TWIN} {FEATURES[tested[twin]]} in these rows"
     numbers = np.array(tested, dtype=np.int64)[alone]
     return Designed(x[alone], scale[numbers], numbers, refused, correlation[np.ix_(alone, alone)])

@@ -8,6 +8,10 @@ from nvtxmoe_analysis.models.samples import Sample
 
 BEST, ALTERNATIVE, ADDED = "best", "alternative", "added"
 EXPLAINS, NO_EFFECT, ALIKE, REFUSED = "explains", "no_effect", "cannot_tell_apart", "refused"
+#: Reasons why a feature predicts or shows nothing.
+BY_CHANCE, NO_BETTER = "no effect of it can be told from chance", "predicts no better than the typical time"
+#: In the reason why a feature could not be tested: of stretches of steps.
+ONE_OF = "one of"
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nvtxmoe_analysis.models.samples import IMBALANCE, LOAD
-from nvtxmoe_analysis.models.terms import ALIKE, EXPLAINS, NO_EFFECT, REFUSED, Choice, Term
+from nvtxmoe_analysis.models.samples import IMBALANCE, LOAD, NO_VARIATION, NOT_KNOWN, TWIN
+from nvtxmoe_analysis.models.terms import ALIKE, BY_CHANCE, EXPLAINS, NO_EFFECT, ONE_OF, REFUSED, Choice, Term
 
 #: Feature: what it is called, a step of it, and the size of that step in its unit.
 NAMES = {
@@ -28,6 +29,15 @@ MOST_NAMED, MOST_TOLD = 3, 2
 #: Below, slopes are in ns.
 LEAST_US = 0.1
 MOST_DECIMALS = 2
+#: Of a number that would be 0 with fewer.
+MOST_DECIMALS_NEAR_0 = 4
+#: Why features could not be tested: part of their reason, words for one and for several.
+UNTESTED = (
+    (ONE_OF, "varies mainly in one stretch of steps", "vary mainly in one stretch of steps"),
+    (NO_VARIATION, "does not vary", "do not vary"),
+    (NOT_KNOWN, "is not known", "are not known"),
+    (TWIN, "moves exactly as another", "move exactly as others"),
+)
 
 
 def name_of(feature: str) -> str:
@@ -39,6 +49,13 @@ def time_words(ns: float) -> str:
     """A time in us."""
     us = ns / 1000
     return f"{us:,.1f} us" if abs(us) >= 1 else f"{us:.3f} us"
+
+
+def untested(terms: Iterable[Term]) -> str:
+    """How many of them could not be tested, by the reason."""
+    reasons = [term.reason or "" for term in terms if term.status == REFUSED]
+    counts = [(sum(part in reason for reason in reasons), one, several) for part, one, several in UNTESTED]
+    return ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts if count)
 
 
 def sentence(choice: Choice) -> str:
@@ -102,16 +119,17 @@ def _nothing(choice: Choice) -> str:
     _, step, size = NAMES[told.feature]
     slope = _slope(told, size)
     tested = sum(term.status != REFUSED for term in choice.alternatives)
-    seen = (
-        ""
-        if tested == len(NAMES)
-        else f" ({tested} of {len(NAMES)} features could be tested, the others vary too little)"
-    )
-    alone = ", before the correction for many tests" if told.low is not None and told.low * (told.high or 0) > 0 else ""
+    time = time_words(choice.best.intercept)
+    found = f"nothing explains the {time}, {choice.best.reason}"
+    if tested < len(NAMES):
+        seen = f"{tested} of {len(NAMES)} features could be tested ({untested(choice.alternatives)})"
+        found = f"{seen}, no effect on the {time} can be told from chance"
+    but = ""
+    if told.low is not None and told.high is not None and told.low * told.high > 0:
+        but = ", before the correction for many tests" if told.reason == BY_CHANCE else f", but it {told.reason}"
     return (
-        f"nothing explains the {time_words(choice.best.intercept)}, {choice.best.reason}{seen}: "
-        f"{'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} "
-        f"(95 % CI{alone})"
+        f"{found}: {'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} "
+        f"(95 % CI{but})"
     )
 
 
@@ -150,5 +168,8 @@ def _slope(term: Term, factor: float) -> _Slope:
 
 
 def _number(value: float, decimals: int) -> str:
+    """With more decimals where fewer would hide the sign."""
+    enough = (some for some in range(decimals, MOST_DECIMALS_NEAR_0 + 1) if round(value, some))
+    decimals = next(enough, decimals)
     text = f"{value:,.{decimals}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text

@@ -79,12 +79,15 @@ def build(source: Source) -> Drawing | Missing:
 
 def best_models(model: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
     """The rows of role ``best``, one a layer and kind of step, with ``x`` (the column to draw against) and ``fitted``
-    (whether there is a line)."""
+    (whether there is a line) and ``untested`` (how many features could not be tested; null for none)."""
     drawn = pl.col("feature").is_in(columns)
     line = pl.col("status").is_in(["explains", "cannot_tell_apart"]) & pl.col("slope_ns_per_unit").is_not_null()
+    key = ["layer_idx", "step_kind"]
+    refused = model.filter(role="alternative", status="refused").group_by(key).agg(pl.len().alias("untested"))
     return (
         model.filter(pl.col("layer_idx").is_not_null(), pl.col("role") == "best", pl.col("target").is_in(columns))
-        .unique(["layer_idx", "step_kind"], keep="first", maintain_order=True)
+        .unique(key, keep="first", maintain_order=True)
+        .join(refused, on=key, how="left", maintain_order="left")
         .with_columns(x=pl.when(drawn).then("feature").otherwise(pl.lit(FALLBACK)), fitted=drawn & line)
     )
 
@@ -152,7 +155,7 @@ def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
 
 def unfitted(row: Mapping[str, Any]) -> str:
     """Why a panel has no line; that nothing explains the time only where every feature was tested."""
-    if row["status"] == "no_effect" and "could be tested" in (row["sentence"] or ""):
+    if row["status"] == "no_effect" and row["untested"]:
         return "not tested: some features vary too little; of the others none explains the time"
     return NO_FIT[row["status"]]
 
