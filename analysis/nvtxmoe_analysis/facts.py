@@ -16,6 +16,7 @@ from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.exports.session import KIND as JOURNAL
 from nvtxmoe_analysis.exports.session import Session
 from nvtxmoe_analysis.journals import read_session
+from nvtxmoe_analysis.launch_facts import LaunchFacts, launch_facts
 from nvtxmoe_analysis.launches import Launches
 from nvtxmoe_analysis.nvtx_rows import COLUMNS, push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
@@ -45,7 +46,7 @@ class ReportFacts:
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
         coverage, outside_layers: see ``Attribution``; the whole export.
-        launches: ``Launches.in_steps`` with ``rank``, ``step`` and ``partial``; the whole export.
+        launches: those in steps; the whole export.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
         kind: ``sqlite``, ``parquet``, or ``journal``: see :attr:`direct`.
     """
@@ -65,7 +66,7 @@ class ReportFacts:
     collectives: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
-    launches: pl.DataFrame
+    launches: LaunchFacts
     runtime_calls: int
     repeated_calls: int
     crossings: int
@@ -128,13 +129,11 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         topk=_narrowed_topk(events, steps, selection),
         coverage=placed.coverage,
         outside_layers=_named(placed.outside_layers, placed.names),
-        launches=launches.in_steps()
-        .with_columns(partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist()))
-        .join(
+        launches=launch_facts(
+            launches.in_steps().with_columns(
+                partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist())
+            ),
             keys,
-            on="step_row",
-            how="left",
-            maintain_order="left",
         ),
         runtime_calls=export.rows(tables.RUNTIME),
         repeated_calls=launches.repeated,

@@ -68,15 +68,15 @@ def in_process(table: str, frame: pl.DataFrame, rank: int) -> pl.DataFrame:
     return frame.with_columns(pl.col(name) + shifts[name] for name in frame.columns if name in shifts)
 
 
-def all_processes(table: str, frame: pl.DataFrame, pid: int, processes: int) -> pl.DataFrame:
-    """Rows of all processes, interleaved in time as nsys does."""
+def all_processes(table: str, frame: pl.DataFrame, pid: int, ranks: range) -> pl.DataFrame:
+    """Rows of the processes of these ranks, interleaved in time as nsys does."""
     if table != NVTX:
-        parts = [in_process(table, frame, rank) for rank in range(processes)]
+        parts = [in_process(table, frame, rank) for rank in ranks]
     else:  # rows of other processes than the engine stand there once
         ours = source_tables.of_process("globalTid", pid)
         parts = [
             in_process(table, frame.filter(ours), rank).with_columns(rank=pl.lit(rank, pl.Int64))
-            for rank in range(processes)
+            for rank in ranks
         ]
         parts.append(frame.filter(~ours).with_columns(rank=pl.lit(None, pl.Int64)))
     return in_order(pl.concat(parts))
@@ -87,10 +87,10 @@ def in_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort("start" if "start" in frame.columns else "correlationId", maintain_order=True)
 
 
-def with_meta(nvtx: pl.DataFrame, processes: int) -> pl.DataFrame:
+def with_meta(nvtx: pl.DataFrame, world_size: int) -> pl.DataFrame:
     """The head's NVTX rows, every process's moe.meta saying its own rank."""
     blobs = [
-        rewrite_meta(blob, rank, processes) if name == schema.META else blob
+        rewrite_meta(blob, rank, world_size) if name == schema.META else blob
         for name, rank, blob in nvtx.select("name", "rank", "binaryData").iter_rows()
     ]
     return nvtx.with_columns(pl.Series("binaryData", blobs, dtype=pl.Binary))
@@ -143,15 +143,15 @@ class Output:
         return {word: self._rows[table] for word, table in tables.items()}
 
 
-def write_once(output: Output, source: Source, processes: int) -> None:
+def write_once(output: Output, source: Source, ranks: range) -> None:
     """Write the small tables and what only the head has."""
     for table, frame in source.small.items():
         if table in PER_PROCESS:
-            output.append(table, pl.concat([in_process(table, frame, r) for r in range(processes)]))
+            output.append(table, pl.concat([in_process(table, frame, r) for r in ranks]))
         else:
-            output.append(table, pl.concat([frame] * processes) if table in REPEATED else frame)
+            output.append(table, pl.concat([frame] * len(ranks)) if table in REPEATED else frame)
     for table in source.head.keys() - source.tile.keys():
-        output.append(table, all_processes(table, source.head[table], source.pid, processes))
+        output.append(table, all_processes(table, source.head[table], source.pid, ranks))
 
 
 def write_tiles(output: Output, heads: Frames, rounds: Frames, payloads: Payloads, plan: Plan, stride: Stride) -> None:
@@ -175,18 +175,24 @@ def tile_capture(
     seed: int,
     formats: set[str],
     topk_every: int = 1,
+    first_rank: int = 0,
+    world_size: int | None = None,
 ) -> None:
-    """Write the tiled export of about that many kernels in all, in the given formats, and its truth."""
+    """Write the tiled export of about that many kernels in all, in the given formats, and its truth.
+
+    Its processes are the ranks from ``first_rank`` on, of ``world_size`` (default: there are no others).
+    """
+    ranks = range(first_rank, first_rank + processes)
     rng = np.random.default_rng(seed)
     source = source_tables.read_source(capture)
     head, tile = source.head, source.tile
     tiles = max(1, round((kernels / processes - head[KERNEL].height) / tile[KERNEL].height))
     wanted_calls = calls_per_kernel * (head[KERNEL].height + tiles * tile[KERNEL].height)
     source_tables.fit_calls(tile, source.small, round((wanted_calls - head[RUNTIME].height) / tiles), rng)
-    stride = stride_of(source, processes)
-    rounds = {table: all_processes(table, frame, source.pid, processes) for table, frame in tile.items()}
-    heads = {table: all_processes(table, head[table], source.pid, processes) for table in tile}
-    heads[NVTX] = with_meta(heads[NVTX], processes)
+    stride = stride_of(source, ranks.stop)
+    rounds = {table: all_processes(table, frame, source.pid, ranks) for table, frame in tile.items()}
+    heads = {table: all_processes(table, head[table], source.pid, ranks) for table in tile}
+    heads[NVTX] = with_meta(heads[NVTX], world_size or ranks.stop)
     payloads = Payloads(rounds[NVTX], rng)
     folder.mkdir(parents=True, exist_ok=True)
     sinks: list[Sink] = []
@@ -195,12 +201,12 @@ def tile_capture(
     if "parquet" in formats:
         sinks.append(ParquetSink(folder / "tiled_pqtdir"))
     output = Output(sinks)
-    write_once(output, source, processes)
+    write_once(output, source, ranks)
     plan = Plan(tiles, topk_every)
     write_tiles(output, heads, rounds, payloads, plan, stride)
     for sink in sinks:
         sink.close()
-    shape = Shape(processes, tiles, payloads.steps_per_tile, len(range(0, tiles, topk_every)))
+    shape = Shape(ranks, tiles, payloads.steps_per_tile, len(range(0, tiles, topk_every)))
     write_truth(folder, source_answer(capture, source.window), payloads, shape, output.rows())
 
 

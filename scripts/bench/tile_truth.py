@@ -19,7 +19,7 @@ CELL_KEY = ["rank", "step", "layer_idx"]
 class Shape:
     """How often the source was repeated."""
 
-    processes: int
+    ranks: range
     tiles: int
     steps_per_tile: int
     sampled_tiles: int
@@ -51,7 +51,7 @@ def source_answer(capture: Path, window: Window) -> SourceAnswer:
 
 def true_cells(answer: SourceAnswer, shape: Shape) -> pl.DataFrame:
     """One row for every (rank, step, layer)."""
-    ranks = pl.DataFrame({"rank": range(shape.processes)}, schema={"rank": pl.Int64})
+    ranks = pl.DataFrame({"rank": shape.ranks}, schema={"rank": pl.Int64})
     first_steps = [tile * shape.steps_per_tile for tile in range(shape.tiles)]
     tiles = pl.DataFrame({"first_step": first_steps}, schema={"first_step": pl.Int64})
     rows = answer.cells.drop("rank").join(tiles, how="cross").join(ranks, how="cross")
@@ -61,7 +61,7 @@ def true_cells(answer: SourceAnswer, shape: Shape) -> pl.DataFrame:
 
 def true_kernels(answer: SourceAnswer, shape: Shape) -> pl.DataFrame:
     """In-layer operations by rank, layer, phase, kind, name and way of launch."""
-    ranks = pl.DataFrame({"rank": range(shape.processes)}, schema={"rank": pl.Int64})
+    ranks = pl.DataFrame({"rank": shape.ranks}, schema={"rank": pl.Int64})
     rows = answer.kernels.drop("rank").join(ranks, how="cross")
     rows = rows.with_columns(pl.col("count", "total_ns") * shape.tiles)
     return rows.select(answer.kernels.columns).sort(answer.kernels.columns[:-2])
@@ -83,7 +83,7 @@ def true_coverage(answer: SourceAnswer, shape: Shape) -> dict[str, dict[str, int
     """Operations and nanoseconds by class."""
     return {
         where: {
-            unit: shape.processes * (answer.head[where][unit] + shape.tiles * answer.tile[where][unit])
+            unit: len(shape.ranks) * (answer.head[where][unit] + shape.tiles * answer.tile[where][unit])
             for unit in ("operations", "ns")
         }
         for where in answer.tile
@@ -100,7 +100,7 @@ def write_truth(folder: Path, answer: SourceAnswer, payloads: Payloads, shape: S
     summary = rows | {
         "calls_per_kernel": rows["runtime_calls"] / rows["kernels"],
         "ranges_and_marks_per_kernel": (rows["ranges"] + rows["marks"]) / rows["kernels"],
-        "processes": shape.processes,
+        "processes": len(shape.ranks),
         "tiles": shape.tiles,
         "steps_per_rank": shape.tiles * shape.steps_per_tile,
         "count_cells": cells.height,

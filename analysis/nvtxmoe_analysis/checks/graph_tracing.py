@@ -12,7 +12,7 @@ NAME = "graph_tracing"
 
 def check(results: Results) -> Check:
     """Graph launches in steps gave kernels, not one record a graph."""
-    launches = sum(int(report.launches["is_graph"].sum()) for report in results.reports)
+    launches = sum(report.launches.graphs for report in results.reports)
     whole = sum(int(report.coverage.filter(pl.col("kind") == 3)["operations"].sum()) for report in results.reports)
     nodes = sum(report.graph_rows for report in results.reports)
     figures = {"graph_launches": launches, "whole_graph_records": whole, "node_rows": nodes}

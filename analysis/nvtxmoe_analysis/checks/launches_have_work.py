@@ -18,29 +18,29 @@ def check(results: Results) -> Check:
     A graph launch is partial when another launch of the same graph gave more operations. A step with tokens in
     which nothing was launched has lost its calls together with their work.
     """
-    launches = pl.concat([_launches(report) for report in results.reports])
+    launches = sum(report.launches.number for report in results.reports)
     silent = pl.concat([_silent_steps(report) for report in results.reports])
-    lost = launches.filter(~pl.col("has_work") | pl.col("partial"))
+    lost = pl.concat([report.launches.lost.select(_source(report), pl.all()) for report in results.reports])
     figures: dict[str, Figure] = {
-        "launches": len(launches),
-        "graph_launches": int(launches["is_graph"].sum()),
-        "without_work": int((~launches["has_work"]).sum()),
-        "partial_graphs": int(launches["partial"].sum()),
+        "launches": launches,
+        "graph_launches": sum(report.launches.graphs for report in results.reports),
+        "without_work": int((~lost["has_work"]).sum()),
+        "partial_graphs": int(lost["partial"].sum()),
         "steps_without_launch": len(silent),
     }
     gone = pl.concat([lost, silent], how="diagonal")
-    if gone.is_empty() and launches.is_empty():
+    if gone.is_empty() and not launches:
         return not_applicable(NAME, "No launch inside a step was recorded.", **figures)
     if gone.is_empty():
         return passed(
-            NAME, f"All {number(len(launches), 'launch', 'launches')} in steps have their GPU work.", **figures
+            NAME, f"All {number(launches, 'launch', 'launches')} in steps have their GPU work.", **figures
         )
     first = gone.sort("report", "start").row(0, named=True)
     figures["first"] = {k: first[k] for k in ("report", "rank", "step", "name", "start")}
     figures["steps_affected"] = gone.select("report", "step_row").n_unique()
     said = []
     if len(lost):
-        said.append(f"{len(lost):,} of {len(launches):,} launches in steps have lost GPU work")
+        said.append(f"{len(lost):,} of {launches:,} launches in steps have lost GPU work")
     if len(silent):
         said.append(f"{number(len(silent), 'step')} with tokens {'has' if len(silent) == 1 else 'have'} no launch")
     return failed(
@@ -53,9 +53,8 @@ def _beginning(first: dict[str, object]) -> str:
     return f"from {step} on" + (f" ({first['name']})" if first["name"] else "")
 
 
-def _launches(report: ReportFacts) -> pl.DataFrame:
-    columns = ("rank", "step", "step_row", "name", "start", "is_graph", "has_work", "partial")
-    return report.launches.select(pl.lit(str(report.source)).alias("report"), *columns)
+def _source(report: ReportFacts) -> pl.Expr:
+    return pl.lit(str(report.source)).alias("report")
 
 
 def _silent_steps(report: ReportFacts) -> pl.DataFrame:
@@ -63,5 +62,5 @@ def _silent_steps(report: ReportFacts) -> pl.DataFrame:
     steps = report.steps.with_row_index("step_row").with_columns(pl.col("step_row").cast(pl.Int32))
     if not report.runtime_calls:
         steps = steps.clear()
-    silent = with_tokens(steps).join(report.launches.select("step_row"), on="step_row", how="anti")
-    return silent.select(pl.lit(str(report.source)).alias("report"), "rank", "step", "step_row", "start")
+    silent = with_tokens(steps).join(report.launches.by_step, on="step_row", how="anti")
+    return silent.select(_source(report), "rank", "step", "step_row", "start")

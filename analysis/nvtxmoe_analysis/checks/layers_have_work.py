@@ -45,5 +45,5 @@ def _wanted(report: ReportFacts) -> pl.DataFrame:
     cells = wanted_cells(report.events, report.steps)
     if (report.coverage["class"] == UNPLACED).any():
         return cells.clear()
-    whole = report.launches.group_by("pid", "step").agg(whole=(pl.col("has_work") & ~pl.col("partial")).all())
+    whole = report.launches.by_step.group_by("pid", "step").agg(pl.col("whole").all())
     return cells.join(whole.filter("whole"), on=["pid", "step"], how="semi")
