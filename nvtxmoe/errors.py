@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 
@@ -35,9 +35,17 @@ class NvtxmoeError(Exception):
         self.exit_code = exit_code
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[Callable[..., NvtxmoeError], tuple[object, ...]]:
+        """An error crosses to another process whole."""
+        return _again, (type(self), self.what, self.where, self.remedy, self.exit_code)
+
     def __str__(self) -> str:
         line = " ".join(f"{self.what}. {self.remedy}".split() if self.remedy else self.what.split())
         return f"{self.where}: {line}" if self.where else line
+
+
+def _again(kind: type[NvtxmoeError], what: str, where: str | None, remedy: str | None, exit_code: int) -> NvtxmoeError:
+    return kind(what, where=where, remedy=remedy, exit_code=exit_code)
 
 
 @contextmanager

@@ -109,16 +109,6 @@ def test_world_sizes_disagree(tmp_path: Path) -> None:
     )
 
 
-def test_reports_of_two_runs(tmp_path: Path) -> None:
-    exports = [whole_run(rank=rank, world_size=2, meta={"run_id": f"run-{rank}"}) for rank in range(2)]
-    found = written(tmp_path, *exports)
-    assert found.check("ranks_present")[:2] == (
-        "fail",
-        "The inputs come from 2 runs: run-0, run-1. Give reports of one run.",
-    )
-    assert found.statuses == {"ranks_present": "fail"}
-
-
 # Payload bytes -----------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
     found = written(tmp_path, export)
     path = tmp_path / "built0.sqlite"
     passing = [
+        ("reports_read", "One report.", {"reports": 1, "failed": []}),
         ("meta_present", "1 process announced itself.", {"processes": 1}),
         ("ranks_present", "All 1 rank present.", {"world_size": 1, "present": [0], "missing": []}),
         ("blobs_present", "Every payload is in the export.", {"missing": 0}),
@@ -66,7 +67,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
     ]
     nothing_to_see = {
         *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
-        *("collectives_seen", "clocks_agree"),
+        *("reports_read", "collectives_seen", "clocks_agree"),
     }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {
@@ -155,6 +156,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
                 ],
             }
         ],
+        "failed_inputs": [],
     }
     assert len(passing) == len(CHECKS)
 

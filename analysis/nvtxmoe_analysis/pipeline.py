@@ -13,8 +13,9 @@ import polars as pl
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
 from nvtxmoe_analysis.database import check_database, writing_database
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export, refuse_mixture
-from nvtxmoe_analysis.facts import gather
+from nvtxmoe_analysis.exports.open import refuse_mixture
+from nvtxmoe_analysis.gathering.gather_all import gather_all
+from nvtxmoe_analysis.gathering.task import Failure
 from nvtxmoe_analysis.outputs import (
     DOCUMENTS,
     FOLDER,
@@ -44,6 +45,11 @@ class Analysis:
     files: list[Path]
 
     @property
+    def failed(self) -> tuple[Failure, ...]:
+        """Reports that could not be read."""
+        return self.results.failed
+
+    @property
     def complete(self) -> bool:
         """The verdict."""
         return bool(self.validation["verdict"] == "complete")
@@ -59,6 +65,8 @@ def analyze(
     database: Path | None = None,
     cache_dir: Path | None = None,
     nsys: Path | None = None,
+    jobs: int | None = 1,
+    dask: str | None = None,
     tell: Callable[[str, float | None], None] | None = None,
 ) -> Analysis:
     """Analyse exports, reports or sessions of one run and write the results into ``output/moe_expert_tracking``: all
@@ -68,7 +76,13 @@ def analyze(
         formats: of the tables, see ``writer.FORMATS``.
         capacity_factors: for moe_capacity, see ``capacity.factors``.
         database: a SQLite file that gets the tables too.
+        jobs: how many reports to read at a time, each in a process of its own; None: as cores and memory allow. More
+            than 1 needs a program whose main module can be imported, as ``multiprocessing`` does.
+        dask: address of the scheduler of a Dask cluster that reads them.
         tell: called with what is being done and how far it is, see ``progress.Progress``.
+
+    Of several reports, those that can't be read cost only what is in them: the results are of the others,
+    ``Analysis.failed`` and the validation file name them, and the verdict is ``incomplete``.
 
     Raises:
         NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
@@ -83,12 +97,11 @@ def analyze(
     if database is not None:
         check_database(database, TABLES)
     refuse_mixture(inputs)
-    reports = []
-    for path in inputs:
-        progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
-        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
+    reports, failed = gather_all(
+        inputs, selection, cache_dir=cache_dir, nsys=nsys, jobs=jobs, dask=dask, progress=progress
+    )
     progress.begin("joining")
-    results = replace(merge(reports, selection, options), capacity_factors=factors)
+    results = replace(merge(reports, selection, options), capacity_factors=factors, failed=tuple(failed))
     results.prepare()
     stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
     said = [stem for stem in DOCUMENTS if stem not in GPU_DOCUMENTS or not results.direct]

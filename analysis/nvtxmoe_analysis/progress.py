@@ -24,6 +24,11 @@ class Progress:
         self._what, self._done, self._total = what, 0, rows
         self._report()
 
+    def part(self, what: str, done: int, total: int) -> None:
+        """Say what has been done, and how many of how many parts that makes."""
+        self._what, self._done, self._total = what, done, total
+        self._report()
+
     def over(self, batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
         """Pass batches on, counting their rows."""
         for batch in batches:

@@ -17,8 +17,10 @@ from nvtxmoe_analysis.correlation import KEY, correlate
 from nvtxmoe_analysis.cross_layer import CrossLayer, cross_layer
 from nvtxmoe_analysis.data_parallel import sharing
 from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.gathering.task import Failure
 from nvtxmoe_analysis.models.choose import choose
 from nvtxmoe_analysis.models.terms import Choice
+from nvtxmoe_analysis.one_run import refuse_several_runs
 from nvtxmoe_analysis.payload_tables import CountTable, PairTable
 from nvtxmoe_analysis.rank_groups import distinct, rank_groups
 from nvtxmoe_analysis.routing import Routing, cell_features, combine, once_a_group, totals
@@ -42,6 +44,7 @@ class Results:
         aligned: whether the reports' clocks could be put on one axis.
         options: what the analysis was asked, for the validation file.
         capacity_factors: those of moe_capacity.
+        failed: reports that could not be read.
     """
 
     reports: tuple[ReportFacts, ...]
@@ -52,6 +55,7 @@ class Results:
     aligned: bool
     options: dict[str, object] = field(default_factory=dict)
     capacity_factors: tuple[float, ...] = CAPACITY_FACTORS
+    failed: tuple[Failure, ...] = ()
 
     @property
     def direct(self) -> bool:
@@ -167,9 +171,9 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
     """Put the facts of all reports together.
 
     Raises:
-        NvtxmoeError: two processes say they are the same rank, or sessions of direct mode have no step.
+        NvtxmoeError: the reports are not of one run, or sessions of direct mode have no step.
     """
-    _refuse_same_rank(reports)
+    refuse_several_runs(reports)
     _refuse_no_steps(reports)
     _refuse_empty(reports, selection)
     aligned = all(report.epoch_ns is not None for report in reports) or len(reports) == 1
@@ -183,26 +187,6 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
         aligned=aligned,
         options=options,
     )
-
-
-def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
-    seen: dict[int, str] = {}
-    for report in reports:
-        ranks = {(pid, meta.rank) for pid, meta in report.metas.items()}
-        for frame in (report.steps, report.events.counts.cells):
-            ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
-        for pid, rank in sorted(ranks):
-            file = report.events.journals.get(pid)
-            here = f"{report.source} (process {pid})" if file is None else str(file.path)
-            if rank in seen:
-                raise NvtxmoeError(
-                    f"two processes say they are rank {rank}: {seen[rank]} and {here}",
-                    remedy="Give each rank's report once, and reports of one run only"
-                    if file is None
-                    else "Give each journal once, and of an engine that started again the journals of one run, not the "
-                    "folder",
-                )
-            seen[rank] = here
 
 
 def _refuse_no_steps(reports: Sequence[ReportFacts]) -> None:

@@ -43,6 +43,9 @@ def validate(results: Results) -> tuple[list[Check], dict[str, Any]]:
         },
         "options": results.options,
         "inputs": [_session(report) if report.direct else _input(report) for report in results.reports],
+        "failed_inputs": [
+            {"path": str(one.source), "error": one.error, "attempts": one.attempts} for one in results.failed
+        ],
     }
 
 

@@ -8,10 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
+
+from nvtxmoe.errors import INCOMPLETE, NvtxmoeError
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.pipeline import Analysis
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -73,6 +78,26 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
         yield tell
 
 
+def ending(done: Analysis, *, strict: bool, partial_ok: bool) -> int:
+    """The exit status of an analysis that has been shown.
+
+    Raises:
+        NvtxmoeError: reports could not be read, and nobody said that this is fine.
+    """
+    if done.failed and not partial_ok:
+        number, first = len(done.failed), done.failed[0]
+        more = f", and {number - 1} more" if number > 1 else ""
+        raise NvtxmoeError(
+            f"the results lack {'a report that' if number == 1 else f'{number} reports that'} could not be read: "
+            f"{first.source}{more}",
+            remedy="See above; give --partial-ok where that is no fault",
+        )
+    return INCOMPLETE if strict and not done.complete else 0
+
+
+partial_option = click.option(
+    "--partial-ok", is_flag=True, help="Of several inputs, some may fail: exit with 0 if any could be read."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
+from nvtxmoe.commands._common import (
+    PATH,
+    command,
+    ending,
+    json_option,
+    opening_options,
+    partial_option,
+    print_json,
+    progress_bar,
+    stdout,
+)
 from nvtxmoe.commands._selection import selection_options
-from nvtxmoe.errors import INCOMPLETE
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.selection import Selection
@@ -43,6 +52,17 @@ if TYPE_CHECKING:
 )
 @click.option("--report", "with_report", is_flag=True, help="Also write DIR/report.html: see `nvtxmoe report`.")
 @click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
+@partial_option
+@click.option(
+    "-j",
+    "--jobs",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Read at most N inputs at a time. Default: as many as cores and memory allow.",
+)
+@click.option(
+    "--dask", metavar="ADDRESS", help="Read the inputs on the Dask cluster of this scheduler, tcp://HOST:8786."
+)
 @json_option
 @opening_options
 def analyze(
@@ -54,6 +74,9 @@ def analyze(
     capacity_factors: tuple[float, ...],
     with_report: bool,
     strict: bool,
+    partial_ok: bool,
+    jobs: int | None,
+    dask: str | None,
     as_json: bool,
     nsys: Path | None,
     cache_dir: Path | None,
@@ -65,6 +88,10 @@ def analyze(
 
     INPUT may also be the session folder of a run without nsys: it gives the tables that need no GPU time, as
     `nvtxmoe merge` does.
+
+    \b
+    An input that can't be read costs what is in it, not the others: the results are of those, the verdict is
+    incomplete, and the exit status 2, or with --partial-ok that of a whole analysis.
     """
     from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
@@ -79,6 +106,8 @@ def analyze(
             database=database,
             cache_dir=cache_dir,
             nsys=nsys,
+            jobs=jobs,
+            dask=dask,
             tell=tell,
         )
         found = overview(done)
@@ -97,4 +126,4 @@ def analyze(
         from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
 
         show_analysis(stdout(), found)
-    return INCOMPLETE if strict and not done.complete else 0
+    return ending(done, strict=strict, partial_ok=partial_ok)

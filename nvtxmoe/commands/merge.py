@@ -6,8 +6,16 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, progress_bar, stdout
-from nvtxmoe.errors import INCOMPLETE
+from nvtxmoe.commands._common import (
+    PATH,
+    command,
+    ending,
+    json_option,
+    partial_option,
+    print_json,
+    progress_bar,
+    stdout,
+)
 
 
 @command(
@@ -27,9 +35,15 @@ from nvtxmoe.errors import INCOMPLETE
     help="Format of the tables. Give it twice for both.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
+@partial_option
 @json_option
 def merge(
-    sessions: tuple[Path, ...], output: Path | None, formats: tuple[str, ...], strict: bool, as_json: bool
+    sessions: tuple[Path, ...],
+    output: Path | None,
+    formats: tuple[str, ...],
+    strict: bool,
+    partial_ok: bool,
+    as_json: bool,
 ) -> int:
     """Expert statistics of a run without nsys.
 
@@ -53,4 +67,4 @@ def merge(
         from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
 
         show_analysis(stdout(), found)
-    return INCOMPLETE if strict and not done.complete else 0
+    return ending(done, strict=strict, partial_ok=partial_ok)

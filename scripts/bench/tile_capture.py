@@ -75,8 +75,7 @@ def all_processes(table: str, frame: pl.DataFrame, pid: int, ranks: range) -> pl
     else:  # rows of other processes than the engine stand there once
         ours = source_tables.of_process("globalTid", pid)
         parts = [
-            in_process(table, frame.filter(ours), rank).with_columns(rank=pl.lit(rank, pl.Int64))
-            for rank in ranks
+            in_process(table, frame.filter(ours), rank).with_columns(rank=pl.lit(rank, pl.Int64)) for rank in ranks
         ]
         parts.append(frame.filter(~ours).with_columns(rank=pl.lit(None, pl.Int64)))
     return in_order(pl.concat(parts))

@@ -21,6 +21,7 @@ from nvtxmoe_analysis.checks import (
     profiler_warnings,
     ranges_nest,
     ranks_present,
+    reports_read,
     steps_closed,
     steps_have_counts,
     tensor_parallel_copies,
@@ -35,6 +36,7 @@ from nvtxmoe_analysis.results import Results
 
 #: In the order in which people read them.
 CHECKS: Sequence[Callable[[Results], Check]] = (
+    reports_read.check,
     meta_present.check,
     ranks_present.check,
     blobs_present.check,

@@ -32,9 +32,7 @@ def check(results: Results) -> Check:
     if gone.is_empty() and not launches:
         return not_applicable(NAME, "No launch inside a step was recorded.", **figures)
     if gone.is_empty():
-        return passed(
-            NAME, f"All {number(launches, 'launch', 'launches')} in steps have their GPU work.", **figures
-        )
+        return passed(NAME, f"All {number(launches, 'launch', 'launches')} in steps have their GPU work.", **figures)
     first = gone.sort("report", "start").row(0, named=True)
     figures["first"] = {k: first[k] for k in ("report", "rank", "step", "name", "start")}
     figures["steps_affected"] = gone.select("report", "step_row").n_unique()

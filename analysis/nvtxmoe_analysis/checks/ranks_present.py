@@ -17,13 +17,6 @@ def check(results: Results) -> Check:
     world_size = max(meta.world_size for meta in metas)
     missing = sorted(set(range(world_size)) - set(present))
     figures: dict[str, Figure] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
-    runs = {str(meta.raw["run_id"]) for meta in metas if meta.raw.get("run_id") is not None}
-    if len(runs) > 1:
-        return failed(
-            NAME,
-            f"The inputs come from {len(runs)} runs: {', '.join(sorted(runs))}. Give reports of one run.",
-            **figures,
-        )
     sizes = sorted({meta.world_size for meta in metas})
     if len(sizes) > 1:
         return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **figures)

@@ -1,0 +1,28 @@
+"""Every report that was named could be read."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
+from nvtxmoe_analysis.results import Results
+
+NAME = "reports_read"
+#: Reports whose errors the message tells; the validation file has all.
+MOST_TOLD = 3
+
+
+def check(results: Results) -> Check:
+    """No report is missing from the results because it could not be read."""
+    total = len(results.reports) + len(results.failed)
+    figures: dict[str, Figure] = {"reports": total, "failed": [str(one.source) for one in results.failed]}
+    if total == 1:
+        return not_applicable(NAME, "One report.", **figures)
+    if results.failed:
+        told = "; ".join(one.error for one in results.failed[:MOST_TOLD])
+        more = len(results.failed) - MOST_TOLD
+        return failed(
+            NAME,
+            f"{number(len(results.failed), 'report')} of {total} could not be read, and the results lack what is in "
+            f"{'it' if len(results.failed) == 1 else 'them'}: {told}{f'; and {more} more' if more > 0 else ''}",
+            **figures,
+        )
+    return passed(NAME, f"All {total:,} reports were read.", **figures)

@@ -1,0 +1,86 @@
+"""Reports that are not of one run are refused: their numbers must not be put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.events import Meta
+from nvtxmoe_analysis.facts import ReportFacts
+
+APART = "Analyse the reports of each run apart, into folders of their own"
+
+
+def refuse_several_runs(reports: Sequence[ReportFacts]) -> None:
+    """Raise when what moe.meta tells can't be of one run. Names and order of the files mean nothing.
+
+    Raises:
+        NvtxmoeError: the reports have different run ids, models, or two processes of one rank.
+    """
+    _refuse_run_ids(reports)
+    _refuse_models(reports)
+    _refuse_same_rank(reports)
+
+
+def _refuse_run_ids(reports: Sequence[ReportFacts]) -> None:
+    first: dict[str, str] = {}
+    for report in reports:
+        for meta in report.metas.values():
+            if meta.raw.get("run_id") is not None:
+                run = str(meta.raw["run_id"])
+                first.setdefault(run, f"{report.source} (rank {meta.rank}) of run {run}")
+    if len(first) > 1:
+        raise NvtxmoeError(f"the reports are of {len(first)} runs: {_two(first)}", remedy=APART)
+
+
+def _refuse_models(reports: Sequence[ReportFacts]) -> None:
+    """Ranks may hold different layers (pipeline stages), but a layer is the same on all of them."""
+    names: dict[str, str] = {}
+    shapes: dict[int, tuple[tuple[int, int], str]] = {}
+    for report in reports:
+        for meta in report.metas.values():
+            here = f"{report.source} (rank {meta.rank})"
+            if (name := _model(meta)) is not None:
+                names.setdefault(name, f"{here} of {meta.raw['model']}")
+            for number, layer in meta.layers.items():
+                shape = layer.num_experts, layer.top_k
+                known, there = shapes.setdefault(number, (shape, here))
+                if known != shape:
+                    raise NvtxmoeError(
+                        f"the reports are of different models: layer {number} has {known[0]} experts, top-{known[1]}, "
+                        f"in {there} and {shape[0]} experts, top-{shape[1]}, in {here}",
+                        remedy=APART,
+                    )
+    if len(names) > 1:
+        raise NvtxmoeError(f"the reports are of different models: {_two(names)}", remedy=APART)
+
+
+def _two(told: dict[str, str]) -> str:
+    return ", ".join(list(told.values())[:2])
+
+
+def _model(meta: Meta) -> str | None:
+    """The model's name; of a path the last part, as hosts may keep it in different places."""
+    name = meta.raw.get("model")
+    return PurePosixPath(name).name if isinstance(name, str) and name else None
+
+
+def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
+    seen: dict[int, str] = {}
+    for report in reports:
+        ranks = {(pid, meta.rank) for pid, meta in report.metas.items()}
+        for frame in (report.steps, report.events.counts.cells):
+            ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
+        for pid, rank in sorted(ranks):
+            file = report.events.journals.get(pid)
+            here = f"{report.source} (process {pid})" if file is None else str(file.path)
+            if rank in seen:
+                raise NvtxmoeError(
+                    f"two processes say they are rank {rank}: {seen[rank]} and {here}",
+                    remedy="Give each rank's report once, and reports of one run only"
+                    if file is None
+                    else "Give each journal once, and of an engine that started again the journals of one run, not the "
+                    "folder",
+                )
+            seen[rank] = here

@@ -1,0 +1,367 @@
+"""Many reports in one analysis: processes, failures, and what is tried again."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.facts import ReportFacts, gather
+from nvtxmoe_analysis.gathering import memory, processes, task
+from nvtxmoe_analysis.gathering.task import MOST_ATTEMPTS, Failure, Outcome, Task
+from nvtxmoe_analysis.outputs import VALIDATION
+from tests.command import RESULTS, Ran, everything, files, refused, run
+from tests.many import ROOT, deadly, reports, tasks
+from tests.sessions import journal, run_of
+from tests.test_straggler_golden import taken_apart
+
+FORMATS = ("--format", "csv", "--format", "parquet")
+
+
+def analyzed(paths: list[Path], output: Path, *options: object) -> Ran:
+    return run("analyze", *paths, "-o", output, *options)
+
+
+def validation(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / RESULTS / f"{VALIDATION}.json").read_text())
+    return found
+
+
+def ignore(_: Outcome) -> None:
+    pass
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+def test_processes_give_the_same_files(tmp_path: Path) -> None:
+    paths = reports(tmp_path)
+    alone = analyzed(paths, tmp_path / "alone", "-j", 1, *FORMATS)
+    at_once = analyzed(paths, tmp_path / "at-once", "-j", 3, *FORMATS)
+    assert (alone.code, at_once.code) == (0, 0), at_once.err
+    assert everything(tmp_path / "alone") == everything(tmp_path / "at-once")
+    assert at_once.out == alone.out.replace(str(tmp_path / "alone"), str(tmp_path / "at-once"))
+    found = validation(tmp_path / "at-once")
+    assert [one["path"] for one in found["inputs"]] == [str(path) for path in paths]
+    (read,) = (one for one in found["checks"] if one["name"] == "reports_read")
+    assert (read["status"], read["message"]) == ("pass", "All 4 reports were read.")
+
+
+@pytest.mark.parametrize("options", [(), ("--steps", "1:20", "--layers", "1,2", "--skip-first", "2")])
+def test_a_real_capture_taken_apart(golden_2gpu: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Ranks that meet in collectives, in a report each: clocks, collectives and stragglers too."""
+    paths = taken_apart(golden_2gpu, tmp_path, 123_456_789, 2e-6, 123_456_000)
+    for jobs in (1, 2):
+        ran = analyzed(paths, tmp_path / str(jobs), "--jobs", jobs, *FORMATS, *options)
+        assert ran.code == 0, ran.err
+    assert everything(tmp_path / "1") == everything(tmp_path / "2")
+
+
+def test_of_the_inputs_the_order_counts_not_that_of_the_ends(tmp_path: Path) -> None:
+    paths = reports(tmp_path)[::-1]
+    found = processes.run(tasks(paths), 2, ignore)
+    assert [one.source for one in found] == paths
+    assert [sorted(meta.rank for meta in one.metas.values()) for one in found if isinstance(one, ReportFacts)] == [
+        [3], [2], [1], [0],
+    ]  # fmt: skip
+
+
+def test_a_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
+    """The report that it was reading is read again; the others lose nothing."""
+    paths: list[Path] = reports(tmp_path)
+    paths[1] = deadly(paths[1], 1)
+    found = processes.run(tasks(paths), 2, ignore)
+    assert all(isinstance(one, ReportFacts) for one in found)
+    assert Path(f"{paths[1]}.deaths").read_text() == "0"
+
+
+def test_a_report_that_kills_each_process_is_given_up(tmp_path: Path) -> None:
+    paths: list[Path] = reports(tmp_path)
+    paths[2] = deadly(paths[2], 100)
+    told: list[Outcome] = []
+    found = processes.run(tasks(paths), 2, told.append)
+    assert [isinstance(one, Failure) for one in found] == [False, False, True, False]
+    failure = found[2]
+    assert isinstance(failure, Failure)
+    assert (failure.source, failure.attempts) == (paths[2], MOST_ATTEMPTS)
+    assert failure.error.startswith(f"{paths[2]}: the process that read it ended each time, killed for want of memory")
+    assert Path(f"{paths[2]}.deaths").read_text() == str(100 - MOST_ATTEMPTS)
+    assert sorted(str(one.source) for one in told) == sorted(map(str, paths))
+
+
+INTERRUPTED = """
+import signal
+import sys
+from pathlib import Path
+from nvtxmoe_analysis.gathering import processes
+from tests.many import Slow, tasks
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
+try:
+    processes.run(tasks([Slow(path) for path in sys.argv[1:]]), 2, print)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "parent"])
+def test_an_interrupt_ends_the_processes_too(tmp_path: Path, whole_group: bool) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *map(str, paths)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'analysis'}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    told = [Path(f"{path}.pid") for path in paths[:2]]
+    until = time.monotonic() + 60
+    while not all(file.exists() and file.read_text() for file in told):
+        assert time.monotonic() < until and process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "interrupted\n", "")
+    assert not any(alive(int(file.read_text())) for file in told)
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_one_that_cannot_be_read_costs_only_what_is_in_it(tmp_path: Path, jobs: int) -> None:
+    paths = reports(tmp_path)
+    paths[1].write_bytes(b"no database at all" * 100)
+    output = tmp_path / "out"
+    ran = analyzed(paths, output, "-j", jobs)
+    assert ran.code == 2
+    assert ran.err == (
+        f"nvtxmoe: the results lack a report that could not be read: {paths[1]}. See above; give --partial-ok where "
+        "that is no fault\n"
+    )
+    found = validation(output)
+    assert found["verdict"] == "incomplete"
+    (failed,) = found["failed_inputs"]
+    assert (failed["path"], failed["attempts"]) == (str(paths[1]), 1)
+    assert failed["error"].startswith(f"{paths[1]}: ") and "SQLite" in failed["error"]
+    assert found["reasons"] == [
+        "1 report of 4 could not be read, and the results lack what is in it: " + failed["error"],
+        "1 rank of 4 missing: 1. Give every rank's report.",
+    ]
+    # "1 report of 4 ..." is on the terminal too, in one line.
+    assert any(line.startswith("  - 1 report of 4 could not be read") for line in ran.out.splitlines())
+    # What is there is what an analysis of the others gives.
+    others = [path for path in paths if path != paths[1]]
+    assert analyzed(others, tmp_path / "others").code == 0
+    for name in files(tmp_path / "others") - {f"{RESULTS}/{VALIDATION}.json"}:
+        assert (output / name).read_bytes() == (tmp_path / "others" / name).read_bytes(), name
+
+
+def test_partial_ok_decides_the_exit_code_and_nothing_else(tmp_path: Path) -> None:
+    paths = [*reports(tmp_path), tmp_path / "nothing-there.sqlite"]
+    codes = {}
+    for options in ((), ("--partial-ok",), ("--strict",), ("--strict", "--partial-ok"), ("--json", "--partial-ok")):
+        ran = analyzed(paths, tmp_path / "-".join(("out", *options)), *options)
+        codes[options] = ran.code
+        assert (ran.err == "") == ("--partial-ok" in options)
+    assert list(codes.values()) == [2, 0, 2, 3, 0]
+    whole = everything(tmp_path / "out")
+    assert all(everything(tmp_path / "-".join(("out", *options))) == whole for options in codes)
+    ran = analyzed(paths, tmp_path / "again", "--json")
+    assert ran.code == 2 and "nothing-there.sqlite: no such file or folder" in ran.json["reasons"][0]
+
+
+def test_partial_ok_of_a_whole_analysis_changes_nothing(tmp_path: Path) -> None:
+    assert analyzed(reports(tmp_path), tmp_path / "out", "--partial-ok", "--strict").code == 0
+
+
+def test_many_failures(tmp_path: Path) -> None:
+    paths = [reports(tmp_path, 1)[0], *(tmp_path / f"{name}.sqlite" for name in "abcde")]
+    ran = analyzed(paths, tmp_path / "out")
+    assert ran.code == 2
+    assert f"the results lack 5 reports that could not be read: {paths[1]}, and 4 more" in ran.err
+    (reason,) = validation(tmp_path / "out")["reasons"]
+    assert reason.startswith("5 reports of 6 could not be read, and the results lack what is in them: ")
+    assert reason.endswith("; and 2 more")
+    assert reason.count("no such file or folder") == 3
+
+
+def test_when_none_can_be_read_nothing_is_written(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
+    for options in ((), ("--partial-ok",), ("-j", "2")):
+        refused(analyzed(paths, tmp_path / "out", *options), "none of 2 reports can be read", paths[0])
+    assert everything(tmp_path) == {}
+
+
+def test_sessions_are_merged_likewise(tmp_path: Path) -> None:
+    good, bad = tmp_path / "host0", tmp_path / "host1"
+    journal(good, run_of(world_size=2))
+    damaged = journal(bad, run_of(1, world_size=2), rank=1, pid=101)
+    damaged.write_bytes(damaged.read_bytes()[:30] + b"x" + damaged.read_bytes()[31:])
+    ran = run("merge", good, bad, "-o", tmp_path / "out")
+    assert ran.code == 2 and f"the results lack a report that could not be read: {bad}" in ran.err
+    assert validation(tmp_path / "out")["reasons"][0].startswith("1 report of 2 could not be read")
+    assert run("merge", good, bad, "-o", tmp_path / "out", "--partial-ok").code == 0
+    assert run("merge", good, bad, "-o", tmp_path / "out", "--partial-ok", "--strict").code == 3
+
+
+# What is tried again -------------------------------------------------------------------------------------------------
+
+
+def task_of(path: Path) -> Task:
+    return tasks([path])[0]
+
+
+class Failing:
+    """In place of ``gather``: raises so many times, then reads."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int) -> None:
+        self.calls, self._error, self._times = 0, error, times
+        monkeypatch.setattr(task, "gather", self)
+        monkeypatch.setattr(task, "PAUSE_S", 0)
+
+    def __call__(self, *arguments: Any) -> ReportFacts:
+        self.calls += 1
+        if self.calls <= self._times:
+            raise self._error
+        return gather(*arguments)
+
+
+def wrapped(inner: BaseException) -> NvtxmoeError:
+    error = NvtxmoeError("cannot be read", where="x", remedy="Look")
+    error.__cause__ = inner
+    return error
+
+
+PASSING = [
+    OSError(errno.EIO, os.strerror(errno.EIO)),
+    wrapped(OSError(errno.ESTALE, os.strerror(errno.ESTALE))),
+    wrapped(sqlite3.OperationalError("disk I/O error")),
+    wrapped(wrapped(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))),
+]
+LASTING = [
+    OSError(errno.EACCES, os.strerror(errno.EACCES)),
+    wrapped(FileNotFoundError(errno.ENOENT, "")),
+    wrapped(sqlite3.OperationalError("no such table")),
+    NvtxmoeError("damaged"),
+    ValueError("a fault of ours"),
+    MemoryError(),
+]
+
+
+@pytest.mark.parametrize("error", PASSING, ids=repr)
+def test_what_may_pass_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    (path,) = reports(tmp_path, 1)
+    failing = Failing(monkeypatch, error, MOST_ATTEMPTS - 1)
+    assert isinstance(task.attempt(task_of(path)), ReportFacts)
+    assert failing.calls == MOST_ATTEMPTS
+    failing = Failing(monkeypatch, error, 100)
+    found = task.attempt(task_of(path))
+    assert isinstance(found, Failure) and found.attempts == failing.calls == MOST_ATTEMPTS
+
+
+@pytest.mark.parametrize("error", LASTING, ids=repr)
+def test_what_lasts_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    (path,) = reports(tmp_path, 1)
+    failing = Failing(monkeypatch, error, 1)
+    found = task.attempt(task_of(path))
+    assert isinstance(found, Failure) and found.attempts == failing.calls == 1
+
+
+def test_a_fault_of_ours_costs_one_report_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = reports(tmp_path, 2)
+    Failing(monkeypatch, ZeroDivisionError("by\nzero"), 1)
+    ran = analyzed(paths, tmp_path / "out", "-j", 1)
+    assert ran.code == 2
+    (failed,) = validation(tmp_path / "out")["failed_inputs"]
+    assert failed["error"] == (
+        f"{failed['path']}: internal error, ZeroDivisionError: by zero. Analyse it alone with --debug and report it"
+    )
+    alone = analyzed(paths[:1], tmp_path / "alone", "-j", 1)
+    assert alone.code == 0
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
+    Failing(monkeypatch, stop(), 1)
+    with pytest.raises(stop):
+        task.attempt(task_of(*reports(tmp_path, 1)))
+
+
+# How many at once ----------------------------------------------------------------------------------------------------
+
+GIB = 1 << 30
+
+
+@given(
+    sizes=st.lists(st.integers(0, 40 * GIB), min_size=1, max_size=20),
+    cores=st.integers(1, 64),
+    room=st.none() | st.integers(0, 200 * GIB),
+)
+def test_workers_fit_cores_and_memory(sizes: list[int], cores: int, room: int | None) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        of = {Path(f"/{i}"): size for i, size in enumerate(sizes)}
+        patch.setattr(memory, "size_bytes", of.__getitem__)
+        patch.setattr(memory, "needed_bytes", lambda path: memory.PROCESS_BYTES + 2 * of[path])
+        patch.setattr(memory, "cores", lambda: cores)
+        patch.setattr(memory, "available_bytes", lambda: room)
+        number = memory.workers(list(of))
+    assert 1 <= number <= min(cores, len(sizes))
+    need = sorted((memory.PROCESS_BYTES + 2 * size for size in sizes), reverse=True)
+    small = sum(sizes) < memory.SMALL_BYTES
+    if room is not None and number > 1:
+        assert sum(need[:number]) <= memory.SHARE * room
+    if number < min(cores, len(sizes)) and not small:
+        assert room is not None and sum(need[: number + 1]) > memory.SHARE * room
+
+
+def test_jobs_are_taken_as_asked_for() -> None:
+    paths = [Path(f"/nothing/{i}") for i in range(3)]
+    assert [memory.workers(paths, jobs) for jobs in (1, 2, 3, 100)] == [1, 2, 3, 3]
+
+
+def test_available_memory(tmp_path: Path) -> None:
+    info, group = tmp_path / "meminfo", tmp_path
+    assert memory.available_bytes(info, group) is None
+    info.write_text("MemTotal:       24000000 kB\nMemAvailable:   10000000 kB\n")
+    assert memory.available_bytes(info, group) == 10_000_000 * 1024
+    (group / "memory.current").write_text("1000\n")
+    (group / "memory.max").write_text("max\n")
+    assert memory.available_bytes(info, group) == 10_000_000 * 1024
+    (group / "memory.max").write_text("5000\n")
+    assert memory.available_bytes(info, group) == 4000
+    (group / "memory.max").write_text("500\n")
+    assert memory.available_bytes(info, group) == 0
+
+
+def test_needs_grow_with_the_report(tmp_path: Path) -> None:
+    small, large = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
+    small.write_bytes(bytes(1000))
+    large.write_bytes(bytes(9000))
+    assert memory.needed_bytes(large) - memory.needed_bytes(small) == round(8000 * memory.SQLITE)
+    folder = tmp_path / "pqtdir"
+    folder.mkdir()
+    (folder / "NVTX_EVENTS.parquet").write_bytes(bytes(1000))
+    assert memory.needed_bytes(folder) == memory.PROCESS_BYTES + 1000 * memory.PARQUET
+    assert memory.needed_bytes(tmp_path / "nothing") == 0
