@@ -21,6 +21,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("reports_read", "One report.", {"reports": 1, "failed": []}),
         ("meta_present", "1 process announced itself.", {"processes": 1}),
         ("ranks_present", "All 1 rank present.", {"world_size": 1, "present": [0], "missing": []}),
+        ("one_model", "All serve left out.", {"models": ["left out"]}),
         ("blobs_present", "Every payload is in the export.", {"missing": 0}),
         ("words_whole", "Payloads are binary.", {"truncated": 0, "damaged": 0}),
         ("journals_whole", "No journal among the inputs.", {}),

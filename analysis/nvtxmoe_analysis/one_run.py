@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events import Meta
@@ -41,8 +41,8 @@ def _refuse_models(reports: Sequence[ReportFacts]) -> None:
     for report in reports:
         for meta in report.metas.values():
             here = f"{report.source} (rank {meta.rank})"
-            if (name := _model(meta)) is not None:
-                names.setdefault(name, f"{here} of {meta.raw['model']}")
+            if (name := _hub_name(meta)) is not None:
+                names.setdefault(name, f"{here} of {name}")
             for number, layer in meta.layers.items():
                 shape = layer.num_experts, layer.top_k
                 known, there = shapes.setdefault(number, (shape, here))
@@ -60,10 +60,10 @@ def _two(told: dict[str, str]) -> str:
     return ", ".join(list(told.values())[:2])
 
 
-def _model(meta: Meta) -> str | None:
-    """The model's name; of a path the last part, as hosts may keep it in different places."""
+def _hub_name(meta: Meta) -> str | None:
+    """The model's name, ``org/name`` or ``name``. A path says nothing: each process may have a copy of its own."""
     name = meta.raw.get("model")
-    return PurePosixPath(name).name if isinstance(name, str) and name else None
+    return name if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) else None
 
 
 def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:

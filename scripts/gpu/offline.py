@@ -2,7 +2,9 @@
 """Offline generation by a real vLLM of a made-up model, engine and workers in processes of their own: for captures.
 
     nvtxmoe profile -o out -- python scripts/gpu/offline.py [--tp 2 --expert-parallel | --dp 2]
+    torchrun --nproc-per-node 2 --no-python COMMAND python scripts/gpu/offline.py --tp 2 --external
 
+With --external torchrun starts the ranks: COMMAND, an nsys with %q{RANK} in its report's name, wraps each alone.
 Prompts of 2 to 300 tokens arrive together; prefill is chunked. Prints the number of requests and generated tokens.
 """
 
@@ -47,19 +49,22 @@ def main() -> None:
     parser.add_argument("--dp", type=int, default=1, help="Data-parallel ranks, each with prompts of its own.")
     parser.add_argument("--dp-rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--expert-parallel", action="store_true")
+    parser.add_argument("--external", action="store_true", help="The ranks are started by torchrun.")
     parser.add_argument("--eplb", action="store_true")
     parser.add_argument("--attention", default="TRITON_ATTN")
     parser.add_argument("--kv-mib", type=int, default=2048)
     options = parser.parse_args()
     if options.dp > 1 and options.dp_rank is None:
         sys.exit(start_ranks(options.dp))
+    if options.external:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
     from scripts.gpu.check_exact import model_folder  # noqa: PLC0415
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"distributed_executor_backend": "external_launcher", "seed": 0} if options.external else {}
     if options.eplb:
-        extra = {
+        extra |= {
             "enable_eplb": True,
             "eplb_config": {"window_size": 8, "step_interval": 12, "num_redundant_experts": options.tp * 2},
         }
