@@ -166,6 +166,25 @@ def test_the_script_behind_a_shell(tmp_path: Path, nsys_path: Path) -> None:
     assert "asked\nthe shell goes on\n" in ran.out
 
 
+def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> None:
+    """By `exec` the first process gets another name: it is still the one to ask."""
+    out, ready = tmp_path / "out", tmp_path / "ready"
+    waiting = program(
+        tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",
+        "except KeyboardInterrupt:", "    print('asked')",
+    )  # fmt: skip
+    shell = tmp_path / "start.sh"
+    shell.write_text(f"#!/bin/bash\nsleep 2  # so long that it is seen as a shell\nexec {sys.executable} {waiting}\n")
+    shell.chmod(0o755)
+    running = start(out, "--no-analyze", "--", shell, nsys=nsys_path)
+    wait_for(ready.exists)
+    running.interrupt()
+    ran = running.finish()
+    assert ran.code == 0
+    assert "nvtxmoe: asking the command to end (SIGINT to process " in ran.out
+    assert "asked\n" in ran.out and "SIGTERM" not in ran.out
+
+
 def test_a_folder_that_holds_something(tmp_path: Path, nsys_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -9,7 +9,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 PROC = Path("/proc")
@@ -22,21 +22,21 @@ _GONE = frozenset("ZX")
 
 @dataclass(frozen=True)
 class Process:
-    """One row of the process table.
+    """One row of the process table. Two are equal that are of one process, whatever it calls itself by now.
 
     Attributes:
         pid: its number.
-        parent: its parent's number.
+        parent: its parent's number; another's once the parent has ended.
         session: the number of its session.
         started: when it began, in clock ticks since boot; with the pid it names the process for good.
-        name: the kernel's name of it, 15 characters at most.
+        name: the kernel's name of it, 15 characters at most; it changes with ``exec`` and as a program likes.
     """
 
     pid: int
-    parent: int
-    session: int
+    parent: int = field(compare=False)
+    session: int = field(compare=False)
     started: int
-    name: str
+    name: str = field(compare=False)
 
 
 def process_table() -> dict[int, Process]:
