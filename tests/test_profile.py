@@ -185,6 +185,25 @@ def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> Non
     assert "asked\n" in ran.out and "SIGTERM" not in ran.out
 
 
+def test_helpers_of_nsys_are_not_the_command(tmp_path: Path, nsys_path: Path) -> None:
+    """Newer versions run some before it; the command is asked all the same."""
+    out, ready = tmp_path / "out", tmp_path / "ready"
+    waiting = program(
+        tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",
+        "except KeyboardInterrupt:", "    print('asked')",
+    )  # fmt: skip
+    nsys = tmp_path / "nsys"
+    nsys.write_text(f'#!/bin/bash\n[ "$1" = profile ] && sleep 1.5\nexec {nsys_path} "$@"\n')
+    nsys.chmod(0o755)
+    running = start(out, "--no-analyze", "--", sys.executable, waiting, nsys=nsys)
+    wait_for(ready.exists)
+    running.interrupt()
+    ran = running.finish()
+    assert ran.code == 0
+    assert "nvtxmoe: asking the command to end (SIGINT to process " in ran.out
+    assert "asked\n" in ran.out and "SIGTERM" not in ran.out
+
+
 def test_a_folder_that_holds_something(tmp_path: Path, nsys_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()

@@ -20,6 +20,8 @@ from nvtxmoe.profiling.processes import Process, application, main_process, send
 _POLL_S = 0.2
 #: Patience after a request that is no longer polite.
 HARD_TIMEOUT_S = 10.0
+#: nsys runs helpers of its own before the command (seen: 2025.3). What is gone again so soon was one of them.
+HELPER_S = 5.0
 
 
 class Run:
@@ -50,6 +52,7 @@ class Run:
         self._log, self._tell, self._pressed = log, tell, pressed
         self._sessions: set[int] = set()
         self._first: Process | None = None
+        self._first_seen = 0.0
         #: Whether it had to be ended by force.
         self.forced = False
         with log.open("ab") as output:
@@ -65,9 +68,17 @@ class Run:
 
     def ended(self) -> bool:
         """Whether it has ended, nsys's report written."""
-        if self._first is None:
-            self._first = next(iter(self._running()), None)
+        self._look()
         return self._process.poll() is not None
+
+    def _look(self) -> None:
+        """Find out which process is the command's first one."""
+        now = time.monotonic()
+        if self._first is not None and now - self._first_seen > HELPER_S:
+            return
+        running = self._running()
+        if self._first not in running:
+            self._first, self._first_seen = next(iter(running), None), now
 
     @property
     def code(self) -> int:
