@@ -64,6 +64,16 @@ def golden_vllm_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture(scope="session")
+def golden_two_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """Two ranks captured by nvtxmoe itself, each by an nsys of its own: ``tp2`` and ``dp2``, two SQLite files each."""
+    folder = tmp_path_factory.mktemp("golden")
+    names = {"tp2": "h100-2reports-vllm-tp2-node{}", "dp2": "h100-2reports-vllm-dp2-rank{}"}
+    return {
+        kind: [_unpacked(f"{name.format(rank)}.sqlite", folder) for rank in range(2)] for kind, name in names.items()
+    }
+
+
+@pytest.fixture(scope="session")
 def golden_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Real vLLM captured by nvtxmoe itself on an H100: SQLite."""
     return _unpacked("h100-vllm-capture.sqlite", tmp_path_factory.mktemp("golden"))

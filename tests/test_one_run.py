@@ -67,7 +67,13 @@ def test_different_models(tmp_path: Path, other: dict[str, Any], said: tuple[str
 
 
 @pytest.mark.parametrize(
-    "names", [("/data/models/m", "hub/m"), ("/tmp/a1", "/tmp/b2"), ("./m", "~/m", "models/of/mine"), ("hub/m",)]
+    "names",
+    [
+        ("/data/models/m", "hub/m"),
+        ("/tmp/a1", "/tmp/b2"),
+        ("./m", "~/m", "models/of/mine", "a1", "b2", "org/m"),
+        ("hub/m",),
+    ],
 )
 def test_one_model_in_several_places(tmp_path: Path, names: tuple[str, ...]) -> None:
     """Each process may have a copy of its own, or not say which it is; seen in real captures of vLLM."""

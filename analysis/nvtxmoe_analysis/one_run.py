@@ -61,9 +61,10 @@ def _two(told: dict[str, str]) -> str:
 
 
 def _hub_name(meta: Meta) -> str | None:
-    """The model's name, ``org/name`` or ``name``. A path says nothing: each process may have a copy of its own."""
+    """The model's name as ``org/name``. A path, or the last part of one (``trim`` leaves that), says nothing: each
+    process may have a copy of its own."""
     name = meta.raw.get("model")
-    return name if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) else None
 
 
 def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
