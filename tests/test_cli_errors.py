@@ -109,9 +109,9 @@ def test_a_table_without_a_column(tmp_path: Path, table: tables.Table) -> None:
 def test_a_folder_without_parquet(tmp_path: Path) -> None:
     folder = tmp_path / "empty"
     folder.mkdir()
-    refuses(folder, "a folder without Parquet files. Give the folder that `nsys export --type parquetdir` made")
+    refuses(folder, "a folder with neither reports nor Parquet files. Give the folder that `nsys export --type")
     (folder / "notes.txt").write_text("x")
-    refuses(folder, "a folder without Parquet files")
+    refuses(folder, "a folder with neither reports nor Parquet files")
     pl.DataFrame({"a": [1]}).write_parquet(folder / "trips.parquet")
     refuses(folder, "not an Nsight Systems export", "(found trips)")
 

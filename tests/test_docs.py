@@ -77,7 +77,13 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("line", commands())
 def test_the_readmes_commands_run(
-    line: str, golden_1gpu: Path, vllm_python: Path, nsys_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str,
+    golden_1gpu: Path,
+    golden_two_reports: dict[str, list[Path]],
+    vllm_python: Path,
+    nsys_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a SQLite export in the place of the report: tests/test_end_to_end.py does reports. What works on
     results gets some.
@@ -86,6 +92,9 @@ def test_the_readmes_commands_run(
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report1.sqlite").symlink_to(golden_1gpu)
+    (tmp_path / "reports").mkdir()
+    for path in golden_two_reports["dp2"]:
+        (tmp_path / "reports" / path.name).symlink_to(path)
     words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
     monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
     for folder in {"compare": words[2:4], "report": words[2:3]}.get(words[1], []):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from nvtxmoe.capture.adapters.identity import RUN_ID
 from nvtxmoe.capture.config import FIELDS, PREFIX, SESSION_DIR
 from nvtxmoe.capture.session import session_dir
 from nvtxmoe.cli import COMMANDS, run
@@ -71,7 +72,7 @@ def test_commands_and_options_are_there(page: str, capsys: pytest.CaptureFixture
 
 def test_variables_are_there() -> None:
     for name in set(re.findall(r"\bNVTXMOE_[A-Z_]+", PAGE)):
-        assert name == SESSION_DIR or name.removeprefix(PREFIX).lower() in FIELDS, name
+        assert name in (SESSION_DIR, RUN_ID) or name.removeprefix(PREFIX).lower() in FIELDS, name
 
 
 # The job, with stand-ins ----------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvtxmoe_analysis import straggler, straggler_summary
 from nvtxmoe_analysis.collective_split import split
 from nvtxmoe_analysis.events import Meta
 from nvtxmoe_analysis.rank_groups import EXPERT, SCHEMA, rank_groups
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.straggler import once_a_step_ns, stragglers
+from nvtxmoe_analysis.straggler_summary import waiting
 from tests.builder import Export, Process
 from tests.meetings import GATHER, Run, uneven
 from tests.written import literal, written
@@ -240,7 +242,8 @@ def test_against_plain_python(times: dict[tuple[int, int, int], int | None]) -> 
     groups = pl.DataFrame([(0, 0, 3), (1, 0, 3), (2, 0, 3), (3, 3, 2), (4, 3, 2)], schema=SCHEMA, orient="row")
     nothing = pl.DataFrame(schema={**dict.fromkeys(("report", "rank", "step", "layer", "start", "end"), pl.Int64),
                                    "phase": pl.String, "kernel_name": pl.String})  # fmt: skip
-    cells = stragglers(layers, groups, split(nothing, {EXPERT: groups}, [0]).frame)
+    met = split(nothing, {EXPERT: groups}, [0]).frame
+    cells = stragglers(layers, groups, met)
     wanted = {}
     own: dict[tuple[int, int], dict[int, int]] = {}
     for step in range(4):
@@ -265,6 +268,64 @@ def test_against_plain_python(times: dict[tuple[int, int, int], int | None]) -> 
     once = sum(max(of.values()) - sum(of.values()) / len(of) for of in own.values())
     assert once_a_step_ns(layers, groups, cells) == pytest.approx(once)
     assert once <= sum(row[3] for row in wanted.values() if row[3] is not None) + 1e-6
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(straggler, "ROWS_AT_ONCE", 1)
+        assert stragglers(layers, groups, met).equals(cells)
+        assert once_a_step_ns(layers, groups, cells) == pytest.approx(once)
+
+
+KERNEL = st.tuples(
+    st.sampled_from([0, 1, 2, 3, None]),  # rank; 0 and 1 work together, 2 and 3 likewise
+    st.sampled_from([0, 1, None]),  # step
+    st.sampled_from([0, None]),  # layer
+    st.booleans(),  # graph
+    st.sampled_from(["a", "b"]),
+    st.sampled_from([None, "no_group"]),  # reason
+    st.integers(0, 20),  # start
+    st.integers(0, 20),  # wait
+    st.integers(0, 20),  # transfer
+    st.integers(0, 1),  # which of the two was the last
+    st.booleans(),  # kept
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(KERNEL, max_size=12))
+def test_waiting_in_parts(rows: list[tuple[Any, ...]]) -> None:
+    """The document's totals do not depend on how many kernels are looked at at a time; nor do they lose any."""
+    names = ["rank", "step", "layer", "graph", "kernel_name", "reason", "start", "wait_ns", "transfer_ns"]
+    names += ["last", "kept"]
+    types: dict[str, Any] = dict.fromkeys(names, pl.Int64)
+    types |= {"graph": pl.Boolean, "kept": pl.Boolean, "kernel_name": pl.String, "reason": pl.String}
+    split_up = pl.col("reason").is_null()
+    group = pl.col("rank") // 2 * 2
+    frame = pl.DataFrame(rows, schema=types, orient="row").with_columns(
+        end=pl.col("start") + pl.col("wait_ns") + pl.col("transfer_ns"),
+        wait_ns=pl.when(split_up).then("wait_ns"),
+        transfer_ns=pl.when(split_up).then("transfer_ns"),
+        group_kind=pl.when(split_up).then(pl.lit(EXPERT)),
+        group=pl.when(split_up).then(group),
+        ranks=pl.when(split_up).then(pl.lit(2, pl.Int64)),
+        last_rank=pl.when(split_up).then(group + pl.col("last")),
+    )
+    whole = waiting(frame)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(straggler_summary, "ROWS_AT_ONCE", 2)
+        assert waiting(frame) == whole
+    kept = [dict(zip(names, row, strict=True)) for row in rows if row[-1]]
+    begun = {(row[0], row[1]): min(r[6] for r in rows if r[:2] == row[:2]) for row in rows}
+    first = [row for row in kept if row["start"] == begun[row["rank"], row["step"]]]
+    for key, those in {
+        "in_layers": [row for row in kept if row["layer"] is not None],
+        "first_of_step": first,
+        "launched_by_graphs": [row for row in kept if row["graph"]],
+    }.items():
+        done = [row for row in those if row["reason"] is None]
+        said = whole[key]
+        assert (said["kernels"], said["split"]) == (len(those), len(done))
+        assert said["wait_us"] == pytest.approx(sum(row["wait_ns"] for row in done) / 1e3)
+        assert said["transfer_us"] == pytest.approx(sum(row["transfer_ns"] for row in done) / 1e3)
+    assert sum(one["kernels"] for one in whole["by_kernel"]) == whole["kernels"] == len(kept)
 
 
 def test_a_layer_is_not_its_excess_alone(tmp_path: Path) -> None:

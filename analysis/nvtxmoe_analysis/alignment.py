@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from nvtxmoe_analysis.clocks import Line, Residual, fit_line, residual_of
-from nvtxmoe_analysis.collective_match import Kernels, Met
+from nvtxmoe_analysis.collective_match import Kernels, Met, over_same_reports, runs
 
 Ints = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int32 | np.int64]
 
 #: Last start and first end of a report that has no kernel in a collective.
 NO_START, NO_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
@@ -19,33 +20,38 @@ NO_START, NO_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class Extents:
-    """Collectives as each report sees them.
+    """Collectives as each of some reports sees them.
 
     Attributes:
-        family: int64 [collectives].
+        family: int32 or int64 [collectives].
         last_start, first_end: int64 [reports, collectives], ns of the report's own time, over its ranks; NO_START and
             NO_END where none of its ranks take part.
     """
 
-    family: Ints
+    family: Numbers
     last_start: Ints
     first_end: Ints
 
-    def of_families(self, families: Ints) -> Extents:
-        """Those of some families."""
-        mine = np.isin(self.family, families)
+    def of_family(self, family: int) -> Extents:
+        """Those of one family."""
+        mine = self.family == family
+        if mine.all():
+            return self
         return Extents(self.family[mine], self.last_start[:, mine], self.first_end[:, mine])
 
     def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
         """Collectives in which, within one report, a rank ended so long before the last began."""
-        present = self.last_start != NO_START
-        early = np.where(present, self.last_start, 0) - np.where(present, self.first_end, 0) > tolerance_ns
-        return np.asarray(early.any(axis=0))
+        early = np.zeros(len(self.family), dtype=np.bool_)
+        for last, first in zip(self.last_start, self.first_end, strict=True):
+            early |= (last != NO_START) & (last - first > tolerance_ns)
+        return early
 
     def shared(self) -> Ints:
         """How many collectives each two reports share: int64 [reports, reports]."""
-        has = (self.last_start != NO_START).astype(np.int64)
-        both: Ints = has @ has.T
+        present = self.last_start != NO_START
+        if present.all():
+            return np.full((len(present), len(present)), len(self.family))
+        both: Ints = present.astype(np.int64) @ present.T
         return both
 
     def bounds(self, against: int, report: int, line: Line | None = None) -> tuple[Ints, Ints, Ints]:
@@ -62,17 +68,62 @@ class Extents:
         return own_last, last - own_first, first - own_last
 
 
-def extents(found: Kernels, met: Sequence[Met], reports: int) -> Extents:
-    """What each of so many reports sees of collectives."""
-    parts: list[tuple[Ints, Ints, Ints]] = []
+@dataclass(frozen=True)
+class Seen:
+    """Collectives as all reports see them. Most are seen by few reports: each part is of those that see it.
+
+    Attributes:
+        parts: numbers of reports, rising, and what these see of collectives, a row each.
+        reports: how many there are.
+    """
+
+    parts: Sequence[tuple[Ints, Extents]]
+    reports: int
+
+    def families(self) -> list[int]:
+        """Numbers of the families that have a collective, rising."""
+        return sorted({int(family) for _, part in self.parts for family in np.unique(part.family)})
+
+    def of_family(self, family: int) -> Seen:
+        """Those of one family."""
+        mine = [(numbers, part.of_family(family)) for numbers, part in self.parts]
+        return Seen([(numbers, part) for numbers, part in mine if len(part.family)], self.reports)
+
+    def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
+        """See :meth:`Extents.contradictions`."""
+        none = np.zeros(0, dtype=np.bool_)
+        return np.concatenate([none, *(part.contradictions(tolerance_ns) for _, part in self.parts)])
+
+    def shared(self) -> Ints:
+        """See :meth:`Extents.shared`."""
+        both = np.zeros((self.reports, self.reports), dtype=np.int64)
+        for numbers, part in self.parts:
+            both[np.ix_(numbers, numbers)] += part.shared()
+        return both
+
+    def bounds(self, against: int, report: int, line: Line | None = None) -> tuple[Ints, Ints, Ints]:
+        """See :meth:`Extents.bounds`; two reports that share no collective have none."""
+        found = [np.zeros((3, 0), dtype=np.int64)]
+        for numbers, part in self.parts:
+            one, other = np.flatnonzero(numbers == against), np.flatnonzero(numbers == report)
+            if len(one) and len(other):
+                found.append(np.stack(part.bounds(int(one[0]), int(other[0]), line)))
+        time, low, high = np.concatenate(found, axis=1)
+        return time, low, high
+
+
+def extents(found: Kernels, met: Sequence[Met], reports: int) -> Seen:
+    """What each of so many reports sees of collectives: a part for each run of collectives over the same reports."""
+    parts = []
     for one in met:
-        of, start, end = found.report[one.rows], found.start[one.rows], found.end[one.rows]
-        last = np.stack([np.where(of == r, start, NO_START).max(axis=1) for r in range(reports)])
-        first = np.stack([np.where(of == r, end, NO_END).min(axis=1) for r in range(reports)])
-        parts.append((found.family[one.rows[:, 0]], last, first))
-    none = np.zeros((reports, 0), dtype=np.int64)
-    parts.append((none[0], none, none))
-    return Extents(*(np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)))
+        for rows, of in over_same_reports(found, one):
+            numbers = np.unique(of).astype(np.int64)
+            last, first = (np.empty((len(numbers), len(rows)), dtype=np.int64) for _ in range(2))
+            for at, number in enumerate(numbers):
+                its = rows[:, of == number]
+                last[at], first[at] = found.start[its].max(axis=1), found.end[its].min(axis=1)
+            parts.append((numbers, Extents(found.family[rows[:, 0]], last, first)))
+    return Seen(parts, reports)
 
 
 @dataclass(frozen=True)
@@ -112,7 +163,7 @@ class Aligned:
         return self.residual.at(time_ns) + self.inherited_ns
 
 
-def align(seen: Extents, epochs: Sequence[int | None]) -> list[Aligned]:
+def align(seen: Seen | Extents, epochs: Sequence[int | None]) -> list[Aligned]:
     """Put reports on one axis, by the collectives that they share.
 
     Each report is compared with that of the reports already there with which it shares the most collectives; where
@@ -136,17 +187,25 @@ def align(seen: Extents, epochs: Sequence[int | None]) -> list[Aligned]:
     return [placed[report] for report in range(len(epochs))]
 
 
-def moved(times: Ints, reports: Ints, aligned: Sequence[Aligned]) -> Ints:
+def moved(times: Ints, reports: Numbers, aligned: Sequence[Aligned]) -> Ints:
     """Times on the axis of their report's reference."""
     out: Ints = times.copy()
-    for report, one in enumerate(aligned):
-        if one.line is not None:
-            at = reports == report
-            out[at] += one.line.at(times[at])
+    for first, count in zip(*runs(reports), strict=True):
+        line = aligned[reports[first]].line
+        if line is not None:
+            out[first : first + count] += line.at(times[first : first + count])
     return out
 
 
-def _against(seen: Extents, other: Aligned, against: int, report: int, epochs: Sequence[int | None]) -> Aligned:
+def residuals(times: Ints, reports: Numbers, aligned: Sequence[Aligned]) -> npt.NDArray[np.float64]:
+    """How far times of these reports may be off on the axis of their report's reference, in ns."""
+    out = np.zeros(len(times))
+    for first, count in zip(*runs(reports), strict=True):
+        out[first : first + count] = aligned[reports[first]].residual_ns(times[first : first + count])
+    return out
+
+
+def _against(seen: Seen | Extents, other: Aligned, against: int, report: int, epochs: Sequence[int | None]) -> Aligned:
     time, low, high = seen.bounds(against, report, other.line)
     line = fit_line(time, low, high)
     mine, theirs = epochs[report], epochs[other.reference]

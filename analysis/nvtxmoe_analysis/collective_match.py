@@ -3,18 +3,21 @@
 Ranks issue the collectives of a group in the same order. So the n-th kernel of a name, in a place (a layer's phase, or
 outside layers) of a step, of one rank meets the n-th of every other rank of the group: where all of them have
 equally many. Outside layers, the names must also come in the same order on all of them.
+
+There are millions of kernels: they are kept in 32 bits where numbers fit, and matched some steps at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-Ints = npt.NDArray[np.int64]
+Ints = npt.NDArray[np.int32 | np.int64]
+Longs = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int8]
 Bools = npt.NDArray[np.bool_]
 
@@ -48,6 +51,9 @@ REASONS = (
 
 #: Numbers that a packed key may have.
 MOST_KEYS = 1 << 62
+#: Kernels are matched some steps at a time: about so many, or, of more, in so many parts.
+KERNELS_AT_ONCE = 1 << 18
+PARTS = 16
 
 
 @dataclass(frozen=True)
@@ -55,12 +61,11 @@ class Kernels:
     """Collective kernels as arrays, one entry each.
 
     Attributes:
-        report, rank, step: int64; rank and step -1 where unknown.
+        report, rank, step: rank and step -1 where unknown. These and the next three are int32 where they fit.
         layer: -1 outside layers.
-        family: number of its name and phase.
-        place: number of its (step, layer, family).
-        ordinal: of the rank's kernels in that place the how manieth, by start.
-        start, end: ns, of the report's own time.
+        family: number of its name and phase, from 0.
+        ordinal: of the rank's kernels in its place (step, layer, family) the how manieth, by start, from 0.
+        start, end: int64, ns, of the report's own time.
     """
 
     report: Ints
@@ -68,10 +73,9 @@ class Kernels:
     step: Ints
     layer: Ints
     family: Ints
-    place: Ints
     ordinal: Ints
-    start: Ints
-    end: Ints
+    start: Longs
+    end: Longs
 
     def __len__(self) -> int:
         return len(self.start)
@@ -82,7 +86,7 @@ class Met:
     """Collectives of groups of one size.
 
     Attributes:
-        rows: int64 [collectives, ranks], positions of kernels; a row's ranks rise.
+        rows: int32 or int64 [collectives, ranks], positions of kernels; a row's ranks rise.
     """
 
     rows: Ints
@@ -90,22 +94,12 @@ class Met:
 
 def kernels(frame: pl.DataFrame) -> Kernels:
     """Collective kernels: ``report``, ``rank``, ``step``, ``layer``, ``phase``, ``kernel_name``, ``start``, ``end``."""
-    rank, step, layer = (frame[name].cast(pl.Int64).fill_null(-1).to_numpy() for name in ("rank", "step", "layer"))
+    report, rank, step, layer = (_ints(frame[name]) for name in ("report", "rank", "step", "layer"))
     phase = np.where(layer >= 0, codes(frame["phase"]), -1)
-    family = packed([codes(frame["kernel_name"]), phase])
-    place = packed([step, layer, family])
+    family = narrowed(packed([codes(frame["kernel_name"]), phase]))
     start = frame["start"].to_numpy()
-    return Kernels(
-        report=frame["report"].cast(pl.Int64).to_numpy(),
-        rank=rank,
-        step=step,
-        layer=layer,
-        family=family,
-        place=place,
-        ordinal=_positions(packed([rank, place]), start),
-        start=start,
-        end=frame["end"].to_numpy(),
-    )
+    ordinal = _positions(packed([rank, step, layer, family]), start)
+    return Kernels(report, rank, step, layer, family, ordinal, start, frame["end"].to_numpy())
 
 
 def meet(found: Kernels, rows: Ints, groups: pl.DataFrame) -> tuple[list[Met], Codes]:
@@ -115,18 +109,42 @@ def meet(found: Kernels, rows: Ints, groups: pl.DataFrame) -> tuple[list[Met], C
         groups: ``rank``, ``group``, ``size``, see ``rank_groups``.
 
     Returns:
-        The collectives that all ranks of a group took part in, and why others were not: a reason for each of ``rows``.
+        The collectives that all ranks of a group took part in, by group, step, layer, family and ordinal, and why
+        others were not: a reason for each of ``rows``.
     """
-    rank = found.rank[rows]
+    reason = np.full(len(rows), SPLIT, dtype=np.int8)
+    parts: dict[int, list[Ints]] = {}
+    for at in _some_steps(found.step[rows]):
+        mine = rows[at]
+        met, reason[at] = _meet(found, mine, groups)
+        for width, its in met.items():
+            parts.setdefault(width, []).append(mine[its].reshape(-1, width))
+    return [Met(_by_group(found, np.concatenate(parts[width]), groups)) for width in sorted(parts)], reason
+
+
+def _some_steps(step: Ints) -> Iterator[Longs]:
+    """Positions of some steps at a time."""
+    starts = np.arange(0, len(step), max(KERNELS_AT_ONCE, -(-len(step) // PARTS)))
+    edges = np.unique(np.partition(step, starts)[starts])
+    for at in range(len(edges)):
+        here = step >= edges[at]
+        if at + 1 < len(edges):
+            here &= step < edges[at + 1]
+        yield np.flatnonzero(here)
+
+
+def _meet(found: Kernels, rows: Ints, groups: pl.DataFrame) -> tuple[dict[int, Longs], Codes]:
+    """As :func:`meet`: positions among ``rows`` of the kernels of collectives, by the size of groups."""
+    rank, step = found.rank[rows], found.step[rows]
     group, size, captured = _of_ranks(groups, rank)
-    reason = np.where(rank < 0, UNKNOWN, np.where(found.step[rows] < 0, UNKNOWN, SPLIT)).astype(np.int8)
+    reason = np.where((rank < 0) | (step < 0), UNKNOWN, SPLIT).astype(np.int8)
     reason[(reason == SPLIT) & (group < 0)] = NO_GROUP
     reason[(reason == SPLIT) & (captured < size)] = NOT_CAPTURED
     at = np.flatnonzero(reason == SPLIT)
     if not len(at):
-        return [], reason
+        return {}, reason
     ordinal = found.ordinal[rows[at]]
-    key = packed([group[at], found.place[rows[at]]])
+    key = packed([group[at], step[at], found.layer[rows[at]], found.family[rows[at]]])
     order = np.argsort(packed([key, ordinal, rank[at]]), kind="stable")
     at, key, ordinal = at[order], key[order], ordinal[order]
     first, count = runs(key, ordinal)
@@ -136,10 +154,30 @@ def meet(found: Kernels, rows: Ints, groups: pl.DataFrame) -> tuple[list[Met], C
     size_of = size[at][first[set_first]]
     whole = (count[set_first] == size_of) & (count[set_first + set_runs - 1] == size_of)
     fine = np.repeat(np.repeat(whole, set_runs), count)
-    in_step = _ranks_in_step(group[at], found.step[rows[at]], rank[at])
+    in_step = _ranks_in_step(group[at], step[at], rank[at])
     reason[at[~fine]] = np.where(in_step < size[at], NOT_IN_STEP, NUMBERS_DIFFER)[~fine]
     kept = at[fine]
-    return [Met(rows[kept[size[kept] == width]].reshape(-1, int(width))) for width in np.unique(size[kept])], reason
+    return {int(width): kept[size[kept] == width] for width in np.unique(size[kept])}, reason
+
+
+def _by_group(found: Kernels, rows: Ints, groups: pl.DataFrame) -> Ints:
+    """Collectives in the order of their groups, within a group as they come."""
+    group = _of_ranks(groups, found.rank[rows[:, 0]])[0]
+    if (group[1:] >= group[:-1]).all():
+        return rows
+    ordered: Ints = rows[np.argsort(group, kind="stable")]
+    return ordered
+
+
+def over_same_reports(found: Kernels, met: Met) -> Iterator[tuple[Ints, Ints]]:
+    """Runs of collectives over the same reports: rows of ``met``, and the report that each column's kernels are in."""
+    changes = np.zeros(max(0, len(met.rows) - 1), dtype=np.bool_)
+    for column in met.rows.T:
+        report = found.report[column]
+        changes |= report[1:] != report[:-1]
+    for rows in np.split(met.rows, np.flatnonzero(changes) + 1):
+        if len(rows):
+            yield rows, found.report[rows[0]]
 
 
 def order_agrees(found: Kernels, rows: Ints, groups: pl.DataFrame) -> Bools:
@@ -148,6 +186,13 @@ def order_agrees(found: Kernels, rows: Ints, groups: pl.DataFrame) -> Bools:
     Parameters:
         rows: positions of kernels outside layers, of one kind of group.
     """
+    agrees = np.ones(len(rows), dtype=np.bool_)
+    for at in _some_steps(found.step[rows]):
+        agrees[at] = _order_agrees(found, rows[at], groups)
+    return agrees
+
+
+def _order_agrees(found: Kernels, rows: Ints, groups: pl.DataFrame) -> Bools:
     group, size, _ = _of_ranks(groups, found.rank[rows])
     together = packed([group, found.step[rows]])
     position = _positions(packed([together, found.rank[rows]]), found.start[rows])
@@ -160,13 +205,14 @@ def order_agrees(found: Kernels, rows: Ints, groups: pl.DataFrame) -> Bools:
 
 
 def codes(values: pl.Series) -> Ints:
-    """Number of each value among the distinct ones, in order; -1 where null."""
-    numbers: Ints = (values.rank("dense").cast(pl.Int64) - 1).fill_null(-1).to_numpy()
+    """Number of each text among the distinct ones, in order; -1 where null."""
+    distinct = pl.Enum(values.unique().drop_nulls().sort())
+    numbers: Ints = values.cast(distinct).to_physical().cast(pl.Int32).fill_null(-1).to_numpy()
     return numbers
 
 
-def packed(columns: Sequence[Ints]) -> Ints:
-    """One number for each combination of values, that rises in the order of the columns."""
+def packed(columns: Sequence[Ints]) -> Longs:
+    """One number from 0 for each combination of values, that rises in the order of the columns."""
     key = np.zeros(len(columns[0]), dtype=np.int64)
     size = 1
     for column in columns if len(key) else ():
@@ -175,8 +221,16 @@ def packed(columns: Sequence[Ints]) -> Ints:
             column, span, least = _dense(column), len(column), 0  # noqa: PLW2901
             key, size = _dense(key), len(key)
         size *= span
-        key = key * span + (column - least)
+        key *= span
+        key += column
+        key -= least
     return key
+
+
+def narrowed(values: Longs) -> Ints:
+    """In 32 bits where they fit."""
+    fit = not len(values) or (values.min() >= _INT32.min and values.max() <= _INT32.max)
+    return values.astype(np.int32) if fit else values
 
 
 def runs(*columns: Ints) -> tuple[Ints, Ints]:
@@ -189,31 +243,45 @@ def runs(*columns: Ints) -> tuple[Ints, Ints]:
     return first, np.diff(np.append(first, len(fresh)))
 
 
-def _dense(values: Ints) -> Ints:
+_INT32 = np.iinfo(np.int32)
+
+
+def _ints(values: pl.Series) -> Ints:
+    """Integers, -1 where null."""
+    return narrowed(values.cast(pl.Int64).fill_null(-1).to_numpy())
+
+
+def _dense(values: Ints) -> Longs:
     return np.unique(values, return_inverse=True)[1].astype(np.int64)
 
 
-def _positions(key: Ints, start: Ints) -> Ints:
-    """Of the rows of each key the how manieth, by start."""
-    order = pl.DataFrame({"key": key, "start": start}).select(pl.arg_sort_by("key", "start").cast(pl.Int64))
-    at: Ints = order.to_series().to_numpy()
-    first, count = runs(key[at])
-    positions = np.empty(len(key), dtype=np.int64)
-    positions[at] = np.arange(len(key)) - np.repeat(first, count)
+def _positions(key: Ints, start: Longs) -> Ints:
+    """Of the rows of each key the how manieth, by start; those of equal start as they come."""
+    at = np.argsort(key, kind="stable")
+    key, begun = key[at], start[at]
+    same = key[1:] == key[:-1]
+    if (same & (begun[1:] < begun[:-1])).any():
+        at = at[np.lexsort((begun, key))]
+    del key, begun
+    number = np.arange(len(at), dtype=np.int32 if len(at) <= _INT32.max else np.int64)
+    first = number.copy()
+    first[1:][same] = 0
+    positions = np.empty_like(number)
+    positions[at] = number - np.maximum.accumulate(first)
     return positions
 
 
-def _of_ranks(groups: pl.DataFrame, rank: Ints) -> tuple[Ints, Ints, Ints]:
+def _of_ranks(groups: pl.DataFrame, rank: Ints) -> tuple[Longs, Longs, Longs]:
     """Group, its size and how many ranks of it were captured, of each rank; -1, 0 and 0 where it is in none."""
     known = groups.with_columns(captured=pl.len().over("group"))
     last = int(known["rank"].to_numpy().max(initial=-1)) + 1
-    table = np.tile(np.array([-1, 0, 0]), (last + 1, 1))  # the row past the last rank stands for those in no group
-    table[known["rank"].to_numpy()] = known.select("group", "size", "captured").to_numpy()
-    of = table[np.where((rank < 0) | (rank > last), last, rank)]
-    return of[:, 0], of[:, 1], of[:, 2]
+    table = np.tile(np.array([[-1], [0], [0]]), last + 1)  # the entry past the last rank stands for those in no group
+    table[:, known["rank"].to_numpy()] = known.select("group", "size", "captured").to_numpy().T
+    at = np.where((rank < 0) | (rank > last), last, rank)
+    return table[0][at], table[1][at], table[2][at]
 
 
-def _ranks_in_step(group: Ints, step: Ints, rank: Ints) -> Ints:
+def _ranks_in_step(group: Ints, step: Ints, rank: Ints) -> Longs:
     """How many ranks of a kernel's group have any collective in its step."""
     together = packed([group, step])
     of_rank = np.unique(packed([together, rank]), return_index=True)[1]

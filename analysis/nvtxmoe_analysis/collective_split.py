@@ -6,17 +6,19 @@ waiting, and the rest, in which all ranks are in the collective, is transfer (wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.alignment import Aligned, Extents, align, extents, moved
+from nvtxmoe_analysis.alignment import Aligned, Seen, align, extents, moved, residuals
 from nvtxmoe_analysis.clocks import TOLERANCE_NS, fit_line
 from nvtxmoe_analysis.collective_match import (
     ENDS_EARLY,
+    KERNELS_AT_ONCE,
     NOT_ALIGNED,
     NOT_SIMULTANEOUS,
     NOT_WAITING,
@@ -27,9 +29,12 @@ from nvtxmoe_analysis.collective_match import (
     Codes,
     Ints,
     Kernels,
+    Longs,
     Met,
+    codes,
     kernels,
     meet,
+    narrowed,
     order_agrees,
 )
 from nvtxmoe_analysis.collective_names import tensor_only, waits_for_all
@@ -92,25 +97,46 @@ def split(frame: pl.DataFrame, groups: Mapping[str, pl.DataFrame], epochs: Seque
         groups: the kinds of groups that may take part, the widest first: ``rank_groups.distinct``.
         epochs: unix time in ns of each report's time 0, None where it was not recorded.
     """
-    found = kernels(frame)
-    name = pl.col("kernel_name")
-    names = frame.select(waits=waits_for_all(name, pl.col("phase").is_not_null()), tensor=tensor_only(name))
-    chosen = _choose(found, names["waits"].to_numpy(), names["tensor"].to_numpy(), groups, len(epochs))
-    everything = [one for of_kind in chosen.met.values() for one in of_kind]
-    aligned = align(extents(found, everything, len(epochs)), epochs)
-    filled = _Filled(found, aligned, chosen.reason)
-    for kind, of_kind in chosen.met.items():
-        for one in of_kind:
-            filled.fill(list(groups).index(kind), one)
+    filled = _filled(kernels(frame), *_known(frame), groups, epochs)
     return Split(
         frame=frame.with_columns(filled.columns(list(groups))),
-        aligned=tuple(aligned),
+        aligned=tuple(filled.aligned),
         compared=filled.compared,
         across=filled.across,
         refused=filled.refused,
         contradictions=filled.contradictions,
         closest_ns=filled.closest_ns,
     )
+
+
+def _known(frame: pl.DataFrame) -> tuple[Bools, Bools]:
+    """Which kernels are known to wait, and which are of tensor-parallel groups alone: see ``collective_names``."""
+    names, number = frame["kernel_name"], codes(frame["kernel_name"])
+    name = pl.col("kernel_name")
+    outside, inside = waits_for_all(name, pl.lit(False)), waits_for_all(name, pl.lit(True))
+    distinct = names.unique().drop_nulls().sort().to_frame()
+    table = distinct.select(outside=outside, inside=inside, tensor=tensor_only(name)).to_numpy()
+    waits = np.where(frame["phase"].is_not_null().to_numpy(), table[:, 1][number], table[:, 0][number])
+    return waits, table[:, 2][number]
+
+
+def _filled(
+    found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], epochs: Sequence[int | None]
+) -> _Filled:
+    chosen = _choose(found, waits, tensor, groups, len(epochs))
+    everything = [one for of_kind in chosen.met.values() for one in of_kind]
+    filled = _Filled(found, align(extents(found, everything, len(epochs)), epochs), chosen.reason)
+    for kind, of_kind in chosen.met.items():
+        for one in of_kind:
+            for some in _some(one):
+                filled.fill(list(groups).index(kind), some)
+    return filled
+
+
+def _some(met: Met) -> Iterator[Met]:
+    """Some collectives at a time."""
+    parts = 1 + met.rows.size // KERNELS_AT_ONCE
+    return (Met(rows) for rows in np.array_split(met.rows, parts))
 
 
 @dataclass(frozen=True)
@@ -122,22 +148,24 @@ class _Chosen:
 def _choose(found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int) -> _Chosen:
     """Which kind of group each name takes part in: the widest one in which its collectives hold together."""
     reason = np.full(len(found), NOT_WAITING, dtype=np.int8)
-    reason[waits] = meet(found, np.flatnonzero(waits), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
+    reason[waits] = meet(found, narrowed(np.flatnonzero(waits)), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
     met: dict[str, list[Met]] = {}
+    most = int(found.family.max(initial=-1)) + 1
     left, told = waits.copy(), np.zeros(len(found), dtype=np.bool_)
     for kind, of_kind in groups.items():
-        rows = np.flatnonzero(left & ~(tensor & (kind != TENSOR) & (TENSOR in groups)))
+        rows = narrowed(np.flatnonzero(left & ~(tensor & (kind != TENSOR) & (TENSOR in groups))))
         matched, why = meet(found, rows, of_kind)
-        holding, others = _holding(extents(found, matched, reports))
-        fits = np.isin(found.family[rows], holding)
-        off = np.isin(found.family[rows], others) & (why == SPLIT)
+        holds, breaks = _holding(extents(found, matched, reports), most)
+        family = found.family[rows]
+        fits = holds[family]
+        off = breaks[family] & (why == SPLIT)
         why[off] = NOT_SIMULTANEOUS
         # A kernel that holds together in no group keeps the reason of the widest, or that it does not.
         fresh = fits | off | ~told[rows]
         reason[rows[fresh]] = why[fresh]
         told[rows] = True
         left[rows[fits]] = False
-        kept = [Met(one.rows[np.isin(found.family[one.rows[:, 0]], holding)]) for one in matched]
+        kept = [_only(one, holds[found.family[one.rows[:, 0]]]) for one in matched]
         met[kind] = _in_order(found, kept, rows[fits], of_kind, reason)
     return _Chosen(met, reason)
 
@@ -146,19 +174,24 @@ def _in_order(found: Kernels, met: list[Met], rows: Ints, groups: pl.DataFrame, 
     """Of collectives outside layers those of steps in which the names come in the same order on all ranks."""
     rows = rows[(found.layer[rows] < 0) & ((reason[rows] == SPLIT) | (reason[rows] == NUMBERS_DIFFER))]
     reason[rows[~order_agrees(found, rows, groups)]] = ORDER_DIFFERS
-    return [Met(one.rows[reason[one.rows[:, 0]] == SPLIT]) for one in met]
+    return [_only(one, reason[one.rows[:, 0]] == SPLIT) for one in met]
 
 
-def _holding(seen: Extents) -> tuple[Ints, Ints]:
-    """Families whose collectives hold together (no rank ends one before the last has begun), and those that don't."""
-    families = np.unique(seen.family)
-    holds = np.ones(len(families), dtype=np.bool_)
-    for at in range(len(families)):
-        mine = seen.of_families(families[at : at + 1])
+def _only(met: Met, these: Bools) -> Met:
+    return met if these.all() else Met(met.rows[these])
+
+
+def _holding(seen: Seen, families: int) -> tuple[Bools, Bools]:
+    """Of so many families, whose collectives hold together (no rank ends one before the last has begun), and whose
+    don't; neither of a family that has none."""
+    holds, breaks = np.zeros(families, dtype=np.bool_), np.zeros(families, dtype=np.bool_)
+    for family in seen.families():
+        mine = seen.of_family(family)
         lines = (fit_line(*mine.bounds(int(a), int(b))) for a, b in np.argwhere(np.triu(mine.shared(), 1)))
         broken = mine.contradictions(TOLERANCE_NS)
-        holds[at] = broken.mean() <= MOST_CONTRADICTIONS and all(line.fits for line in lines)
-    return families[holds], families[~holds]
+        holds[family] = broken.mean() <= MOST_CONTRADICTIONS and all(line.fits for line in lines)
+        breaks[family] = not holds[family]
+    return holds, breaks
 
 
 @dataclass
@@ -173,22 +206,26 @@ class _Filled:
     refused: int = 0
     contradictions: int = 0
     closest_ns: int | None = None
-    _ints: dict[str, Ints] = field(default_factory=dict)
+    _values: dict[str, Ints] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = ("group_kind", "group", "ranks", "wait_ns", "transfer_ns", "last_rank")
-        self._ints = {name: np.full(len(self.found), -1, dtype=np.int64) for name in names}
+        of_rank = self.found.rank.dtype
+        types: dict[str, npt.DTypeLike] = {
+            "group_kind": np.int8,
+            "group": of_rank,
+            "ranks": of_rank,
+            "last_rank": of_rank,
+        }
+        types |= {"wait_ns": np.int64, "transfer_ns": np.int64}
+        self._values = {name: np.zeros(len(self.found), dtype) for name, dtype in types.items()}
         self._start = moved(self.found.start, self.found.report, self.aligned)
-        self._end = self._start + (self.found.end - self.found.start)
-        self._residual = np.zeros(len(self.found))
-        for report, one in enumerate(self.aligned):
-            mine = self.found.report == report
-            self._residual[mine] = one.residual_ns(self.found.start[mine])
+        self._residual = residuals(self.found.start, self.found.report, self.aligned)
 
     def fill(self, kind: int, met: Met) -> None:
         """Split collectives of one kind and size of groups."""
         rows = met.rows[self._comparable(met.rows)]
-        start, end, rank = self._start[rows], self._end[rows], self.found.rank[rows]
+        start, rank = self._start[rows], self.found.rank[rows]
+        end = start + self._duration(rows)
         last, first_end = start.max(axis=1), end.min(axis=1)
         several = self._several(rows)
         # Two reports may be off their reference by their residuals in opposite directions.
@@ -204,13 +241,16 @@ class _Filled:
         closest = int((first_end[~early] - last).min())
         self.closest_ns = closest if self.closest_ns is None else min(closest, self.closest_ns)
         wait = np.clip(last[:, None] - start, 0, end - start)
-        self._ints["wait_ns"][rows] = wait
-        self._ints["transfer_ns"][rows] = end - start - wait
+        self._values["wait_ns"][rows] = wait
+        self._values["transfer_ns"][rows] = end - start - wait
         latest = np.take_along_axis(rank, start.argmax(axis=1)[:, None], axis=1)
-        self._ints["last_rank"][rows] = latest
-        self._ints["group"][rows] = rank[:, :1]
-        self._ints["ranks"][rows] = rows.shape[1]
-        self._ints["group_kind"][rows] = kind
+        self._values["last_rank"][rows] = latest
+        self._values["group"][rows] = rank[:, :1]
+        self._values["ranks"][rows] = rows.shape[1]
+        self._values["group_kind"][rows] = kind
+
+    def _duration(self, rows: Ints) -> Longs:
+        return self.found.end[rows] - self.found.start[rows]
 
     def _several(self, rows: Ints) -> Bools:
         """Which collectives are over several reports."""
@@ -221,20 +261,25 @@ class _Filled:
     def _comparable(self, rows: Ints) -> Bools:
         """Collectives whose ranks' clocks are known against each other; the others are told so."""
         fits = np.array([one.fits for one in self.aligned])[self.found.report[rows]].all(axis=1)
-        duration = (self._end[rows] - self._start[rows]).mean(axis=1)
-        most = np.maximum(MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE * duration)
+        most = np.maximum(MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE * self._duration(rows).mean(axis=1))
         comparable: Bools = ~self._several(rows) | (fits & (self._residual[rows].max(axis=1) <= most))
         self.refused += int((~comparable).sum())
         self.reason[rows[~comparable].ravel()] = NOT_ALIGNED
         return comparable
 
     def columns(self, kinds: list[str]) -> list[pl.Series]:
-        """The columns of COLUMNS."""
+        """The columns of COLUMNS; what was filled in is gone then."""
+        ordinal = pl.Series(self.found.ordinal)
+        del self.found, self._start, self._residual
         fine = pl.Series(self.reason == SPLIT)
-        values = {name: pl.select(pl.when(fine).then(pl.Series(v))).to_series() for name, v in self._ints.items()}
-        kind = values["group_kind"].replace_strict(dict(enumerate(kinds)), default=None, return_dtype=pl.String)
-        why = pl.Series(self.reason).replace_strict(
-            {code: name or None for code, name in enumerate(REASONS)}, return_dtype=pl.String
-        )
-        values |= {"ordinal": pl.Series(self.found.ordinal), "group_kind": kind, "reason": why}
-        return [values[name].cast(dtype).alias(name) for name, dtype in COLUMNS.items()]
+        found = {"ordinal": ordinal, "reason": _texts([None, *REASONS[1:]], self.reason)}
+        for name in list(self._values):
+            values = self._values.pop(name)
+            column = _texts([*kinds, None], values) if name == "group_kind" else pl.Series(values)
+            found[name] = pl.select(pl.when(fine).then(column.cast(COLUMNS[name]))).to_series()
+        return [found[name].cast(dtype).alias(name) for name, dtype in COLUMNS.items()]
+
+
+def _texts(texts: Sequence[str | None], numbers: npt.NDArray[np.integer[Any]]) -> pl.Series:
+    """The text of each number."""
+    return pl.Series(texts, dtype=pl.String).gather(pl.Series(numbers))

@@ -9,14 +9,12 @@ import polars as pl
 from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMED_KINDS
 from nvtxmoe_analysis.data_parallel import Sharing
 from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.features import unevenness
+from nvtxmoe_analysis.layer_rows import KEY
 from nvtxmoe_analysis.local_load import COLUMNS as LOCAL
 from nvtxmoe_analysis.local_load import local_load
-from nvtxmoe_analysis.routing import cell_features
+from nvtxmoe_analysis.parallel import ordered_map
 from nvtxmoe_analysis.tiles import block_sizes, count_tiles
 from nvtxmoe_analysis.work import STEP_PHASES
-
-KEY = ("rank", "step", "layer")
 
 #: Columns that the first version had, features of routing, and those that came later.
 FEATURES = ("total_activations", "active_experts", "max_count", "mean_count", "std_dev", "max_mean_ratio")
@@ -26,22 +24,24 @@ MORE_FEATURES = ("cv", "entropy_bits", "gini", "block_m_source")
 STEP_COLUMNS = (*(f"{name}_ns" for name in STEP_PHASES), "step_unplaced_ns")
 
 
-def correlate(reports: Sequence[ReportFacts], layers: pl.DataFrame, sharing: Sharing | None) -> pl.DataFrame:
-    """One row for every row of ``Results.layers``, in their order; see ``outputs.layer_correlation.build``.
+def correlate(reports: Sequence[ReportFacts], sharing: Sharing | None) -> list[pl.DataFrame]:
+    """Of each report one row for every row of its layers, in their order; see ``outputs.layer_correlation.build``.
 
     Parameters:
         sharing: the data-parallel ranks that share experts.
     """
-    features = _of_rows(pl.concat([_features(report, sharing) for report in reports]), layers)
-    by_cell = pl.concat([_collective_times(report, i) for i, report in enumerate(reports)])
-    by_step = pl.concat([_step_times(report, i) for i, report in enumerate(reports)])
-    cell = ["report", "step_row", "layer"]
-    joined = (
-        pl.concat([layers, features], how="horizontal")
-        .join(by_cell, on=cell, how="left", maintain_order="left")
-        .join(by_step, on=cell[:2], how="left", maintain_order="left")
-        .with_columns(pl.col("collective_inferred_ns", "own_collective_ns").fill_null(0))
-    )
+    # The threads are of use to one report alone too, within it.
+    side_by_side = map if len(reports) == 1 else ordered_map
+    return list(side_by_side(lambda report: _of_report(report, sharing), reports))
+
+
+def _of_report(report: ReportFacts, sharing: Sharing | None) -> pl.DataFrame:
+    layers = report.layers
+    features = _of_rows(_features(report, sharing), layers)
+    # Not joined but put beside: a join would copy all columns.
+    tied = _beside(layers, _collective_times(report), ["step_row", "layer"]).fill_null(0)
+    of_step = _beside(layers, _step_times(report), ["step_row"])
+    joined = pl.concat([layers, features, tied, of_step], how="horizontal")
     times = [pl.col(f"{kind}_time_ns") for kind in TIMED_KINDS]
     return joined.select(
         "rank",
@@ -88,9 +88,16 @@ def step_kind() -> pl.Expr:
 
 def _of_rows(features: pl.DataFrame, layers: pl.DataFrame) -> pl.DataFrame:
     """The features (KEY and others) of each row of ``layers``, without KEY; of rows with one key the first counts."""
-    first = features.select(*KEY, pl.int_range(pl.len()).alias("at")).unique(list(KEY), keep="first")
-    at = layers.select(KEY).join(first, on=KEY, how="left", nulls_equal=True, maintain_order="left")["at"]
-    return features.drop(KEY).select(pl.all().gather(at))
+    if features.select(KEY).equals(layers.select(KEY)):  # as a rule: nothing is copied
+        return features.drop(KEY)
+    return _beside(layers, features.unique(list(KEY), keep="first", maintain_order=True), KEY, nulls_equal=True)
+
+
+def _beside(rows: pl.DataFrame, found: pl.DataFrame, key: Sequence[str], *, nulls_equal: bool = False) -> pl.DataFrame:
+    """What is found by a key for each of these rows, without the key; null where nothing is."""
+    places = found.select(*key, pl.int_range(pl.len(), dtype=pl.UInt32).alias("at"))
+    at = rows.select(key).join(places, on=key, how="left", nulls_equal=nulls_equal, maintain_order="left")["at"]
+    return found.drop(key).select(pl.all().gather(at))
 
 
 def _features(report: ReportFacts, sharing: Sharing | None) -> pl.DataFrame:
@@ -102,7 +109,7 @@ def _features(report: ReportFacts, sharing: Sharing | None) -> pl.DataFrame:
         tokens[shared[0].at] = shared[0].num_tokens
         cells = cells.with_columns(num_tokens=pl.Series(tokens))
     blocks = block_sizes(cells, report.metas)
-    features = cell_features(counts).rename({"total": "total_activations"})
+    features = report.features.rename({"total": "total_activations"})
     return pl.concat(
         [
             counts.cells.select(*KEY, "top_k"),
@@ -110,14 +117,14 @@ def _features(report: ReportFacts, sharing: Sharing | None) -> pl.DataFrame:
                 *FEATURES, cv=pl.when(pl.col("mean_count") > 0).then(pl.col("std_dev") / pl.col("mean_count"))
             ),
             blocks.with_columns(expert_tiles=pl.Series(count_tiles(counts, blocks["block_m"].to_numpy()))),
-            unevenness(counts),
+            features.select("entropy_bits", "gini"),
             local_load(counts, report.events.physical, report.metas, blocks["block_m"], shared),
         ],
         how="horizontal",
     )
 
 
-def _collective_times(report: ReportFacts, index: int) -> pl.DataFrame:
+def _collective_times(report: ReportFacts) -> pl.DataFrame:
     """Of cells that have collectives: ``own_collective_ns`` (in the layer's own ranges; all that lies in
     ``moe.collective`` is one, whatever its name) and ``collective_inferred_ns``."""
     time = pl.col("end") - pl.col("start")
@@ -129,14 +136,12 @@ def _collective_times(report: ReportFacts, index: int) -> pl.DataFrame:
             time.filter("inferred").sum().alias("collective_inferred_ns"),
             time.filter(~pl.col("inferred") & (pl.col("phase") != "collective")).sum().alias("own_collective_ns"),
         )
-        .with_columns(report=pl.lit(index, pl.Int64))
     )
 
 
-def _step_times(report: ReportFacts, index: int) -> pl.DataFrame:
+def _step_times(report: ReportFacts) -> pl.DataFrame:
     inside = [*STEP_PHASES, "step_unplaced", "layers"]
     return report.step_work.select(
-        pl.lit(index, pl.Int64).alias("report"),
         "step_row",
         pl.sum_horizontal(inside).alias("step_gpu_ns"),
         *(pl.col(column.removesuffix("_ns")).alias(column) for column in (*STEP_COLUMNS, "between_steps_ns")),

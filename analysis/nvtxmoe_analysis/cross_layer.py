@@ -16,6 +16,7 @@ import polars as pl
 
 from nvtxmoe_analysis.payload_tables import TopkTable
 from nvtxmoe_analysis.token_paths import (
+    MOST_SHUFFLES,
     Joint,
     LayerTokens,
     chance_bits,
@@ -24,6 +25,7 @@ from nvtxmoe_analysis.token_paths import (
     evenly,
     joint,
     mutual_information_bits,
+    shuffled,
     tokens_by_layer,
 )
 
@@ -39,7 +41,7 @@ TOKEN_WORK = 16
 #: Tokens that every pair of layers is given all the same.
 TOKENS_A_PAIR = 500
 #: Shuffles: the fewest and most, and how many cells (experts x experts) they may look at.
-ADJACENT_SHUFFLES, OTHER_SHUFFLES = (5, 50, 200_000), (3, 20, 50_000)
+ADJACENT_SHUFFLES, OTHER_SHUFFLES = (5, MOST_SHUFFLES, 200_000), (3, 20, 50_000)
 #: Paths kept of a pair of layers; of a path, the fewest tokens that took it.
 ADJACENT_PATHS, OTHER_PATHS, LEAST_PATH_TOKENS = 20, 5, 5
 #: Of tokens that choose independently, fewer pairs of layers than this share would show any path at all.
@@ -105,14 +107,18 @@ def cross_layer(topk: TopkTable, layers: Sequence[int]) -> CrossLayer:
         rows_a, rows_b = common_rows(a, b)
         if len(rows_a):
             pairs.append(_Pair(a, b, rows_a, rows_b, order.get(second, -1) - order.get(first, -1) == 1))
-    rows, paths = [], [pl.DataFrame(schema=PATHS)]
     share = {adjacent: WORK / max(1, sum(p.adjacent is adjacent for p in pairs)) for adjacent in (True, False)}
-    for pair in pairs:
-        most = max(TOKENS_A_PAIR, int(share[pair.adjacent] / pair.work_a_token))
-        row, strongest = _compare(pair, evenly(len(pair.rows_a), most))
-        rows.append(row)
-        paths += [] if strongest is None else [strongest]
-    return CrossLayer(pl.DataFrame(rows, schema=PAIRS, orient="row"), pl.concat(paths))
+    compared: dict[int, tuple[tuple[Any, ...], pl.DataFrame | None]] = {}
+    for at in sorted(range(len(pairs)), key=lambda at: not pairs[at].adjacent):  # those of one size share shuffles
+        most = max(TOKENS_A_PAIR, int(share[pairs[at].adjacent] / pairs[at].work_a_token))
+        compared[at] = _compare(pairs[at], evenly(len(pairs[at].rows_a), most))
+    shuffled.cache_clear()
+    rows = [compared[at][0] for at in range(len(pairs))]
+    paths = [compared[at][1] for at in range(len(pairs))]
+    return CrossLayer(
+        pl.DataFrame(rows, schema=PAIRS, orient="row"),
+        pl.concat([pl.DataFrame(schema=PATHS), *(strongest for strongest in paths if strongest is not None)]),
+    )
 
 
 def _compare(pair: _Pair, chosen: Ints) -> tuple[tuple[Any, ...], pl.DataFrame | None]:

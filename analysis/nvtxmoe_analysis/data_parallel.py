@@ -17,6 +17,7 @@ import polars as pl
 
 from nvtxmoe_analysis.events import Meta
 from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.grouping import dense
 from nvtxmoe_analysis.idle_steps import idle_steps
 from nvtxmoe_analysis.payload_tables import CountTable
 from nvtxmoe_analysis.rank_groups import EXPERT, rank_groups
@@ -148,22 +149,32 @@ def _idle(reports: Sequence[ReportFacts], groups: pl.DataFrame) -> pl.DataFrame:
 
 
 def _shared(table: CountTable, groups: pl.DataFrame, idle: pl.DataFrame) -> Shared:
-    cells = (
-        table.cells.select("group", "step", "layer", "num_tokens")
-        .with_row_index("row")
-        .join(groups.unique("group", keep="first").drop("rank"), on="group", maintain_order="left")
+    known = groups.unique("group", keep="first").sort("group")
+    group = table.cells["group"].to_numpy()
+    place = np.searchsorted(known["group"].to_numpy(), group)
+    place[place == len(known)] = 0
+    row = np.flatnonzero(known["group"].to_numpy()[place] == group)
+    place = place[row]
+    share, position, number = (known[name].to_numpy() for name in ("share", "position", "groups"))
+    columns, indices = zip(
+        *(dense(values) for values in (share[place], *(table.cells[n].to_numpy()[row] for n in KEY[1:]))), strict=True
     )
-    keys = cells.group_by(KEY, maintain_order=True).agg(pl.col("num_tokens").sum(), pl.col("groups").first())
-    number = keys.select(KEY).with_row_index("key")
-    width = int(groups["groups"].max() or 0)  # type: ignore[arg-type]
-    rows = np.full((len(keys), width), -1, dtype=np.int64)
-    key = cells.select(KEY).join(number, on=KEY, maintain_order="left")["key"].to_numpy()
-    rows[key, cells["position"].to_numpy()] = cells["row"].to_numpy()
-    silent = number.join(idle, on=["share", "step"])
-    known = (rows >= 0) | (np.arange(width) >= keys["groups"].to_numpy()[:, None])
-    known[silent["key"].to_numpy(), silent["position"].to_numpy()] = True
-    whole = np.flatnonzero(known.all(axis=1))
-    return Shared(keys[whole].drop("groups"), _added(table.matrix, rows[whole]))
+    sizes = [max(1, len(column)) for column in columns]
+    codes, key = dense((indices[0] * sizes[1] + indices[1]) * sizes[2] + indices[2])
+    of_key = np.unravel_index(codes, sizes)
+    width = int(number.max(initial=0))
+    rows = np.full((len(codes), width), -1, dtype=np.int64)
+    rows[key, position[place]] = row
+    in_share = np.zeros(len(codes), dtype=np.int64)
+    in_share[key] = number[place]
+    tokens = np.zeros(len(codes), dtype=np.int64)
+    np.add.at(tokens, key, table.cells["num_tokens"].to_numpy()[row])
+    keys = pl.DataFrame({name: column[at] for name, column, at in zip(KEY, columns, of_key, strict=True)})
+    silent = keys.select("share", "step").with_row_index("key").join(idle, on=["share", "step"])
+    there = (rows >= 0) | (np.arange(width) >= in_share[:, None])
+    there[silent["key"].to_numpy(), silent["position"].to_numpy()] = True
+    whole = np.flatnonzero(there.all(axis=1))
+    return Shared(keys.with_columns(num_tokens=pl.Series(tokens))[whole], _added(table.matrix, rows[whole]))
 
 
 def _added(matrix: Counts, rows: Ints) -> Counts:

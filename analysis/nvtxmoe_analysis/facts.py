@@ -8,20 +8,26 @@ from pathlib import Path
 
 import polars as pl
 
+from nvtxmoe import schema
 from nvtxmoe_analysis.attribution import Attribution, attribute
-from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMING_COLUMNS, cell_timings, kernel_timings
+from nvtxmoe_analysis.cells import cell_timings, kernel_timings
 from nvtxmoe_analysis.events import Events, Meta, decode_events
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import Export
 from nvtxmoe_analysis.exports.session import KIND as JOURNAL
 from nvtxmoe_analysis.exports.session import Session
+from nvtxmoe_analysis.features import unevenness
 from nvtxmoe_analysis.journals import read_session
 from nvtxmoe_analysis.launch_facts import LaunchFacts, launch_facts
 from nvtxmoe_analysis.launches import Launches
-from nvtxmoe_analysis.nvtx_rows import COLUMNS, push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.layer_rows import COLUMNS, layer_rows
+from nvtxmoe_analysis.narrowing import marked, of_counts, of_operations, of_topk, ranks_of
+from nvtxmoe_analysis.nvtx_rows import COLUMNS as NVTX
+from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.payload_tables import CountTable, TopkTable
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.ranges import PHASE_NAMES, classify, flatten
+from nvtxmoe_analysis.routing import cell_features
 from nvtxmoe_analysis.selection import Selection
 from nvtxmoe_analysis.work import outside_timings, step_work
 
@@ -35,9 +41,10 @@ class ReportFacts:
         metas: moe.meta by process id.
         steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
         counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
-        timings: GPU work by ``pid``, ``rank``, ``step``, ``layer``, ``step_row`` (of ``steps``) and the columns of
-            ``cells.TIMING_COLUMNS`` and ``cells.PHASE_COLUMNS``, narrowed.
-        worked: ``pid``, ``step``, ``layer`` that have GPU work; the whole export.
+        features: what the counts of each cell say, in the order of ``counts.cells``: see ``routing.cell_features``
+            (but ``min_count``) and, of exports, ``features.unevenness``.
+        layers: see ``layer_rows.layer_rows``; narrowed. Without rows in direct mode.
+        all_worked: see :attr:`worked`; None where ``layers`` tells.
         kernels: see ``cells.kernel_timings`` and, where no layers are asked for, ``work.outside_timings``; narrowed.
         step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``work.SLOTS`` (ns),
             ``pid``, ``rank``, ``step``; the whole export.
@@ -47,6 +54,7 @@ class ReportFacts:
             layers are asked for none that is tied to no layer); the whole export.
         coverage, outside_layers: see ``Attribution``; the whole export.
         launches: those in steps; the whole export.
+        collective_ranges: how many ``moe.collective`` ranges there are.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
         kind: ``sqlite``, ``parquet``, or ``journal``: see :attr:`direct`.
     """
@@ -59,8 +67,9 @@ class ReportFacts:
     steps: pl.DataFrame
     counts: CountTable
     topk: TopkTable
-    timings: pl.DataFrame
-    worked: pl.DataFrame
+    features: pl.DataFrame
+    layers: pl.DataFrame
+    all_worked: pl.DataFrame | None
     kernels: pl.DataFrame
     step_work: pl.DataFrame
     collectives: pl.DataFrame
@@ -77,6 +86,21 @@ class ReportFacts:
     warnings: tuple[str, ...]
     gpus: tuple[str, ...]
     graph_rows: int
+    collective_ranges: int
+
+    @property
+    def worked(self) -> pl.DataFrame:
+        """``pid``, ``step``, ``layer`` that have GPU work; the whole export."""
+        if self.all_worked is not None:
+            return self.all_worked
+        return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select("pid", "step", "layer")
+
+    def to_merge(self) -> ReportFacts:
+        """The same without what ``results.merge``, the checks and the outputs do not need: ranges other than
+        ``moe.idle``, and of ``events.steps`` what ``steps`` has too, but ``pid``, ``start`` and ``step``."""
+        ranges = self.events.ranges.filter(name=schema.IDLE)
+        steps = self.events.steps.select("pid", "start", "step")
+        return replace(self, events=replace(self.events, ranges=ranges, steps=steps))
 
     def recorded_clock(self) -> tuple[int | None, str | None]:
         """Unix time of the export's time 0, and what tells it.
@@ -101,7 +125,7 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
     Raises:
         NvtxmoeError: see ``read_events`` and the export's ``read``.
     """
-    nvtx = pl.DataFrame(schema=COLUMNS) if isinstance(export, Session) else read_nvtx(export)
+    nvtx = pl.DataFrame(schema=NVTX) if isinstance(export, Session) else read_nvtx(export)
     with ThreadPoolExecutor(1) as aside:
         decoding = aside.submit(_decoded, export, nvtx)
         segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
@@ -115,9 +139,13 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
             steps = _steps(decoding.result(), selection)
         events = decoding.result()
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
-    in_layer = _repeats_merged(_narrowed(placed.in_layer, steps, selection), keys)
-    timings = cell_timings(in_layer)
-    worked = placed.in_layer.select("step_row", "layer").unique() if selection.active else timings
+    in_layer = _repeats_merged(of_operations(placed.in_layer, steps, selection), keys)
+    timings = _keyed(cell_timings(in_layer), keys)
+    of_steps = step_work(placed.work.by_step, _first_rows(keys)).join(
+        keys, on="step_row", how="left", maintain_order="left"
+    )
+    counts = of_counts(events.counts, steps, selection)
+    direct = isinstance(export, Session)
     return ReportFacts(
         source=export.source,
         kind=export.kind,
@@ -125,8 +153,8 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         events=events,
         metas=events.metas,
         steps=steps,
-        counts=_narrowed_counts(events.counts, steps, selection),
-        topk=_narrowed_topk(events, steps, selection),
+        counts=counts,
+        topk=of_topk(events, steps, selection),
         coverage=placed.coverage,
         outside_layers=_named(placed.outside_layers, placed.names),
         launches=launch_facts(
@@ -141,14 +169,16 @@ def gather(export: Export, selection: Selection, progress: Progress | None = Non
         nodes_unresolved=placed.nodes_unresolved,
         operations=int(placed.coverage["operations"].sum()),
         graph_rows=export.rows(tables.GRAPH_NODES),
-        timings=timings.join(keys, on="step_row", how="left", maintain_order="left").select(
-            "pid", "rank", "step", pl.col("layer").cast(pl.Int64), "step_row", *TIMING_COLUMNS, *PHASE_COLUMNS
-        ),
-        worked=worked.join(keys, on="step_row", how="left").select("pid", "step", pl.col("layer").cast(pl.Int64)),
-        kernels=_kernels(in_layer, placed, steps, selection, _ranks(events, steps)),
-        step_work=step_work(placed.work.by_step, _first_rows(keys)).join(
-            keys, on="step_row", how="left", maintain_order="left"
-        ),
+        features=cell_features(counts).drop("min_count").hstack([] if direct else unevenness(counts).get_columns()),
+        layers=pl.DataFrame(schema=COLUMNS)
+        if direct
+        else layer_rows(steps, counts.cells, timings, of_steps, events.metas, selection),
+        all_worked=_keyed(placed.in_layer.select("step_row", "layer").unique(), keys).select("pid", "step", "layer")
+        if selection.active
+        else None,
+        kernels=_kernels(in_layer, placed, steps, selection, ranks_of(events, steps)),
+        step_work=of_steps,
+        collective_ranges=int((events.ranges["name"] == schema.COLLECTIVE).sum()),
         collectives=_collectives(placed, steps, selection, keys),
         epoch_ns=_epoch_ns(export),
         export_info=export.metadata(tables.EXPORT_META),
@@ -161,19 +191,11 @@ def _decoded(export: Export, nvtx: pl.DataFrame) -> Events:
     return read_session(export) if isinstance(export, Session) else decode_events(export, nvtx)
 
 
-def _narrowed(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
-    """Operations inside the selection."""
-    if selection.layers is not None:
-        in_layer = in_layer.filter(pl.col("layer").is_in(list(selection.layers)))
-    if not steps["kept"].all():
-        in_layer = in_layer.filter(steps["kept"].gather(in_layer["step_row"]))
-    return in_layer
-
-
-def _marked(collectives: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
-    """Operations with ``kept``: whether they are inside the selection."""
-    wanted = pl.lit(True) if selection.layers is None else pl.col("layer").is_in(list(selection.layers))
-    return collectives.with_columns(kept=wanted & steps["kept"].gather(collectives["step_row"]))
+def _keyed(cells: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Cells (``step_row``, ``layer`` and others) with ``pid``, ``rank``, ``step``."""
+    return cells.join(keys, on="step_row", how="left", maintain_order="left").with_columns(
+        pl.col("layer").cast(pl.Int64)
+    )
 
 
 def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
@@ -204,7 +226,7 @@ def _collectives(placed: Attribution, steps: pl.DataFrame, selection: Selection,
     phases = dict(enumerate(PHASE_NAMES))
     tied = pl.col("layer") >= 0
     return (
-        _repeats_merged(_marked(placed.collectives, steps, selection), keys)
+        _repeats_merged(marked(placed.collectives, steps, selection), keys)
         .join(keys, on="step_row", how="left", maintain_order="left")
         .select(
             "pid",
@@ -254,29 +276,6 @@ def _with_ranks(steps: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
     ranks = {pid: meta.rank for pid, meta in metas.items()}
     known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
     return steps.with_columns(rank=pl.coalesce("rank", known))
-
-
-def _narrowed_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:
-    if not selection.active:
-        return counts
-    return counts.take(selection.of_cells(counts.cells, steps.filter("kept")))
-
-
-def _narrowed_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
-    known = pl.col("pid").replace_strict(_ranks(events, steps), default=None, return_dtype=pl.Int64)
-    topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
-    if not selection.active:
-        return topk
-    return topk.take(selection.of_cells(topk.runs, steps.filter("kept")))
-
-
-def _ranks(events: Events, steps: pl.DataFrame) -> dict[int, int]:
-    """Rank by process, where an event has none itself: its moe.meta tells, else its steps or counts."""
-    ranks = {pid: meta.rank for pid, meta in events.metas.items()}
-    for told in (steps, events.counts.cells):
-        by_pid = told.drop_nulls("rank").unique("pid", keep="first")
-        ranks |= dict(zip(by_pid["pid"].to_list(), by_pid["rank"].to_list(), strict=True))
-    return ranks
 
 
 def _named(by_name: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:

@@ -25,6 +25,17 @@ def dense(key: Ints) -> tuple[Ints, Ints]:
     return np.flatnonzero(seen) + least, number[place]
 
 
+def in_order(*keys: npt.NDArray[np.generic], strictly: bool = False) -> bool:
+    """Whether rows are sorted by keys, the first above all, and no two (``strictly``) have the same; where a key is not
+    a number (NaN) they are not."""
+    equal = np.ones(max(0, len(keys[0]) - 1), dtype=np.bool_)
+    for key in keys:
+        if not np.all((key[1:] >= key[:-1]) | ~equal):  # type: ignore[operator]
+            return False
+        equal &= key[1:] == key[:-1]
+    return not (strictly and equal.any())
+
+
 def sums(index: Ints, values: Ints, groups: int) -> Ints:
     """Sum of the values of each group: int64 [groups]. Exact below 2^53, in the doubles that numpy adds."""
     with np.errstate(invalid="ignore"):  # times of a damaged file need not add up to 64 bits

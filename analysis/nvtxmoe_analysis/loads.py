@@ -108,10 +108,10 @@ class _Cells:
         if rows is None:
             return np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.int64)
         width = int(rows["num_experts"].max() or 0)  # type: ignore[arg-type]
-        counts = self._counts.matrix[rows["row"].to_numpy(), :width].astype(np.int64)
         step = rows["step"].to_numpy()
         order = np.argsort(step, kind="stable")
+        counts = self._counts.matrix[rows["row"].to_numpy()[order], :width]
         first = np.flatnonzero(np.diff(step[order], prepend=np.iinfo(np.int64).min))
         if len(first) == len(step):
-            return step[order], counts[order]
-        return step[order[first]], np.add.reduceat(counts[order], first, axis=0)
+            return step[order], counts.astype(np.int64)
+        return step[order[first]], np.add.reduceat(counts, first, axis=0, dtype=np.int64)

@@ -90,15 +90,18 @@ class TopkTable:
 
     def take(self, rows: pl.Series) -> TopkTable:
         """The runs at these positions (integers), in their order."""
-        runs = self.runs[rows.to_numpy()]
-        length = runs["tokens"].to_numpy()
-        begin = np.concatenate([[0], np.cumsum(length)])
-        # Position in the old arrays of every token of the new ones.
-        index = np.repeat(runs["first"].to_numpy() - begin[:-1], length) + np.arange(begin[-1])
-        runs = runs.with_columns(first=pl.Series(begin[:-1], dtype=pl.Int64))
+        runs, index = token_rows(self.runs[rows.to_numpy()])
         if np.array_equal(index, np.arange(len(self))):
             return TopkTable(runs, self.token, self.experts, self.weights)
         return TopkTable(runs, self.token[index], self.experts[index], self.weights[index])
+
+
+def token_rows(runs: pl.DataFrame) -> tuple[pl.DataFrame, npt.NDArray[np.int64]]:
+    """Runs that were taken out of others with ``first`` as it becomes, and where every token of theirs stood."""
+    length = runs["tokens"].to_numpy()
+    begin = np.concatenate([[0], np.cumsum(length)])
+    index = np.repeat(runs["first"].to_numpy() - begin[:-1], length) + np.arange(begin[-1])
+    return runs.with_columns(first=pl.Series(begin[:-1], dtype=pl.Int64)), index
 
 
 @dataclass(frozen=True)
@@ -353,7 +356,8 @@ def stack(parts: Sequence[npt.NDArray[Any]], fill: float, dtype: np.dtype[Any]) 
     if len(parts) == 1 and parts[0].dtype == dtype and parts[0].flags.c_contiguous:
         return parts[0]
     width = max((p.shape[1] for p in parts), default=0)
-    out = np.full((sum(len(p) for p in parts), width), fill, dtype=dtype)
+    shape = sum(len(p) for p in parts), width
+    out = np.empty(shape, dtype) if all(p.shape[1] == width for p in parts) else np.full(shape, fill, dtype)
     at = 0
     for part in parts:
         out[at : at + len(part), : part.shape[1]] = part

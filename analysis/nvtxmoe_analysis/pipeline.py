@@ -13,6 +13,7 @@ import polars as pl
 from nvtxmoe import __version__
 from nvtxmoe_analysis.checks.model import Check
 from nvtxmoe_analysis.database import check_database, writing_database
+from nvtxmoe_analysis.exports.folder import reports_of
 from nvtxmoe_analysis.exports.open import refuse_mixture
 from nvtxmoe_analysis.gathering.gather_all import gather_all
 from nvtxmoe_analysis.gathering.task import Failure
@@ -73,6 +74,7 @@ def analyze(
     tables, or of sessions the standard set, which needs no GPU work.
 
     Parameters:
+        inputs: what ``open_export`` opens, or folders of them (``exports.folder``).
         formats: of the tables, see ``writer.FORMATS``.
         capacity_factors: for moe_capacity, see ``capacity.factors``.
         database: a SQLite file that gets the tables too.
@@ -96,12 +98,14 @@ def analyze(
     check_folder(folder)
     if database is not None:
         check_database(database, TABLES)
+    inputs = reports_of(inputs)
     refuse_mixture(inputs)
     reports, failed = gather_all(
         inputs, selection, cache_dir=cache_dir, nsys=nsys, jobs=jobs, dask=dask, progress=progress
     )
     progress.begin("joining")
     results = replace(merge(reports, selection, options), capacity_factors=factors, failed=tuple(failed))
+    del reports  # the results hold what they need of them
     results.prepare()
     stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
     said = [stem for stem in DOCUMENTS if stem not in GPU_DOCUMENTS or not results.direct]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -11,19 +12,20 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.cells import PHASE_COLUMNS, TIMED_KINDS, TIMING_COLUMNS
 from nvtxmoe_analysis.collective_split import Split, split
-from nvtxmoe_analysis.correlation import KEY, correlate
+from nvtxmoe_analysis.correlation import correlate
 from nvtxmoe_analysis.cross_layer import CrossLayer, cross_layer
 from nvtxmoe_analysis.data_parallel import sharing
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.gathering.task import Failure
+from nvtxmoe_analysis.layer_rows import order_of
 from nvtxmoe_analysis.models.choose import choose
 from nvtxmoe_analysis.models.terms import Choice
 from nvtxmoe_analysis.one_run import refuse_several_runs
 from nvtxmoe_analysis.payload_tables import CountTable, PairTable
 from nvtxmoe_analysis.rank_groups import distinct, rank_groups
-from nvtxmoe_analysis.routing import Routing, cell_features, combine, once_a_group, totals
+from nvtxmoe_analysis.report_order import Order
+from nvtxmoe_analysis.routing import Routing, combine, once_a_group, totals
 from nvtxmoe_analysis.selection import Selection
 
 #: Capacity factors that are always looked at.
@@ -64,12 +66,13 @@ class Results:
 
     @cached_property
     def layers(self) -> pl.DataFrame:
-        """(rank, step, layer) rows of all that was captured: see :func:`_layer_rows`."""
-        rows = [
-            _layer_rows(report, self.selection).with_columns(report=pl.lit(i, pl.Int64))
-            for i, report in enumerate(self.reports)
-        ]
-        return pl.concat(rows).sort([*KEY, "gpu_start_ns"])
+        """(rank, step, layer) rows of all that was captured, by KEY and ``gpu_start_ns``: see
+        ``layer_rows.layer_rows``."""
+        return self._order.together([report.layers for report in self.reports])
+
+    @cached_property
+    def _order(self) -> Order:
+        return order_of([report.layers for report in self.reports])
 
     @cached_property
     def physical(self) -> CountTable:
@@ -84,8 +87,8 @@ class Results:
 
     @cached_property
     def features(self) -> pl.DataFrame:
-        """``routing.cell_features`` of the chosen counts."""
-        return cell_features(self.routing.counts)
+        """``ReportFacts.features`` of the chosen counts."""
+        return self.routing.order.together([report.features for report in self.reports])
 
     @cached_property
     def totals(self) -> dict[int, npt.NDArray[np.int64]]:
@@ -96,7 +99,8 @@ class Results:
     def steps(self) -> pl.DataFrame:
         """Kept steps of all reports: ``report``, ``rank``, ``step``, ``start``, token counts, ``timestamp_ns``."""
         origin = self.origin_ns if self.aligned else pl.col("at_ns").min().over("report")
-        return _all_steps(self.reports, self.aligned).with_columns(timestamp_ns=pl.col("at_ns") - origin).filter("kept")
+        steps = _all_steps(self.reports, self.aligned).with_columns(timestamp_ns=pl.col("at_ns") - origin)
+        return steps if steps["kept"].all() else steps.filter("kept")
 
     @cached_property
     def collectives(self) -> pl.DataFrame:
@@ -124,7 +128,7 @@ class Results:
     def correlation(self) -> pl.DataFrame:
         """The rows of moe_layer_correlation."""
         whole = None if self.selection.active else (self.routing.counts, self.physical)
-        return correlate(self.reports, self.layers, sharing(self.reports, whole))
+        return self._order.together(correlate(self.reports, sharing(self.reports, whole)))
 
     @cached_property
     def rank_groups(self) -> dict[str, pl.DataFrame]:
@@ -144,9 +148,12 @@ class Results:
 
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""
-        _ = self.features, self.totals, self.steps, self.cross_layer
-        if not self.direct:
-            _ = self.collectives, self.correlation, self.collective_split, self.models
+        _ = self.features, self.totals, self.steps
+        with ThreadPoolExecutor(1, "nvtxmoe-cross-layer") as aside:
+            paths = aside.submit(lambda: self.cross_layer)
+            if not self.direct:
+                _ = self.collectives, self.correlation, self.collective_split, self.models
+            paths.result()
 
     @cached_property
     def models(self) -> list[Choice]:
@@ -178,15 +185,29 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
     _refuse_empty(reports, selection)
     aligned = all(report.epoch_ns is not None for report in reports) or len(reports) == 1
     steps = _all_steps(reports, aligned)
+    routing = combine([r.counts for r in reports], [r.topk for r in reports], [r.metas for r in reports])
     return Results(
-        reports=tuple(reports),
+        reports=tuple(_on_one_matrix(reports, routing)),
         selection=selection,
-        routing=combine([r.counts for r in reports], [r.topk for r in reports], [r.metas for r in reports]),
+        routing=routing,
         kernels=_merged_kernels(reports),
         origin_ns=int(steps["at_ns"].min() or 0),  # type: ignore[arg-type]
         aligned=aligned,
         options=options,
     )
+
+
+def _on_one_matrix(reports: Sequence[ReportFacts], routing: Routing) -> list[ReportFacts]:
+    """The reports with their counts as parts of all counts, so that whoever drops the given ones has them once."""
+    found, start = list(reports), 0
+    for at in routing.order.reports if routing.order.rows is None else ():
+        report = reports[at]
+        end = start + len(report.counts)
+        matrix = routing.counts.matrix[start:end, : report.counts.matrix.shape[1]]
+        mine = CountTable(report.counts.cells, matrix)
+        events = replace(report.events, counts=mine) if report.events.counts is report.counts else report.events
+        found[at], start = replace(report, counts=mine, events=events), end
+    return found
 
 
 def _refuse_no_steps(reports: Sequence[ReportFacts]) -> None:
@@ -230,61 +251,6 @@ def _all_steps(reports: Sequence[ReportFacts], aligned: bool) -> pl.DataFrame:
         for i, report in enumerate(reports)
     ]
     return pl.concat(frames)
-
-
-def _layer_rows(report: ReportFacts, selection: Selection) -> pl.DataFrame:
-    """One row for every (rank, step, layer) captured: what steps promise, what counts say, what the GPU did.
-
-    Columns: ``rank``, ``step``, ``layer``, ``step_row`` (of ``ReportFacts.step_work``; null where the step has no
-    range), ``num_tokens``, ``prefill_tokens``, ``decode_tokens``, those of ``cells.TIMING_COLUMNS`` (0 and null where
-    the GPU did nothing) and of ``cells.PHASE_COLUMNS``.
-    """
-    apart = pl.when(pl.col("step").is_null()).then("step_row").alias("apart")
-    key = [*KEY, "apart"]  # steps without a number are told apart by their range
-    steps = report.steps.with_row_index("step_row").with_columns(apart.cast(pl.Int32)).filter("kept")
-    timings = report.timings.with_columns(apart)
-    counted = report.counts.cells.select(*KEY, pl.lit(None, pl.Int32).alias("apart"), "num_tokens")
-    promised = steps.join(_layers_by_pid(report, selection), on="pid", how="inner")
-    keys = pl.concat([promised.select(key), counted.select(key), timings.select(key)]).unique()
-    work_rows = report.step_work.select("rank", "step", apart.cast(pl.Int32), "step_row")
-    work_rows = work_rows.unique(["rank", "step", "apart"], keep="first")
-    per_step = (
-        steps.unique(["rank", "step", "apart"], keep="first")
-        .drop("step_row")
-        .join(work_rows, on=["rank", "step", "apart"], how="left", nulls_equal=True)
-        .select(
-            *("rank", "step", "apart", "step_row", "prefill_tokens", "decode_tokens"),
-            pl.col("num_tokens").alias("step_tokens"),
-        )
-    )
-    zero = [c for c in TIMING_COLUMNS if c.startswith(TIMED_KINDS) or c == "busy_ns"] + list(PHASE_COLUMNS)
-    return (
-        keys.join(counted.unique(key, keep="first"), on=key, how="left", nulls_equal=True)
-        .join(per_step, on=["rank", "step", "apart"], how="left", nulls_equal=True)
-        .join(timings.drop("pid", "step_row"), on=key, how="left", nulls_equal=True)
-        .select(
-            *KEY,
-            "step_row",
-            pl.coalesce("num_tokens", "step_tokens").alias("num_tokens"),
-            "prefill_tokens",
-            "decode_tokens",
-            *(
-                pl.col(c).fill_null(0) if c in zero else pl.col(c)
-                for c in (*TIMING_COLUMNS, *PHASE_COLUMNS)
-                if c != "launched_by"
-            ),
-            pl.col("launched_by").fill_null("none"),
-        )
-    )
-
-
-def _layers_by_pid(report: ReportFacts, selection: Selection) -> pl.DataFrame:
-    told = [(pid, layer) for pid, meta in report.metas.items() for layer in meta.layers]
-    counted = report.counts.cells.select("pid", "layer").unique().rows()
-    pairs = sorted(set(told) | {(int(p), int(n)) for p, n in counted})
-    if selection.layers is not None:
-        pairs = [(pid, layer) for pid, layer in pairs if layer in selection.layers]
-    return pl.DataFrame(pairs, schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")
 
 
 def _merged_kernels(reports: Sequence[ReportFacts]) -> pl.DataFrame:

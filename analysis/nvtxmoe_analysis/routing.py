@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.events import Meta
-from nvtxmoe_analysis.payload_tables import CountTable, TopkTable, stack
+from nvtxmoe_analysis.grouping import in_order
+from nvtxmoe_analysis.payload_tables import CountTable, TopkTable, token_rows
+from nvtxmoe_analysis.report_order import Order
+from nvtxmoe_analysis.stacked import Stacked
 
 #: Cells worked on at a time, so that wide matrices need little memory.
 CHUNK = 1 << 15
@@ -43,84 +45,83 @@ class Routing:
         topk: sampled tokens, likewise once.
         experts: number of experts by layer.
         agreement: of the copies that were left out.
+        order: of the cells among those of all reports.
     """
 
     counts: CountTable
     topk: TopkTable
     experts: dict[int, int]
     agreement: Agreement
+    order: Order = field(default_factory=lambda: Order((0,), None))
 
 
 def combine(counts: Sequence[CountTable], topks: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) -> Routing:
     """Merge reports; the sequences run over reports."""
-    whole = _concat_counts(counts, metas)
-    chosen, agreement = _first_of_group(whole)
+    chosen, order, agreement = _first_of_group(counts, metas)
     return Routing(
         counts=chosen,
-        topk=_first_topk(_concat_topk(topks, metas)),
+        topk=_first_topk(topks, metas),
         experts=_experts(chosen, metas),
         agreement=agreement,
+        order=order,
     )
 
 
 def once_a_group(counts: Sequence[CountTable], metas: Sequence[dict[int, Meta]]) -> CountTable:
     """The counts of all reports, tensor-parallel copies once, with ``report`` and ``group``; as ``Routing.counts``."""
-    return _first_of_group(_concat_counts(counts, metas))[0]
+    return _first_of_group(counts, metas)[0]
 
 
-def _group(cells: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
-    # Without moe.meta nothing says who shares tokens with whom: such a rank stands alone.
-    groups = {pid: meta.tp_group for pid, meta in metas.items()}
-    known = pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64)
-    return cells.with_columns(group=pl.coalesce(known, -1 - pl.col("rank")))
+def _in_groups(frames: Sequence[pl.DataFrame], metas: Sequence[dict[int, Meta]]) -> list[pl.DataFrame]:
+    """The cells or runs of each report with ``group`` and ``report``."""
+    parts = []
+    for report, (frame, of_pid) in enumerate(zip(frames, metas, strict=True)):
+        # Without moe.meta nothing says who shares tokens with whom: such a rank stands alone.
+        groups = {pid: meta.tp_group for pid, meta in of_pid.items()}
+        known = pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64)
+        parts.append(frame.with_columns(group=pl.coalesce(known, -1 - pl.col("rank")), report=pl.lit(report, pl.Int64)))
+    return parts
 
 
-def _concat_counts(tables: Sequence[CountTable], metas: Sequence[dict[int, Meta]]) -> CountTable:
-    cells = [
-        _group(t.cells, m).with_columns(report=pl.lit(i, pl.Int64))
-        for i, (t, m) in enumerate(zip(tables, metas, strict=True))
-    ]
-    return CountTable(pl.concat(cells), _stacked([t.matrix for t in tables], 0))
+def _by_least(parts: Sequence[pl.DataFrame], name: str) -> tuple[int, ...]:
+    """Positions of the parts by their least value: put together so, most need no sorting."""
+    least = [part[name].min() for part in parts]
+    return tuple(sorted(range(len(parts)), key=lambda at: (least[at] is None, least[at])))
 
 
-def _concat_topk(tables: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) -> TopkTable:
-    runs, before = [], 0
-    for i, (table, meta) in enumerate(zip(tables, metas, strict=True)):
-        shifted = table.runs.with_columns(pl.col("first") + before, report=pl.lit(i, pl.Int64))
-        runs.append(_group(shifted, meta))
-        before += len(table)
-    return TopkTable(
-        pl.concat(runs),
-        np.concatenate([t.token for t in tables]),
-        _stacked([t.experts for t in tables], -1),
-        _stacked([t.weights for t in tables], np.nan),
-    )
-
-
-def _stacked(parts: Sequence[npt.NDArray[Any]], fill: float) -> npt.NDArray[Any]:
-    return stack(parts, fill, np.result_type(*parts))
-
-
-def _first_of_group(counts: CountTable) -> tuple[CountTable, Agreement]:
-    counts = counts.take(pl.Series(cell_order(counts.cells)))
-    keys = [counts.cells[name].to_numpy() for name in ("group", "step", "layer")]
-    fresh = np.ones(len(counts), dtype=np.bool_)
-    if len(counts):
+def _first_of_group(
+    tables: Sequence[CountTable], metas: Sequence[dict[int, Meta]]
+) -> tuple[CountTable, Order, Agreement]:
+    """Each cell once; which those are; what was left out."""
+    parts = _in_groups([table.cells for table in tables], metas)
+    places = _by_least(parts, "group")
+    cells = Order(places, None).together(parts)
+    matrix = Stacked([tables[at].matrix for at in places], 0)
+    by = (cells[name].to_numpy() for name in ("group", "step", "layer"))
+    if in_order(*by, strictly=True):  # one data-parallel rank a report, as a rule: nothing moves, nothing is left out
+        return CountTable(cells, matrix.whole()), Order(places, None), Agreement(0, 0, None)
+    order = cell_order(cells)
+    keys = [cells[name].to_numpy()[order] for name in ("group", "step", "layer")]
+    fresh = np.ones(len(cells), dtype=np.bool_)
+    if len(cells):
         fresh[1:] = np.any([key[1:] != key[:-1] for key in keys], axis=0)
-    first = np.maximum.accumulate(np.where(fresh, np.arange(len(counts)), 0))
-    ranks = counts.cells["rank"].to_numpy()
+    first = np.maximum.accumulate(np.where(fresh, np.arange(len(cells)), 0))
+    ranks = cells["rank"].to_numpy()[order]
     # A cell that one rank sent twice is a fault of its own (see checks.unique_keys), not a disagreement.
     copies = np.flatnonzero(~fresh & (ranks != ranks[first]))
-    parts = [copies[at : at + CHUNK] for at in range(0, len(copies), CHUNK)]
-    unequal = [part[np.any(counts.matrix[part] != counts.matrix[first[part]], axis=1)] for part in parts]
+    chunks = [copies[at : at + CHUNK] for at in range(0, len(copies), CHUNK)]
+    unequal = [part[np.any(matrix.rows(order[part]) != matrix.rows(order[first[part]]), axis=1)] for part in chunks]
     differing = np.concatenate([copies[:0], *unequal])
     example = None
     if len(differing):
         at = int(differing[0])
         step, layer = int(keys[1][at]), int(keys[2][at])
         example = (int(ranks[first[at]]), int(ranks[at]), step, layer)
-    chosen = counts.take(pl.Series(np.flatnonzero(fresh)))
-    return chosen, Agreement(len(copies), len(differing), example)
+    agreement = Agreement(len(copies), len(differing), example)
+    taken = order[fresh]
+    if np.array_equal(taken, np.arange(len(cells))):
+        return CountTable(cells, matrix.whole()), Order(places, None), agreement
+    return CountTable(cells[taken], matrix.rows(taken)), Order(places, pl.Series(taken)), agreement
 
 
 def cell_order(cells: pl.DataFrame) -> npt.NDArray[np.int64]:
@@ -144,11 +145,25 @@ def cell_order(cells: pl.DataFrame) -> npt.NDArray[np.int64]:
     return by_row[np.argsort(key[by_row], kind="stable")]
 
 
-def _first_topk(topk: TopkTable) -> TopkTable:
+def _first_topk(tables: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) -> TopkTable:
     """Of the ranks of a group the lowest one's tokens, by rank, step and layer."""
-    runs = topk.runs.with_row_index("at")
+    parts = _in_groups([table.runs for table in tables], metas)
+    places = _by_least(parts, "rank")
+    tables = [tables[at] for at in places]
+    before = np.cumsum([0, *map(len, tables)]).tolist()
+    shifted = [parts[at].with_columns(pl.col("first") + by) for at, by in zip(places, before, strict=False)]
+    runs = pl.concat(shifted, rechunk=False)
     lowest = pl.col("rank") == pl.col("rank").min().over("group", "step", "layer")
-    return topk.take(runs.filter(lowest).sort("rank", "step", "layer", "at")["at"].cast(pl.Int64))
+    chosen = runs.with_row_index("at").filter(lowest).sort("rank", "step", "layer", "at")["at"]
+    arrays = (
+        Stacked([table.token for table in tables], 0),
+        Stacked([table.experts for table in tables], -1),
+        Stacked([table.weights for table in tables], np.nan),
+    )
+    if np.array_equal(chosen, np.arange(len(runs))):
+        return TopkTable(runs, *(array.whole() for array in arrays))
+    runs, index = token_rows(runs[chosen])
+    return TopkTable(runs, *(array.rows(index) for array in arrays))
 
 
 def _experts(counts: CountTable, metas: Sequence[dict[int, Meta]]) -> dict[int, int]:

@@ -7,9 +7,16 @@ but its collectives.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import polars as pl
 
 KEY = ("step", "layer_idx", "group")
+CELL = ("rank", "step", "layer_idx")
+#: Rows are looked at some steps at a time: about so many, or, of more, in so many parts.
+ROWS_AT_ONCE = 1 << 18
+PARTS = 16
 
 SCHEMA = {
     "step": pl.Int64,
@@ -27,7 +34,7 @@ SCHEMA = {
 }
 
 
-def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame) -> pl.DataFrame:
+def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame | pl.LazyFrame) -> pl.DataFrame:
     """One row a (step, layer) of each group of several ranks that share the layer's experts.
 
     Parameters:
@@ -41,26 +48,58 @@ def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame) 
         layer were split, ``wait_ns`` and ``transfer_ns`` are sums over them and the ranks; null where there are none.
     """
     several = groups.filter(pl.col("size") > 1).rename({"size": "ranks_in_group"})
+    known = layers.lazy().select(*CELL, "own_ns").drop_nulls(["step", "own_ns"])
+    tied = (
+        split.lazy()
+        .filter(pl.col("reason").is_null() & pl.col("layer").is_not_null())
+        .rename({"layer": "layer_idx"})
+        .select(*CELL, "group_kind", "group", "wait_ns", "transfer_ns")
+    )
+    # The lowest rank of each group that is there stands for its collectives.
+    lowest = tied.group_by("group_kind", "group").agg(lowest=pl.col("rank").min()).collect()
+    found = [pl.DataFrame(schema=SCHEMA)]
+    for here in some_steps(layers["step"]):
+        cells = _cells(known.filter(here).collect(), several)
+        joined = cells.join(_met(tied.filter(here).collect(), lowest, several), on=KEY, how="left")
+        found.append(joined.with_columns(pl.col("collectives").fill_null(0)).select(*SCHEMA).cast(SCHEMA))  # type: ignore[arg-type]
+    return pl.concat(found).sort(KEY)
+
+
+def some_steps(steps: pl.Series) -> Iterator[pl.Expr]:
+    """Filters by ``step``, each for as many of these steps; nulls are in none."""
+    distinct = steps.drop_nulls().unique().sort()
+    parts = min(PARTS, 1 + len(steps) // ROWS_AT_ONCE)
+    edges = distinct.gather_every(max(1, -(-len(distinct) // parts))).to_list()
+    for first, after in pairwise([*edges, None]):
+        begun = pl.col("step") >= first
+        yield begun if after is None else begun & (pl.col("step") < after)
+
+
+def _cells(known: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
+    """Of each (step, layer) of a group the ranks' own time."""
     whole = pl.col("ranks") == pl.col("ranks_in_group")
-    cells = (
-        layers.drop_nulls(["step", "own_ns"])
-        .join(several, on="rank")
+    slowest = pl.col("own_ns") == pl.col("own_ns").max()
+    return (
+        known.join(several, on="rank")
         .group_by(*KEY, "ranks_in_group")
         .agg(
             pl.len().cast(pl.Int64).alias("ranks"),
             pl.col("own_ns").mean().alias("mean_own_ns"),
             pl.col("own_ns").max().alias("max_own_ns"),
-            pl.col("rank").sort_by("own_ns", "rank", descending=[True, False]).first().alias("slowest_rank"),
+            pl.col("rank").filter(slowest).min().alias("slowest_rank"),
         )
         .with_columns(
             excess_ns=pl.when(whole).then(pl.col("max_own_ns") - pl.col("mean_own_ns")),
             slowest_rank=pl.when(whole).then("slowest_rank"),
         )
     )
-    tied = split.filter(pl.col("reason").is_null() & pl.col("layer").is_not_null()).rename({"layer": "layer_idx"})
-    met = (
-        # The lowest rank of each group that is there stands for its collectives.
-        tied.with_columns(first=pl.col("rank") == pl.col("rank").min().over("group_kind", "group"))
+
+
+def _met(tied: pl.DataFrame, lowest: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
+    """Of each (step, layer) of a group the collectives that were split."""
+    return (
+        tied.join(lowest, on=["group_kind", "group"])
+        .with_columns(first=pl.col("rank") == pl.col("lowest"))
         .drop("group")
         .join(several, on="rank")
         .group_by(KEY)
@@ -70,8 +109,6 @@ def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame) 
             pl.col("transfer_ns").sum(),
         )
     )
-    joined = cells.join(met, on=KEY, how="left").with_columns(pl.col("collectives").fill_null(0))
-    return pl.concat([pl.DataFrame(schema=SCHEMA), joined.select(*SCHEMA).cast(SCHEMA)]).sort(KEY)  # type: ignore[arg-type]
 
 
 def once_a_step_ns(layers: pl.DataFrame, groups: pl.DataFrame, cells: pl.DataFrame) -> float:
@@ -83,12 +120,20 @@ def once_a_step_ns(layers: pl.DataFrame, groups: pl.DataFrame, cells: pl.DataFra
     Parameters:
         layers, groups: as of :func:`stragglers`; cells: what it gave.
     """
-    of_step = (
-        layers.join(groups.select("rank", "group"), on="rank")
-        .join(cells.filter(pl.col("excess_ns").is_not_null()).select(KEY), on=KEY, how="semi")
-        .group_by("step", "group", "rank")
-        .agg(pl.col("own_ns").sum())
-        .group_by("step", "group")
-        .agg(excess=pl.col("own_ns").max() - pl.col("own_ns").mean())
-    )
-    return float(of_step["excess"].sum())
+    own = layers.lazy().select(*CELL, "own_ns")
+    known = cells.filter(pl.col("excess_ns").is_not_null()).select(KEY)
+    found = [pl.DataFrame(schema={"step": pl.Int64, "group": pl.Int64, "excess": pl.Float64})]
+    for here in some_steps(layers["step"]):
+        of_step = (
+            own.filter(here)
+            .collect()
+            .join(groups.select("rank", "group"), on="rank")
+            .join(known, on=KEY, how="semi")
+            .group_by("step", "group", "rank")
+            .agg(pl.col("own_ns").sum())
+            .group_by("step", "group")
+            .agg(excess=pl.col("own_ns").max() - pl.col("own_ns").mean())
+        )
+        found.append(of_step)
+    # Floats are added in one order, so that the last digit does not differ from run to run.
+    return float(pl.concat(found).sort("step", "group")["excess"].sum())

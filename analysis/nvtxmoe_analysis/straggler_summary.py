@@ -5,11 +5,12 @@ Times are in us. Quantiles are linearly interpolated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.straggler import KEY, once_a_step_ns
+from nvtxmoe_analysis.straggler import KEY, ROWS_AT_ONCE, once_a_step_ns, some_steps
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
@@ -66,9 +67,12 @@ def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dic
 
 def _step_time_ns(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> float:
     """GPU time of the steps that have an excess: the mean over the group's ranks, added up."""
-    of_rank = layers.select("rank", "step", "step_gpu_ns").unique().join(groups, on="rank")
+    times = layers.lazy().select("rank", "step", "step_gpu_ns")
+    parts = [times.filter(here).unique().collect() for here in some_steps(layers["step"])]
+    of_rank = pl.concat([times.clear().collect(), *parts]).join(groups, on="rank")
     here = of_rank.join(whole.select("step", "group").unique(), on=["step", "group"], how="semi")
-    return float(here.group_by("step", "group").agg(pl.col("step_gpu_ns").mean())["step_gpu_ns"].sum())
+    of_step = here.group_by("step", "group").agg(pl.col("step_gpu_ns").mean()).sort("step", "group")
+    return float(of_step["step_gpu_ns"].sum())
 
 
 def _of_waiting(whole: pl.DataFrame) -> dict[str, float | None]:
@@ -122,19 +126,17 @@ def waiting(whole: pl.DataFrame) -> dict[str, Any]:
     Parameters:
         whole: of the whole capture, see ``collective_split.Split.frame``.
     """
-    in_layer = pl.col("layer").is_not_null()
-    first = pl.col("start") == pl.col("start").min().over("rank", "step")
-    split = whole.with_columns(first=first).filter("kept")
-    done = split.filter(pl.col("reason").is_null())
+    parts = list(whole.iter_slices(ROWS_AT_ONCE)) or [whole]
+    split = _totals(parts)
     return {
         **_sums(split),
-        **_of_all(split, done),
+        **_of_all(split),
         "not_split": [
             {"reason": reason, **_left(mine), "meaning": MEANINGS[reason]}
             for (reason,), mine in _grouped(split.filter(pl.col("reason").is_not_null()), "reason")
         ],
-        "in_layers": _sums(split.filter(in_layer)),
-        "outside_layers": _sums(split.filter(~in_layer)),
+        "in_layers": _sums(split.filter("in_layer")),
+        "outside_layers": _sums(split.filter(~pl.col("in_layer"))),
         # There the ranks meet after launching the step.
         "first_of_step": _sums(split.filter("first")),
         "launched_eagerly": _sums(split.filter(~pl.col("graph"))),
@@ -143,16 +145,47 @@ def waiting(whole: pl.DataFrame) -> dict[str, Any]:
             {"kernel_name": name, "group_kind": kind, "ranks": ranks, **_sums(mine)}
             for (name, kind, ranks), mine in _grouped(split, "kernel_name", "group_kind", "ranks")
         ],
-        "last_rank": _shares(
-            done.filter(pl.col("rank") == pl.col("rank").min().over("group_kind", "group"))["last_rank"], "collectives"
-        ),
+        "last_rank": _last_ranks(parts),
     }
 
 
-def _of_all(split: pl.DataFrame, done: pl.DataFrame) -> dict[str, Any]:
+def _totals(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Kernels, their time, wait and transfer by all that :func:`waiting` tells them apart by."""
+    step, start = ["rank", "step"], pl.col("start").min()
+    begun = pl.concat([part.group_by(step).agg(start) for part in parts]).group_by(step).agg(begun=start)
+    by = ["in_layer", "first", "graph", "kernel_name", "group_kind", "ranks", "reason"]
+    sums = ["kernels", "time_ns", "wait_ns", "transfer_ns"]
+    found = [
+        part.filter("kept")
+        .join(begun, on=step, how="left", nulls_equal=True)
+        .select(
+            *("graph", "kernel_name", "group_kind", "ranks", "reason", "wait_ns", "transfer_ns"),
+            in_layer=pl.col("layer").is_not_null(),
+            first=pl.col("start") == pl.col("begun"),
+            kernels=pl.lit(1, pl.Int64),
+            time_ns=pl.col("end") - pl.col("start"),
+        )
+        .group_by(by)
+        .agg(pl.col(sums).sum())
+        for part in parts
+    ]
+    return pl.concat(found).group_by(by).agg(pl.col(sums).sum())
+
+
+def _last_ranks(parts: Sequence[pl.DataFrame]) -> list[dict[str, Any]]:
+    """Which rank began last how often: as the lowest rank of each group that is there has it."""
+    by = ["group_kind", "group", "rank", "last_rank"]
+    counts = pl.concat(
+        [part.filter(pl.col("kept") & pl.col("reason").is_null()).group_by(by).len("n") for part in parts]
+    )
+    lowest = counts.filter(pl.col("rank") == pl.col("rank").min().over("group_kind", "group"))
+    return _by_number(lowest.group_by("last_rank").agg(pl.col("n").sum()), "collectives")
+
+
+def _of_all(split: pl.DataFrame) -> dict[str, Any]:
     """Time of all collectives, of those that were split, of the others, and the share of waiting in all of it."""
-    time = int((split["end"] - split["start"]).sum())
-    known = int((done["end"] - done["start"]).sum())
+    done = split.filter(pl.col("reason").is_null())
+    time, known = int(split["time_ns"].sum()), int(done["time_ns"].sum())
     return {
         "all_us": _us(time),
         "split_us": _us(known),
@@ -165,8 +198,8 @@ def _sums(kernels: pl.DataFrame) -> dict[str, Any]:
     done = kernels.filter(pl.col("reason").is_null())
     wait, transfer = int(done["wait_ns"].sum()), int(done["transfer_ns"].sum())
     return {
-        "kernels": len(kernels),
-        "split": len(done),
+        "kernels": int(kernels["kernels"].sum()),
+        "split": int(done["kernels"].sum()),
         "wait_us": _us(wait),
         "transfer_us": _us(transfer),
         "wait_pct": _pct(wait, wait + transfer),
@@ -174,20 +207,26 @@ def _sums(kernels: pl.DataFrame) -> dict[str, Any]:
 
 
 def _left(kernels: pl.DataFrame) -> dict[str, Any]:
-    time = (kernels["end"] - kernels["start"]).sum()
-    return {"kernels": len(kernels), "time_us": _us(time), "names": sorted(kernels["kernel_name"].unique().to_list())}
+    count, time = int(kernels["kernels"].sum()), kernels["time_ns"].sum()
+    return {"kernels": count, "time_us": _us(time), "names": sorted(kernels["kernel_name"].unique().to_list())}
 
 
-def _grouped(frame: pl.DataFrame, *by: str) -> list[tuple[tuple[Any, ...], pl.DataFrame]]:
-    """Groups, those with the most rows first."""
-    found = [(key, mine) for key, mine in frame.sort(by).group_by(by, maintain_order=True)]
-    return sorted(found, key=lambda item: -len(item[1]))
+def _grouped(totals: pl.DataFrame, *by: str) -> list[tuple[tuple[Any, ...], pl.DataFrame]]:
+    """Groups, those with the most kernels first."""
+    found = [(key, mine) for key, mine in totals.sort(by).group_by(by, maintain_order=True)]
+    return sorted(found, key=lambda item: -int(item[1]["kernels"].sum()))
 
 
 def _shares(ranks: pl.Series, what: str) -> list[dict[str, Any]]:
     """How often each rank is there, most often first."""
-    counts = ranks.drop_nulls().value_counts(name="n").sort(["n", ranks.name], descending=[True, False])
-    return [{"rank": rank, what: n, "pct": _pct(n, len(ranks))} for rank, n in counts.iter_rows()]
+    return _by_number(ranks.value_counts(name="n"), what)
+
+
+def _by_number(counts: pl.DataFrame, what: str) -> list[dict[str, Any]]:
+    """Shares of a rank each (null: of none) and its number ``n``, those with the most first."""
+    rank, total = counts.columns[0], int(counts["n"].sum())
+    found = counts.drop_nulls().sort(["n", rank], descending=[True, False])
+    return [{"rank": rank, what: n, "pct": _pct(n, total)} for rank, n in found.iter_rows()]
 
 
 def _quantiles(ns: pl.Series) -> dict[str, float | None]:

@@ -20,6 +20,10 @@ Ints = npt.NDArray[np.int64]
 #: gives layers more experts than that.
 DENSE_FACTOR = 16
 DENSE_CONSTANT = 1 << 20
+#: Pairs of choices counted at a time, or as many as the square has cells: little enough for a processor's cache.
+BLOCK = 1 << 16
+#: Shuffles that are kept for the next pair of layers.
+MOST_SHUFFLES = 50
 #: The step of SplitMix64.
 STEP = np.uint64(0x9E3779B97F4A7C15)
 
@@ -109,15 +113,31 @@ class Joint:
 def joint(a: Ints, b: Ints) -> Joint:
     """Count the pairs of ``a`` and ``b``, [tokens, top_k] experts in the two layers of the same tokens."""
     of_a, of_b = np.bincount(a.reshape(-1)), np.bincount(b.reshape(-1))
-    width = len(of_b)
-    codes = (a[:, :, None] * width + b[:, None, :]).reshape(-1)
-    if len(of_a) * width > DENSE_FACTOR * len(codes) + DENSE_CONSTANT:
-        cells, counts = np.unique(codes, return_counts=True)
-    else:
-        square = np.bincount(codes)
-        cells = np.flatnonzero(square != 0)
-        counts = square[cells]
-    return Joint(len(a), cells, counts, width, of_a, of_b)
+    return _joint(_by_choice(a), _by_choice(b), of_a, of_b)
+
+
+def _by_choice(experts: Ints) -> Ints:
+    """[top_k, tokens]: long rows, which numpy adds and gathers fast."""
+    return np.ascontiguousarray(experts.T)
+
+
+def _joint(a: Ints, b: Ints, of_a: Ints, of_b: Ints) -> Joint:
+    """The same of [top_k, tokens] experts."""
+    tokens, width = a.shape[1], len(of_b)
+    a, a_token, size = a * width, max(1, len(a) * len(b)), len(of_a) * width
+    if size > DENSE_FACTOR * a_token * tokens + DENSE_CONSTANT:
+        cells, counts = np.unique(a[:, None] + b, return_counts=True)
+        return Joint(tokens, cells, counts, width, of_a, of_b)
+    square = np.zeros(size, dtype=np.int64)
+    step = max(1, max(BLOCK, size) // a_token)
+    codes = np.empty((len(a), len(b), min(step, tokens)), dtype=np.int64)
+    for at in range(0, tokens, step):
+        part = slice(at, min(at + step, tokens))
+        out = codes[:, :, : part.stop - at]
+        np.add(a[:, None, part], b[None, :, part], out=out)
+        square += np.bincount(out.reshape(-1), minlength=size)
+    cells = np.flatnonzero(square)
+    return Joint(tokens, cells, square[cells], width, of_a, of_b)
 
 
 def entropy_bits(counts: Ints) -> float:
@@ -137,16 +157,19 @@ def chance_bits(a: Ints, b: Ints, rounds: int) -> float:
     """Mean plug-in mutual information after the second layer's tokens were shuffled: what this sample shows without
     any connection. The experts of either layer keep their frequencies."""
     found = 0.0
+    of_a, of_b = np.bincount(a.reshape(-1)), np.bincount(b.reshape(-1))
+    first, second = _by_choice(a), _by_choice(b)
     for at in range(1, rounds + 1):
-        found += mutual_information_bits(joint(a, b[shuffled(len(b), at)]))
+        moved = second.take(shuffled(len(b), at), axis=1)
+        found += mutual_information_bits(_joint(first, moved, of_a, of_b))
     return found / rounds
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=MOST_SHUFFLES)
 def shuffled(rows: int, round_number: int) -> Ints:
     """A permutation of the positions, the same on every machine: by SplitMix64 (Steele, Lea and Flood, 2014)."""
     with np.errstate(over="ignore"):
         z = (np.arange(1, rows + 1, dtype=np.uint64) + (np.uint64(round_number) << np.uint64(32))) * STEP
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+    return np.argsort(z ^ (z >> np.uint64(31)))  # no two are equal

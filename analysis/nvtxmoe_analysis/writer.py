@@ -20,6 +20,8 @@ from nvtxmoe_analysis.parallel import ordered_map
 FORMATS = ("csv", "parquet")
 #: Where the earlier results are while new ones take their names.
 OLD = "old"
+#: Rows of a table whose numbers are text in memory at a time.
+BLOCK_ROWS = 1 << 16
 
 
 def write_set(
@@ -133,13 +135,22 @@ def _put_back(folder: Path, stage: Path, names: Sequence[str]) -> None:
 
 def _write_table(table: pl.DataFrame, path: Path, form: str) -> None:
     if form == "parquet":
-        lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
-        if lists:  # of counts: cast as they are written, so that all of them are never in memory in 32 bits
-            table.lazy().with_columns(pl.col(lists).cast(pl.List(pl.UInt32))).sink_parquet(path, compression="zstd")
+        wide = _widened(table)
+        if wide:  # as they are written, so that all of them are never in memory
+            table.lazy().with_columns(wide).sink_parquet(path, compression="zstd")
         else:
             table.write_parquet(path, compression="zstd")
     else:
-        as_text(table).write_csv(path)
+        with path.open("wb") as file:
+            for at in range(0, max(1, len(table)), BLOCK_ROWS):
+                as_text(table.slice(at, BLOCK_ROWS)).write_csv(file, include_header=at == 0)
+
+
+def _widened(table: pl.DataFrame) -> list[pl.Expr]:
+    """Columns that are wider in files than in memory: integers Int64, lists of counts UInt32."""
+    narrow = [name for name, dtype in table.schema.items() if dtype.is_integer() and dtype != pl.Int64]
+    lists = [name for name, dtype in table.schema.items() if isinstance(dtype, pl.List)]
+    return [pl.col(name).cast(pl.Int64) for name in narrow] + [pl.col(name).cast(pl.List(pl.UInt32)) for name in lists]
 
 
 def as_text(table: pl.DataFrame) -> pl.DataFrame:

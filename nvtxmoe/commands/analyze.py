@@ -83,8 +83,8 @@ def analyze(
 ) -> int:
     """Expert statistics and GPU time of every (rank, step, layer).
 
-    INPUT is a .nsys-rep, a SQLite export, or a folder of Parquet files. Several inputs, one a rank or node, make
-    one result. Filters narrow the tables; the checks look at the whole capture all the same.
+    INPUT is a .nsys-rep, a SQLite export, a folder of Parquet files, or a folder of such reports. Several, one a rank
+    or node, make one result. Filters narrow the tables; the checks look at the whole capture all the same.
 
     INPUT may also be the session folder of a run without nsys: it gives the tables that need no GPU time, as
     `nvtxmoe merge` does.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from nvtxmoe import schema
 from nvtxmoe_analysis.checks.model import Check, not_applicable, number, passed, warned
 from nvtxmoe_analysis.results import Results
 
@@ -15,7 +14,7 @@ def check(results: Results) -> Check:
     shared = ranges = inferred = 0
     for report in results.reports:
         shared += sum(m.tp_size > 1 or int(m.raw.get("ep_size") or 1) > 1 for m in report.metas.values())
-        ranges += int((report.events.ranges["name"] == schema.COLLECTIVE).sum())
+        ranges += report.collective_ranges
         inferred += int(report.collectives["inferred"].sum())
     figures = {"processes_that_share_layers": shared, "collective_ranges": ranges, "inferred": inferred}
     if not shared:

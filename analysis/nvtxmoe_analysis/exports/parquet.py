@@ -44,7 +44,7 @@ class ParquetExport(Export):
                 raise self._damaged(error, file) from error
         if not layout:
             raise NvtxmoeError(
-                "a folder without Parquet files",
+                "a folder with neither reports nor Parquet files",
                 where=self.source,
                 remedy="Give the folder that `nsys export --type parquetdir` made, or name each report",
             )

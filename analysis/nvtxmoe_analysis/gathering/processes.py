@@ -26,8 +26,6 @@ LOOK_S = 0.2
 #: How long an interrupted worker may take to clean up before it is killed.
 ENDING_S = 3
 
-_busy = False
-
 
 class StoppedError(Exception):
     """The map is being given up."""
@@ -134,22 +132,19 @@ class _Workers:
 
 def _begin(polars_threads: int) -> None:
     os.environ[POLARS_THREADS] = str(polars_threads)
-    signal.signal(signal.SIGINT, _interrupted)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # waiting, there is nothing to clean up
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
-def _interrupted(_signum: int, _frame: FrameType | None) -> None:
-    if _busy:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not stop the cleaning up
-        raise KeyboardInterrupt
-    os._exit(1)  # nothing to clean up, and nobody wants to read where it waited
-
-
 def _attempt(task: Task) -> Outcome:
-    global _busy  # noqa: PLW0603  the handler of a signal has no other way to know
-    _busy = True
+    signal.signal(signal.SIGINT, _interrupted)
     try:
         return attempt(task)
     finally:
-        _busy = False
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _interrupted(_signum: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one must not stop the cleaning up
+    raise KeyboardInterrupt

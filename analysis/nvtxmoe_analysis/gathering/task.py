@@ -75,7 +75,7 @@ def read(task: Task, progress: Progress | None = None) -> ReportFacts:
         doing = "exporting with nsys" if task.path.suffix == REPORT_SUFFIX else "opening"
         progress.begin(f"{task.source.name}: {doing}")
     export = open_export(task.path, cache_dir=task.cache_dir, nsys=task.nsys)
-    return replace(gather(export, task.selection, progress), source=task.source)
+    return replace(gather(export, task.selection, progress).to_merge(), source=task.source)
 
 
 def attempt(task: Task, progress: Progress | None = None) -> Outcome:

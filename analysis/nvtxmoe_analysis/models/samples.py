@@ -69,38 +69,37 @@ def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
             which the GPU did nothing are left out, and those of which no feature is known; a layer that has only
             such rows gives a sample without rows, with the reason.
     """
-    worked = frame.filter(
-        pl.col("step_kind").is_in(KINDS),
-        pl.col("launched_by") != "none",
-        pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null()),
-    )
+    timed = pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null())
+    worked = (pl.col("launched_by") != "none") & timed
     known = pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES)
     for kind in KINDS:
-        mine = worked.filter(step_kind=kind)
-        found = list(_of_kind(mine.filter(known), kind, target))
+        mine = worked & (pl.col("step_kind") == kind)
+        found = list(_of_kind(frame, frame.select(pl.arg_where(mine & known)).to_series(), kind, target))
         have = {sample.layer for sample in found}
-        rows: dict[int | None, int] = {None: len(mine), **dict(mine.group_by("layer_idx").len().iter_rows())}
+        layers = frame.select(pl.col("layer_idx").filter(mine))
+        rows: dict[int | None, int] = {None: len(layers), **dict(layers.group_by("layer_idx").len().iter_rows())}
         found += [_unknown(layer, kind, count) for layer, count in rows.items() if count and layer not in have]
         yield from sorted(found, key=lambda sample: -1 if sample.layer is None else sample.layer)
 
 
-def _of_kind(mine: pl.DataFrame, kind: str, target: str) -> Iterator[Sample]:
-    """Of all layers and of each, of rows that can be fitted."""
+def _of_kind(frame: pl.DataFrame, mine: pl.Series, kind: str, target: str) -> Iterator[Sample]:
+    """Of all layers and of each, of the rows at these positions. Only what is fitted is taken out of the frame."""
     if mine.is_empty():
         return
-    layer, rank, step = (mine[name].to_numpy() for name in ("layer_idx", "rank", "step"))
-    launch = mine["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
+    keys = frame.select("layer_idx", "rank", "step", "launched_by")[mine]
+    layer, rank, step = (keys[name].to_numpy() for name in ("layer_idx", "rank", "step"))
+    launch = keys["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
     order = np.lexsort((step, launch, rank, layer))
-    layer, step = layer[order], step[order]
+    layer, step, at = layer[order], step[order], mine.to_numpy()[order]
     fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
     stratum = np.cumsum(np.any(fresh, axis=0))
-    values = np.array([mine[name].cast(pl.Float64).fill_null(np.nan).to_numpy()[order] for name in FEATURES])
-    y = mine[target].cast(pl.Float64).to_numpy()[order]
-    yield make_sample(None, kind, values, y, stratum, step)
     starts = np.flatnonzero(np.append(True, fresh[0][1:]))
-    for start, end in zip(starts, [*starts[1:], len(layer)], strict=True):
-        part = slice(start, end)
-        yield make_sample(int(layer[start]), kind, values[:, part], y[part], stratum[part], step[part])
+    bounds = zip(starts, [*starts[1:], len(at)], strict=True)
+    for number, part in [(None, slice(None)), *((int(layer[start]), slice(start, end)) for start, end in bounds)]:
+        keep, lone = _kept(stratum[part], step[part], number)
+        rows = frame.select(*FEATURES, target)[at[part][keep]].cast(pl.Float64)
+        values = np.array([rows[name].fill_null(np.nan).to_numpy() for name in FEATURES])
+        yield _sample(number, kind, values, rows[target].to_numpy(), stratum[part][keep], step[part][keep], lone)
 
 
 def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
@@ -116,9 +115,13 @@ def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum
     Parameters:
         values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
     """
-    keep, lone = _kept(stratum, step, MOST_ROWS if layer is not None else MOST_POOLED_ROWS)
-    values, y, step = values[:, keep], y[keep], step[keep]
-    stratum = np.unique(stratum[keep], return_inverse=True)[1]
+    keep, lone = _kept(stratum, step, layer)
+    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone)
+
+
+def _sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints, lone: int) -> Sample:
+    """The same of the rows that were chosen; so many were not, being alone in their stratum."""
+    stratum = np.unique(stratum, return_inverse=True)[1]
     numbers, order = np.unique(step, return_inverse=True)
     steps = len(numbers)
     blocks = min(steps, int(np.clip(steps // STEPS_A_BLOCK, MIN_BLOCKS, MOST_BLOCKS)))
@@ -132,14 +135,15 @@ def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum
     return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
 
 
-def _kept(stratum: Ints, step: Ints, most: int) -> tuple[Ints, int]:
-    """Positions of rows that are fitted, and how many are not, being the only one of their stratum.
+def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
+    """Positions of rows of a layer (None: of all) that are fitted, and how many are not, being the only one of their
+    stratum.
 
     Of too many rows every n-th step of a stratum is taken, each stratum beginning with another one: ranks that
     saw the same tokens then stand for different steps, so that nearly all steps are still there.
     """
     _, number, size = np.unique(stratum, return_inverse=True, return_counts=True)
-    most = max(most, POOLED_IN_STRATUM * len(size))
+    most = max(MOST_POOLED_ROWS if layer is None else MOST_ROWS, POOLED_IN_STRATUM * len(size))
     every = -(-len(stratum) // most)
     at = np.arange(len(stratum))
     if every > 1:

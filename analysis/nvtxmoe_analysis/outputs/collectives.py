@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
+from nvtxmoe_analysis.collective_match import Ints, codes, narrowed, packed
 from nvtxmoe_analysis.results import Results
+
+ORDER = ("step", "layer", "kernel_name", "ordinal", "phase", "rank")
 
 
 def build(results: Results) -> pl.DataFrame:
@@ -17,26 +21,41 @@ def build(results: Results) -> pl.DataFrame:
     ``group_kind`` (expert, data, tensor: what kind of group took part), ``group`` (its lowest rank), ``ranks`` (how
     many it has), ``reason`` (why it could not be split: then the columns from ``wait_ns`` on but ``phase`` are null).
     """
-    split = results.collective_split.frame.filter("kept")
-    return (
-        split.filter(pl.lit(results.several_ranks))
-        .select(
-            "step",
-            pl.col("layer").alias("layer_idx"),
-            "ordinal",
-            "kernel_name",
-            "inferred",
-            "rank",
-            pl.col("start").alias("start_ns"),
-            (pl.col("end") - pl.col("start")).alias("duration_ns"),
-            "wait_ns",
-            "transfer_ns",
-            "last_rank",
-            "phase",
-            "group_kind",
-            "group",
-            "ranks",
-            "reason",
-        )
-        .sort("step", "layer_idx", "kernel_name", "ordinal", "phase", "rank", nulls_last=True)
-    )
+    split = results.collective_split.frame
+    rows = split["kept"].arg_true() if results.several_ranks else pl.Series([], dtype=pl.UInt32)
+    return split.select(
+        "step",
+        pl.col("layer").alias("layer_idx"),
+        "ordinal",
+        "kernel_name",
+        "inferred",
+        "rank",
+        pl.col("start").alias("start_ns"),
+        (pl.col("end") - pl.col("start")).alias("duration_ns"),
+        "wait_ns",
+        "transfer_ns",
+        "last_rank",
+        "phase",
+        "group_kind",
+        "group",
+        "ranks",
+        "reason",
+    )[_in_order(split, rows)]
+
+
+def _in_order(split: pl.DataFrame, rows: pl.Series) -> pl.Series:
+    """Positions of rows, by the columns of ORDER, nulls last: UInt32.
+
+    With one number for all of them; a sort by several columns would take many bytes a row.
+    """
+    key = pl.Series(packed([_numbers(split[name]) for name in ORDER]))
+    return rows.gather(key.gather(rows).arg_sort())
+
+
+def _numbers(values: pl.Series) -> Ints:
+    """Numbers that rise as the values do, the highest where null."""
+    if values.dtype == pl.String:
+        number = codes(values)
+        return np.where(number < 0, number.max(initial=-1) + 1, number)
+    most: int = values.max() or 0  # type: ignore[assignment]
+    return narrowed(values.fill_null(most + 1).to_numpy())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 
+from nvtxmoe_analysis.collective_match import runs
+from nvtxmoe_analysis.grouping import in_order
 from nvtxmoe_analysis.results import Results
 
 
@@ -17,19 +20,16 @@ def build(results: Results) -> pl.DataFrame:
     begun = results.steps.select("rank", "step", "timestamp_ns").unique(["rank", "step"], keep="first")
     # Divided by numpy: polars multiplies by a scalar's reciprocal, which rounds twice.
     begun = begun.with_columns(timestamp_sec=pl.Series(begun["timestamp_ns"].to_numpy() / 1e9))
-    cells = results.routing.counts.cells.select("rank", "step", "layer", "num_tokens")
-    return (
-        pl.concat([cells, results.features.select("std_dev", "max_min_ratio", "max_mean_ratio")], how="horizontal")
-        .join(begun, on=["rank", "step"], how="left", maintain_order="left")
-        .select(
-            pl.col("layer").alias("layer_idx"),
-            "timestamp_sec",
-            "std_dev",
-            "max_min_ratio",
-            "max_mean_ratio",
-            "step",
-            "num_tokens",
-            "rank",
-        )
-        .sort("rank", "step", "layer_idx")
+    cells, features = results.routing.counts.cells, results.features
+    first, layers = runs(cells["rank"].to_numpy(), cells["step"].to_numpy())  # a step's layers stand together
+    steps = cells.select("rank", "step")[first].join(begun, on=["rank", "step"], how="left", maintain_order="left")
+    table = pl.DataFrame(
+        [
+            cells["layer"].alias("layer_idx"),
+            steps["timestamp_sec"].gather(np.repeat(np.arange(len(first)), layers)),
+            *(features[name] for name in ("std_dev", "max_min_ratio", "max_mean_ratio")),
+            *(cells[name] for name in ("step", "num_tokens", "rank")),
+        ]
     )
+    by = ("rank", "step", "layer_idx")
+    return table if in_order(*(table[name].to_numpy() for name in by)) else table.sort(by)

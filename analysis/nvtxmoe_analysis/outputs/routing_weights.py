@@ -12,12 +12,14 @@ from nvtxmoe_analysis.results import Results
 def build(results: Results) -> pl.DataFrame:
     """One row an expert of a sampled token, in routing order, by rank, step, layer and token.
 
-    Columns: ``layer_idx``, ``token_idx`` (within its step), ``expert_id``, ``weight``, ``step``, ``rank``.
+    Columns: ``layer_idx``, ``token_idx`` (within its step), ``expert_id``, ``weight``, ``step``, ``rank``. Integers
+    are Int32 where payloads are, in the file Int64.
     """
     topk = results.routing.topk
     runs = topk.runs
     rows = runs["tokens"].to_numpy() * runs["top_k"].to_numpy()
-    columns = {name: np.repeat(runs[name].to_numpy(), rows) for name in ("layer", "step", "rank")}
+    types = {"layer": np.int32, "step": np.int64, "rank": np.int32}
+    columns = {name: np.repeat(runs[name].to_numpy().astype(dtype), rows) for name, dtype in types.items()}
     experts: npt.NDArray[np.int32]
     weights: npt.NDArray[np.float32]
     if (runs["top_k"] == topk.experts.shape[1]).all():
@@ -29,8 +31,8 @@ def build(results: Results) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "layer_idx": columns["layer"],
-            "token_idx": np.repeat(topk.token, per_token).astype(np.int64),
-            "expert_id": experts.astype(np.int64),
+            "token_idx": np.repeat(topk.token, per_token),
+            "expert_id": experts,
             "weight": weights,
             "step": columns["step"],
             "rank": columns["rank"],

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from nvtxmoe_analysis.grouping import in_order
 from nvtxmoe_analysis.payload_tables import CountTable
 from nvtxmoe_analysis.results import Results
 
@@ -19,10 +20,11 @@ def build(results: Results) -> pl.DataFrame:
     """
     counts = results.routing.counts
     frame = counts.cells.select("rank", "step", pl.col("layer").alias("layer_idx"), "num_tokens")
-    order = frame.select(pl.arg_sort_by("rank", "step", "layer_idx", maintain_order=True)).to_series()
-    if order.is_sorted():  # nothing moves: a large table is not copied
-        return frame.with_columns(counts=_lists(counts))
-    return frame.with_columns(counts=_lists(counts))[order]
+    whole = frame.with_columns(counts=_lists(counts))
+    by = ("rank", "step", "layer_idx")
+    if in_order(*(frame[name].to_numpy() for name in by)):  # as a rule: a large table is not copied
+        return whole
+    return whole.sort(by, maintain_order=True)
 
 
 def _lists(counts: CountTable) -> pl.Series:

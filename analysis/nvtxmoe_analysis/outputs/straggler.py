@@ -21,7 +21,8 @@ def build(results: Results) -> pl.DataFrame:
     (max - mean; null where not all ranks are known), ``slowest_rank`` (likewise), ``collectives`` (tied to the layer,
     split), ``wait_ns`` and ``transfer_ns`` (sums over them and the ranks; null without any).
     """
-    return stragglers(results.correlation, results.rank_groups[EXPERT], results.collective_split.frame.filter("kept"))
+    split = results.collective_split.frame.lazy().filter("kept")
+    return stragglers(results.correlation, results.rank_groups[EXPERT], split)
 
 
 def document(results: Results) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def _first_times(report: ReportFacts) -> Sequence[int]:
     columns = (
         report.steps["start"],
         report.events.ranges["start"],
-        report.timings["gpu_start_ns"],
+        report.layers["gpu_start_ns"],
         report.collectives["start"],
     )
     least = (column.min() for column in columns)

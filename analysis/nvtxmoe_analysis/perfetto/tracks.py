@@ -10,7 +10,6 @@ import polars as pl
 from nvtxmoe_analysis.facts import ReportFacts
 from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, short_name
 from nvtxmoe_analysis.ranges import IDLE, LAYER, PHASE, PHASE_NAMES, STEP, classify
-from nvtxmoe_analysis.routing import cell_features
 from nvtxmoe_analysis.selection import Selection
 
 #: Category of what belongs to MoE layers.
@@ -75,15 +74,15 @@ def host_ranges(report: ReportFacts, selection: Selection) -> pl.DataFrame:
 
 def layers(report: ReportFacts) -> pl.DataFrame:
     """The GPU's extent of every (step, layer): from the first of its operations to the last, with its load."""
-    counts = report.counts
     load = pl.concat(
         [
-            counts.cells.select("pid", "step", "layer", "num_tokens"),
-            cell_features(counts).select("active_experts", "max_count", "max_mean_ratio"),
+            report.counts.cells.select("pid", "step", "layer", "num_tokens"),
+            report.features.select("active_experts", "max_count", "max_mean_ratio"),
         ],
         how="horizontal",
     ).unique(["pid", "step", "layer"], keep="first")
-    return report.timings.join(load, on=["pid", "step", "layer"], how="left", maintain_order="left").select(
+    worked = report.layers.filter(pl.col("gpu_start_ns").is_not_null()).drop("num_tokens")
+    return worked.join(load, on=["pid", "step", "layer"], how="left", maintain_order="left").select(
         "pid",
         pl.col("gpu_start_ns").alias("start"),
         pl.col("gpu_end_ns").alias("end"),
