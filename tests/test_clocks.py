@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
@@ -192,11 +192,13 @@ def two_reports(folder: Path, other: Clock, **run: Any) -> tuple[Run, Written]:
 
 
 def within(found: Written, run: Run, residual_ns: float) -> bool:
-    """Whether every wait and transfer is true but for the residual (and a nanosecond of rounding)."""
+    """Whether every wait and transfer is true but for the residual (and a nanosecond of rounding); those of refused
+    collectives are empty."""
     rows = found.rows("moe_collectives", *SPLIT)
     true = expected(run.met)
     assert [row[:4] for row in rows] == [row[:4] for row in true]
-    differ = [abs(int(row[at]) - int(other[at])) for row, other in zip(rows, true, strict=True) for at in (4, 5)]
+    pairs = [(row[at], other[at]) for row, other in zip(rows, true, strict=True) for at in (4, 5)]
+    differ = [abs(int(one) - int(other)) for one, other in pairs if one != ""]
     return max(differ) <= residual_ns + 2
 
 
@@ -338,6 +340,12 @@ def test_groups_within_reports_need_no_common_clock(tmp_path: Path) -> None:
     offset=st.integers(-(10**12), 10**12),
     drift=st.floats(-100e-6, 100e-6),
 )
+@example(
+    own=[36001, 1000, 1000, 1000, 32001, 1000, 1000, 1000, 8981, 1000, 1000, 1000, 8483, 1000, 1000, 1000],
+    tails=[2000] * 8,
+    offset=0,
+    drift=0.0,
+)
 def test_any_run(
     tmp_path_factory: pytest.TempPathFactory, own: list[int], tails: list[int], offset: int, drift: float
 ) -> None:
@@ -353,5 +361,7 @@ def test_any_run(
     found = written(tmp_path_factory.mktemp("any"), *run.build())
     said = found.json("moe_straggler")["clock"]["by_report"][1]
     assert said["fits"]
-    assert not_split(found) == {}
+    # What waits long before all of its collectives bounds the offset badly: then some are refused.
+    refused = not_split(found)
+    assert not refused or (refused.keys() == {"clocks_not_aligned"} and said["most_residual_us"] > 10)
     assert within(found, run, 1e3 * said["most_residual_us"])

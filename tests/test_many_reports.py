@@ -309,6 +309,16 @@ def test_an_interrupt_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         task.attempt(task_of(*reports(tmp_path, 1)))
 
 
+# Memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_c_library_is_told_to_keep_little() -> None:
+    """Whether there is glibc to tell is another matter; where there is, it takes both."""
+    code = "import platform, nvtxmoe_analysis.allocation as a; print(a.keep_low(), platform.libc_ver()[0])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == str(said[1:] == ["glibc"])
+
+
 # How many at once ----------------------------------------------------------------------------------------------------
 
 GIB = 1 << 30

@@ -106,23 +106,14 @@ class Results:
     def collectives(self) -> pl.DataFrame:
         """Collective kernels of all reports, in the order in which each report has them.
 
-        Columns: ``report`` (position in ``reports``), those of ``ReportFacts.collectives``, and ``epoch_ns``: what to
-        add to a report's times to compare them with another report's (unix time of its time 0), 0 with one report
-        alone, null where the reports' clocks can't be aligned.
+        Columns: ``report`` (position in ``reports``) and those of ``ReportFacts.collectives``.
         """
         return pl.concat(
             [
-                report.collectives.select(
-                    pl.lit(i, pl.Int64).alias("report"),
-                    pl.all(),
-                    pl.lit(None if not self.aligned else self._offset_ns(report), pl.Int64).alias("epoch_ns"),
-                )
+                report.collectives.select(pl.lit(i, pl.Int64).alias("report"), pl.all())
                 for i, report in enumerate(self.reports)
             ]
         )
-
-    def _offset_ns(self, report: ReportFacts) -> int:
-        return report.epoch_ns or 0 if len(self.reports) > 1 else 0
 
     @cached_property
     def correlation(self) -> pl.DataFrame:

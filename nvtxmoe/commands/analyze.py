@@ -93,6 +93,9 @@ def analyze(
     An input that can't be read costs what is in it, not the others: the results are of those, the verdict is
     incomplete, and the exit status 2, or with --partial-ok that of a whole analysis.
     """
+    from nvtxmoe_analysis.allocation import keep_low  # noqa: PLC0415
+
+    keep_low()
     from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from multiprocessing import get_context, resource_tracker
 from types import FrameType
 
+from nvtxmoe_analysis.allocation import keep_low
 from nvtxmoe_analysis.gathering.memory import cores
 from nvtxmoe_analysis.gathering.task import MOST_ATTEMPTS, Failure, Outcome, Task, attempt
 
@@ -131,6 +132,7 @@ class _Workers:
 
 
 def _begin(polars_threads: int) -> None:
+    keep_low()
     os.environ[POLARS_THREADS] = str(polars_threads)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # waiting, there is nothing to clean up
     if hasattr(signal, "pthread_sigmask"):
