@@ -152,7 +152,14 @@ def test_the_same_rank_twice(tmp_path: Path) -> None:
         "Give each rank's report once, and reports of one run only",
     )
     ran = run("analyze", first, first, "-o", tmp_path / "results")
-    refused(ran, f"rank 0: {first} (process 11) and {first} (process 11)")
+    refused(ran, f"{first}: given twice. Name each report once")
+    link = tmp_path / "c.sqlite"
+    link.symlink_to(first)
+    refused(run("analyze", first, link, "-o", tmp_path / "results"), f"{link}: given twice, as {first} too")
+    link.unlink()
+    copy = Path(shutil.copy(first, link))
+    refused(run("analyze", first, copy, "-o", tmp_path / "results"), "(are they copies of one report?)")
+    copy.unlink()
     assert everything(tmp_path) == before
 
 

@@ -33,6 +33,7 @@ class Cluster:
     def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
         self._folder, self._stack, self._number = folder, stack, 0
         self._file = folder / "scheduler.json"
+        self.workers: list[subprocess.Popen[bytes]] = []
         self.scheduler = self.start("dask_scheduler", "--port", "0", "--scheduler-file", str(self._file))
         self.address = self._address()
 
@@ -62,7 +63,9 @@ class Cluster:
 
     def add_workers(self, number: int) -> None:
         for _ in range(number):
-            self.start("dask_worker", self.address, "--nthreads", "1", "--local-directory", str(self._folder))
+            self.workers.append(
+                self.start("dask_worker", self.address, "--nthreads", "1", "--local-directory", str(self._folder))
+            )
 
     def _address(self) -> str:
         import json  # noqa: PLC0415
@@ -195,9 +198,29 @@ def test_a_scheduler_that_goes_away(own_cluster: Cluster, tmp_path: Path) -> Non
     assert all("the Dask scheduler was lost before it was read" in error for error in errors)
 
 
-def test_no_worker(own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_workers_go_away(own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own_cluster.add_workers(1)
+    paths: list[Path] = reports(tmp_path)
+    paths[1] = Slow(paths[1])
+
+    def kill(outcome: Outcome) -> None:
+        assert outcome.source == paths[0]
+        monkeypatch.setattr(dask_cluster, "CONNECT_S", 2)
+        own_cluster.stop(own_cluster.workers[0])
+
+    found = dask_cluster.run(tasks(paths), own_cluster.address, 1, kill)
+    assert isinstance(found[0], ReportFacts)
+    errors = [one.error for one in found[1:] if isinstance(one, Failure)]
+    assert len(errors) == 3
+    assert all("no Dask worker was left to read it" in error for error in errors)
+
+
+@pytest.mark.parametrize("more", [(), ("--jobs", "2")])
+def test_no_worker(
+    own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
-    ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", own_cluster.address)
+    ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", own_cluster.address, *more)
     refused(ran, f"{own_cluster.address}: the Dask cluster has no worker. Start some: `dask worker")
 
 
@@ -209,9 +232,12 @@ def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address
     assert not (tmp_path / "out").exists()
 
 
-def test_workers_with_another_version(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("more", [(), ("--jobs", "2")])
+def test_workers_with_another_version(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(dask_cluster, "__version__", "9.9.9")
-    ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", cluster.address)
+    ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", cluster.address, *more)
     refused(ran, "a worker has nvtxmoe 0.", "; here are 9.9.9 and ", "Install the same in both")
 
 
@@ -227,4 +253,4 @@ def test_workers_without_nvtxmoe(cluster: Cluster, tmp_path: Path, monkeypatch: 
 def test_without_distributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", "tcp://127.0.0.1:9")
-    refused(ran, "--dask needs a package that is not installed", "Run `pip install 'nvtxmoe[dask]'`")
+    refused(ran, "--dask needs a package that is not installed", "Run `pip install distributed`")

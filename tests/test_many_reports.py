@@ -166,7 +166,8 @@ def test_one_that_cannot_be_read_costs_only_what_is_in_it(tmp_path: Path, jobs: 
     assert (failed["path"], failed["attempts"]) == (str(paths[1]), 1)
     assert failed["error"].startswith(f"{paths[1]}: ") and "SQLite" in failed["error"]
     assert found["reasons"] == [
-        "1 report of 4 could not be read, and the results lack what is in it: " + failed["error"],
+        "1 report of 4 could not be read. Rows of the ranks that were read are whole; sums over ranks, waiting and "
+        "stragglers lack the others: " + failed["error"],
         "1 rank of 4 missing: 1. Give every rank's report.",
     ]
     # "1 report of 4 ..." is on the terminal too, in one line.
@@ -190,6 +191,7 @@ def test_partial_ok_decides_the_exit_code_and_nothing_else(tmp_path: Path) -> No
     assert all(everything(tmp_path / "-".join(("out", *options))) == whole for options in codes)
     ran = analyzed(paths, tmp_path / "again", "--json")
     assert ran.code == 2 and "nothing-there.sqlite: no such file or folder" in ran.json["reasons"][0]
+    assert ran.json["failed_inputs"] == validation(tmp_path / "again")["failed_inputs"] != []
 
 
 def test_partial_ok_of_a_whole_analysis_changes_nothing(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_many_failures(tmp_path: Path) -> None:
     assert ran.code == 2
     assert f"the results lack 5 reports that could not be read: {paths[1]}, and 4 more" in ran.err
     (reason,) = validation(tmp_path / "out")["reasons"]
-    assert reason.startswith("5 reports of 6 could not be read, and the results lack what is in them: ")
+    assert reason.startswith("5 reports of 6 could not be read. Rows of the ranks that were read are whole; ")
     assert reason.endswith("; and 2 more")
     assert reason.count("no such file or folder") == 3
 
@@ -210,7 +212,7 @@ def test_many_failures(tmp_path: Path) -> None:
 def test_when_none_can_be_read_nothing_is_written(tmp_path: Path) -> None:
     paths = [tmp_path / "a.sqlite", tmp_path / "b.sqlite"]
     for options in ((), ("--partial-ok",), ("-j", "2")):
-        refused(analyzed(paths, tmp_path / "out", *options), "none of 2 reports can be read", paths[0])
+        refused(analyzed(paths, tmp_path / "out", *options), "none of 2 reports can be read, the first: ", paths[0])
     assert everything(tmp_path) == {}
 
 
@@ -224,6 +226,18 @@ def test_sessions_are_merged_likewise(tmp_path: Path) -> None:
     assert validation(tmp_path / "out")["reasons"][0].startswith("1 report of 2 could not be read")
     assert run("merge", good, bad, "-o", tmp_path / "out", "--partial-ok").code == 0
     assert run("merge", good, bad, "-o", tmp_path / "out", "--partial-ok", "--strict").code == 3
+
+
+def test_a_report_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task, "PAUSE_S", 0)
+    paths = reports(tmp_path, 2)
+    other = sqlite3.connect(paths[0])
+    other.execute("BEGIN EXCLUSIVE")
+    analyzed(paths, tmp_path / "out", "-j", 1)
+    other.close()
+    (failed,) = validation(tmp_path / "out")["failed_inputs"]
+    assert failed["attempts"] == MOST_ATTEMPTS
+    assert failed["error"].endswith("database is locked. Another program has it open: close that, or copy the file")
 
 
 # What is tried again -------------------------------------------------------------------------------------------------

@@ -47,6 +47,18 @@ def test_two_runs(tmp_path: Path) -> None:
     )
 
 
+def test_runs_of_different_sizes(tmp_path: Path) -> None:
+    paths = with_meta(tmp_path, {}, {})
+    other = tmp_path / "other.sqlite"
+    export = Export()
+    simple_run(export, pid=102, rank=2, world_size=3)
+    export.save(other)
+    refused_together(
+        [paths[1], other], tmp_path, "the reports are of runs of different sizes: ",
+        f"{paths[1]} of 2 ranks", f"{other} of 3 ranks",
+    )  # fmt: skip
+
+
 def test_one_run_that_only_some_name(tmp_path: Path) -> None:
     paths = with_meta(tmp_path, {"run_id": "monday"}, {}, {"run_id": "monday"})
     assert run("analyze", *paths, "-o", tmp_path / "out", "--strict").code == 0

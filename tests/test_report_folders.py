@@ -41,7 +41,7 @@ def test_each_report_once(tmp_path: Path, there: list[str], taken: list[str]) ->
 @pytest.mark.parametrize("there", [[], ["a.log"], ["NVTX_EVENTS.parquet", "a.sqlite"], ["below/a.sqlite"]])
 def test_other_folders_stay(tmp_path: Path, there: list[str]) -> None:
     folder = made(tmp_path, *there)
-    assert reports_of([folder, tmp_path / "nothing", folder]) == [folder, tmp_path / "nothing", folder]
+    assert reports_of([folder, tmp_path / "nothing"]) == [folder, tmp_path / "nothing"]
 
 
 def test_a_session_is_none(tmp_path: Path) -> None:
@@ -62,6 +62,19 @@ def test_they_are_analysed_as_if_named(tmp_path: Path) -> None:
     for _ in range(2):
         assert run("analyze", tmp_path / "reports", "-o", tmp_path / "reports").code == 0
     assert run("analyze", tmp_path / "capture_pqtdir", "-o", tmp_path / "parquet").code == 0
+
+
+def test_a_report_in_a_folder_that_is_given_too(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    path, _ = reports(tmp_path / "reports", 2)
+    refused(run("analyze", tmp_path / "reports", path, "-o", tmp_path / "out"), f"{path}: given twice")
+
+
+def test_what_wants_one_report_names_those_in_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    path, _ = reports(tmp_path / "reports", 2)
+    line = refused(run("inspect", tmp_path / "reports"), f"{tmp_path / 'reports'}: a folder of 2 reports")
+    assert f"Name one, as {path}" in line
 
 
 def test_a_folder_without_any_says_so(tmp_path: Path) -> None:

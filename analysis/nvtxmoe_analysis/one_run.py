@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events import Meta
@@ -19,6 +20,7 @@ def refuse_several_runs(reports: Sequence[ReportFacts]) -> None:
         NvtxmoeError: the reports have different run ids, models, or two processes of one rank.
     """
     _refuse_run_ids(reports)
+    _refuse_world_sizes(reports)
     _refuse_models(reports)
     _refuse_same_rank(reports)
 
@@ -32,6 +34,17 @@ def _refuse_run_ids(reports: Sequence[ReportFacts]) -> None:
                 first.setdefault(run, f"{report.source} (rank {meta.rank}) of run {run}")
     if len(first) > 1:
         raise NvtxmoeError(f"the reports are of {len(first)} runs: {_two(first)}", remedy=APART)
+
+
+def _refuse_world_sizes(reports: Sequence[ReportFacts]) -> None:
+    """Within a report a check tells (``ranks_present``): what is in it was captured together."""
+    first: dict[int, str] = {}
+    for report in reports:
+        if report.metas:
+            size = max(meta.world_size for meta in report.metas.values())
+            first.setdefault(size, f"{report.source} of {size} rank{'' if size == 1 else 's'}")
+    if len(first) > 1:
+        raise NvtxmoeError(f"the reports are of runs of different sizes: {_two(first)}", remedy=APART)
 
 
 def _refuse_models(reports: Sequence[ReportFacts]) -> None:
@@ -56,7 +69,7 @@ def _refuse_models(reports: Sequence[ReportFacts]) -> None:
         raise NvtxmoeError(f"the reports are of different models: {_two(names)}", remedy=APART)
 
 
-def _two(told: dict[str, str]) -> str:
+def _two(told: dict[Any, str]) -> str:
     return ", ".join(list(told.values())[:2])
 
 
@@ -69,6 +82,7 @@ def _hub_name(meta: Meta) -> str | None:
 
 def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
     seen: dict[int, str] = {}
+    processes: dict[int, int] = {}
     for report in reports:
         ranks = {(pid, meta.rank) for pid, meta in report.metas.items()}
         for frame in (report.steps, report.events.counts.cells):
@@ -80,8 +94,9 @@ def _refuse_same_rank(reports: Sequence[ReportFacts]) -> None:
                 raise NvtxmoeError(
                     f"two processes say they are rank {rank}: {seen[rank]} and {here}",
                     remedy="Give each rank's report once, and reports of one run only"
+                    + (" (are they copies of one report?)" if processes[rank] == pid else "")
                     if file is None
                     else "Give each journal once, and of an engine that started again the journals of one run, not the "
                     "folder",
                 )
-            seen[rank] = here
+            seen[rank], processes[rank] = here, pid

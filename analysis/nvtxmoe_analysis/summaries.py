@@ -31,6 +31,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     return {
         "verdict": analysis.validation["verdict"],
         "reasons": analysis.validation["reasons"],
+        "failed_inputs": analysis.validation["failed_inputs"],
         "warnings": [check.message for check in analysis.checks if check.status == WARN],
         "checks_passed": sum(check.status == PASS for check in analysis.checks),
         "checks_failed": sum(check.status == FAIL for check in analysis.checks),

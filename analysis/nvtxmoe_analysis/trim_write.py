@@ -16,7 +16,8 @@ import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
+from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX
+from nvtxmoe_analysis.exports.open import open_export
 from nvtxmoe_analysis.exports.tables import Table
 
 SQLITE_SUFFIXES = (".sqlite", ".db")

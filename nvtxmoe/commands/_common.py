@@ -96,7 +96,9 @@ def ending(done: Analysis, *, strict: bool, partial_ok: bool) -> int:
 
 
 partial_option = click.option(
-    "--partial-ok", is_flag=True, help="Of several inputs, some may fail: exit with 0 if any could be read."
+    "--partial-ok",
+    is_flag=True,
+    help="Of several inputs, some may fail: exit with 0, not 2, if any could be read (--strict: 3).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     "--jobs",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Read at most N inputs at a time. Default: as many as cores and memory allow.",
+    help="Read at most N inputs at a time. Default: as cores and memory allow; with --dask, as there are workers.",
 )
 @click.option(
     "--dask", metavar="ADDRESS", help="Read the inputs on the Dask cluster of this scheduler, tcp://HOST:8786."
@@ -89,9 +89,8 @@ def analyze(
     INPUT may also be the session folder of a run without nsys: it gives the tables that need no GPU time, as
     `nvtxmoe merge` does.
 
-    \b
-    An input that can't be read costs what is in it, not the others: the results are of those, the verdict is
-    incomplete, and the exit status 2, or with --partial-ok that of a whole analysis.
+    Of several inputs, one that can't be read costs what is in it, not the others: the results are of those, the
+    verdict is incomplete, and the exit code 2, or 0 with --partial-ok.
     """
     from nvtxmoe_analysis.allocation import keep_low  # noqa: PLC0415
 

@@ -50,6 +50,9 @@ def merge(
     SESSION is the folder that direct mode made of a run. Several, one a host, make one result. A run that still goes
     on, or was killed, is read as far as its processes have written. In place of a folder, journals (the files in its
     folder ranks) may be named: those of one run, where an engine was started again.
+
+    Of several, one that can't be read costs what is in it, not the others: the results are of those, the verdict is
+    incomplete, and the exit code 2, or 0 with --partial-ok.
     """
     from nvtxmoe_analysis.exports.session import require_session, session_folder  # noqa: PLC0415  polars when needed
     from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415

@@ -18,7 +18,7 @@ def check(results: Results) -> Check:
         return warned(
             NAME,
             f"Processes name {number(len(names), 'model')}, with layers of the same shapes: {', '.join(names[:3])}"
-            f"{', ...' if len(names) > 3 else ''}. Are they of one run?",
+            f"{', ...' if len(names) > 3 else ''}. Are they of one run? NVTXMOE_RUN_ID would tell.",
             models=list(names),
         )
     return passed(NAME, f"All serve {names[0]}.", models=list(names))

@@ -21,8 +21,9 @@ def check(results: Results) -> Check:
         more = len(results.failed) - MOST_TOLD
         return failed(
             NAME,
-            f"{number(len(results.failed), 'report')} of {total} could not be read, and the results lack what is in "
-            f"{'it' if len(results.failed) == 1 else 'them'}: {told}{f'; and {more} more' if more > 0 else ''}",
+            f"{number(len(results.failed), 'report')} of {total} could not be read. Rows of the ranks that were read "
+            "are whole; sums over ranks, waiting and stragglers lack the others: "
+            f"{told}{f'; and {more} more' if more > 0 else ''}",
             **figures,
         )
     return passed(NAME, f"All {total:,} reports were read.", **figures)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nvtxmoe_analysis.exports.nsys import CACHE_SUFFIX
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.exports.nsys import CACHE_SUFFIX, REPORT_SUFFIX
 from nvtxmoe_analysis.exports.session import is_session
 
 SQLITE_SUFFIX = ".sqlite"
@@ -20,11 +20,23 @@ def reports_of(inputs: Sequence[Path]) -> list[Path]:
     A report counts once: where an export by hand lies beside it (``X.sqlite``, ``X_pqtdir``) that is taken, which needs
     no nsys. Ours (``X.nvtxmoe.sqlite``) is its report's, or stands alone. Sessions, exports and folders without any of
     these stay as they are.
+
+    Raises:
+        NvtxmoeError: a report comes twice, by whatever name.
     """
-    return [report for path in inputs for report in (_in_folder(path) or [path])]
+    reports = [report for path in inputs for report in (in_folder(path) or [path])]
+    seen: dict[Path, Path] = {}
+    for report in reports:
+        place = report.resolve()
+        if place in seen:
+            other = "twice" if seen[place] == report else f"twice, as {seen[place]} too"
+            raise NvtxmoeError(f"given {other}", where=report, remedy="Name each report once")
+        seen[place] = report
+    return reports
 
 
-def _in_folder(folder: Path) -> list[Path]:
+def in_folder(folder: Path) -> list[Path]:
+    """The reports that lie in a folder; none where it is an export or a session itself."""
     try:
         if not folder.is_dir() or is_session(folder) or any(folder.glob("*.parquet")):
             return []

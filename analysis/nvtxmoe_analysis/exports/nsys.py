@@ -24,6 +24,7 @@ from nvtxmoe.errors import NvtxmoeError
 
 NSYS_ENV = "NVTXMOE_NSYS"
 CACHE_SUFFIX = ".nvtxmoe.sqlite"
+REPORT_SUFFIX = ".nsys-rep"
 BLOBS_OPTION = "--include-blobs"
 #: A table of our own in a cache: which report it was made of, and whether with binary payloads.
 STAMP = "NVTXMOE_EXPORT"

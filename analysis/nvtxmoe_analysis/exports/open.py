@@ -7,11 +7,10 @@ from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports.base import Export
+from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX, export_report
 from nvtxmoe_analysis.exports.parquet import ParquetExport
 from nvtxmoe_analysis.exports.session import Session, is_session
 from nvtxmoe_analysis.exports.sqlite import SqliteExport
-
-REPORT_SUFFIX = ".nsys-rep"
 
 
 def open_export(path: Path, *, cache_dir: Path | None = None, nsys: Path | None = None) -> Export:
@@ -33,8 +32,6 @@ def open_export(path: Path, *, cache_dir: Path | None = None, nsys: Path | None 
                 remedy="Give a .nsys-rep, a SQLite export, or a folder of Parquet files; or a session's folder",
             )
         if path.suffix == REPORT_SUFFIX:
-            from nvtxmoe_analysis.exports.nsys import export_report  # noqa: PLC0415  only reports need nsys
-
             return SqliteExport(export_report(path, cache_dir=cache_dir, nsys=nsys), source=path)
         if path.suffix == ".qdstrm":
             raise NvtxmoeError(

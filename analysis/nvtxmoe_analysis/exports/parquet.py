@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
+from nvtxmoe_analysis.exports.folder import in_folder
 
 #: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
 PARQUET_ERRORS = (
@@ -42,6 +43,12 @@ class ParquetExport(Export):
                 layout[file.stem] = tuple(pq.read_schema(file).names)
             except PARQUET_ERRORS as error:
                 raise self._damaged(error, file) from error
+        if not layout and (reports := in_folder(self.path)):
+            raise NvtxmoeError(
+                f"a folder of {len(reports)} report{'' if len(reports) == 1 else 's'}, and one is wanted",
+                where=self.source,
+                remedy=f"Name it: {reports[0]}" if len(reports) == 1 else f"Name one, as {reports[0]}",
+            )
         if not layout:
             raise NvtxmoeError(
                 "a folder with neither reports nor Parquet files",

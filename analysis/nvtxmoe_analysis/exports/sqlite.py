@@ -160,7 +160,9 @@ class SqliteExport(Export):
         return NvtxmoeError(
             f"SQLite cannot read it: {reason}",
             where=where,
-            remedy="Export the report again, or copy the file again",
+            remedy="Another program has it open: close that, or copy the file"
+            if "database is locked" in reason
+            else "Export the report again, or copy the file again",
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -39,8 +40,8 @@ def run(tasks: Sequence[Task], address: str, jobs: int | None, done: Callable[[O
         NvtxmoeError: distributed is not installed, nobody answers, or the workers have another nvtxmoe.
     """
     with _connected(address) as client:
-        at_once = jobs or _check_workers(client, address)
-        return _map(client, tasks, at_once, done)
+        workers = _check_workers(client, address)
+        return _map(client, tasks, jobs or workers, done)
 
 
 def _map(client: Any, tasks: Sequence[Task], at_once: int, done: Callable[[Outcome], None]) -> list[Outcome]:
@@ -49,6 +50,8 @@ def _map(client: Any, tasks: Sequence[Task], at_once: int, done: Callable[[Outco
     outcomes: dict[int, Outcome] = {}
     left = deque(enumerate(tasks))
     running: dict[Any, int] = {}
+    lost = "the Dask scheduler was lost before it was read. Look why it ended, and run again"
+    seen = time.monotonic()
     while left or running:
         while left and len(running) < at_once:
             i, task = left.popleft()
@@ -66,7 +69,11 @@ def _map(client: Any, tasks: Sequence[Task], at_once: int, done: Callable[[Outco
             done(outcomes[i])
         if client.status != "running":
             break
-    lost = "the Dask scheduler was lost before it was read. Look why it ended, and run again"
+        if client.scheduler_info()["workers"]:
+            seen = time.monotonic()
+        elif time.monotonic() - seen > CONNECT_S:  # new ones may come, as where a batch system starts them again
+            lost = "no Dask worker was left to read it. Look why they ended, and run again"
+            break
     return [outcomes.get(i) or Failure(task.source, f"{task.source}: {lost}", 1) for i, task in enumerate(tasks)]
 
 
@@ -93,7 +100,7 @@ def _connected(address: str) -> Iterator[Any]:
         import distributed  # noqa: PLC0415  optional
     except ImportError as error:
         raise NvtxmoeError(
-            f"--dask needs a package that is not installed: {error}", remedy="Run `pip install 'nvtxmoe[dask]'`"
+            f"--dask needs a package that is not installed: {error}", remedy="Run `pip install distributed`"
         ) from error
     # It tells of lost connections at length; what matters of them is an error of ours.
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]:

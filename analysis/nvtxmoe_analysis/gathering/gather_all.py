@@ -62,6 +62,6 @@ def gather_all(
     facts = [one for one in outcomes if isinstance(one, ReportFacts)]
     failures = [one for one in outcomes if isinstance(one, Failure)]
     if not facts:
-        first = failures[0].error
-        raise NvtxmoeError(first if len(failures) == 1 else f"none of {len(failures)} reports can be read: {first}")
+        first, more = failures[0].error, len(failures) - 1
+        raise NvtxmoeError(f"none of {more + 1} reports can be read, the first: {first}" if more else first)
     return facts, failures

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX
+from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX
 from nvtxmoe_analysis.exports.session import is_session
 
 MIB = 1 << 20
@@ -15,7 +15,7 @@ MIB = 1 << 20
 PROCESS_BYTES = 400 * MIB
 #: Peak of reading over the size of the file, PROCESS_BYTES left out, rounded up (docs/benchmarks.md, "Many
 #: reports"): of exports that hold just the columns that are read. Whole ones hold more.
-SQLITE, PARQUET, JOURNALS = 1.8, 6.5, 8.0
+SQLITE, PARQUET, JOURNALS = 1.2, 4.5, 8.0
 #: A SQLite export over its .nsys-rep, for reports that are not exported yet (seen: 2.4 and 2.5; marks alone 4.5).
 EXPORTED = 5.0
 #: Share of the available memory that is given out.

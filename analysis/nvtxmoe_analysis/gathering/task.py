@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export
+from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX
+from nvtxmoe_analysis.exports.open import open_export
 from nvtxmoe_analysis.facts import ReportFacts, gather
 from nvtxmoe_analysis.progress import Progress
 from nvtxmoe_analysis.selection import Selection

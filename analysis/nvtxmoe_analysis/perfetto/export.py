@@ -15,7 +15,8 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.exports.open import REPORT_SUFFIX, open_export, refuse_mixture
+from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX
+from nvtxmoe_analysis.exports.open import open_export, refuse_mixture
 from nvtxmoe_analysis.facts import gather
 from nvtxmoe_analysis.perfetto.axis import Axis, axis_of
 from nvtxmoe_analysis.perfetto.trace import Totals, trace
