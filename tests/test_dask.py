@@ -34,6 +34,11 @@ class Cluster:
         self._folder, self._stack, self._number = folder, stack, 0
         self._file = folder / "scheduler.json"
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'analysis'}",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(DEATHS),
+        }
         self.scheduler = self.start("dask_scheduler", "--port", "0", "--scheduler-file", str(self._file))
         self.address = self._address()
 
@@ -43,11 +48,7 @@ class Cluster:
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{module}", *options, "--no-dashboard"],
             cwd=self._folder,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{ROOT}:{ROOT / 'analysis'}",
-                "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(DEATHS),
-            },
+            env=self.environment,
             stdout=log,
             stderr=log,
             start_new_session=True,  # a worker's nanny and the worker end together
@@ -61,10 +62,12 @@ class Cluster:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def add_workers(self, number: int) -> None:
+    def add_workers(self, number: int, *more: str) -> None:
         for _ in range(number):
             self.workers.append(
-                self.start("dask_worker", self.address, "--nthreads", "1", "--local-directory", str(self._folder))
+                self.start(
+                    "dask_worker", self.address, "--nthreads", "1", "--local-directory", str(self._folder), *more
+                )
             )
 
     def _address(self) -> str:
@@ -215,6 +218,17 @@ def test_all_workers_go_away(own_cluster: Cluster, tmp_path: Path, monkeypatch: 
     assert all("no Dask worker was left to read it" in error for error in errors)
 
 
+def test_workers_that_are_paused(own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their memory is full before they have begun: nobody waits for ever."""
+    own_cluster.environment["DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE"] = "0.01"
+    own_cluster.add_workers(1, "--memory-limit", "2GiB")
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 5)
+    found = dask_cluster.run(tasks(reports(tmp_path)), own_cluster.address, None, ignore)
+    errors = [one.error for one in found if isinstance(one, Failure)]
+    assert len(errors) == 4
+    assert all("all Dask workers are paused, for want of memory" in error for error in errors), errors
+
+
 @pytest.mark.parametrize("more", [(), ("--jobs", "2")])
 def test_no_worker(
     own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
@@ -224,7 +238,9 @@ def test_no_worker(
     refused(ran, f"{own_cluster.address}: the Dask cluster has no worker. Start some: `dask worker")
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense:port", "no-such-host.invalid:8786", ""])
+@pytest.mark.parametrize(
+    "address", ["tcp://127.0.0.1:9", "nonsense:port", "no-such-host.invalid:8786", "", "tls://127.0.0.1:9"]
+)
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(dask_cluster, "CONNECT_S", 1)
     ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", address)

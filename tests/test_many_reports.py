@@ -123,8 +123,8 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "parent"])
-def test_an_interrupt_ends_the_processes_too(tmp_path: Path, whole_group: bool) -> None:
+def started_slowly(tmp_path: Path) -> tuple[subprocess.Popen[str], list[Path]]:
+    """INTERRUPTED over three reports, two of which are being read; the files that hold the readers' process ids."""
     paths = [tmp_path / name for name in "abc"]
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED, *map(str, paths)],
@@ -140,10 +140,49 @@ def test_an_interrupt_ends_the_processes_too(tmp_path: Path, whole_group: bool) 
     while not all(file.exists() and file.read_text() for file in told):
         assert time.monotonic() < until and process.poll() is None, process.communicate()
         time.sleep(0.05)
+    return process, told
+
+
+@pytest.mark.parametrize("whole_group", [True, False], ids=["group", "parent"])
+def test_an_interrupt_ends_the_processes_too(tmp_path: Path, whole_group: bool) -> None:
+    process, told = started_slowly(tmp_path)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "interrupted\n", "")
     assert not any(alive(int(file.read_text())) for file in told)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    process, told = started_slowly(tmp_path)
+    process.send_signal(number)
+    process.communicate(timeout=60)  # they hold its output
+    assert process.returncode == -number
+    until = time.monotonic() + 30
+    while any(alive(int(file.read_text())) for file in told):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+UNGUARDED = """
+import sys
+from pathlib import Path
+from nvtxmoe_analysis.pipeline import analyze
+analyze([Path(path) for path in sys.argv[2:]], Path(sys.argv[1]), jobs=2)
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, script, tmp_path / "out", *reports(tmp_path, 2)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert (
+        "a process that reads reports could not be started. Give --jobs 1; a script of your own has to" in done.stderr
+    )
+    assert not (tmp_path / "out").exists()
 
 
 # Failures ------------------------------------------------------------------------------------------------------------

@@ -77,6 +77,11 @@ def test_what_wants_one_report_names_those_in_a_folder(tmp_path: Path) -> None:
     assert f"Name one, as {path}" in line
 
 
+def test_sessions_are_named_one_by_one(tmp_path: Path) -> None:
+    journal(tmp_path / "all" / "host0", run_of())
+    refused(run("analyze", tmp_path / "all", "-o", tmp_path / "out"), "a folder of sessions. Name each session")
+
+
 def test_a_folder_without_any_says_so(tmp_path: Path) -> None:
     made(tmp_path / "empty", "a.log")
     refused(

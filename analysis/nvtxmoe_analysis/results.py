@@ -166,11 +166,12 @@ class Results:
 
 
 def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[str, object]) -> Results:
-    """Put the facts of all reports together.
+    """Put the facts of all reports together, in the order of their ranks: that of the inputs says nothing.
 
     Raises:
         NvtxmoeError: the reports are not of one run, or sessions of direct mode have no step.
     """
+    reports = sorted(reports, key=_lowest_rank)
     refuse_several_runs(reports)
     _refuse_no_steps(reports)
     _refuse_empty(reports, selection)
@@ -186,6 +187,12 @@ def merge(reports: Sequence[ReportFacts], selection: Selection, options: dict[st
         aligned=aligned,
         options=options,
     )
+
+
+def _lowest_rank(report: ReportFacts) -> tuple[bool, int]:
+    told = [meta.rank for meta in report.metas.values()]
+    told += report.steps["rank"].drop_nulls().to_list() if not told else []
+    return not told, min(told, default=0)
 
 
 def _on_one_matrix(reports: Sequence[ReportFacts], routing: Routing) -> list[ReportFacts]:

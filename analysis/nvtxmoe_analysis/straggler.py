@@ -62,7 +62,7 @@ def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame |
         cells = _cells(known.filter(here).collect(), several)
         joined = cells.join(_met(tied.filter(here).collect(), lowest, several), on=KEY, how="left")
         found.append(joined.with_columns(pl.col("collectives").fill_null(0)).select(*SCHEMA).cast(SCHEMA))  # type: ignore[arg-type]
-    return pl.concat(found).sort(KEY)
+    return pl.concat(found).sort(*KEY, "ranks_in_group")
 
 
 def some_steps(steps: pl.Series) -> Iterator[pl.Expr]:

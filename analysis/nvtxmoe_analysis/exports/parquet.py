@@ -13,6 +13,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.exports import tables
 from nvtxmoe_analysis.exports.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.exports.folder import in_folder
+from nvtxmoe_analysis.exports.session import is_session
 
 #: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
 PARQUET_ERRORS = (
@@ -49,6 +50,8 @@ class ParquetExport(Export):
                 where=self.source,
                 remedy=f"Name it: {reports[0]}" if len(reports) == 1 else f"Name one, as {reports[0]}",
             )
+        if not layout and any(is_session(one) for one in self.path.iterdir()):
+            raise NvtxmoeError("a folder of sessions", where=self.source, remedy="Name each session")
         if not layout:
             raise NvtxmoeError(
                 "a folder with neither reports nor Parquet files",

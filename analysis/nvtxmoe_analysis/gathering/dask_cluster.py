@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from typing import Any
@@ -69,12 +69,23 @@ def _map(client: Any, tasks: Sequence[Task], at_once: int, done: Callable[[Outco
             done(outcomes[i])
         if client.status != "running":
             break
-        if client.scheduler_info()["workers"]:
+        workers = client.scheduler_info()["workers"].values()
+        if any(_at_work(worker) for worker in workers):
             seen = time.monotonic()
         elif time.monotonic() - seen > CONNECT_S:  # new ones may come, as where a batch system starts them again
-            lost = "no Dask worker was left to read it. Look why they ended, and run again"
+            lost = (
+                "all Dask workers are paused, for want of memory. Give them more"
+                if workers
+                else "no Dask worker was left to read it. Look why they ended, and run again"
+            )
             break
     return [outcomes.get(i) or Failure(task.source, f"{task.source}: {lost}", 1) for i, task in enumerate(tasks)]
+
+
+def _at_work(worker: Mapping[str, Any]) -> bool:
+    """Whether a worker takes tasks, or works on one: it takes none while its memory is nearly full."""
+    executing = worker.get("metrics", {}).get("task_counts", {}).get("executing", 0)
+    return bool(worker.get("status", "running") == "running" or executing)
 
 
 def _outcome(future: Any, task: Task) -> Outcome:
@@ -107,7 +118,7 @@ def _connected(address: str) -> Iterator[Any]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = distributed.Client(address, timeout=CONNECT_S)
-    except (OSError, ValueError, asyncio.TimeoutError) as error:
+    except Exception as error:  # it raises much: TypeError without TLS set up, AssertionError where time is short
         raise NvtxmoeError(
             f"no Dask scheduler answers: {str(error) or type(error).__name__}",
             where=address,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from types import FrameType
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.allocation import keep_low
 from nvtxmoe_analysis.gathering.memory import cores
 from nvtxmoe_analysis.gathering.task import MOST_ATTEMPTS, Failure, Outcome, Task, attempt
@@ -83,9 +85,8 @@ class _Workers:
     def read(self, task: Task) -> Outcome:
         """Read a report in the thread's process."""
         for _ in range(MOST_ATTEMPTS):
-            pid = None
+            pid, process = self._process()
             try:
-                pid, process = self._process()
                 return process.submit(_attempt, task).result()
             except BrokenProcessPool:
                 self._drop(pid)
@@ -101,7 +102,15 @@ class _Workers:
         if mine is None:
             # Not forked: a fork of a process with threads may hang.
             process = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(self._polars_threads,))
-            mine = process.submit(os.getpid).result(), process
+            try:
+                mine = process.submit(os.getpid).result(), process
+            except BrokenProcessPool as error:
+                if self._stopped:
+                    raise StoppedError from error
+                raise NvtxmoeError(
+                    "a process that reads reports could not be started",
+                    remedy="Give --jobs 1; a script of your own has to call it under `if __name__ == '__main__':`",
+                ) from error
             self._own.process = mine
             with self._lock:
                 self._processes[mine[0]] = process
@@ -109,10 +118,10 @@ class _Workers:
             raise StoppedError
         return mine
 
-    def _drop(self, pid: int | None) -> None:
+    def _drop(self, pid: int) -> None:
         self._own.process = None
         with self._lock:
-            self._processes.pop(pid or 0, None)
+            del self._processes[pid]
         if self._stopped:
             raise StoppedError
 
@@ -137,6 +146,18 @@ def _begin(polars_threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # waiting, there is nothing to clean up
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed can't end its processes, and nobody wants what they read."""
+    parent = parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(ENDING_S)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _attempt(task: Task) -> Outcome:

@@ -97,7 +97,7 @@ def build(source: Source) -> Drawing | Missing:
             pl.col("max_mean_ratio").max().alias("worst"),
             pl.len().alias("steps"),
         )
-        .sort("median", descending=True)
+        .sort("median", "layer_idx", descending=[True, False])
     )
     first = by_layer.row(0, named=True)
     rows = [
