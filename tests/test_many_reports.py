@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
@@ -14,13 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.facts import ReportFacts, gather
-from nvtxmoe_analysis.gathering import memory, processes, task
-from nvtxmoe_analysis.gathering.task import MOST_ATTEMPTS, Failure, Outcome, Task
+from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.gathering import processes, task
+from nvtxmoe_analysis.gathering.task import MOST_ATTEMPTS, Failure, Outcome
 from nvtxmoe_analysis.outputs import VALIDATION
 from tests.command import RESULTS, Ran, everything, files, refused, run
 from tests.many import ROOT, deadly, reports, tasks
@@ -277,154 +273,3 @@ def test_a_report_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (failed,) = validation(tmp_path / "out")["failed_inputs"]
     assert failed["attempts"] == MOST_ATTEMPTS
     assert failed["error"].endswith("database is locked. Another program has it open: close that, or copy the file")
-
-
-# What is tried again -------------------------------------------------------------------------------------------------
-
-
-def task_of(path: Path) -> Task:
-    return tasks([path])[0]
-
-
-class Failing:
-    """In place of ``gather``: raises so many times, then reads."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int) -> None:
-        self.calls, self._error, self._times = 0, error, times
-        monkeypatch.setattr(task, "gather", self)
-        monkeypatch.setattr(task, "PAUSE_S", 0)
-
-    def __call__(self, *arguments: Any) -> ReportFacts:
-        self.calls += 1
-        if self.calls <= self._times:
-            raise self._error
-        return gather(*arguments)
-
-
-def wrapped(inner: BaseException) -> NvtxmoeError:
-    error = NvtxmoeError("cannot be read", where="x", remedy="Look")
-    error.__cause__ = inner
-    return error
-
-
-PASSING = [
-    OSError(errno.EIO, os.strerror(errno.EIO)),
-    wrapped(OSError(errno.ESTALE, os.strerror(errno.ESTALE))),
-    wrapped(sqlite3.OperationalError("disk I/O error")),
-    wrapped(wrapped(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))),
-]
-LASTING = [
-    OSError(errno.EACCES, os.strerror(errno.EACCES)),
-    wrapped(FileNotFoundError(errno.ENOENT, "")),
-    wrapped(sqlite3.OperationalError("no such table")),
-    NvtxmoeError("damaged"),
-    ValueError("a fault of ours"),
-    MemoryError(),
-]
-
-
-@pytest.mark.parametrize("error", PASSING, ids=repr)
-def test_what_may_pass_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    (path,) = reports(tmp_path, 1)
-    failing = Failing(monkeypatch, error, MOST_ATTEMPTS - 1)
-    assert isinstance(task.attempt(task_of(path)), ReportFacts)
-    assert failing.calls == MOST_ATTEMPTS
-    failing = Failing(monkeypatch, error, 100)
-    found = task.attempt(task_of(path))
-    assert isinstance(found, Failure) and found.attempts == failing.calls == MOST_ATTEMPTS
-
-
-@pytest.mark.parametrize("error", LASTING, ids=repr)
-def test_what_lasts_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    (path,) = reports(tmp_path, 1)
-    failing = Failing(monkeypatch, error, 1)
-    found = task.attempt(task_of(path))
-    assert isinstance(found, Failure) and found.attempts == failing.calls == 1
-
-
-def test_a_fault_of_ours_costs_one_report_and_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = reports(tmp_path, 2)
-    Failing(monkeypatch, ZeroDivisionError("by\nzero"), 1)
-    ran = analyzed(paths, tmp_path / "out", "-j", 1)
-    assert ran.code == 2
-    (failed,) = validation(tmp_path / "out")["failed_inputs"]
-    assert failed["error"] == (
-        f"{failed['path']}: internal error, ZeroDivisionError: by zero. Analyse it alone with --debug and report it"
-    )
-    alone = analyzed(paths[:1], tmp_path / "alone", "-j", 1)
-    assert alone.code == 0
-
-
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]) -> None:
-    Failing(monkeypatch, stop(), 1)
-    with pytest.raises(stop):
-        task.attempt(task_of(*reports(tmp_path, 1)))
-
-
-# Memory --------------------------------------------------------------------------------------------------------------
-
-
-def test_the_c_library_is_told_to_keep_little() -> None:
-    """Whether there is glibc to tell is another matter; where there is, it takes both."""
-    code = "import platform, nvtxmoe_analysis.allocation as a; print(a.keep_low(), platform.libc_ver()[0])"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert said[0] == str(said[1:] == ["glibc"])
-
-
-# How many at once ----------------------------------------------------------------------------------------------------
-
-GIB = 1 << 30
-
-
-@given(
-    sizes=st.lists(st.integers(0, 40 * GIB), min_size=1, max_size=20),
-    cores=st.integers(1, 64),
-    room=st.none() | st.integers(0, 200 * GIB),
-)
-def test_workers_fit_cores_and_memory(sizes: list[int], cores: int, room: int | None) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        of = {Path(f"/{i}"): size for i, size in enumerate(sizes)}
-        patch.setattr(memory, "size_bytes", of.__getitem__)
-        patch.setattr(memory, "needed_bytes", lambda path: memory.PROCESS_BYTES + 2 * of[path])
-        patch.setattr(memory, "cores", lambda: cores)
-        patch.setattr(memory, "available_bytes", lambda: room)
-        number = memory.workers(list(of))
-    assert 1 <= number <= min(cores, len(sizes))
-    need = sorted((memory.PROCESS_BYTES + 2 * size for size in sizes), reverse=True)
-    small = sum(sizes) < memory.SMALL_BYTES
-    if room is not None and number > 1:
-        assert sum(need[:number]) <= memory.SHARE * room
-    if number < min(cores, len(sizes)) and not small:
-        assert room is not None and sum(need[: number + 1]) > memory.SHARE * room
-
-
-def test_jobs_are_taken_as_asked_for() -> None:
-    paths = [Path(f"/nothing/{i}") for i in range(3)]
-    assert [memory.workers(paths, jobs) for jobs in (1, 2, 3, 100)] == [1, 2, 3, 3]
-
-
-def test_available_memory(tmp_path: Path) -> None:
-    info, group = tmp_path / "meminfo", tmp_path
-    assert memory.available_bytes(info, group) is None
-    info.write_text("MemTotal:       24000000 kB\nMemAvailable:   10000000 kB\n")
-    assert memory.available_bytes(info, group) == 10_000_000 * 1024
-    (group / "memory.current").write_text("1000\n")
-    (group / "memory.max").write_text("max\n")
-    assert memory.available_bytes(info, group) == 10_000_000 * 1024
-    (group / "memory.max").write_text("5000\n")
-    assert memory.available_bytes(info, group) == 4000
-    (group / "memory.max").write_text("500\n")
-    assert memory.available_bytes(info, group) == 0
-
-
-def test_needs_grow_with_the_report(tmp_path: Path) -> None:
-    small, large = tmp_path / "a.sqlite", tmp_path / "b.sqlite"
-    small.write_bytes(bytes(1000))
-    large.write_bytes(bytes(9000))
-    assert memory.needed_bytes(large) - memory.needed_bytes(small) == round(8000 * memory.SQLITE)
-    folder = tmp_path / "pqtdir"
-    folder.mkdir()
-    (folder / "NVTX_EVENTS.parquet").write_bytes(bytes(1000))
-    assert memory.needed_bytes(folder) == memory.PROCESS_BYTES + 1000 * memory.PARQUET
-    assert memory.needed_bytes(tmp_path / "nothing") == 0
