@@ -34,6 +34,8 @@ def gather_all(
     Raises:
         NvtxmoeError: there is one report, or none could be read; or the cluster can't be used.
     """
+    if nsys is not None and nsys.exists():  # not a name to look up
+        nsys = nsys.absolute()
     tasks = [Task(path, path.absolute(), selection, cache_dir and cache_dir.absolute(), nsys) for path in inputs]
     if len(tasks) == 1 and dask is None:
         return [read(tasks[0], progress)], []
