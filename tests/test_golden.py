@@ -184,7 +184,7 @@ def test_a_report_a_rank_gives_the_same(
     for name in PARQUET_ONLY:
         assert found.frame(name).equals(analysed[CASES[2]].frame(name)), name
     assert found.verdict == "complete"
-    assert [i["processes"][0]["rank"] for i in found.validation["inputs"]] == [1, 0]
+    assert [i["processes"][0]["rank"] for i in found.validation["inputs"]] == [0, 1]
     assert found.validation["coverage"] == analysed[CASES[2]].validation["coverage"]
 
 

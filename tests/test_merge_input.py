@@ -104,7 +104,7 @@ def test_two_processes_of_one_rank(tmp_path: Path) -> None:
     )
     for path, steps in ((first, 2), (second, 3)):
         assert run("merge", path, "--json").json["steps_kept"] == steps
-    refuses(second, f"two processes say they are rank 0: {second} and {second}", "Give each journal once", also=second)
+    refuses(second, f"{second}: given twice. Name each report once", also=second)
 
 
 def test_an_unknown_schema(tmp_path: Path) -> None:

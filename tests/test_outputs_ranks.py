@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,11 @@ def test_order_of_the_inputs_is_of_no_account(tmp_path: Path) -> None:
 
 def test_a_rank_given_twice_is_refused(tmp_path: Path) -> None:
     data_parallel(tmp_path, 0)
-    with pytest.raises(NvtxmoeError, match="two processes say they are rank 0"):
+    with pytest.raises(NvtxmoeError, match="given twice"):
         written(tmp_path, tmp_path / "built0.sqlite", tmp_path / "built0.sqlite")
+    copy = Path(shutil.copy(tmp_path / "built0.sqlite", tmp_path / "copy.sqlite"))
+    with pytest.raises(NvtxmoeError, match="two processes say they are rank 0"):
+        written(tmp_path, tmp_path / "built0.sqlite", copy)
 
 
 def test_tensor_parallel_groups_count_once_each(tmp_path: Path) -> None:

@@ -174,20 +174,21 @@ def test_facts_to_merge_give_the_same(tmp_path: Path) -> None:
 
 
 def test_merged_reports_hold_no_counts_of_their_own(tmp_path: Path) -> None:
-    """In whatever order they were given."""
+    """In whatever order they were given: they are put in that of their ranks."""
     ranks = (2, 0, 3, 1)
     exports = [open_export(one_report((rank,)).save(tmp_path / f"{rank}.sqlite")) for rank in ranks]
     given = [gather(export, Selection()) for export in exports]
     found = merge(given, Selection(), {})
-    for report, before in zip(found.reports, given, strict=True):
+    in_order = sorted(given, key=lambda one: min(meta.rank for meta in one.metas.values()))
+    for report, before in zip(found.reports, in_order, strict=True):
         assert np.shares_memory(report.counts.matrix, found.routing.counts.matrix)
         assert report.events.counts is report.counts
         assert np.array_equal(report.counts.matrix, before.counts.matrix)
         assert report.counts.cells.equals(before.counts.cells)
-    assert found.routing.order.reports == (1, 3, 0, 2)
+    assert found.routing.order.reports == (0, 1, 2, 3)
     assert found.routing.counts.cells["rank"].unique(maintain_order=True).to_list() == [0, 1, 2, 3]
     chosen = merge([replace(one, counts=replace(one.counts)) for one in given], Selection(), {})
-    assert all(a.events.counts is b.events.counts for a, b in zip(chosen.reports, given, strict=True))
+    assert all(a.events.counts is b.events.counts for a, b in zip(chosen.reports, in_order, strict=True))
 
 
 # Parts ---------------------------------------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from nvtxmoe.profiling.processes import Process, application, main_process, send
 _POLL_S = 0.2
 #: Patience after a request that is no longer polite.
 HARD_TIMEOUT_S = 10.0
-#: nsys runs helpers of its own before the command (seen: 2025.3). What is gone again so soon was one of them.
-HELPER_S = 5.0
+#: nsys runs helpers of its own before the command (seen: 2025.3): so long they are not taken for it.
+HELPER_S = 30.0
 
 
 class Run:
@@ -53,6 +53,7 @@ class Run:
         self._sessions: set[int] = set()
         self._first: Process | None = None
         self._first_seen = 0.0
+        self._offspring: set[Process] = set()
         #: Whether it had to be ended by force.
         self.forced = False
         with log.open("ab") as output:
@@ -72,13 +73,19 @@ class Run:
         return self._process.poll() is not None
 
     def _look(self) -> None:
-        """Find out which process is the command's first one."""
+        """Find out which process is the command's first one: one that is gone and left no children was a helper."""
         now = time.monotonic()
         if self._first is not None and now - self._first_seen > HELPER_S:
             return
         running = self._running()
-        if self._first not in running:
-            self._first, self._first_seen = next(iter(running), None), now
+        if self._first is not None and self._first in running:
+            family = {self._first.pid} | {one.pid for one in self._offspring}
+            for one in running:  # parents come before their children
+                if one.parent in family:
+                    family.add(one.pid)
+                    self._offspring.add(one)
+        elif running and not self._offspring.intersection(running):
+            self._first, self._first_seen, self._offspring = running[0], now, set()
 
     @property
     def code(self) -> int:
