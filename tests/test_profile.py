@@ -186,7 +186,7 @@ def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> Non
 
 
 def test_helpers_of_nsys_are_not_the_command(tmp_path: Path, nsys_path: Path) -> None:
-    """Newer versions run some before it; the command is asked all the same."""
+    """Newer versions run some before it; what the launcher starts is the command."""
     out, ready = tmp_path / "out", tmp_path / "ready"
     waiting = program(
         tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",

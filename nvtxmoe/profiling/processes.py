@@ -16,7 +16,7 @@ PROC = Path("/proc")
 #: Programs that start the real one as their only child, wait for it, and may keep a signal to themselves.
 WRAPPERS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh", "busybox", "time", "uv"})
 #: nsys, nsys-launcher and nsys-tee stand between `nsys profile` and the application.
-_NSYS = "nsys"
+_NSYS, _LAUNCHER = "nsys", "nsys-launcher"
 _GONE = frozenset("ZX")
 
 
@@ -76,6 +76,19 @@ def application(root: int, under_nsys: bool, sessions: Iterable[int] = ()) -> li
     wanted = set(sessions)
     found += [one for one in table.values() if one.session in wanted and one.pid not in known and one.pid != root]
     return [one for one in found if not (under_nsys and one.name.startswith(_NSYS))]
+
+
+def launched(nsys: int) -> Process | None:
+    """The first process of the command under an nsys with this pid: the launcher's child; None while there is none.
+
+    nsys itself runs helpers before it (seen with 2025.3: CudaGpuInfoDump), which are not the launcher's.
+    """
+    table = process_table()
+    for one in _descendants(nsys, table):
+        parent = table.get(one.parent)
+        if parent is not None and parent.name == _LAUNCHER and not one.name.startswith(_NSYS):
+            return one
+    return None
 
 
 def _descendants(root: int, table: Mapping[int, Process]) -> list[Process]:

@@ -15,13 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from nvtxmoe.profiling.processes import Process, application, main_process, send
+from nvtxmoe.profiling.processes import Process, application, launched, main_process, send
 
 _POLL_S = 0.2
 #: Patience after a request that is no longer polite.
 HARD_TIMEOUT_S = 10.0
-#: nsys runs helpers of its own before the command (seen: 2025.3): so long they are not taken for it.
-HELPER_S = 30.0
 
 
 class Run:
@@ -52,8 +50,6 @@ class Run:
         self._log, self._tell, self._pressed = log, tell, pressed
         self._sessions: set[int] = set()
         self._first: Process | None = None
-        self._first_seen = 0.0
-        self._offspring: set[Process] = set()
         #: Whether it had to be ended by force.
         self.forced = False
         with log.open("ab") as output:
@@ -69,23 +65,11 @@ class Run:
 
     def ended(self) -> bool:
         """Whether it has ended, nsys's report written."""
-        self._look()
+        if self._first is None and self._nsys is None:
+            self._first = next(iter(self._running()), None)
+        elif self._first is None:
+            self._first = launched(self._process.pid)
         return self._process.poll() is not None
-
-    def _look(self) -> None:
-        """Find out which process is the command's first one: one that is gone and left no children was a helper."""
-        now = time.monotonic()
-        if self._first is not None and now - self._first_seen > HELPER_S:
-            return
-        running = self._running()
-        if self._first is not None and self._first in running:
-            family = {self._first.pid} | {one.pid for one in self._offspring}
-            for one in running:  # parents come before their children
-                if one.parent in family:
-                    family.add(one.pid)
-                    self._offspring.add(one)
-        elif running and not self._offspring.intersection(running):
-            self._first, self._first_seen, self._offspring = running[0], now, set()
 
     @property
     def code(self) -> int:
@@ -188,7 +172,7 @@ class Run:
         while not self.ended() and self._first is None and time.monotonic() < deadline:
             time.sleep(_POLL_S)  # nsys takes a moment to start it
         running = self._running()
-        return main_process(running) if self._first in running else None
+        return main_process(running) if self._first is None or self._first in running else None
 
     def _waited(self, timeout_s: float, pressed: int | None = None) -> bool:
         """Wait until all has ended. False when time is over, or the user asks again.
