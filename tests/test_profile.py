@@ -148,13 +148,20 @@ def test_ctrl_c_on_a_script(tmp_path: Path, nsys_path: Path) -> None:
     assert activations(out) == emit_words.expected()["activations"]
 
 
-def test_the_script_behind_a_shell(tmp_path: Path, nsys_path: Path) -> None:
-    """A shell would keep SIGINT to itself until its child ends: the child is the one to ask."""
-    out, ready = tmp_path / "out", tmp_path / "ready"
-    waiting = program(
+def waits_to_be_asked(tmp_path: Path) -> tuple[Path, Path]:
+    """A script that waits for SIGINT, and the file that it makes when it does."""
+    ready = tmp_path / "ready"
+    script = program(
         tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",
         "except KeyboardInterrupt:", "    print('asked')",
     )  # fmt: skip
+    return script, ready
+
+
+def test_the_script_behind_a_shell(tmp_path: Path, nsys_path: Path) -> None:
+    """A shell would keep SIGINT to itself until its child ends: the child is the one to ask."""
+    out = tmp_path / "out"
+    waiting, ready = waits_to_be_asked(tmp_path)
     shell = tmp_path / "start.sh"
     shell.write_text(f"#!/bin/bash\n{sys.executable} {waiting}\necho the shell goes on\n")
     shell.chmod(0o755)
@@ -168,11 +175,8 @@ def test_the_script_behind_a_shell(tmp_path: Path, nsys_path: Path) -> None:
 
 def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> None:
     """By `exec` the first process gets another name: it is still the one to ask."""
-    out, ready = tmp_path / "out", tmp_path / "ready"
-    waiting = program(
-        tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",
-        "except KeyboardInterrupt:", "    print('asked')",
-    )  # fmt: skip
+    out = tmp_path / "out"
+    waiting, ready = waits_to_be_asked(tmp_path)
     shell = tmp_path / "start.sh"
     shell.write_text(f"#!/bin/bash\nsleep 2  # so long that it is seen as a shell\nexec {sys.executable} {waiting}\n")
     shell.chmod(0o755)
@@ -187,11 +191,8 @@ def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> Non
 
 def test_helpers_of_nsys_are_not_the_command(tmp_path: Path, nsys_path: Path) -> None:
     """Newer versions run some before it; what the launcher starts is the command."""
-    out, ready = tmp_path / "out", tmp_path / "ready"
-    waiting = program(
-        tmp_path, "import pathlib, time", "try:", f"    pathlib.Path({str(ready)!r}).touch()", "    time.sleep(600)",
-        "except KeyboardInterrupt:", "    print('asked')",
-    )  # fmt: skip
+    out = tmp_path / "out"
+    waiting, ready = waits_to_be_asked(tmp_path)
     nsys = tmp_path / "nsys"
     nsys.write_text(f'#!/bin/bash\n[ "$1" = profile ] && sleep 1.5\nexec {nsys_path} "$@"\n')
     nsys.chmod(0o755)
