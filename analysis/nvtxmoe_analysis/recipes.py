@@ -36,12 +36,11 @@ def gather_report(report: str, *, nsys: str | None, filters: Filters) -> ReportF
     Raises:
         NvtxmoeError: see ``open_export`` and ``gather``.
     """
-    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  see above
-    from nvtxmoe_analysis.facts import gather  # noqa: PLC0415
+    from nvtxmoe_analysis.gathering.task import Task, read  # noqa: PLC0415  see above
     from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
 
-    export = open_export(Path(report), nsys=None if nsys is None else Path(nsys))
-    return gather(export, Selection(**filters))
+    path = Path(report)
+    return read(Task(path, path, Selection(**filters), nsys=None if nsys is None else Path(nsys)))
 
 
 def write_reports(
