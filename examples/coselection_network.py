@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis import load
+from nvtxmoe_analysis.outputs.read import load
 
 #: Pairs that are drawn.
 MOST_PAIRS = 120

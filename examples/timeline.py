@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis import load
+from nvtxmoe_analysis.outputs.read import load
 
 #: Points a line; more steps than that are averaged in equal spans of time.
 MOST_POINTS = 300

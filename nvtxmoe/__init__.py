@@ -5,10 +5,11 @@ Importing this package imports nothing heavy: no torch, no vllm, no polars.
 
 from typing import TYPE_CHECKING, Any
 
+from nvtxmoe._version import __version__
+
 if TYPE_CHECKING:
     from nvtxmoe.profiler import MoEExpertProfiler
 
-__version__ = "0.1.0"
 __all__ = ["MoEExpertProfiler", "__version__"]
 
 

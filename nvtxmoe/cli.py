@@ -9,7 +9,7 @@ from importlib import import_module
 
 import click
 
-from nvtxmoe import __version__
+from nvtxmoe._version import __version__
 from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
 
 #: A command is one module of nvtxmoe.commands with a function of its name, imported only when it runs.

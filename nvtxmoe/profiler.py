@@ -10,18 +10,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nvtxmoe import schema
-from nvtxmoe.capture.config import DEFAULT_EMITS
-from nvtxmoe.capture.emission import make_emitter
-from nvtxmoe.capture.graphs import hook_graphs
-from nvtxmoe.capture.model import Identity, LayerInfo
-from nvtxmoe.capture.recorder import Recorder
-from nvtxmoe.capture.routed import Routed
+from nvtxmoe.capture.recording.cuda_graphs import hook_graphs
+from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.capture.sinks.journal import JournalSink
 from nvtxmoe.capture.sinks.nvtx import NvtxSink
+from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter
+from nvtxmoe.capture.startup.settings import DEFAULT_EMITS
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.journal import RANKS, SUFFIX
+from nvtxmoe.formats import schema
+from nvtxmoe.formats.journal import RANKS, SUFFIX
 
 if TYPE_CHECKING:
     import torch
@@ -173,7 +173,7 @@ class MoEExpertProfiler:
         """
         if not self._layers:
             raise NvtxmoeError("nothing was recorded", where=self.session_dir, remedy="Call record_expert_selection")
-        from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when asked for
+        from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415  polars only when asked for
 
         self._end_step()
         self._recorder.rest()

@@ -18,8 +18,8 @@ from typing import Protocol
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from nvtxmoe.capture.vllm.source_check import NeedLike, SourceTree, lacking  # noqa: E402
 from nvtxmoe.errors import NvtxmoeError  # noqa: E402
-from nvtxmoe.source import NeedLike, SourceTree, lacking  # noqa: E402
 
 CPU_VERSIONS = (
     "0.20.0", "0.20.2", "0.21.0", "0.22.1", "0.23.0", "0.24.0", "0.25.1", "0.26.0", "0.27.1", "0.28.0", "0.29.0",
@@ -103,7 +103,7 @@ def from_wheel(cache: Path, distribution: str, version: str) -> SourceTree:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Check every published version; the exit code."""
-    from nvtxmoe.capture.adapters import ADAPTERS  # noqa: PLC0415  the logic above needs none of them
+    from nvtxmoe.capture.vllm.adapters import ADAPTERS  # noqa: PLC0415  the logic above needs none of them
 
     parser = argparse.ArgumentParser(description="Which adapter fits which published vLLM, from source.")
     where = parser.add_mutually_exclusive_group(required=True)

@@ -23,8 +23,8 @@ if find_spec("aiohttp") is None and _python.is_file() and not sys.prefix.startsw
     os.execv(_python, [str(_python), *sys.argv])  # as scripts/profile_vllm.sh: what the quick start set up
 
 from nvtxmoe.errors import NvtxmoeError  # noqa: E402  after the right Python runs
-from nvtxmoe.profiling.load import Load  # noqa: E402
-from nvtxmoe.profiling.load_run import drive_with_bar  # noqa: E402
+from nvtxmoe.profile.load_client import Load  # noqa: E402
+from nvtxmoe.profile.load_drive import drive_with_bar  # noqa: E402
 
 
 def positive(text: str) -> int:

@@ -19,7 +19,7 @@ if [ -z "$python" ]; then
     [ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
 fi
 
-stamp=$(cat pyproject.toml requirements-test.txt nvtxmoe/__init__.py <(echo "$kind $python $PWD") | sha256sum)
+stamp=$(cat pyproject.toml requirements-test.txt nvtxmoe/_version.py <(echo "$kind $python $PWD") | sha256sum)
 if [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ]; then
     exit 0
 fi

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 python=$(find_python python3.11 python3.12 python3.13 python3.10 python3)
 [ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
 
-stamp=$(cat pyproject.toml requirements-vllm.txt requirements-test.txt nvtxmoe/__init__.py \
+stamp=$(cat pyproject.toml requirements-vllm.txt requirements-test.txt nvtxmoe/_version.py \
     <(echo "$python $PWD") | sha256sum)
 if [ "$(cat .venv-vllm/.stamp 2>/dev/null)" = "$stamp" ]; then
     exit 0

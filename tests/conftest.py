@@ -12,11 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.vllm_runs import RUNS, Runs
-
-GOLDEN = Path(__file__).parent / "golden"
-INSTALLED_NSYS = Path(__file__).parents[1] / ".cache" / "nsys" / "bin" / "nsys"
-INSTALLED_VLLM = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
+from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM
+from tests.support.vllm_runs import RUNS, Runs
 
 
 def _unpacked(name: str, folder: Path) -> Path:
@@ -118,7 +115,9 @@ def vllm_runs(
 
 def pytest_configure(config: pytest.Config) -> None:
     """Marks of our own."""
-    config.addinivalue_line("markers", "vllm_runs(*names): the runs of tests.vllm_runs.RUNS that a test looks at")
+    config.addinivalue_line(
+        "markers", "vllm_runs(*names): the runs of tests.support.vllm_runs.RUNS that a test looks at"
+    )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -6,7 +6,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.loading import Loaded, load
+    from nvtxmoe_analysis.outputs.read import Loaded, load
 
 __all__ = ["Loaded", "load"]
 
@@ -14,7 +14,7 @@ __all__ = ["Loaded", "load"]
 def __getattr__(name: str) -> Any:
     """``load`` and ``Loaded``, imported when they are asked for: modules here import the package, and need neither."""
     if name in __all__:
-        from nvtxmoe_analysis import loading  # noqa: PLC0415
+        from nvtxmoe_analysis.outputs import read  # noqa: PLC0415
 
-        return getattr(loading, name)
+        return getattr(read, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.facts import ReportFacts
+    from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 
 #: Keyword arguments of ``Selection``.
 Filters = Mapping[str, Any]
@@ -26,7 +26,7 @@ class Written:
     reasons: list[str]
 
 
-def gather_report(report: str, *, nsys: str | None, filters: Filters) -> ReportFacts:
+def gather_report(report: str, *, nsys: str | None, filters: Filters) -> CaptureFacts:
     """The facts of one report: the map. Worker processes, also of other machines, import and run it.
 
     Parameters:
@@ -36,15 +36,15 @@ def gather_report(report: str, *, nsys: str | None, filters: Filters) -> ReportF
     Raises:
         NvtxmoeError: see ``open_export`` and ``gather``.
     """
-    from nvtxmoe_analysis.gathering.task import Task, read  # noqa: PLC0415  see above
-    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.ingest.task import Task, read  # noqa: PLC0415  see above
 
     path = Path(report)
     return read(Task(path, path, Selection(**filters), nsys=None if nsys is None else Path(nsys)))
 
 
 def write_reports(
-    reports: Sequence[ReportFacts],
+    reports: Sequence[CaptureFacts],
     folder: Path,
     *,
     recipe: str,
@@ -65,16 +65,18 @@ def write_reports(
     """
     import polars as pl  # noqa: PLC0415  see above
 
-    from nvtxmoe import __version__  # noqa: PLC0415
-    from nvtxmoe_analysis.outputs import DOCUMENTS, PARQUET_ONLY, TABLES, VALIDATION  # noqa: PLC0415
-    from nvtxmoe_analysis.results import merge  # noqa: PLC0415
-    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
-    from nvtxmoe_analysis.validation import validate  # noqa: PLC0415
-    from nvtxmoe_analysis.writer import write_set  # noqa: PLC0415
+    from nvtxmoe._version import __version__  # noqa: PLC0415
+    from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs import DOCUMENTS, PARQUET_ONLY, TABLES  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs.capture_validation import validate  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs.spec import VALIDATION  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs.write import write_set  # noqa: PLC0415
+    from nvtxmoe_analysis.run.run_facts import merge  # noqa: PLC0415
 
     formats = ["parquet", *(["csv"] if csv else [])]
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": formats}
-    results = merge(reports, Selection(**filters), {**options, "recipe": recipe})
+    results = RunMetrics.of(merge(reports, Selection(**filters), {**options, "recipe": recipe}))
     _, validation = validate(results)
     files = write_set(
         folder,

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from rich.console import Console
 
 from nvtxmoe.errors import INCOMPLETE, NvtxmoeError
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.pipeline import Analysis
+    from nvtxmoe_analysis.analyze import Analysis
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,21 +59,6 @@ def opening_options(function: F) -> F:
     )(function)
 
 
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on standard error for ``analyze``'s ``tell``; nothing at all where that is not a terminal."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it shows
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("opening", total=None)
-
-        def tell(what: str, done: float | None) -> None:
-            bar.update(task, description=what, completed=done or 0.0, total=None if done is None else 1.0)
-
-        yield tell
-
-
 def ending(done: Analysis, *, strict: bool, partial_ok: bool) -> int:
     """The exit status of an analysis that has been shown.
 
@@ -101,18 +82,3 @@ partial_option = click.option(
     help="Of several inputs, some may fail: exit with 0, not 2, if any could be read (--strict: 3).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-def print_json(value: object) -> None:
-    """Write JSON to standard output, nothing else."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
-
-
-def stdout() -> Console:
-    """The console for results. Not a terminal: plain text, and wide enough not to fold tables."""
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
-
-
-def stderr() -> Console:
-    """The console for progress. It shows none where standard output is read by a program."""
-    return Console(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())

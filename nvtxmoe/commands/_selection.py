@@ -61,7 +61,7 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ranks: str | None,
         **others: Any,
     ) -> Any:
-        from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415  polars only when needed
+        from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415  polars only when needed
 
         first, last = step_range(steps)
         selection = Selection(

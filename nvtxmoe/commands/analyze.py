@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import (
-    PATH,
-    command,
-    ending,
-    json_option,
-    opening_options,
-    partial_option,
-    print_json,
-    progress_bar,
-    stdout,
-)
+from nvtxmoe.commands._common import PATH, command, ending, json_option, opening_options, partial_option
 from nvtxmoe.commands._selection import selection_options
+from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.selection import Selection
+    from nvtxmoe_analysis.facts.selection import Selection
 
 
 @command(
@@ -92,11 +83,11 @@ def analyze(
     Of several inputs, one that can't be read costs what is in it, not the others: the results are of those, the
     verdict is incomplete, and the exit code 2, or 0 with --partial-ok.
     """
-    from nvtxmoe_analysis.allocation import keep_low  # noqa: PLC0415
+    from nvtxmoe_analysis.core.malloc import keep_low  # noqa: PLC0415
 
     keep_low()
-    from nvtxmoe_analysis.pipeline import analyze as run  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
+    from nvtxmoe_analysis.analyze import analyze as run  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
 
     with progress_bar() as tell:
         done = run(
@@ -125,7 +116,7 @@ def analyze(
     if as_json:
         print_json(found)
     else:
-        from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+        from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
         show_analysis(stdout(), found)
     return ending(done, strict=strict, partial_ok=partial_ok)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.errors import GATE_FAILED, NvtxmoeError
+from nvtxmoe.printing.console import print_json, stderr, stdout
 
 
 @command(
@@ -83,8 +84,8 @@ def compare(
     Significance is against the scatter of steps within the two runs. How far runs of the same thing scatter is not in
     it: compare two of them first, and set NUMBER above that.
     """
-    from nvtxmoe_analysis.compare.comparison import compare as run  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.compare.comparison import document, write  # noqa: PLC0415
+    from nvtxmoe_analysis.compare.compare import compare as run  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.compare.compare import document, write  # noqa: PLC0415
 
     with stderr().status("comparing"):
         done = run(
@@ -95,7 +96,7 @@ def compare(
     if as_json:
         print_json(found)
     else:
-        from nvtxmoe.commands._show_compare import show_comparison  # noqa: PLC0415
+        from nvtxmoe.printing.comparison import show_comparison  # noqa: PLC0415
 
         show_comparison(stdout(), found)
     if done.failed:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 import nvtxmoe
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, progress_bar, stdout
+from nvtxmoe.commands._common import PATH, command, json_option
+from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
 CAPTURE = Path(nvtxmoe.__file__).parent / "data" / "demo"
 
@@ -28,9 +29,9 @@ def demo(output: Path, as_json: bool) -> None:
     Two H100s, vLLM 0.26.0 with CUDA graphs, tensor and expert parallel: 47 steps of a small randomly initialised
     Qwen3-MoE (4 layers, 32 experts, top-4) whose gates are skewed on purpose. Needs no GPU and no nsys.
     """
-    from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
     from nvtxmoe_analysis.report import report  # noqa: PLC0415
-    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
 
     with progress_bar() as tell:
         done = analyze([CAPTURE], output, tell=tell)
@@ -41,7 +42,7 @@ def demo(output: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+    from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
     console = stdout()
     console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
-from nvtxmoe.doctor.finding import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.commands._common import PATH, command, json_option
+from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
 from nvtxmoe.errors import BAD_INPUT
+from nvtxmoe.printing.console import print_json, stderr, stdout
 
 _STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 
@@ -31,7 +32,7 @@ def doctor(python: Path | None, nsys: Path | None, model: Path | None, steps: in
     the settings in force, the disk, and kernels that hide routing. Imports vLLM in a process of its own. Exits with 2
     when a capture can't work.
     """
-    from nvtxmoe.doctor.examination import can_capture, examine  # noqa: PLC0415  only when it runs
+    from nvtxmoe.doctor.examine import can_capture, examine  # noqa: PLC0415  only when it runs
 
     with stderr().status("looking"):
         findings = examine(os.environ, python=python, nsys=nsys, model=model, steps=steps, tokens=tokens)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, progress_bar, stdout
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.commands._selection import selection_options
+from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
 if TYPE_CHECKING:
+    from nvtxmoe_analysis.facts.selection import Selection
     from nvtxmoe_analysis.perfetto.export import Exported
-    from nvtxmoe_analysis.selection import Selection
 
 
 @command(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.errors import BAD_INPUT
+from nvtxmoe.printing.console import print_json, stderr, stdout
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.inspect import Inspection
+    from nvtxmoe_analysis.inspection.inspect import Inspection
 
 
 @command("inspect", "nvtxmoe inspect report1.nsys-rep\nnvtxmoe inspect rank0.sqlite rank1.sqlite --json")
@@ -25,9 +26,9 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     can be told at a glance. INPUT is a .nsys-rep, a SQLite export, a folder of Parquet files, or the session folder
     of a run without nsys; several belong to one run. Exits with 2 when an input holds no nvtxmoe events.
     """
-    from nvtxmoe_analysis.exports.open import open_export, refuse_mixture  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.inspect import NO_EVENTS  # noqa: PLC0415
-    from nvtxmoe_analysis.inspect import inspect as run  # noqa: PLC0415
+    from nvtxmoe_analysis.inspection.inspect import NO_EVENTS  # noqa: PLC0415
+    from nvtxmoe_analysis.inspection.inspect import inspect as run  # noqa: PLC0415
+    from nvtxmoe_analysis.readers.open import open_export, refuse_mixture  # noqa: PLC0415  polars only when needed
 
     refuse_mixture(inputs)
     with stderr().status("reading"):
@@ -35,7 +36,7 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     if as_json:
         print_json(found.as_dict())
     else:
-        from nvtxmoe.commands._show_inspect import show_inspection  # noqa: PLC0415
+        from nvtxmoe.printing.inspection import show_inspection  # noqa: PLC0415
 
         show_inspection(stdout(), found)
     return BAD_INPUT if found.verdict == NO_EVENTS else 0

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import (
-    PATH,
-    command,
-    ending,
-    json_option,
-    partial_option,
-    print_json,
-    progress_bar,
-    stdout,
-)
+from nvtxmoe.commands._common import PATH, command, ending, json_option, partial_option
+from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
 
 @command(
@@ -54,9 +46,9 @@ def merge(
     Of several, one that can't be read costs what is in it, not the others: the results are of those, the verdict is
     incomplete, and the exit code 2, or 0 with --partial-ok.
     """
-    from nvtxmoe_analysis.exports.session import require_session, session_folder  # noqa: PLC0415  polars when needed
-    from nvtxmoe_analysis.pipeline import analyze  # noqa: PLC0415
-    from nvtxmoe_analysis.summaries import overview  # noqa: PLC0415
+    from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415
+    from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
+    from nvtxmoe_analysis.readers.session import require_session, session_folder  # noqa: PLC0415  polars when needed
 
     for session in sessions:
         require_session(session)
@@ -67,7 +59,7 @@ def merge(
     if as_json:
         print_json(found)
     else:
-        from nvtxmoe.commands._show import show_analysis  # noqa: PLC0415
+        from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
         show_analysis(stdout(), found)
     return ending(done, strict=strict, partial_ok=partial_ok)

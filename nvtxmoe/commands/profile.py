@@ -98,9 +98,9 @@ def profile(
 
     Exit codes: 0; 1 when COMMAND or a request failed; 2 when the run could not be made or read.
     """
-    from nvtxmoe.profiling.conduct import Wishes, conduct  # noqa: PLC0415  rich only when needed
-    from nvtxmoe.profiling.plan import Request, make_plan  # noqa: PLC0415
-    from nvtxmoe.profiling.size import LoadSize  # noqa: PLC0415
+    from nvtxmoe.profile.capture_size import LoadSize  # noqa: PLC0415
+    from nvtxmoe.profile.conduct_run import Wishes, conduct  # noqa: PLC0415  rich only when needed
+    from nvtxmoe.profile.plan import Request, make_plan  # noqa: PLC0415
 
     load = None if num_requests is None else LoadSize(num_requests, concurrency, prompt_tokens, max_tokens)
     request = Request(

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option
+from nvtxmoe.printing.console import print_json, stderr, stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from nvtxmoe_analysis.report import Report
+    from nvtxmoe_analysis.report.result import Report
 
 
 @command("report", "nvtxmoe report results\nnvtxmoe report results --images")

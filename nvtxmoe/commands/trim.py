@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options, print_json, stderr, stdout
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options
+from nvtxmoe.printing.console import print_json, stderr, stdout
 
 
 @command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
@@ -21,9 +22,9 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
     IN is a .nsys-rep, a SQLite export, or a folder of Parquet files. OUT becomes a SQLite file when its name ends
     in .sqlite or .db, else a folder of Parquet files; an export of that name is replaced.
     """
-    from nvtxmoe_analysis.exports.open import open_export  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.trim import trim as run  # noqa: PLC0415
-    from nvtxmoe_analysis.trim_write import check_target  # noqa: PLC0415
+    from nvtxmoe_analysis.readers.open import open_export  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.trimming.trim import trim as run  # noqa: PLC0415
+    from nvtxmoe_analysis.trimming.write_export import check_target  # noqa: PLC0415
 
     check_target(out, source)
     with stderr().status(f"reading {source.name}"):

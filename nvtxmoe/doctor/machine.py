@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from nvtxmoe.compatibility import NSYS_FOR_NEW_NVTX, version_numbers
-from nvtxmoe.doctor.child import Imported, Installed
-from nvtxmoe.doctor.configuration import existing_parent
-from nvtxmoe.doctor.finding import NOTE, OK, PROBLEM, Finding
-from nvtxmoe.estimate import Estimate
+from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.doctor.probe import Imported, Installed
+from nvtxmoe.doctor.settings import existing_parent
+from nvtxmoe.nsys_compatibility import NSYS_FOR_NEW_NVTX, version_numbers
+from nvtxmoe.sizing.estimate import Estimate
 
 #: The CUDA of a driver on which nsys 2023.4 loses most kernels.
 CUDA_TOO_NEW_FOR_2023 = 13

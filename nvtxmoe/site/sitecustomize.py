@@ -44,8 +44,8 @@ def _make_importable(package: Path) -> None:
 def _watch(here: str) -> None:
     """Start capture when vLLM is imported, not before: pip and the like are not to notice."""
     _make_importable(Path(here).parent)
-    from nvtxmoe.capture.finder import watch  # noqa: PLC0415
-    from nvtxmoe.capture.plugin import register  # noqa: PLC0415
+    from nvtxmoe.capture.startup.import_watch import watch  # noqa: PLC0415
+    from nvtxmoe.capture.startup.plugin import register  # noqa: PLC0415
 
     watch("vllm", register)
 

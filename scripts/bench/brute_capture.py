@@ -1,6 +1,6 @@
 """What brute force reads of an export: launch calls, ranges, counts, graph nodes, in plain dictionaries.
 
-Payloads are read with the fixed layouts of nvtxmoe.schema. All times are integer nanoseconds.
+Payloads are read with the fixed layouts of nvtxmoe.formats.schema. All times are integer nanoseconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 
 HEADER_BYTES = 32
 EVENT_MARK, EVENT_RANGE, EVENT_DOMAIN = 34, 59, 75

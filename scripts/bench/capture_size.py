@@ -1,4 +1,4 @@
-"""How many bytes a capture takes: the constants of nvtxmoe/estimate.py, and the table of docs/benchmarks.md.
+"""How many bytes a capture takes: the constants of nvtxmoe/sizing/estimate.py, and the table of docs/benchmarks.md.
 
 ``python scripts/bench/capture_size.py [--nsys NSYS] [--repeats 5] [--capture EXPORT.sqlite ...]`` emits payloads of
 skewed routing in the word form under a real nsys and weighs the .nsys-rep and its SQLite export (the slope between two
@@ -30,7 +30,7 @@ import numpy.typing as npt
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from nvtxmoe import journal, schema, words  # noqa: E402
+from nvtxmoe.formats import journal, schema, word_payloads  # noqa: E402
 from scripts.bench.capture_rows import TABLES, activity, row_bytes  # noqa: E402
 from scripts.bench.result_rows import GROWING, LONG_STEPS, csv_row_bytes, parquet_bytes  # noqa: E402
 from scripts.bench.result_rows import LAYERS as RESULT_LAYERS  # noqa: E402
@@ -88,9 +88,9 @@ def payload_words(kind: str) -> Iterator[tuple[str, int]]:
         for layer in range(LAYERS):
             ids, weights = routing(rng, TOKENS, EXPERTS, TOP_K)
             if kind == "marks of counts":
-                yield from words.marks("counts", counts_payload(step, layer, ids, EXPERTS))
+                yield from word_payloads.marks("counts", counts_payload(step, layer, ids, EXPERTS))
             else:
-                yield from words.marks("topk", topk_payload(step, layer, ids, weights))
+                yield from word_payloads.marks("topk", topk_payload(step, layer, ids, weights))
         step += 1
 
 

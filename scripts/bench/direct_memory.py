@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from nvtxmoe.capture.model import Identity, LayerInfo
-from nvtxmoe.capture.recorder import Recorder
-from nvtxmoe.capture.routed import Routed
+from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from nvtxmoe.capture.sinks.journal import JournalSink
 
 LAYERS, EXPERTS, TOP_K, TOKENS = 48, 128, 8, 32

@@ -25,8 +25,8 @@ import polars as pl
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from nvtxmoe import schema  # noqa: E402
-from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record, records_of  # noqa: E402
+from nvtxmoe.formats import schema  # noqa: E402
+from nvtxmoe.formats.journal import RANKS, SUFFIX, JournalWriter, record, records_of  # noqa: E402
 from scripts.bench.analyze_speed import processor, timed  # noqa: E402
 
 TOKENS, TOP_K = 64, 8

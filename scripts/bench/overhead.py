@@ -194,7 +194,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], float]) -> None:
     """Ours against nothing, with and without samples and pairs."""
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
-    from nvtxmoe.capture.pairs import PairCounts  # noqa: PLC0415
+    from nvtxmoe.capture.recording.pair_counter import PairCounts  # noqa: PLC0415
 
     capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
     recorder = next(cell.cell_contents.recorder for cell in capture or () if hasattr(cell.cell_contents, "recorder"))

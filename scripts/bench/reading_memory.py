@@ -1,7 +1,7 @@
 """What memory reading reports takes: ``python scripts/bench/reading_memory.py [--plain] REPORT...``
 
 Reads the reports in turn in this process, as a worker of ``nvtxmoe analyze`` does, and prints the peak of its resident
-memory after each. ``--plain`` leaves the C library as it is, without ``nvtxmoe_analysis.allocation.keep_low``.
+memory after each. ``--plain`` leaves the C library as it is, without ``nvtxmoe_analysis.core.malloc.keep_low``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import resource
 from pathlib import Path
 
-from nvtxmoe_analysis.allocation import keep_low
+from nvtxmoe_analysis.core.malloc import keep_low
 
 
 def main() -> None:
@@ -23,8 +23,8 @@ def main() -> None:
     os.environ["POLARS_MAX_THREADS"] = "1"
     if not args.plain:
         keep_low()
-    from nvtxmoe_analysis.gathering.task import Task, read  # noqa: PLC0415  after the C library was told
-    from nvtxmoe_analysis.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
+    from nvtxmoe_analysis.ingest.task import Task, read  # noqa: PLC0415  after the C library was told
 
     for path in args.reports:
         read(Task(path, path, Selection()))

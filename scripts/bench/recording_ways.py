@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from nvtxmoe.capture.cuda_counting import _addresses, _launch_of
-from nvtxmoe.capture.kernels import torch_histogram
-from nvtxmoe.capture.routed import Routed, alike
-from nvtxmoe.capture.triton_histogram import histogram
+from nvtxmoe.capture.recording.cuda_counter import _addresses, _launch_of
+from nvtxmoe.capture.recording.kernel_launch import torch_histogram
+from nvtxmoe.capture.recording.routing_tensors import Routed, alike
+from nvtxmoe.capture.recording.triton_histogram import histogram
 
 LAYERS, EXPERTS, TOP_K, TOKENS, HIDDEN = 48, 128, 8, 32, 2048
 BLOCKS, STEPS = 31, 60

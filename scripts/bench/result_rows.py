@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.outputs import PARQUET_ONLY
-from nvtxmoe_analysis.pipeline import analyze
-from nvtxmoe_analysis.writer import write_set
+from nvtxmoe_analysis.outputs.write import write_set
 
 #: CSV files that have a row for something of every step, and what a row is.
 GROWING = {

@@ -21,7 +21,7 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 from scripts.bench import tile_source as source_tables
 from scripts.bench.tile_payloads import Payloads, rewrite_meta
 from scripts.bench.tile_sinks import ParquetSink, Sink, SqliteSink

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 from scripts.bench.brute_capture import HEADER_BYTES
 
 Structs = NDArray[Any]

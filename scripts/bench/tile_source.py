@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 from scripts.bench.brute_capture import pid_of
 
 RUNTIME, NVTX, NODES = "CUPTI_ACTIVITY_KIND_RUNTIME", "NVTX_EVENTS", "CUDA_GRAPH_NODE_EVENTS"

@@ -211,8 +211,8 @@ def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: i
 
 def compare(journal: Path, oracle: Oracle) -> dict[str, Any]:
     """Counts of every cell and experts of every token."""
-    from nvtxmoe import schema  # noqa: PLC0415
-    from nvtxmoe.journal import Journal  # noqa: PLC0415
+    from nvtxmoe.formats import schema  # noqa: PLC0415
+    from nvtxmoe.formats.journal import Journal  # noqa: PLC0415
 
     layer_at = {layer: at for at, layer in enumerate(oracle.layers)}
     found = {"steps": 0, "cells": 0, "cells_equal": 0, "tokens": 0, "tokens_equal": 0, "weights": 0, "weights_equal": 0}

@@ -36,7 +36,7 @@ def engine(options: argparse.Namespace, out: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as vLLM's engine: the main process decides
     import torch  # noqa: PLC0415  in the engine only
 
-    from nvtxmoe import MoEExpertProfiler  # noqa: PLC0415
+    from nvtxmoe.profiler import MoEExpertProfiler  # noqa: PLC0415
 
     session = os.environ.get("NVTXMOE_SESSION_DIR") or tempfile.mkdtemp()
     profiler = MoEExpertProfiler(session, log_interval=20, nvtx=True)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import polars as pl
 
-from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.open import open_export
-from nvtxmoe_analysis.exports.sqlite import SqliteExport
-from nvtxmoe_analysis.trim import EXPORT_NAMES, trim
-from nvtxmoe_analysis.trim_write import write_export
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.open import open_export
+from nvtxmoe_analysis.readers.sqlite import SqliteExport
+from nvtxmoe_analysis.trimming.trim import EXPORT_NAMES, trim
+from nvtxmoe_analysis.trimming.write_export import write_export
 
 HERE = Path(__file__).parent
 DEMO = HERE.parents[1] / "nvtxmoe" / "data" / "demo"
@@ -39,15 +39,15 @@ def make(captures: Path) -> None:
 def reduce_encodings(source: Path, out: Path) -> None:
     """Keep events, payloads and their schemas. `nvtxmoe trim` can't: the domain isn't ours."""
     export = SqliteExport(source)
-    nvtx = export.read(tables.NVTX, row=True)
-    blobs = export.read_blobs(nvtx["domainId"].unique().to_list()).rename({"blob": tables.NVTX_BLOB})
-    versions = export.read(tables.EXPORT_META).filter(pl.col("name").str.contains(EXPORT_NAMES))
+    nvtx = export.read(nsys_tables.NVTX, row=True)
+    blobs = export.read_blobs(nvtx["domainId"].unique().to_list()).rename({"blob": nsys_tables.NVTX_BLOB})
+    versions = export.read(nsys_tables.EXPORT_META).filter(pl.col("name").str.contains(EXPORT_NAMES))
     frames = {
-        tables.NVTX: nvtx.join(blobs, on="row", how="left", maintain_order="left").drop("row"),
-        tables.PAYLOAD_SCHEMAS: export.read(tables.PAYLOAD_SCHEMAS),
-        tables.PAYLOAD_ENTRIES: export.read(tables.PAYLOAD_ENTRIES),
-        tables.STRINGS: export.read(tables.STRINGS, only=("id", nvtx["textId"].drop_nulls().to_list())),
-        tables.EXPORT_META: versions,
+        nsys_tables.NVTX: nvtx.join(blobs, on="row", how="left", maintain_order="left").drop("row"),
+        nsys_tables.PAYLOAD_SCHEMAS: export.read(nsys_tables.PAYLOAD_SCHEMAS),
+        nsys_tables.PAYLOAD_ENTRIES: export.read(nsys_tables.PAYLOAD_ENTRIES),
+        nsys_tables.STRINGS: export.read(nsys_tables.STRINGS, only=("id", nvtx["textId"].drop_nulls().to_list())),
+        nsys_tables.EXPORT_META: versions,
     }
     write_export(frames, out)
 

@@ -17,7 +17,7 @@ import numpy as np
 import nvtx
 import torch
 
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 
 LAYERS, EXPERTS, TOP_K, HIDDEN, TOKENS = 4, 16, 2, 256, 32
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 40

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 import nvtx
 
-from nvtxmoe import schema, words
-from nvtxmoe.journal import RANKS as JOURNALS
-from nvtxmoe.journal import SUFFIX, JournalWriter, record
+from nvtxmoe.formats import schema, word_payloads
+from nvtxmoe.formats.journal import RANKS as JOURNALS
+from nvtxmoe.formats.journal import SUFFIX, JournalWriter, record
 
 RANKS = 2
 STEPS = 6
@@ -143,13 +143,13 @@ def expected() -> dict[str, Any]:
         "sampled_tokens": sum(tokens(rank, step) for rank, step in sampled),
         "coselection": pairs,
         "cells": len(cells) * len(LAYERS),
-        "marks": {str(rank): sum(len(words.encode(p)) for _, p in payloads(rank)) for rank in range(RANKS)},
+        "marks": {str(rank): sum(len(word_payloads.encode(p)) for _, p in payloads(rank)) for rank in range(RANKS)},
     }
 
 
 def mark(event: str, payload: bytes) -> None:
     """Emit one payload."""
-    for message, word in words.marks(event, payload):
+    for message, word in word_payloads.marks(event, payload):
         nvtx.mark(message, domain=schema.DOMAIN, payload=word)
 
 

@@ -2,10 +2,10 @@
 
     python tests/programs/run_vllm.py SPEC.json OUT
 
-SPEC is what ``tests.vllm_runs.specification`` gives. OUT.json gets the token ids; with ``oracle``, OUT.rank<R>.npz
-gets the router logits of every gate call in order. The oracle is a torch forward hook on each gate module, put there
-after start-up, and knows nothing of nvtxmoe. Dummy weights are the same in all layers, so gates, norms and experts are
-set anew.
+SPEC is what ``tests.support.vllm_runs.specification`` gives. OUT.json gets the token ids; with ``oracle``,
+OUT.rank<R>.npz gets the router logits of every gate call in order. The oracle is a torch forward hook on each gate
+module, put there after start-up, and knows nothing of nvtxmoe. Dummy weights are the same in all layers, so gates,
+norms and experts are set anew.
 """
 
 from __future__ import annotations

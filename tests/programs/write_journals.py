@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record
+from nvtxmoe.formats.journal import RANKS, SUFFIX, JournalWriter, record
 from tests.programs import emit_words
 
 

@@ -1,1 +1,1 @@
-"""Tests that import torch: tests/test_with_torch.py runs them with the Python of vLLM's environment."""
+"""Tests that import torch: tests/capture/test_with_torch.py runs them with the Python of vLLM's environment."""

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture.cuda_counting import CudaCounter
 from nvtxmoe.capture.hooks import unhook_all
-from nvtxmoe.capture.kernels import Launch
-from nvtxmoe.capture.recorder import Recorder
-from nvtxmoe.capture.routed import Routed
+from nvtxmoe.capture.recording.cuda_counter import CudaCounter
+from nvtxmoe.capture.recording.launch import Launch
+from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.recording.routing_tensors import Routed
 from tests.with_torch.events import EXPERTS, Kept, identity
 
 

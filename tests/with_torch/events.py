@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nvtxmoe.capture.model import Identity, LayerInfo, Step
+from nvtxmoe.capture.run_identity import Identity, LayerInfo, Step
 
 EXPERTS, TOP_K = 8, 2
 

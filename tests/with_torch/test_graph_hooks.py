@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture.graphs import Graphs, hook_graphs
 from nvtxmoe.capture.hooks import REGISTRY, unhook_all
+from nvtxmoe.capture.recording.cuda_graphs import Graphs, hook_graphs
 
 
 class CUDAGraph:

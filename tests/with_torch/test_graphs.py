@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture import cuda_counting, graphs
-from nvtxmoe.capture import recorder as recorder_module
-from nvtxmoe.capture.cuda_counting import CudaCounter
-from nvtxmoe.capture.graphs import Graphs
-from nvtxmoe.capture.model import Step
-from nvtxmoe.capture.routed import Routed, alike
+from nvtxmoe.capture.recording import cuda_counter, cuda_graphs
+from nvtxmoe.capture.recording import recorder as recorder_module
+from nvtxmoe.capture.recording.cuda_counter import CudaCounter
+from nvtxmoe.capture.recording.cuda_graphs import Graphs
+from nvtxmoe.capture.recording.routing_tensors import Routed, alike
+from nvtxmoe.capture.run_identity import Step
 from tests.with_torch import device as stand_ins
 from tests.with_torch.device import Event, Graph, captured, recorder, replay, routed
 from tests.with_torch.events import EXPERTS
@@ -113,7 +113,7 @@ def test_memory_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     graph = Graph()
     held.begin(graph)
     tensor = torch.zeros(4, 2, dtype=torch.int32)
-    monkeypatch.setattr(graphs, "MOST_HELD_BYTES", 2 * 64 + 32 + 8)
+    monkeypatch.setattr(cuda_graphs, "MOST_HELD_BYTES", 2 * 64 + 32 + 8)
     for layer in range(5):
         held.keep(routed(layer, tensor))
     kept = held.routed(id(graph))
@@ -123,7 +123,7 @@ def test_memory_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_device_far_behind_is_a_loss_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_counting, "MOST_PENDING", 3)
+    monkeypatch.setattr(cuda_counter, "MOST_PENDING", 3)
     made, sink, counter = recorder()
     graph, tensors = captured(made)
     for _ in range(5):
@@ -209,7 +209,7 @@ def test_memory_that_a_kernel_may_still_use_is_never_used_again() -> None:
 
 
 def test_ids_let_go_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs, "MOST_HELD_BYTES", 40)
+    monkeypatch.setattr(cuda_graphs, "MOST_HELD_BYTES", 40)
     made, _, _ = recorder()
     Event.ready = True
     graph, tensors = captured(made)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture import recorder as recorder_module
-from nvtxmoe.capture.cuda_counting import CudaCounter
-from nvtxmoe.capture.kernels import Launch
-from nvtxmoe.capture.model import Identity, LayerInfo
-from nvtxmoe.capture.recorder import Recorder
+from nvtxmoe.capture.recording import recorder as recorder_module
+from nvtxmoe.capture.recording.cuda_counter import CudaCounter
+from nvtxmoe.capture.recording.launch import Launch
+from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from tests.with_torch import device as stand_ins
 from tests.with_torch.device import Event, captured, histogram, pairs, replay, routed
 from tests.with_torch.events import EXPERTS, Kept, identity

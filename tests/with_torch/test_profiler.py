@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from nvtxmoe import MoEExpertProfiler
 from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.profiler import MoEExpertProfiler
 
 EXPERTS, TOP_K, HIDDEN = 16, 4, 32
 

@@ -12,13 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvtxmoe.capture import recorder as recorder_module
-from nvtxmoe.capture.counting import CpuCounter
 from nvtxmoe.capture.hooks import unhook_all
-from nvtxmoe.capture.model import Step
-from nvtxmoe.capture.pairs import PairCounts
-from nvtxmoe.capture.recorder import META_EVERY, PAIRS_EVERY, Recorder
-from nvtxmoe.capture.routed import Counted, Routed
+from nvtxmoe.capture.recording import recorder as recorder_module
+from nvtxmoe.capture.recording.cpu_counter import CpuCounter
+from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.recorder import META_EVERY, PAIRS_EVERY, Recorder
+from nvtxmoe.capture.recording.routing_tensors import Counted, Routed
+from nvtxmoe.capture.run_identity import Step
 from tests.with_torch.events import EXPERTS, TOP_K, Kept, identity
 
 

@@ -31,12 +31,12 @@ from nvtxmoe_analysis.checks import (
     unique_keys,
     words_whole,
 )
-from nvtxmoe_analysis.checks.model import FAIL, Check, not_applicable
-from nvtxmoe_analysis.parallel import ordered_map
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import FAIL, Check, not_applicable
+from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 #: In the order in which people read them.
-CHECKS: Sequence[Callable[[Results], Check]] = (
+CHECKS: Sequence[Callable[[RunMetrics], Check]] = (
     reports_read.check,
     meta_present.check,
     ranks_present.check,
@@ -84,10 +84,10 @@ OF_EXPORTS = frozenset({
 COMPLETE, INCOMPLETE = "complete", "incomplete"
 
 
-def run_checks(results: Results) -> list[Check]:
+def run_checks(results: RunMetrics) -> list[Check]:
     """Every check, on the whole capture, whatever was selected."""
 
-    def run(check: Callable[[Results], Check]) -> Check:
+    def run(check: Callable[[RunMetrics], Check]) -> Check:
         if results.direct and check in OF_EXPORTS:
             name = check.__module__.rpartition(".")[2]
             return not_applicable(name, "Direct mode records no ranges and no GPU work.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "blobs_present"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No event that carries a payload stands there without one."""
     bare = {r.source.name: r.events.problems["blobs_missing"] for r in results.reports}
     missing = sum(bare.values())

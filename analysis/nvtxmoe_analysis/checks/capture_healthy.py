@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nvtxmoe_analysis.capture_state import CaptureState
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, passed
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.spans import spans
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import spans
+from nvtxmoe_analysis.events.capture_state import CaptureState
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "capture_healthy"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No hook failed, no event was lost, no layer's routing was hidden, as far as the processes say.
 
     They say it in the last moe.meta and, later, at the end of their journal.

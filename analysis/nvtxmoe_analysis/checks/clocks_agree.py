@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.alignment_summary import AGREE, CORRECTED, NOTHING, describe
-from nvtxmoe_analysis.checks.model import Check, Figure, not_applicable, passed, warned
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, Figure, not_applicable, passed, warned
+from nvtxmoe_analysis.metrics.clock_verdict import AGREE, CORRECTED, NOTHING, describe
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "clocks_agree"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Collectives matched across ranks hold together in time. A warning only: every other number stands without it."""
     if not results.several_ranks:
         return not_applicable(NAME, "No rank works with another.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, not_applicable, number, passed, warned
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "collectives_seen"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Where ranks share a layer, moe.collective stands around its reduction. A warning only: times stay right, and
     collectives that can be inferred (see ``collectives``) have a column of their own."""
     shared = ranges = inferred = 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "counts_sum"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Counts (logical and physical) sum to num_tokens x top_k."""
     cells = wrong = 0
     example = ""

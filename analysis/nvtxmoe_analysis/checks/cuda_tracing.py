@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
-from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "cuda_tracing"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Every input has runtime calls and GPU operations."""
     calls = sum(report.runtime_calls for report in results.reports)
     operations = sum(report.operations for report in results.reports)
@@ -25,7 +26,7 @@ def check(results: Results) -> Check:
     return passed(NAME, f"{number(operations, 'GPU operation')} from {number(calls, 'CUDA call')}.", **figures)
 
 
-def _lost(report: ReportFacts) -> str:
+def _lost(report: CaptureFacts) -> str:
     """What a report lacks, empty when it has calls and operations."""
     if report.operations:
         return "" if report.runtime_calls else "GPU operations but no CUDA call"

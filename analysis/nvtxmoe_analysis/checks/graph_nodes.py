@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "graph_nodes"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No replayed node without a creation row."""
     lost = sum(report.nodes_unresolved for report in results.reports)
     rows = sum(report.graph_rows for report in results.reports)

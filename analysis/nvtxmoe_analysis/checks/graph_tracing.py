@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "graph_tracing"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Graph launches in steps gave kernels, not one record a graph."""
     launches = sum(report.launches.graphs for report in results.reports)
     whole = sum(int(report.coverage.filter(pl.col("kind") == 3)["operations"].sum()) for report in results.reports)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
-from nvtxmoe_analysis.exports.session import JournalFile
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.events.journal_file import JournalFile
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "journals_whole"
 #: Journals that a message names.
 MOST_NAMES = 8
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Each journal has its end, which a process writes that ends by itself.
 
     Of a killed engine is there what it had written, and an engine that still runs is read as far as it is: neither is

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
-from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.wanted import with_tokens
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.facts.expected_cells import with_tokens
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "launches_have_work"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Launches are judged, not completion times: kernels may well end after their step's range.
 
     A graph launch is partial when another launch of the same graph gave more operations. A step with tokens in
@@ -51,11 +52,11 @@ def _beginning(first: dict[str, object]) -> str:
     return f"from {step} on" + (f" ({first['name']})" if first["name"] else "")
 
 
-def _source(report: ReportFacts) -> pl.Expr:
+def _source(report: CaptureFacts) -> pl.Expr:
     return pl.lit(str(report.source)).alias("report")
 
 
-def _silent_steps(report: ReportFacts) -> pl.DataFrame:
+def _silent_steps(report: CaptureFacts) -> pl.DataFrame:
     """Steps with tokens but without launches. Without any CUDA call see cuda_tracing."""
     steps = report.steps.with_row_index("step_row").with_columns(pl.col("step_row").cast(pl.Int32))
     if not report.runtime_calls:

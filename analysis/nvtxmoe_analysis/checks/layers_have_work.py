@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, not_applicable, passed, warned
-from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.places import UNPLACED
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.wanted import first_cells, wanted_cells
+from nvtxmoe_analysis.attribution.placed import UNPLACED
+from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.facts.expected_cells import first_cells, wanted_cells
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "layers_have_work"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """GPU work was placed in each layer of each step that has tokens and launches, all of them with their work.
 
     A layer with tokens does not run without a kernel. Where its zeros stand in the tables, its ranges were not open
@@ -40,7 +40,7 @@ def check(results: Results) -> Check:
     return passed(NAME, f"All {cells:,} (rank, step, layer) have GPU work.", cells=cells, without_work=0)
 
 
-def _wanted(report: ReportFacts) -> pl.DataFrame:
+def _wanted(report: CaptureFacts) -> pl.DataFrame:
     """Of the cells of a whole capture those that lack nothing else: see operations_placed and launches_have_work."""
     cells = wanted_cells(report.events, report.steps)
     if (report.coverage["class"] == UNPLACED).any():

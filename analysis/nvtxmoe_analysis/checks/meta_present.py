@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
-from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "meta_present"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """moe.meta is there for each process with steps or counts."""
     speaking = 0
     silent: list[str] = []
@@ -35,6 +36,6 @@ def check(results: Results) -> Check:
     return passed(NAME, f"{number(speaking, 'process', 'processes')} announced {themselves}.", processes=speaking)
 
 
-def _named(report: ReportFacts, pid: int) -> str:
+def _named(report: CaptureFacts, pid: int) -> str:
     file = report.events.journals.get(pid)
     return f"process {pid} of {report.source.name}" if file is None else file.path.name

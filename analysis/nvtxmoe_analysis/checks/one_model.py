@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, not_applicable, number, passed, warned
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "one_model"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """A warning only: the same model may lie in a folder of its own for each process. Different layers are refused."""
     metas = [meta for report in results.reports for meta in report.metas.values()]
     names = sorted({str(meta.raw["model"]) for meta in metas if meta.raw.get("model") is not None})

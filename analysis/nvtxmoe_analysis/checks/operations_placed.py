@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
-from nvtxmoe_analysis.places import REASONS, UNPLACED
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.attribution.placed import REASONS, UNPLACED
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "operations_placed"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Nothing is unplaced; the reasons and their GPU time where something is. See ``coverage`` for the classes."""
     coverage = pl.concat([report.coverage for report in results.reports])
     unplaced = (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, passed, warned
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, passed, warned
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "profiler_warnings"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Diagnostics of nsys that speak of lost events. A warning only: captures with one have been found whole."""
     found = sorted({text for report in results.reports for text in report.warnings})
     if found:

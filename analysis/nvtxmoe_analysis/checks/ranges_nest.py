@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, passed
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "ranges_nest"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No two ranges of a thread cross; work launched where two do is unplaced."""
     crossing = sum(report.crossings for report in results.reports)
     if crossing:

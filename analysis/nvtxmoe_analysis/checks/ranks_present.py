@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "ranks_present"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Ranks 0 to world_size - 1 of one run each have a process here."""
     metas = [meta for report in results.reports for meta in report.metas.values()]
     if not metas:

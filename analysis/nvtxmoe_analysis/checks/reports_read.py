@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "reports_read"
 #: Reports whose errors the message tells; the validation file has all.
 MOST_TOLD = 3
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No report is missing from the results because it could not be read."""
     total = len(results.reports) + len(results.failed)
     figures: dict[str, Figure] = {"reports": total, "failed": [str(one.source) for one in results.failed]}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "steps_closed"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """There is a moe.step range, and none that the end of the capture cut off."""
     steps = sum(len(report.steps) for report in results.reports)
     unclosed = sum(report.steps["end"].null_count() for report in results.reports)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, Figure, failed, not_applicable, number, passed, warned
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.wanted import counted_cells, first_cells
+from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed, warned
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.expected_cells import counted_cells, first_cells
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "steps_have_counts"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """For each step with tokens, each layer of its rank has a moe.counts.
 
     Layers whose routing is hidden have none: see capture_healthy. Nor have, in a journal without its end, the last
@@ -41,7 +42,7 @@ def check(results: Results) -> Check:
     return passed(NAME, f"All {cells:,} (rank, step, layer) have counts{apart}.", **figures)
 
 
-def _none(results: Results, figures: dict[str, Figure]) -> Check:
+def _none(results: RunMetrics, figures: dict[str, Figure]) -> Check:
     """No counts were to be there: said, and a fault where nobody asked for that."""
     metas = [meta for report in results.reports for meta in report.metas.values()]
     scheduled = sum(int((report.steps["num_tokens"] > 0).sum()) for report in results.reports)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, passed
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.routing import combine
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.run.routing import combine
 
 NAME = "tensor_parallel_copies"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """Counts of the ranks of a tensor-parallel group, cell by cell."""
     agreement = results.routing.agreement
     if results.selection.active:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, not_applicable, passed, warned
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "tokens_agree"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """num_tokens of counts and of their step. They may differ where ranks share out or gather tokens."""
     compared = differing = 0
     for report in results.reports:

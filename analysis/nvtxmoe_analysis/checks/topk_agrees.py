@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
-from nvtxmoe_analysis.facts import ReportFacts
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "topk_agrees"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """On sampled steps, moe.topk counted by expert equals moe.counts."""
     compared = differing = 0
     for report in results.reports:
@@ -31,7 +32,7 @@ def check(results: Results) -> Check:
     return passed(NAME, f"{number(compared, 'sampled cell')} agree with their counts.", compared=compared, differing=0)
 
 
-def _compare(report: ReportFacts) -> tuple[int, int]:
+def _compare(report: CaptureFacts) -> tuple[int, int]:
     topk, counts = report.events.topk, report.events.counts
     key = ["pid", "step", "layer"]
     cells = counts.cells.select(key).with_row_index("cell").join(topk.runs, on=key, how="semi", maintain_order="left")

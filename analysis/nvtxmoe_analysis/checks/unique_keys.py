@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "unique_keys"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No rank sent two ranges for a step, or two counts for a (step, layer)."""
     steps = counts = 0
     for report in results.reports:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.model import Check, failed, not_applicable, number, passed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 NAME = "words_whole"
 
 
-def check(results: Results) -> Check:
+def check(results: RunMetrics) -> Check:
     """No word-form payload is truncated or damaged."""
     truncated = sum(report.events.problems["words_truncated"] for report in results.reports)
     damaged = sum(report.events.problems["words_damaged"] for report in results.reports)

@@ -10,7 +10,7 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.compare.measures import METRICS
-from nvtxmoe_analysis.compare.sides import KINDS, UNKNOWN
+from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN
 from nvtxmoe_analysis.compare.tables import ALL
 
 JS = "js"

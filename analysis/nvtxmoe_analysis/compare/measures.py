@@ -6,17 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.compare import tables
-from nvtxmoe_analysis.compare.bootstrap import Part, spread
-from nvtxmoe_analysis.compare.matching import Mean, like_means, token_means
+from nvtxmoe_analysis.compare.matched_means import Mean, like_means, token_means
 from nvtxmoe_analysis.compare.plan import Kind, max_mean_ratio
-from nvtxmoe_analysis.compare.sides import KEY, Side
+from nvtxmoe_analysis.compare.runs import KEY, Side
 from nvtxmoe_analysis.compare.tables import ALL, finished
+from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.stats.block_bootstrap import Part, spread
 
-Floats = npt.NDArray[np.float64]
 Cells = Callable[[Side], "pl.DataFrame | None"]
 
 #: The place of all layers together among the layers.

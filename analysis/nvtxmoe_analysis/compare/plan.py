@@ -12,14 +12,13 @@ from math import ceil
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.compare.blocks import Dependence, autocovariance, cut, dependence
-from nvtxmoe_analysis.compare.bootstrap import draws
-from nvtxmoe_analysis.compare.sides import KINDS, Side
+from nvtxmoe_analysis.compare.runs import KINDS, Side
+from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.stats.block_bootstrap import draws
+from nvtxmoe_analysis.stats.block_length import Dependence, autocovariance, cut, dependence
 
-Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 #: With fewer blocks in either run, nothing is said about significance.

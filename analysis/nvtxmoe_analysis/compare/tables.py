@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.compare.intervals import holm
+from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.stats.intervals import holm
 
-Floats = npt.NDArray[np.float64]
 Schema = Mapping[str, type[pl.DataType]]
 
 #: Name of all kinds of step together.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.compare.plan import Kind
-from nvtxmoe_analysis.compare.sides import KINDS, UNKNOWN, Side
+from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN, Side
 
 #: Shares of steps, and distances of token numbers, above which the loads count as different.
 MOST_APART = 0.1

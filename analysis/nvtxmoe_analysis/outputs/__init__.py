@@ -7,6 +7,7 @@ from typing import Any
 
 import polars as pl
 
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.outputs import (
     activations,
     balance_metrics,
@@ -25,13 +26,9 @@ from nvtxmoe_analysis.outputs import (
     straggler,
     summary,
 )
-from nvtxmoe_analysis.results import Results
-
-#: Name of the folder inside the output folder.
-FOLDER = "moe_expert_tracking"
 
 #: Tables by file stem, in the order in which they are listed to people.
-TABLES: Mapping[str, Callable[[Results], pl.DataFrame]] = {
+TABLES: Mapping[str, Callable[[RunMetrics], pl.DataFrame]] = {
     "moe_expert_activations": activations.build,
     "moe_expert_coselection": coselection.build,
     "moe_routing_weights_hist": routing_weights.build,
@@ -66,11 +63,10 @@ STANDARD = (
 PARQUET_ONLY = ("moe_step_activations",)
 
 #: JSON files by file stem. The validation file is written with them, by the caller who ran the checks.
-DOCUMENTS: Mapping[str, Callable[[Results], Any]] = {
+DOCUMENTS: Mapping[str, Callable[[RunMetrics], Any]] = {
     "moe_summary": summary.build,
     "moe_layer_model": layer_model.document,
     "moe_straggler": straggler.document,
 }
 #: Those of them that need GPU work.
 GPU_DOCUMENTS = ("moe_layer_model", "moe_straggler")
-VALIDATION = "moe_capture_validation"

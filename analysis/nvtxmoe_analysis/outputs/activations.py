@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row an expert of a layer, also at zero.
 
     Columns: ``layer_idx``, ``expert_id``, ``activation_count``, ``percentage`` (0 to 100, of the layer; null when

@@ -9,18 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis import balance
-from nvtxmoe_analysis.balance import Loads
-from nvtxmoe_analysis.balance_of_layers import LayerSums, OfLayers
-from nvtxmoe_analysis.loads import Load, loads
-from nvtxmoe_analysis.placement import Placement
-from nvtxmoe_analysis.results import Results
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from nvtxmoe_analysis.core.arrays import Floats, Ints
+from nvtxmoe_analysis.metrics import balance
+from nvtxmoe_analysis.metrics.balance import Loads
+from nvtxmoe_analysis.metrics.balance_across_layers import LayerSums, OfLayers
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.metrics.step_load import Load, loads
+from nvtxmoe_analysis.run.expert_placement import Placement
 
 OURS, VLLM, SGLANG, TRTLLM, MEGATRON = "nvtxmoe", "vLLM", "SGLang", "TensorRT-LLM", "Megatron-LM"
 EXPERTS, SLOTS, RANKS = "experts", "slots", "ranks"
@@ -142,7 +139,7 @@ class _Part:
         )  # fmt: skip
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a (layer, metric, window), then those of all layers together (``layer_idx`` null).
 
     Columns: ``layer_idx``, ``metric``, ``project`` (whose definition it is), ``over`` (experts, slots, ranks: what is

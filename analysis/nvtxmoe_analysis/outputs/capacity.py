@@ -6,15 +6,14 @@ from collections.abc import Iterable
 from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.payload_tables import CountTable
-from nvtxmoe_analysis.results import CAPACITY_FACTORS, Results
-from nvtxmoe_analysis.routing import CHUNK
-
-Ints = npt.NDArray[np.int64]
+from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.parallel import CHUNK
+from nvtxmoe_analysis.events.tables import CountTable
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.run.run_facts import CAPACITY_FACTORS
 
 #: A factor is taken as a fraction with no larger denominator, so that capacities are computed in integers.
 MOST_DENOMINATOR = 1_000_000
@@ -35,7 +34,7 @@ def factors(given: Iterable[float]) -> tuple[float, ...]:
     return tuple(sorted(every))
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a (layer, capacity factor), then those of all layers together (``layer_idx`` null).
 
     Columns: ``layer_idx``, ``capacity_factor``, ``cells`` ((step, layer) of a group of ranks that shares tokens, with

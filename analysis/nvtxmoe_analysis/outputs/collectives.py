@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.collective_match import Ints, codes, narrowed, packed
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.core.arrays import AnyInts
+from nvtxmoe_analysis.core.grouping import codes, narrowed, packed
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = ("step", "layer", "kernel_name", "ordinal", "phase", "rank")
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a collective kernel in a step; empty where no rank works with another.
 
     Columns: ``step``, ``layer_idx`` (null: tied to none), ``ordinal`` (of the rank's kernels of this name in this
@@ -52,7 +53,7 @@ def _in_order(split: pl.DataFrame, rows: pl.Series) -> pl.Series:
     return rows.gather(key.gather(rows).arg_sort())
 
 
-def _numbers(values: pl.Series) -> Ints:
+def _numbers(values: pl.Series) -> AnyInts:
     """Numbers that rise as the values do, the highest where null."""
     if values.dtype == pl.String:
         number = codes(values)

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.events import Meta
-from nvtxmoe_analysis.payload_tables import PairTable
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.selection import Selection
+from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.tables import PairTable
+from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 Triangle = npt.NDArray[np.int64]
 
@@ -28,7 +28,7 @@ DENSE_CONSTANT = 1 << 20
 SCHEMA = dict.fromkeys(("layer_idx", "expert_id_1", "expert_id_2", "coselection_count", "tokens"), pl.Int64)
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a pair of experts that was chosen together at least once.
 
     Columns: ``layer_idx``, ``expert_id_1`` < ``expert_id_2``, ``coselection_count``, ``tokens`` (looked at: all of
@@ -53,7 +53,7 @@ def _rows(layer: int, pairs: Pairs) -> pl.DataFrame:
     )
 
 
-def _from_samples(results: Results) -> dict[int, Pairs]:
+def _from_samples(results: RunMetrics) -> dict[int, Pairs]:
     """Pairs by layer."""
     topk = results.routing.topk
     out: dict[int, Pairs] = {}
@@ -86,7 +86,7 @@ def _counted(
     return pair, counts[pair]
 
 
-def _from_pairs(results: Results) -> dict[int, Pairs]:
+def _from_pairs(results: RunMetrics) -> dict[int, Pairs]:
     """The same from moe.pairs. A span of steps can't be divided, so with steps left out the samples serve."""
     out: dict[int, tuple[Triangle, int]] = {}
     if results.selection.narrows_steps:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a pair of layers that have sampled tokens in common.
 
     Columns: ``layer_a`` < ``layer_b``, ``adjacent`` (no MoE layer of the model between them), ``tokens`` (sample

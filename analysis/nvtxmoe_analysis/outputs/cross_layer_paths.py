@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """The strongest paths of each pair of layers, the strongest first.
 
     Strength is what a path adds to the mutual information: tokens_both x log2(lift).

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a rank, layer, phase, name and way of launch; the longest first within a layer, then those
     outside layers.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """The counts' features joined with GPU time. Times are integer nanoseconds, sums of durations unless they say else.
 
     - ``rank``, ``step``, ``layer_idx``; ``num_tokens``, ``prefill_tokens``, ``decode_tokens``.

@@ -7,10 +7,11 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.models import choose, estimates, robust, samples
-from nvtxmoe_analysis.models.terms import Choice, Term
-from nvtxmoe_analysis.models.words import sentence
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.layer_model import choose, estimates, samples
+from nvtxmoe_analysis.metrics.layer_model.choice import Choice, Term
+from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.stats import huber
 
 SCHEMA = {
     "layer_idx": pl.Int64,
@@ -38,7 +39,7 @@ SCHEMA = {
 }
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a feature in a role, of every layer (null: of all) and kind of step that has rows.
 
     Columns: see docs/models.md. ``role`` is ``best`` (one a layer and kind), ``alternative`` (each other feature by
@@ -47,7 +48,7 @@ def build(results: Results) -> pl.DataFrame:
     return table(results.models)
 
 
-def document(results: Results) -> dict[str, Any]:
+def document(results: RunMetrics) -> dict[str, Any]:
     """The same, nested: ``layers`` by "all" or "layer_N", then kind of step, with ``options`` of the method."""
     return nested(results.models)
 
@@ -80,7 +81,7 @@ def options() -> dict[str, Any]:
         "method": "Huber regression, an intercept each layer, rank and way of launch",
         "target": choose.TARGET,
         "features": list(samples.FEATURES),
-        "huber_k": robust.HUBER_K,
+        "huber_k": huber.HUBER_K,
         "confidence_pct": 100 * estimates.CONFIDENCE,
         "errors": "cluster-robust (CR2, Bell-McCaffrey degrees of freedom), clusters are blocks of consecutive steps",
         "cross_validation": "each block predicted from the others, mean absolute error",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.cells import TIMING_COLUMNS
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.attribution.layer_sums import TIMING_COLUMNS
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row for every (rank, step, layer) captured, zeros and nulls where the GPU did nothing.
 
     Columns: ``rank``, ``step``, ``layer_idx``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.collective_match import runs
-from nvtxmoe_analysis.grouping import in_order
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.core.grouping import in_order, runs
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a (step, layer) of each group of ranks that shares tokens.
 
     Columns: ``layer_idx``, ``timestamp_sec`` (since the first captured step began; null where the step's range was

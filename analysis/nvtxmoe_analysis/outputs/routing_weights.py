@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row an expert of a sampled token, in routing order, by rank, step, layer and token.
 
     Columns: ``layer_idx``, ``token_idx`` (within its step), ``expert_id``, ``weight``, ``step``, ``rank``. Integers

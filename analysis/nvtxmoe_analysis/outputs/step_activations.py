@@ -6,12 +6,12 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from nvtxmoe_analysis.grouping import in_order
-from nvtxmoe_analysis.payload_tables import CountTable
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.core.grouping import in_order
+from nvtxmoe_analysis.events.tables import CountTable
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a (step, layer) of each group of ranks that shares tokens.
 
     Columns: ``rank`` (the lowest of the group), ``step``, ``layer_idx``, ``num_tokens`` (Int64), ``counts`` (lists of

@@ -6,14 +6,14 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.alignment_summary import describe
-from nvtxmoe_analysis.rank_groups import EXPERT
-from nvtxmoe_analysis.results import Results
-from nvtxmoe_analysis.straggler import stragglers
-from nvtxmoe_analysis.straggler_summary import cost, waiting
+from nvtxmoe_analysis.metrics.clock_verdict import describe
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.metrics.straggler import stragglers
+from nvtxmoe_analysis.metrics.straggler_totals import cost, waiting
+from nvtxmoe_analysis.run.parallel_groups import EXPERT
 
 
-def build(results: Results) -> pl.DataFrame:
+def build(results: RunMetrics) -> pl.DataFrame:
     """One row a (step, layer) of each group of ranks that share the layer's experts; empty where none does.
 
     Columns: ``step``, ``layer_idx``, ``group`` (its lowest rank), ``ranks`` (whose time is known), ``ranks_in_group``,
@@ -25,7 +25,7 @@ def build(results: Results) -> pl.DataFrame:
     return stragglers(results.correlation, results.rank_groups[EXPERT], split)
 
 
-def document(results: Results) -> dict[str, Any]:
+def document(results: RunMetrics) -> dict[str, Any]:
     """Totals, per layer, per step; waiting and transfer; how the clocks were aligned. ``reason`` where there is nothing
     to compare; then the other keys but ``ranks`` and ``groups`` are null."""
     groups = results.rank_groups[EXPERT]
@@ -47,7 +47,7 @@ def document(results: Results) -> dict[str, Any]:
     }
 
 
-def _reason(results: Results) -> str | None:
+def _reason(results: RunMetrics) -> str | None:
     if results.several_ranks:
         return None
     ranks = results.rank_groups[EXPERT]["rank"].to_list()

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 
-def build(results: Results) -> Mapping[str, Mapping[str, int | float | None]]:
+def build(results: RunMetrics) -> Mapping[str, Mapping[str, int | float | None]]:
     """``{"layer_0": {...}, ...}`` and nothing else at top level.
 
     ``load_balance_ratio`` is the largest over the smallest count of all experts, null where one got nothing;

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.perfetto import messages as m
+from nvtxmoe_analysis.perfetto.protobuf_columns import Doubles, Encoded, Message, Numbers, Raw, interleave, number
 from nvtxmoe_analysis.perfetto.slices import BLOCK_EVENTS, checked
-from nvtxmoe_analysis.perfetto.wire import Doubles, Encoded, Message, Numbers, Raw, interleave, number
-from nvtxmoe_analysis.results import Results
 
 #: Name and unit of the counters of a layer, by column of :func:`values`.
 OF_LAYER = {"max_mean_ratio": ("max/mean", ""), "active_experts": ("active experts", ""), "num_tokens": ("tokens", "")}
@@ -32,7 +32,7 @@ class Load:
     untimed: int
 
 
-def load(results: Results, experts: int) -> Load:
+def load(results: RunMetrics, experts: int) -> Load:
     """The load of every (step, layer) of each group of ranks that shares tokens, as moe_load_imbalance has it.
 
     Parameters:

@@ -14,16 +14,17 @@ from typing import IO
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.exports.nsys import REPORT_SUFFIX
-from nvtxmoe_analysis.exports.open import open_export, refuse_mixture
-from nvtxmoe_analysis.facts import gather
-from nvtxmoe_analysis.perfetto.axis import Axis, axis_of
+from nvtxmoe_analysis.core.files import reach
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.facts.capture_facts import gather
+from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.perfetto.time_axis import Axis, axis_of
 from nvtxmoe_analysis.perfetto.trace import Totals, trace
-from nvtxmoe_analysis.progress import Progress
-from nvtxmoe_analysis.results import Results, merge
-from nvtxmoe_analysis.selection import Selection
-from nvtxmoe_analysis.writer import reach
+from nvtxmoe_analysis.readers.base import Export
+from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
+from nvtxmoe_analysis.readers.open import open_export, refuse_mixture
+from nvtxmoe_analysis.run.run_facts import merge
 
 #: Operations that a trace may have unless the caller allows more. A guess at what a browser takes, not measured.
 MOST_OPERATIONS = 2_000_000
@@ -48,7 +49,7 @@ class Exported:
     size_bytes: int
     totals: Totals
     axis: Axis
-    results: Results
+    results: RunMetrics
 
 
 def export_trace(
@@ -84,7 +85,7 @@ def export_trace(
         progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
         reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
     progress.begin("joining")
-    results = merge(reports, selection, {})
+    results = RunMetrics.of(merge(reports, selection, {}))
     operations = operations_of(results, everything=everything)
     if operations > most_operations:
         raise NvtxmoeError(
@@ -103,7 +104,7 @@ def export_trace(
     return Exported(out, out.stat().st_size, totals, axis, results)
 
 
-def operations_of(results: Results, *, everything: bool) -> int:
+def operations_of(results: RunMetrics, *, everything: bool) -> int:
     """How many operations a trace has: those that moe_kernel_timings counts, in layers or all."""
     rows = results.kernels if everything else results.kernels.filter(pl.col("layer_idx").is_not_null())
     return int(rows["count"].sum())

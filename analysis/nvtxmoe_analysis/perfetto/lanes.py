@@ -7,9 +7,8 @@ A track of a trace is a stack: what begins last must end first. Operations that 
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+from nvtxmoe_analysis.core.arrays import Ints
 
 
 def lay(start: Ints, end: Ints, *, nested: bool = False) -> list[Ints]:

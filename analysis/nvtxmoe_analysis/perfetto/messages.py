@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from nvtxmoe_analysis.perfetto.wire import block, number
+from nvtxmoe_analysis.perfetto.protobuf_columns import block, number
 
 # Trace, TracePacket
 PACKET = 1

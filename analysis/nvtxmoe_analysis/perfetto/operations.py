@@ -10,28 +10,28 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.activity import COPY_NAMES, GRAPH_NAME, MEMSET_NAME, Operations, operation_names
-from nvtxmoe_analysis.attribution import place_batch
-from nvtxmoe_analysis.exports import tables
-from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.exports.tables import Table
-from nvtxmoe_analysis.graph_nodes import GraphNodes
-from nvtxmoe_analysis.kernel_classes import KernelClasses
-from nvtxmoe_analysis.launches import Launches
-from nvtxmoe_analysis.nvtx_rows import push_pop, read_nvtx, step_ranges
-from nvtxmoe_analysis.places import IN_LAYER, PlacedBatch
-from nvtxmoe_analysis.progress import Progress
-from nvtxmoe_analysis.ranges import PHASE_NAMES, classify, flatten
-from nvtxmoe_analysis.selection import Selection
-from nvtxmoe_analysis.work import IDLE_SLOT, SLOTS, outside_layers, steps_and_slots
+from nvtxmoe_analysis.attribution.attribute import place_batch
+from nvtxmoe_analysis.attribution.gpu_operations import COPY_NAMES, GRAPH_NAME, MEMSET_NAME, Operations, operation_names
+from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes
+from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
+from nvtxmoe_analysis.attribution.launches import Launches
+from nvtxmoe_analysis.attribution.placed import IN_LAYER, PlacedBatch
+from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
+from nvtxmoe_analysis.attribution.step_sums import IDLE_SLOT, SLOTS, outside_layers, steps_and_slots
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.events.nvtx import push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import Export
+from nvtxmoe_analysis.readers.nsys_tables import Table
 
 _COLUMNS = ("start", "end", "globalPid", "correlationId", "deviceId", "streamId")
 #: What stands for the name, by kind of operation.
 _NAMES: tuple[tuple[Table, tuple[str, ...], pl.Expr], ...] = (
-    (tables.KERNEL, ("graphNodeId", "demangledName"), pl.col("demangledName")),
-    (tables.MEMCPY, ("graphNodeId", "copyKind"), COPY_NAMES - pl.col("copyKind")),
-    (tables.MEMSET, ("graphNodeId",), pl.lit(MEMSET_NAME, pl.Int64)),
-    (tables.GRAPH_TRACE, (), pl.lit(GRAPH_NAME, pl.Int64)),
+    (nsys_tables.KERNEL, ("graphNodeId", "demangledName"), pl.col("demangledName")),
+    (nsys_tables.MEMCPY, ("graphNodeId", "copyKind"), COPY_NAMES - pl.col("copyKind")),
+    (nsys_tables.MEMSET, ("graphNodeId",), pl.lit(MEMSET_NAME, pl.Int64)),
+    (nsys_tables.GRAPH_TRACE, (), pl.lit(GRAPH_NAME, pl.Int64)),
 )
 #: Columns of :func:`read_placed`, but for the name.
 COLUMNS = {
@@ -77,7 +77,7 @@ def read_placed(
     """Read the operations that moe_kernel_timings counts.
 
     Parameters:
-        steps: ``ReportFacts.steps``.
+        steps: ``CaptureFacts.steps``.
         everything: also those outside layers, but where layers are asked for.
     """
     progress = progress or Progress()

@@ -11,20 +11,10 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.grouping import dense
+from nvtxmoe_analysis.core.arrays import Bools, Ints
+from nvtxmoe_analysis.core.grouping import dense
 from nvtxmoe_analysis.perfetto import messages as m
-from nvtxmoe_analysis.perfetto.wire import (
-    Bools,
-    Doubles,
-    Encoded,
-    Ints,
-    Message,
-    Numbers,
-    Part,
-    Raw,
-    interleave,
-    number,
-)
+from nvtxmoe_analysis.perfetto.protobuf_columns import Doubles, Encoded, Message, Numbers, Part, Raw, interleave, number
 
 #: Events that are encoded at a time: their columns stay in the processor's cache.
 BLOCK_EVENTS = 1 << 16

@@ -9,17 +9,17 @@ from itertools import count
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.exports.base import Export
-from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.perfetto import counters, tracks
 from nvtxmoe_analysis.perfetto import messages as m
-from nvtxmoe_analysis.perfetto.axis import Axis
 from nvtxmoe_analysis.perfetto.lanes import lay
 from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, read_placed, short_name
 from nvtxmoe_analysis.perfetto.slices import Slices, of_track
-from nvtxmoe_analysis.progress import Progress
-from nvtxmoe_analysis.ranges import PHASE_NAMES
-from nvtxmoe_analysis.results import Results
+from nvtxmoe_analysis.perfetto.time_axis import Axis
+from nvtxmoe_analysis.readers.base import Export
 
 HOST_TRACK, LAYERS_TRACK, PHASES_TRACK, COLLECTIVES_TRACK, LOAD_TRACK = (
     "host",
@@ -91,7 +91,7 @@ class _Process:
 
 
 def trace(
-    results: Results,
+    results: RunMetrics,
     axis: Axis,
     reopen: Callable[[int], Export],
     totals: Totals,
@@ -146,7 +146,7 @@ def _of_threads(writer: _Writer, name: str, parent: int, frame: pl.DataFrame, of
 
 
 def _streams(
-    writer: _Writer, processes: list[_Process], placed: Placed, report: ReportFacts, offset_ns: int
+    writer: _Writer, processes: list[_Process], placed: Placed, report: CaptureFacts, offset_ns: int
 ) -> Iterator[bytes]:
     """Operations, a track a stream."""
     texts = pl.DataFrame(
@@ -202,7 +202,7 @@ def _shown(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
-def _load(results: Results, axis: Axis, writer: _Writer, processes: list[_Process], experts: int) -> Iterator[bytes]:
+def _load(results: RunMetrics, axis: Axis, writer: _Writer, processes: list[_Process], experts: int) -> Iterator[bytes]:
     """Counters of expert load, in the process of the rank that stands for its group."""
     load = counters.load(results, experts)
     writer.totals.untimed = load.untimed
@@ -231,7 +231,7 @@ def _load(results: Results, axis: Axis, writer: _Writer, processes: list[_Proces
         yield from counters.packets(values, writer.sequence())
 
 
-def _processes(results: Results, writer: _Writer) -> list[_Process]:
+def _processes(results: RunMetrics, writer: _Writer) -> list[_Process]:
     """Processes that have anything inside the selection, by rank."""
     found: set[tuple[int, int, int | None]] = set()
     for index, report in enumerate(results.reports):
@@ -245,7 +245,7 @@ def _processes(results: Results, writer: _Writer) -> list[_Process]:
     return [_Process(report, pid, rank, writer.uuid()) for report, pid, rank in ordered]
 
 
-def _named(results: Results, processes: list[_Process]) -> Iterator[bytes]:
+def _named(results: RunMetrics, processes: list[_Process]) -> Iterator[bytes]:
     """The processes' own tracks. Ids that two hosts both have are replaced by numbers from 1 on."""
     pids = [one.pid for one in processes]
     distinct = len(set(pids)) == len(pids) and all(0 < pid <= _MOST_PID for pid in pids)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.facts import ReportFacts
+from nvtxmoe_analysis.attribution.ranges import IDLE, LAYER, PHASE, PHASE_NAMES, STEP, classify
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, short_name
-from nvtxmoe_analysis.ranges import IDLE, LAYER, PHASE, PHASE_NAMES, STEP, classify
-from nvtxmoe_analysis.selection import Selection
 
 #: Category of what belongs to MoE layers.
 MOE, HOST, COLLECTIVE = "moe", "host", "collective"
@@ -18,7 +18,7 @@ MOE, HOST, COLLECTIVE = "moe", "host", "collective"
 _TOKENS = ("num_tokens", "num_reqs", "prefill_tokens", "decode_tokens")
 
 
-def host_ranges(report: ReportFacts, selection: Selection) -> pl.DataFrame:
+def host_ranges(report: CaptureFacts, selection: Selection) -> pl.DataFrame:
     """Steps, and the ranges of layers and phases that the host pushed in them: eager ones, since Python does not run
     when a graph is replayed. Also ``globalTid``.
 
@@ -72,7 +72,7 @@ def host_ranges(report: ReportFacts, selection: Selection) -> pl.DataFrame:
     )
 
 
-def layers(report: ReportFacts) -> pl.DataFrame:
+def layers(report: CaptureFacts) -> pl.DataFrame:
     """The GPU's extent of every (step, layer): from the first of its operations to the last, with its load."""
     load = pl.concat(
         [
@@ -101,7 +101,7 @@ def layers(report: ReportFacts) -> pl.DataFrame:
     )
 
 
-def phases(report: ReportFacts, placed: Placed) -> pl.DataFrame:
+def phases(report: CaptureFacts, placed: Placed) -> pl.DataFrame:
     """The GPU's extent of every phase of a (step, layer), and the sum of its operations' durations."""
     found = (
         placed.frame.filter(pl.col("layer") >= 0)

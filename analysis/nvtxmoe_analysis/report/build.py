@@ -8,19 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.loading import load
-from nvtxmoe_analysis.outputs import FOLDER
-from nvtxmoe_analysis.report import REPORT, Report
+from nvtxmoe_analysis.core.files import check_folder
+from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
-from nvtxmoe_analysis.report.figures import listed
 from nvtxmoe_analysis.report.findings import findings
+from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
+from nvtxmoe_analysis.report.numbers import listed
 from nvtxmoe_analysis.report.page import Placed, page
-from nvtxmoe_analysis.report.source import Source
-from nvtxmoe_analysis.report.tiles import tiles
+from nvtxmoe_analysis.report.result import REPORT, Report
+from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.trust import processes, trust
-from nvtxmoe_analysis.writer import check_folder
 
 
 def build(folder: Path, *, images: bool) -> Report:

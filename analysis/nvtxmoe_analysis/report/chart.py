@@ -11,7 +11,7 @@ import polars as pl
 if TYPE_CHECKING:
     import altair as alt
 
-    from nvtxmoe_analysis.report.source import Source
+    from nvtxmoe_analysis.report.results import Source
 
 #: Sections in the order of the page.
 TIME, WHY, ROUTING, RANKS = (

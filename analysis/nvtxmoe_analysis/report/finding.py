@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvtxmoe_analysis.report.figures import Figure, Sentence
+from nvtxmoe_analysis.report.numbers import Figure, Sentence
 
 #: How a finding is to be read: it costs time; it is worth knowing; what it rests on is weak; it can't be known.
 COST, NOTE, WEAK, UNSEEN = "cost", "note", "weak", "unseen"

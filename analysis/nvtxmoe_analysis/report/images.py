@@ -10,7 +10,7 @@ import polars as pl
 import vl_convert
 
 from nvtxmoe_analysis.report.embed import rows_of
-from nvtxmoe_analysis.report.look import CONFIG
+from nvtxmoe_analysis.report.theme import CONFIG
 
 #: Pixels of a chart that fills the width of its container, which a picture has none of.
 CONTAINER = 1000

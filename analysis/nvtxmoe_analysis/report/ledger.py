@@ -7,8 +7,8 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.report.figures import Figure, Value, Where, shown
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.numbers import Figure, Value, Where, shown
+from nvtxmoe_analysis.report.results import Source
 
 
 def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:

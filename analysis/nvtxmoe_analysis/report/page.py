@@ -12,12 +12,12 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from nvtxmoe import __version__
+from nvtxmoe._version import __version__
 from nvtxmoe_analysis.report.chart import SECTIONS, Drawing, Missing
 from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
 from nvtxmoe_analysis.report.finding import Finding
-from nvtxmoe_analysis.report.look import CONFIG
-from nvtxmoe_analysis.report.tiles import Tile
+from nvtxmoe_analysis.report.headlines import Tile
+from nvtxmoe_analysis.report.theme import CONFIG
 from nvtxmoe_analysis.report.trust import Trust
 
 TITLE = "Mixture-of-experts report"

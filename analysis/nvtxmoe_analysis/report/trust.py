@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nvtxmoe_analysis.checks.model import number
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.report.chart import Table
-from nvtxmoe_analysis.report.figures import Sentence, duration, pct, percent, say
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.source import NO_GPU, Source
+from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, say
+from nvtxmoe_analysis.report.results import NO_GPU, Source
 
 #: What the classes of the validation file's coverage mean (docs/attribution.md).
 CLASS_WORDS = {
@@ -115,7 +115,7 @@ def _recording(source: Source) -> list[Sentence]:
 
 
 def _cost(figures: Mapping[str, Any]) -> str:
-    """Figures of ``nvtxmoe.capture.measured`` in words; what is not known by name is given as it stands."""
+    """Figures of ``measured_overhead`` in words; what is not known by name is given as it stands."""
     rest = dict(figures)
     ci, gpu, share, cpu, how = (
         rest.pop(key, None) for key in ("gpu_us_a_step_ci95", "gpu_us_a_step", "gpu_pct", "cpu_us_a_step", "measured")

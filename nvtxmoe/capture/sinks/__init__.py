@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.run_identity import Step
 
 
 class Sink(Protocol):
@@ -26,7 +26,7 @@ class Sink(Protocol):
         """``moe.step`` closes."""
 
     def payload(self, event: str, payload: Any) -> None:
-        """``moe.topk`` and the like: a numpy array in the layout of ``nvtxmoe.schema``."""
+        """``moe.topk`` and the like: a numpy array in the layout of ``nvtxmoe.formats.schema``."""
 
     def payloads(self, event: str, rows: Any) -> None:
         """``moe.counts`` and the like of several layers: a structured array, each row a payload."""

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from nvtxmoe.capture.log import logger
-from nvtxmoe.capture.model import Step
-from nvtxmoe.journal import RANKS, SUFFIX, JournalWriter, record, records_of
+from nvtxmoe.capture.run_identity import Step
+from nvtxmoe.formats.journal import RANKS, SUFFIX, JournalWriter, record, records_of
 
 #: Bytes waiting to be written, from which on the thread is woken early, and from which on events are dropped.
 WAKE_BYTES = 1 << 20

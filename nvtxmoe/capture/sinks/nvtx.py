@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from nvtxmoe import schema
-from nvtxmoe.capture.emission import Emitter
-from nvtxmoe.capture.model import Step
+from nvtxmoe.capture.run_identity import Step
+from nvtxmoe.capture.sinks.nvtx_emitter import Emitter
+from nvtxmoe.formats import schema
 
 
 class NvtxSink:

@@ -6,10 +6,10 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
-from nvtxmoe_analysis.report.figures import duration
-from nvtxmoe_analysis.report.look import PHASES
-from nvtxmoe_analysis.report.shaping import base, colours, id_axis, significant, table
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.chart_tools import base, colours, id_axis, significant, table
+from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import PHASES
 
 TITLE = "Kernel time of each layer, by phase"
 SECTION = TIME

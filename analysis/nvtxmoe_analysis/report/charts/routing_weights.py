@@ -6,9 +6,9 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import ROUTING, Drawing, Missing
-from nvtxmoe_analysis.report.figures import pct
-from nvtxmoe_analysis.report.shaping import base, id_axis, row_height, significant, table
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.chart_tools import base, id_axis, row_height, significant, table
+from nvtxmoe_analysis.report.numbers import pct
+from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Distribution of routing weights"
 SECTION = ROUTING

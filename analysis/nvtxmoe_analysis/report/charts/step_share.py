@@ -8,10 +8,10 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
-from nvtxmoe_analysis.report.figures import duration, pct
-from nvtxmoe_analysis.report.look import CLASSES
-from nvtxmoe_analysis.report.shaping import STEP_KINDS, base, colours, table
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, table
+from nvtxmoe_analysis.report.numbers import duration, pct
+from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import CLASSES
 
 TITLE = "Share of a step's GPU time by class of work"
 SECTION = TIME

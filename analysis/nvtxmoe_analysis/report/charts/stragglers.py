@@ -8,9 +8,9 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import RANKS, Drawing, Missing
-from nvtxmoe_analysis.report.figures import duration
-from nvtxmoe_analysis.report.shaping import base, id_axis, significant, table
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant, table
+from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Waiting for the slowest rank, by layer"
 SECTION = RANKS

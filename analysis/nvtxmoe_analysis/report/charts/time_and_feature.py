@@ -9,10 +9,10 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
-from nvtxmoe_analysis.report.figures import duration
-from nvtxmoe_analysis.report.findings.cost import own_column
-from nvtxmoe_analysis.report.shaping import STEP_KINDS, base, significant, table, thinned
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, significant, table, thinned
+from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.own_time import own_column
+from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Own time against the feature that explains it best"
 SECTION = WHY

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.findings.balance import find as balance
 from nvtxmoe_analysis.report.findings.capacity import find as capacity
-from nvtxmoe_analysis.report.findings.cost import find as cost
-from nvtxmoe_analysis.report.findings.explains import find as explains
-from nvtxmoe_analysis.report.findings.ranks import find as ranks
-from nvtxmoe_analysis.report.findings.together import find as together
-from nvtxmoe_analysis.report.findings.unseen import find as unseen
+from nvtxmoe_analysis.report.findings.co_routing import find as together
+from nvtxmoe_analysis.report.findings.gpu_time import find as cost
+from nvtxmoe_analysis.report.findings.layer_model import find as explains
+from nvtxmoe_analysis.report.findings.limits import find as unseen
+from nvtxmoe_analysis.report.findings.stragglers import find as ranks
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.source import Source
+from nvtxmoe_analysis.report.results import Source
 
 #: In the order of the page. ``unseen`` comes last: what the others could not use is known only then.
 TOPICS: Sequence[Callable[[Ledger], list[Finding]]] = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.report.figures import Sentence, listed, percent, ratio, say
 from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, say
 
 COUNTS = "activations"
 

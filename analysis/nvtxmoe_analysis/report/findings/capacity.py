@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.report.figures import Where, say
 from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import Where, say
 
 NAME = "capacity"
 COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")

@@ -1,0 +1,125 @@
+"""From inputs to files: the whole of ``nvtxmoe analyze`` as one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe._version import __version__
+from nvtxmoe_analysis.checks.check import Check
+from nvtxmoe_analysis.core.files import check_folder
+from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.ingest.ingest import ingest
+from nvtxmoe_analysis.ingest.task import Failure
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs import DOCUMENTS, GPU_DOCUMENTS, PARQUET_ONLY, STANDARD, TABLES, capacity
+from nvtxmoe_analysis.outputs.capture_validation import validate
+from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION
+from nvtxmoe_analysis.outputs.sqlite_file import check_database, writing_database
+from nvtxmoe_analysis.outputs.write import write_set
+from nvtxmoe_analysis.readers.find_inputs import reports_of
+from nvtxmoe_analysis.readers.open import refuse_mixture
+from nvtxmoe_analysis.run.run_facts import merge
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What ``analyze`` found and wrote."""
+
+    results: RunMetrics
+    checks: list[Check]
+    validation: dict[str, Any]
+    folder: Path
+    files: list[Path]
+
+    @property
+    def failed(self) -> tuple[Failure, ...]:
+        """Reports that could not be read."""
+        return self.results.failed
+
+    @property
+    def complete(self) -> bool:
+        """The verdict."""
+        return bool(self.validation["verdict"] == "complete")
+
+
+def analyze(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    selection: Selection | None = None,
+    formats: Sequence[str] = ("csv",),
+    capacity_factors: Sequence[float] = (),
+    database: Path | None = None,
+    cache_dir: Path | None = None,
+    nsys: Path | None = None,
+    jobs: int | None = 1,
+    dask: str | None = None,
+    tell: Callable[[str, float | None], None] | None = None,
+) -> Analysis:
+    """Analyse exports, reports or sessions of one run and write the results into ``output/moe_expert_tracking``: all
+    tables, or of sessions the standard set, which needs no GPU work.
+
+    Parameters:
+        inputs: what ``open_export`` opens, or folders of them (``exports.folder``).
+        formats: of the tables, see ``writer.FORMATS``.
+        capacity_factors: for moe_capacity, see ``capacity.factors``.
+        database: a SQLite file that gets the tables too.
+        jobs: how many reports to read at a time, each in a process of its own; None: as cores and memory allow. More
+            than 1 needs a program whose main module can be imported, as ``multiprocessing`` does.
+        dask: address of the scheduler of a Dask cluster that reads them.
+        tell: called with what is being done and how far it is, see ``progress.Progress``.
+
+    Of several reports, those that can't be read cost only what is in them: the results are of the others,
+    ``Analysis.failed`` and the validation file name them, and the verdict is ``incomplete``.
+
+    Raises:
+        NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
+    """
+    selection = selection or Selection()
+    progress = Progress(tell)
+    options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
+    factors = capacity.factors(capacity_factors)
+    options["capacity_factors"] = list(factors)
+    folder = output / FOLDER
+    check_folder(folder)
+    if database is not None:
+        check_database(database, TABLES)
+    inputs = reports_of(inputs)
+    refuse_mixture(inputs)
+    reports, failed = ingest(inputs, selection, cache_dir=cache_dir, nsys=nsys, jobs=jobs, dask=dask, progress=progress)
+    progress.begin("joining")
+    results = RunMetrics.of(merge(reports, selection, options), capacity_factors=factors, failed=tuple(failed))
+    del reports  # the results hold what they need of them
+    results.prepare()
+    stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
+    said = [stem for stem in DOCUMENTS if stem not in GPU_DOCUMENTS or not results.direct]
+    builds: list[Callable[[RunMetrics], Any]] = [
+        validate,
+        *(TABLES[stem] for stem in stems),
+        *(DOCUMENTS[stem] for stem in said),
+    ]
+    (checks, validation), *built = ordered_map(lambda build: build(results), builds)
+    tables = dict(zip(stems, built[: len(stems)], strict=True))
+    documents = dict(zip(said, built[len(stems) :], strict=True))
+    progress.begin("writing")
+    flat = {stem: table for stem, table in tables.items() if stem not in PARQUET_ONLY}
+    with nullcontext() if database is None else writing_database(database, flat):
+        files = write_set(
+            folder,
+            tables,
+            {**documents, VALIDATION: validation},
+            formats,
+            absent=(TABLES.keys() - tables.keys()) | (DOCUMENTS.keys() - documents.keys()),
+            parquet_only=PARQUET_ONLY,
+        )
+    if database is not None:
+        files.append(database)
+    return Analysis(results, checks, validation, folder, files)

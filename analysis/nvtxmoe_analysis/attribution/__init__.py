@@ -1,0 +1,1 @@
+"""Place every GPU operation in its step, layer and phase, and add the times up."""

@@ -1,0 +1,256 @@
+"""Every GPU operation to its (step, layer, phase), or to the reason why it has none. docs/attribution.md.
+
+The launch call decides the step. The launch call (eager) or the creation of the original graph node (graph)
+decides layer and phase. Every join carries the process; what can't be placed is counted by reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.attribution import step_sums as work
+from nvtxmoe_analysis.attribution.gpu_operations import KINDS, Operations, operation_names, read_operations
+from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes, Replayed
+from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
+from nvtxmoe_analysis.attribution.launches import Launches
+from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
+from nvtxmoe_analysis.attribution.placed import (
+    CLASSES,
+    CROSSING,
+    GRAPH_LEVEL,
+    IN_IDLE,
+    IN_LAYER,
+    IN_STEP,
+    NO_CORRELATION,
+    NO_LAUNCH,
+    NO_REASON,
+    NODE_UNRESOLVED,
+    OUTSIDE,
+    REASONS,
+    UNPLACED,
+    WHOLE_GRAPH,
+    PlacedBatch,
+)
+from nvtxmoe_analysis.attribution.ranges import Segments
+from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import Export
+
+CODES = len(CLASSES) * len(REASONS) * len(KINDS)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """GPU operations of one export, placed.
+
+    Attributes:
+        in_layer: one row an operation in a layer: ``step_row`` (row of ``Events.steps``), ``layer``, ``phase``
+            (index into PHASE_NAMES), ``kind`` (index into KINDS), ``name`` (key of ``names``), ``graph`` (Boolean),
+            ``start``, ``end`` (ns).
+        coverage: ``class``, ``reason``, ``kind``, ``operations``, ``time_ns`` of everything recorded.
+        outside_layers: ``name``, ``kind``, ``operations``, ``time_ns`` of work in steps outside layers.
+        work: sums by step and class, and of work outside layers by name: see ``work.Work``.
+        collectives: of steps: see ``Collectives.frame``.
+        names: see ``activity.operation_names``.
+        nodes_unresolved: graph node ids of replayed operations that lead to no creation.
+        partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
+            the same graph.
+    """
+
+    in_layer: pl.DataFrame
+    coverage: pl.DataFrame
+    outside_layers: pl.DataFrame
+    work: work.Work
+    collectives: pl.DataFrame
+    names: dict[int, str]
+    nodes_unresolved: int
+    partial_graphs: npt.NDArray[np.int32]
+
+
+def attribute(
+    export: Export,
+    segments: Segments,
+    launches: Launches,
+    progress: Progress | None = None,
+    *,
+    kept: npt.NDArray[np.bool_] | None = None,
+) -> Attribution:
+    """Place every kernel, copy and memset of an export.
+
+    Parameters:
+        segments: the flattened ranges of the export.
+        launches: its launch calls; those that gave GPU work are marked used.
+        kept: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
+    """
+    nodes = GraphNodes(export, segments)
+    classes = KernelClasses(export)
+    collectives = Collectives(segments, wanted=classes.any_collective)
+
+    def place(operations: Operations, *, last: bool = False) -> _Placed:
+        batch, found, lost = place_batch(operations, segments, launches, nodes, last=last)
+        of = classes.of(batch.kind, batch.name)
+        return _Placed(
+            in_layer=_in_layer(batch),
+            work=work.sum_batch(batch, of, kept),
+            collectives=collectives.pick(batch, of),
+            tally=_tally(batch),
+            replayed=found[0],
+            unresolved=found[1],
+            lost=lost,
+        )
+
+    parts = list(ordered_map(place, read_operations(export, progress or Progress())))
+    lost = [part.lost for part in parts if part.lost is not None]
+    if lost:
+        # Calls whose name does not say that they launch: read them too, then try again.
+        launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
+        parts += [place(operations, last=True) for operations in lost]
+    layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
+    done = work.add([part.work for part in parts])
+    found = collectives.frame([part.collectives for part in parts])
+    named = {*layers["name"].unique().to_list(), *done.by_name["name"].unique().to_list()}
+    return Attribution(
+        in_layer=layers,
+        coverage=_coverage(sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))),
+        outside_layers=work.in_steps(done),
+        work=done,
+        collectives=found,
+        names=operation_names(export, named),
+        nodes_unresolved=len(set().union(*(part.unresolved for part in parts))),
+        partial_graphs=nodes.partial_graphs([part.replayed for part in parts]),
+    )
+
+
+def _pid(column: pl.Series) -> Ints:
+    return (column.fill_null(0).to_numpy() >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+
+
+@dataclass(frozen=True)
+class _Placed:
+    in_layer: pl.DataFrame
+    work: work.Work
+    collectives: Part
+    tally: Ints
+    replayed: Replayed
+    unresolved: set[tuple[int, int]]
+    lost: Operations | None
+
+
+def place_batch(
+    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool
+) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
+    """Place a batch; the batch, what it replayed and which of its nodes are unresolved, and the operations handed
+    back: those whose launch call has not been read, unless it is the last try."""
+    lost = None
+    pid = _pid(operations.frame["globalPid"])
+    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy())
+    if not last and (call < 0).any():
+        lost = Operations(operations.kind, operations.frame.filter(pl.Series(call < 0)))
+        operations = Operations(operations.kind, operations.frame.filter(pl.Series(call >= 0)))
+        pid, call = pid[call >= 0], call[call >= 0]
+    launches.use(call)
+    frame = operations.frame
+    correlation = frame["correlationId"].fill_null(0).to_numpy()
+    segment = launches.segment[call]
+    step_row, crossing, idle = segments.step[segment], segments.crossing[segment], segments.idle[segment]
+    # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
+    graph = frame["graphNodeId"].is_not_null().to_numpy()
+    at = np.flatnonzero(graph)
+    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy())
+    birth, order, begun = segment.copy(), correlation.copy(), np.full(len(frame), -1, dtype=np.int64)
+    birth[at], order[at], begun[at] = found.segment, found.created, found.begun
+    resolved = birth >= 0
+    layer = segments.layer[birth]
+    in_step = step_row >= 0
+    reason = np.where(~in_step & idle, IN_IDLE, NO_REASON).astype(np.int8)
+    place = np.where(in_step, np.where(layer >= 0, IN_LAYER, IN_STEP), OUTSIDE).astype(np.int8)
+    for condition, why in (
+        (in_step & ~resolved, NODE_UNRESOLVED),
+        (in_step if operations.kind == WHOLE_GRAPH else np.zeros(0, dtype=np.intp), GRAPH_LEVEL),
+        (crossing | (segments.crossing[birth] & resolved), CROSSING),
+        (call < 0, NO_LAUNCH),
+        (correlation == 0, NO_CORRELATION),
+    ):
+        place[condition] = UNPLACED
+        reason[condition] = why
+    untold = crossing | (call < 0) | (correlation == 0)
+    batch = PlacedBatch(
+        kind=operations.kind,
+        place=place,
+        reason=reason,
+        pid=pid,
+        step_row=np.where(untold, np.int32(-1), step_row),
+        after_step=launches.after_step[call],
+        birth=birth,
+        layer=layer,
+        phase=segments.phase[birth],
+        graph=graph,
+        order=order,
+        begun=begun,
+        name=frame["name"],
+        start=frame["start"],
+        end=frame["end"],
+    )
+    return batch, ((call[at], found.row), found.unresolved), lost
+
+
+def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
+    inside = np.flatnonzero(batch.place == IN_LAYER)
+    return pl.DataFrame(
+        {
+            "step_row": batch.step_row[inside],
+            "layer": batch.layer[inside],
+            "phase": batch.phase[inside],
+            "kind": np.full(len(inside), batch.kind, dtype=np.int8),
+            "name": batch.name.gather(inside),
+            "graph": batch.graph[inside],
+            "start": batch.start.gather(inside),
+            "end": batch.end.gather(inside),
+        }
+    )
+
+
+def _tally(batch: PlacedBatch) -> Ints:
+    """[operations, ns] by class, reason and kind, flattened."""
+    duration = batch.duration
+    code = (batch.place.astype(np.intp) * len(REASONS) + batch.reason) * len(KINDS) + batch.kind
+    number = np.bincount(code, minlength=CODES)
+    time_ns = np.zeros(CODES, dtype=np.int64)
+    for one in np.flatnonzero(number):
+        time_ns[one] = duration[code == one].sum()
+    return np.stack([number, time_ns])
+
+
+def _coverage(tally: Ints) -> pl.DataFrame:
+    codes = np.flatnonzero(tally[0])
+    shape = (len(CLASSES), len(REASONS), len(KINDS))
+    place, reason, kind = np.unravel_index(codes, shape)
+    return pl.DataFrame(
+        {
+            "class": place.astype(np.int8),
+            "reason": reason.astype(np.int8),
+            "kind": kind.astype(np.int8),
+            "operations": tally[0, codes],
+            "time_ns": tally[1, codes],
+        }
+    )
+
+
+_NOTHING = pl.DataFrame(
+    schema={
+        "step_row": pl.Int32,
+        "layer": pl.Int32,
+        "phase": pl.Int8,
+        "kind": pl.Int8,
+        "name": pl.Int64,
+        "graph": pl.Boolean,
+        "start": pl.Int64,
+        "end": pl.Int64,
+    }
+)

@@ -1,0 +1,95 @@
+"""Exact lookups by (process, id) over millions of rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nvtxmoe_analysis.core.arrays import Ints
+
+#: A direct table, and the list of its blocks, may be this many times larger than the rows, plus a constant.
+DENSE_FACTOR = 24
+DENSE_CONSTANT = 1 << 20
+#: A direct table consists of blocks of so many ids (a power of two); those without any id are left out.
+BLOCK_BITS = 7
+BLOCK = 1 << BLOCK_BITS
+#: Bits of an id; CUPTI's correlation ids are 32-bit.
+ID_BITS = 38
+#: Bits of a process id in nsys's global ids.
+PID_BITS = 24
+
+
+class Index:
+    """Row of each (process, id). Ids repeat between processes; of rows with one key the first counts.
+
+    CUDA hands out correlation ids by counting, so a table indexed by id costs two memory accesses a lookup. Where
+    ids are sparse the keys are sorted and searched instead.
+
+    Attributes:
+        repeated: rows whose key an earlier row has.
+        dense: which of the two ways is in use.
+    """
+
+    def __init__(self, pid: npt.NDArray[np.integer[Any]], ident: Ints) -> None:
+        pids = np.unique(pid)
+        # 1 + slot of each process, 0 for one without rows: one memory access, and only touched pages cost memory.
+        self._slots = np.zeros(1 << PID_BITS, dtype=np.int16)
+        self._slots[pids] = np.arange(1, len(pids) + 1)
+        slot = self._slots[pid].astype(np.int64) - 1
+        bounds = [ident[slot == s] for s in range(len(pids))]
+        self._low = np.array([b.min() for b in bounds], dtype=np.int64)
+        self._span = np.array([b.max() for b in bounds], dtype=np.int64) - self._low + 1
+        span = sum(int(s) for s in self._span)
+        self._base = np.concatenate([[0], np.cumsum(self._span)]).astype(np.int64)
+        where = self._base[slot] + ident - self._low[slot]
+        self.dense = self._make_blocks(where, span)
+        if self.dense:
+            self._make_table(where)
+        else:
+            keys = (slot << ID_BITS) | (ident - self._low[slot])
+            self._order = np.argsort(keys, kind="stable").astype(np.int32)
+            self._keys = keys[self._order]
+            self.repeated = int(np.count_nonzero(self._keys[1:] == self._keys[:-1]))
+
+    def _make_blocks(self, where: Ints, span: int) -> bool:
+        """Number the blocks that hold any id; whether they are few enough. Block 0 is the empty one."""
+        most = DENSE_FACTOR * len(where) + DENSE_CONSTANT
+        if span >> BLOCK_BITS > most:
+            return False
+        used = np.zeros((span >> BLOCK_BITS) + 1, dtype=np.bool_)
+        used[where >> BLOCK_BITS] = True
+        self._block = np.where(used, np.cumsum(used), 0).astype(np.int32)
+        return int(self._block.max(initial=0)) * BLOCK <= most
+
+    def _make_table(self, where: Ints) -> None:
+        # 1 + row, 0 for none.
+        self._table = np.zeros((int(self._block.max(initial=0)) + 1) * BLOCK, dtype=np.int32)
+        place = self._place(where)
+        rows = np.arange(1, len(where) + 1, dtype=np.int32)
+        self._table[place] = rows
+        self.repeated = int(np.count_nonzero(self._table[place] != rows))
+        if self.repeated:  # written backwards, of rows with one key the first stays
+            self._table[place[::-1]] = rows[::-1]
+
+    def _place(self, where: Ints) -> Ints:
+        """Position in the table of a position in the span of all ids."""
+        block: Ints = self._block[where >> BLOCK_BITS].astype(np.int64)
+        return (block << BLOCK_BITS) | (where & (BLOCK - 1))
+
+    def find(self, pid: Ints, ident: Ints) -> npt.NDArray[np.int32]:
+        """Row of each (pid, ident), -1 where there is none."""
+        if len(self._low) == 0:
+            return np.full(len(ident), -1, dtype=np.int32)
+        slot = self._slots[pid].astype(np.int64) - 1
+        offset = ident - self._low[slot]
+        known = (slot >= 0) & (offset >= 0) & (offset < self._span[slot])
+        if self.dense:
+            place = self._place(np.where(known, self._base[slot] + offset, 0))
+            row: npt.NDArray[np.int32] = self._table[np.where(known, place, 0)] - np.int32(1)
+            return row
+        keys = (slot << ID_BITS) | np.where(known, offset, 0)
+        at = np.searchsorted(self._keys, keys)
+        at[at == len(self._keys)] = 0
+        return np.where(known & (self._keys[at] == keys), self._order[at], -1).astype(np.int32)

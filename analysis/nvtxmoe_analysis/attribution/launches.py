@@ -1,0 +1,176 @@
+"""Runtime and driver calls: what was open where they began, and which of them gave no GPU work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.attribution.id_index import ID_BITS, Index
+from nvtxmoe_analysis.attribution.ranges import Segments
+from nvtxmoe_analysis.attribution.step_starts import StepStarts
+from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import Export
+
+Calls = npt.NDArray[np.int32]
+
+#: Calls that put work on the GPU; version suffixes (_v7000, _ptsz) follow the name.
+LAUNCH_PATTERN = r"^(cuda|cu)(LaunchKernel|LaunchCooperativeKernel|GraphLaunch|Memcpy|Memset)"
+GRAPH_LAUNCH_PATTERN = r"^(cuda|cu)GraphLaunch"
+
+_COLUMNS = ("start", "globalTid", "correlationId", "nameId", "returnValue")
+#: Correlation ids asked for by name at most; more are found by reading the whole table.
+MOST_IDS = 5000
+
+
+class Launches:
+    """The RUNTIME rows of an export that put work on the GPU.
+
+    Calls are numbered in the order in which they are read: first those whose name says that they launch, later
+    (:meth:`add`) others that operations turned out to come from.
+
+    Attributes:
+        segment: int32 [calls + 1], the segment (of ``Segments``) in which each call began. The last entry is the
+            empty segment, so that a missing call (-1) lands there.
+        after_step: int32 [calls + 1], of calls outside steps the row of the last step that had begun in their process;
+            -1 where none had, of calls in steps, and in the last entry.
+        repeated: calls whose (process, correlation id) an earlier one has; the earlier one counts.
+    """
+
+    def __init__(self, export: Export, segments: Segments, progress: Progress | None = None) -> None:
+        self._export, self._segments = export, segments
+        self._progress = progress or Progress()
+        strings = export.read(nsys_tables.STRINGS) if export.has(nsys_tables.RUNTIME) else pl.DataFrame()
+        self._names = {ident: text for ident, text in strings.rows() if re.match(LAUNCH_PATTERN, text) is not None}
+        self._starts = StepStarts(segments)
+        self.segment: Calls = np.zeros(1, dtype=np.int32)
+        self.after_step: Calls = np.full(1, -1, dtype=np.int32)
+        self.repeated = 0
+        self._indexes: list[tuple[int, Index]] = []
+        self._in_step: list[pl.DataFrame] = []
+        if self._names:
+            self._progress.begin(
+                f"{export.source.name}: launches among {export.rows(nsys_tables.RUNTIME):,} CUDA calls"
+            )
+            self._read(("nameId", list(self._names)))
+        self._used: npt.NDArray[np.bool_] = np.zeros(len(self), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.segment) - 1
+
+    def add(self, correlations: Collection[int]) -> None:
+        """Read the calls with these correlation ids too, whatever their names."""
+        before = len(self)
+        self._read(("correlationId", correlations) if len(correlations) <= MOST_IDS else None)
+        self._used = np.append(self._used, np.zeros(len(self) - before, dtype=np.bool_))
+
+    def of(self, pid: Ints, correlation: Ints) -> Calls:
+        """Call of each operation, -1 where its row is missing."""
+        call = np.full(len(pid), -1, dtype=np.int32)
+        for first, index in self._indexes:
+            lost = np.flatnonzero(call < 0)
+            found = index.find(pid[lost], correlation[lost]) if len(lost) < len(call) else index.find(pid, correlation)
+            call[lost] = np.where(found >= 0, found + first, -1)
+        return call
+
+    def use(self, calls: Calls) -> None:
+        """Note that these calls gave GPU work."""
+        self._used[calls[calls >= 0]] = True
+
+    def in_steps(self) -> pl.DataFrame:
+        """Launch calls inside steps.
+
+        Columns: ``call``, ``start``, ``globalTid``, ``name``, ``step_row``, ``is_graph``, ``has_work``. Calls whose
+        name does not say that they launch are among them when they did (their ``name`` is empty). Left out are
+        calls that failed and those that a stream capture recorded into a graph (a graph node was created while they
+        ran): neither puts work on the GPU.
+        """
+        calls = pl.concat([_EMPTY, *self._in_step])
+        calls = calls.filter(pl.col("named") | pl.Series(self._used[calls["call"].to_numpy()])).drop("named")
+        at = calls["call"].to_numpy()
+        graphs = [ident for ident, text in self._names.items() if re.match(GRAPH_LAUNCH_PATTERN, text)]
+        launching = calls.select(
+            "call",
+            "start",
+            "globalTid",
+            "correlationId",
+            pl.col("nameId").replace_strict(self._names, default="", return_dtype=pl.String).alias("name"),
+            pl.Series("step_row", self._segments.step[self.segment[at]]),
+            pl.col("nameId").is_in(graphs).alias("is_graph"),
+            pl.Series("has_work", self._used[at]),
+        ).filter(calls["returnValue"].fill_null(0) == 0)
+        suspects = launching.filter(~pl.col("has_work"))
+        if len(suspects) and self._export.has(nsys_tables.GRAPH_NODES):
+            launching = launching.join(self._captured(suspects), on="call", how="anti", maintain_order="left")
+        return launching.drop("correlationId")
+
+    def _read(self, only: tuple[str, Collection[int]] | None) -> None:
+        pids: list[npt.NDArray[np.int32]] = []
+        idents: list[npt.NDArray[np.int64]] = []
+        found: list[Calls] = []
+        after: list[Calls] = []
+        first = at = len(self)
+        named = only is not None and only[0] == "nameId"
+        for pid, correlation, segment, after_step, in_step in ordered_map(
+            self._located, self._progress.over(self._export.batches(nsys_tables.RUNTIME, _COLUMNS, only=only))
+        ):
+            self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
+            pids.append(pid)
+            idents.append(correlation)
+            found.append(segment)
+            after.append(after_step)
+            at += len(segment)
+        if found:
+            index = Index(np.concatenate(pids), np.concatenate(idents))
+            self.repeated += index.repeated if first == 0 else 0
+            self._indexes.append((first, index))
+            self.segment = np.concatenate([self.segment[:-1], *found, self.segment[-1:]])
+            self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
+
+    def _located(self, batch: pl.DataFrame) -> tuple[Calls, Ints, Calls, Calls, pl.DataFrame]:
+        """pid, correlation id, segment and step before of each call, and the rows of those in steps."""
+        tid, start = batch["globalTid"].fill_null(0).to_numpy(), batch["start"].to_numpy()
+        pid = (tid >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+        segment = self._segments.find(tid, start)
+        inside = self._segments.step[segment] >= 0
+        in_step, outside = np.flatnonzero(inside), np.flatnonzero(~inside)
+        after_step = np.full(len(batch), -1, dtype=np.int32)
+        after_step[outside] = self._starts.before(pid[outside], start[outside])
+        return (
+            pid.astype(np.int32),
+            _known_ids(batch["correlationId"]),
+            segment,
+            after_step,
+            batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),
+        )
+
+    def _captured(self, suspects: pl.DataFrame) -> pl.DataFrame:
+        """``call`` of those during which a graph node was created on their thread."""
+        idents = suspects["correlationId"].drop_nulls().unique().to_list()
+        few = ("correlationId", idents) if len(idents) <= MOST_IDS else None
+        ends = self._export.read(nsys_tables.RUNTIME, ("start", "end", "globalTid", "correlationId"), only=few)
+        nodes = self._export.read(nsys_tables.GRAPH_NODES, ("start", "globalTid")).sort("start")
+        spans = suspects.join(ends, on=["start", "globalTid", "correlationId"], how="inner").sort("start")
+        hits = spans.join_asof(
+            nodes.rename({"start": "created"}).with_columns(pl.col("created").alias("start")),
+            on="start",
+            by="globalTid",
+            strategy="forward",
+            check_sortedness=False,
+        )
+        return hits.filter(pl.col("created") <= pl.col("end")).select("call")
+
+
+def _known_ids(correlation: pl.Series) -> Ints:
+    """Correlation ids, 0 (which stands for none) in the place of what can't be one."""
+    ids = correlation.fill_null(0).to_numpy()
+    return np.where((ids >= 0) & (ids < 1 << ID_BITS), ids, 0)
+
+
+_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_COLUMNS, pl.Int64), "call": pl.Int64, "named": pl.Boolean})

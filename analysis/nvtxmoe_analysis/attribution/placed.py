@@ -1,0 +1,74 @@
+"""A batch of GPU operations with where they belong: what attribution finds and the summaries of work add up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from nvtxmoe_analysis.attribution.gpu_operations import KINDS
+from nvtxmoe_analysis.core.arrays import Ints
+
+#: Classes of operations, by code.
+CLASSES = ("in_layer", "in_step", "outside_steps", "unplaced")
+IN_LAYER, IN_STEP, OUTSIDE, UNPLACED = range(4)
+
+#: Reasons, by code. Those of class ``outside_steps`` say what kind of outside; those of ``unplaced`` what is missing.
+REASONS = (
+    "",
+    "idle",
+    "no_correlation_id",
+    "launch_call_missing",
+    "crossing_ranges",
+    "graph_node_unresolved",
+    "graph_level_tracing",
+)
+(NO_REASON, IN_IDLE, NO_CORRELATION, NO_LAUNCH, CROSSING, NODE_UNRESOLVED, GRAPH_LEVEL) = range(7)
+
+WHOLE_GRAPH = KINDS.index("graph")
+
+
+@dataclass(frozen=True)
+class PlacedBatch:
+    """Operations of one kind, placed; all of one length.
+
+    Attributes:
+        kind: index into KINDS.
+        place, reason: int8, indices into CLASSES and REASONS.
+        pid: int64, the process.
+        step_row: int32, row of the step in which each was launched, -1 outside steps. It is told of unplaced ones
+            too, but for those whose launch call is missing or stands where ranges cross.
+        after_step: int32, of those launched outside steps the row of the last step that had begun in the process, -1
+            where none had; -1 of all others.
+        birth: int32, the segment (of ``Segments``) in which each was launched eagerly, or its graph node created.
+        layer: int32, -1 outside layers; phase: int8, index into PHASE_NAMES.
+        graph: whether a graph launch replayed it.
+        order: int64, rises in the order of launches (eager), of creations (graph).
+        begun: int64, when the capture of its graph began (ns); -1 if launched eagerly.
+        name: see ``Operations.frame``. start, end: ns.
+    """
+
+    kind: int
+    place: npt.NDArray[np.int8]
+    reason: npt.NDArray[np.int8]
+    pid: Ints
+    step_row: npt.NDArray[np.int32]
+    after_step: npt.NDArray[np.int32]
+    birth: npt.NDArray[np.int32]
+    layer: npt.NDArray[np.int32]
+    phase: npt.NDArray[np.int8]
+    graph: npt.NDArray[np.bool_]
+    order: Ints
+    begun: Ints
+    name: pl.Series
+    start: pl.Series
+    end: pl.Series
+
+    @property
+    def duration(self) -> Ints:
+        """Nanoseconds of each."""
+        lasted: npt.NDArray[Any] = self.end.to_numpy() - self.start.to_numpy()
+        return lasted

@@ -1,0 +1,142 @@
+"""The two runs as comparisons want them, and which runs can't be compared at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.outputs.read import Loaded, load
+
+#: Kind of all steps where nothing tells prefill from decode.
+UNKNOWN = "unknown"
+KINDS = ("decode", "prefill", "mixed", UNKNOWN)
+KEY = ("rank", "step")
+
+#: Columns of moe_layer_correlation that are compared.
+TIMES = ("kernel_time_ns", "own_ns", "step_gpu_ns")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run.
+
+    Attributes:
+        name: ``A`` or ``B``.
+        experts: number of experts and top-k by layer.
+        times: ``rank``, ``step``, ``layer_idx``, ``num_tokens``, ``step_kind`` and TIMES; None where the run has no
+            GPU time. Steps without tokens are left out.
+        counts: ``rank``, ``step``, ``layer_idx``, ``num_tokens``, ``step_kind``, ``counts`` (a list by expert), of
+            each group of ranks that shares tokens once. Cells without assignments are left out.
+    """
+
+    name: str
+    loaded: Loaded
+    experts: dict[int, tuple[int, int]]
+    times: pl.DataFrame | None
+    counts: pl.DataFrame
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.loaded.folder
+
+    @property
+    def steps(self) -> pl.DataFrame:
+        """``rank``, ``step``, ``step_kind``, ``num_tokens``, one row each."""
+        cells = self.counts if self.times is None else self.times
+        return cells.group_by(*KEY, "step_kind").agg(pl.col("num_tokens").max()).sort(KEY)
+
+    def says(self, key: str) -> set[str]:
+        """What the run's processes say of themselves, as texts: ``device``, ``vllm``..."""
+        processes: list[dict[str, Any]] = [p for i in self.loaded.validation["inputs"] for p in i["processes"]]
+        return {str(process[key]) for process in processes if key in process}
+
+
+def open_sides(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> tuple[Side, Side]:
+    """Both runs. Kinds of steps are told apart only where both runs know them.
+
+    Raises:
+        NvtxmoeError: a folder holds no results or lacks what is compared, or the runs' layers, experts or top-k
+            differ.
+    """
+    loaded = load(folder_a), load(folder_b)
+    by_kind = all(one.has("layer_correlation") for one in loaded)
+    a, b = (_side(name, one, by_kind) for name, one in zip("AB", loaded, strict=True))
+    _refuse_unlike(a, b)
+    return a, b
+
+
+def _side(name: str, loaded: Loaded, by_kind: bool) -> Side:
+    experts = {
+        int(layer.removeprefix("layer_")): (said["num_experts"], said["top_k"])
+        for layer, said in loaded.summary.items()
+    }
+    counts = _whole_cells(loaded, experts)
+    if not loaded.has("layer_correlation"):
+        return Side(name, loaded, experts, None, counts.with_columns(step_kind=pl.lit(UNKNOWN)))
+    kind = pl.col("step_kind") if by_kind else pl.lit(None, pl.String)
+    times = loaded.layer_correlation.filter(pl.col("num_tokens") > 0, pl.col("step").is_not_null()).select(
+        *KEY,
+        "layer_idx",
+        "num_tokens",
+        pl.when(kind.is_in(KINDS)).then(kind).otherwise(pl.lit(UNKNOWN)).alias("step_kind"),
+        *TIMES,
+    )
+    kinds = times.select(*KEY, "step_kind").unique(KEY, keep="first")
+    return Side(name, loaded, experts, times, counts.join(kinds, on=KEY, how="inner", maintain_order="left"))
+
+
+def _whole_cells(loaded: Loaded, experts: dict[int, tuple[int, int]]) -> pl.DataFrame:
+    """Counts of cells that have assignments.
+
+    Raises:
+        NvtxmoeError: a cell has not as many counts as its layer has experts.
+    """
+    counts = loaded.step_activations.filter(pl.col("step").is_not_null(), pl.col("counts").list.sum() > 0)
+    wanted = pl.col("layer_idx").replace_strict(
+        {n: said[0] for n, said in experts.items()}, default=None, return_dtype=pl.Int64
+    )
+    odd = counts.filter(pl.col("counts").list.len().cast(pl.Int64).ne_missing(wanted))
+    if len(odd):
+        cell = odd.row(0, named=True)
+        said = experts.get(cell["layer_idx"], ("nothing",))[0]
+        raise NvtxmoeError(
+            f"step {cell['step']} of layer {cell['layer_idx']} has counts of {len(cell['counts'])} experts, "
+            f"moe_summary.json says {said}",
+            where=loaded.folder,
+            remedy="Run `nvtxmoe analyze` again",
+        )
+    return counts
+
+
+def _refuse_unlike(a: Side, b: Side) -> None:
+    for side in (a, b):
+        if not side.experts or side.counts.is_empty():
+            remedy = "Compare two runs with tokens"
+            raise NvtxmoeError("nothing was counted in this run", where=side.folder, remedy=remedy)
+    if a.experts.keys() != b.experts.keys():
+        raise NvtxmoeError(
+            f"the runs have different layers: A {_listed(a.experts)}, B {_listed(b.experts)}",
+            where=b.folder,
+            remedy="Compare runs of models of one shape, or choose the layers with `nvtxmoe analyze --layers`",
+        )
+    for layer, said in a.experts.items():
+        for what, one, other in zip(("experts", "experts a token (top-k)"), said, b.experts[layer], strict=True):
+            if one != other:
+                raise NvtxmoeError(
+                    f"layer {layer} has {one} {what} in A and {other} in B",
+                    where=b.folder,
+                    remedy="Compare runs of models of one shape",
+                )
+
+
+def _listed(layers: dict[int, tuple[int, int]]) -> str:
+    numbers = sorted(layers)
+    if numbers == list(range(numbers[0], numbers[-1] + 1)):
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,1 @@
+"""Decode NVTX events and journals into typed tables: metadata, steps, counts, top-k, pairs."""

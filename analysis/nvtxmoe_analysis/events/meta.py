@@ -1,0 +1,138 @@
+"""What ``moe.meta`` holds: the process, its ranks, its layers."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nvtxmoe.errors import NvtxmoeError, located
+from nvtxmoe.formats import schema
+from nvtxmoe_analysis.events.capture_state import CaptureState, capture_state, shown
+
+RECAPTURE = "Capture again, or export the report again with --include-blobs=true"
+
+
+#: Numbers of ranks, experts and layers in moe.meta are smaller: moe.topk has 16 bits for an expert.
+MOST = 1 << 16
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What ``moe.meta`` says of one MoE layer."""
+
+    layer: int
+    name: str | None
+    num_experts: int
+    top_k: int
+    local_experts: tuple[int, ...] | None
+    block_m: int | None = None
+    expert_bytes: int | None = None
+    num_physical: int | None = None
+
+
+@dataclass(frozen=True)
+class Meta:
+    """``moe.meta`` of one process. ``raw`` has every key, also those this version does not use; ``marked_ns`` is when
+    the mark was set, in the report's own time."""
+
+    pid: int
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    layers: dict[int, Layer]
+    raw: dict[str, Any] = field(repr=False)
+    capture: CaptureState = field(default_factory=CaptureState)
+    marked_ns: int | None = None
+
+    @property
+    def epoch_ns(self) -> int | None:
+        """Unix time of the report's time 0, as far as ``clock`` tells: it was read a little before the mark was set."""
+        clock = self.raw.get("clock")
+        unix = clock.get("unix_ns") if isinstance(clock, dict) else None
+        return unix - self.marked_ns if type(unix) is int and self.marked_ns is not None else None
+
+    def emits(self, event: str) -> bool:
+        """Whether the process was asked to send an event; one that does not say sends all."""
+        asked = self.raw.get("emit")
+        return not isinstance(asked, list) or event in asked
+
+    @property
+    def tp_group(self) -> int:
+        """Number of the tensor-parallel group: its ranks are consecutive and see the same tokens."""
+        return self.rank // self.tp_size
+
+
+def _meta(source: Path, pid: int, text: bytes) -> Meta:
+    with located(f"{source}, moe.meta of process {pid}", RECAPTURE):
+        try:
+            raw = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        except (ValueError, RecursionError) as error:
+            raise NvtxmoeError(f"damaged payload: not JSON ({error})") from error
+        if not isinstance(raw, dict):
+            raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}")
+        number = raw.get("schema")
+        if type(number) is not int or number not in schema.KNOWN_SCHEMAS:
+            known = ", ".join(map(str, sorted(schema.KNOWN_SCHEMAS)))
+            raise NvtxmoeError(
+                f"payload schema {number!r}, and this nvtxmoe reads {known}",
+                remedy="Analyse it with the version of nvtxmoe that captured it, or a newer one",
+            )
+        layers = raw.get("layers")
+        if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
+            raise NvtxmoeError(f"damaged payload: layers is no list of objects, but {shown(layers)}")
+        return Meta(
+            pid=pid,
+            rank=_number(raw, "rank"),
+            world_size=_number(raw, "world_size", least=1),
+            tp_rank=_number(raw, "tp_rank", 0),
+            tp_size=max(1, _number(raw, "tp_size", 1)),
+            layers={_number(entry, "layer"): _layer(entry) for entry in layers},
+            raw=raw,
+            capture=capture_state(_object(raw, "capture")),
+        )
+
+
+def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key) or {}
+    if not isinstance(value, dict):
+        raise NvtxmoeError(f"damaged payload: {key} is {shown(value)}, not an object")
+    return value
+
+
+def _finite(text: str) -> float | None:
+    # Documents of ours must not hold what JSON has no word for.
+    value = float(text)
+    return value if math.isfinite(value) else None
+
+
+def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least: int = 0, most: int = MOST) -> int:
+    value = absent if entry.get(key) is None else entry[key]
+    if type(value) is not int or not least <= value <= most:
+        found = shown(value) if key in entry else "absent"
+        raise NvtxmoeError(f"damaged payload: {key} is {found}, not a number from {least} to {most}")
+    return value
+
+
+def _layer(entry: dict[str, Any]) -> Layer:
+    local = entry.get("local_experts")
+    if local is not None and not (isinstance(local, list) and all(type(e) is int for e in local)):
+        raise NvtxmoeError(f"damaged payload: local_experts is {shown(local)}, not a list of numbers")
+    name = entry.get("name")
+    return Layer(
+        layer=_number(entry, "layer"),
+        name=None if name is None else str(name),
+        num_experts=_number(entry, "num_experts", least=1),
+        top_k=_number(entry, "top_k", least=1),
+        local_experts=None if local is None else tuple(local),
+        block_m=_known(entry, "block_m"),
+        expert_bytes=_known(entry, "expert_bytes"),
+        num_physical=_known(entry, "num_physical_experts"),
+    )
+
+
+def _known(entry: dict[str, Any], key: str) -> int | None:
+    return None if entry.get(key) is None else _number(entry, key, most=1 << 62)

@@ -1,0 +1,283 @@
+"""The facts of one export, keyed by (rank, step, layer): what every later stage works on."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import polars as pl
+
+from nvtxmoe.formats import schema
+from nvtxmoe_analysis.attribution.attribute import Attribution, attribute
+from nvtxmoe_analysis.attribution.launches import Launches
+from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
+from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
+from nvtxmoe_analysis.attribution.step_sums import outside_timings, step_work
+from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.events.decode import Events, decode_events
+from nvtxmoe_analysis.events.journals import read_session
+from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.nvtx import COLUMNS as NVTX
+from nvtxmoe_analysis.events.nvtx import push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.events.tables import CountTable, TopkTable
+from nvtxmoe_analysis.facts.launch_facts import LaunchFacts, launch_facts
+from nvtxmoe_analysis.facts.layer_rows import COLUMNS, layer_rows
+from nvtxmoe_analysis.facts.routing_features import cell_features, unevenness
+from nvtxmoe_analysis.facts.selection import Selection, marked, of_counts, of_operations, of_topk, ranks_of
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import Export
+from nvtxmoe_analysis.readers.session import KIND as JOURNAL
+from nvtxmoe_analysis.readers.session import Session
+
+
+@dataclass(frozen=True)
+class CaptureFacts:
+    """One export, decoded, attributed and narrowed to the selection; or one session of direct mode, without GPU work.
+
+    Attributes:
+        source: what the user named.
+        metas: moe.meta by process id.
+        steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
+        counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
+        features: what the counts of each cell say, in the order of ``counts.cells``: see ``routing.cell_features``
+            (but ``min_count``) and, of exports, ``features.unevenness``.
+        layers: see ``layer_rows.layer_rows``; narrowed. Without rows in direct mode.
+        all_worked: see :attr:`worked`; None where ``layers`` tells.
+        kernels: see ``cells.kernel_timings`` and, where no layers are asked for, ``work.outside_timings``; narrowed.
+        step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``work.SLOTS`` (ns),
+            ``pid``, ``rank``, ``step``; the whole export.
+        collectives: collective kernels in steps: ``pid``, ``rank``, ``step``, ``layer`` (null: tied to none),
+            ``inferred``, ``phase`` (null where ranges tell no layer), ``kernel_name``, ``graph``, ``start``, ``end``
+            (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
+            layers are asked for none that is tied to no layer); the whole export.
+        coverage, outside_layers: see ``Attribution``; the whole export.
+        launches: those in steps; the whole export.
+        collective_ranges: how many ``moe.collective`` ranges there are.
+        epoch_ns: unix time of the export's time 0, None when it is not recorded.
+        kind: ``sqlite``, ``parquet``, or ``journal``: see :attr:`direct`.
+    """
+
+    source: Path
+    kind: str
+    size_bytes: int
+    events: Events
+    metas: dict[int, Meta]
+    steps: pl.DataFrame
+    counts: CountTable
+    topk: TopkTable
+    features: pl.DataFrame
+    layers: pl.DataFrame
+    all_worked: pl.DataFrame | None
+    kernels: pl.DataFrame
+    step_work: pl.DataFrame
+    collectives: pl.DataFrame
+    coverage: pl.DataFrame
+    outside_layers: pl.DataFrame
+    launches: LaunchFacts
+    runtime_calls: int
+    repeated_calls: int
+    crossings: int
+    nodes_unresolved: int
+    operations: int
+    epoch_ns: int | None
+    export_info: dict[str, str]
+    warnings: tuple[str, ...]
+    gpus: tuple[str, ...]
+    graph_rows: int
+    collective_ranges: int
+
+    @property
+    def worked(self) -> pl.DataFrame:
+        """``pid``, ``step``, ``layer`` that have GPU work; the whole export."""
+        if self.all_worked is not None:
+            return self.all_worked
+        return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select("pid", "step", "layer")
+
+    def to_merge(self) -> CaptureFacts:
+        """The same without what ``results.merge``, the checks and the outputs do not need: ranges other than
+        ``moe.idle``, and of ``events.steps`` what ``steps`` has too, but ``pid``, ``start`` and ``step``."""
+        ranges = self.events.ranges.filter(name=schema.IDLE)
+        steps = self.events.steps.select("pid", "start", "step")
+        return replace(self, events=replace(self.events, ranges=ranges, steps=steps))
+
+    def recorded_clock(self) -> tuple[int | None, str | None]:
+        """Unix time of the export's time 0, and what tells it.
+
+        ``export`` (utcEpochNs); else ``moe.meta``: the clock that it gives, less its mark's time. The mark comes after
+        the clock was read, so of several processes the latest is nearest.
+        """
+        if self.epoch_ns is not None:
+            return self.epoch_ns, "export"
+        said = [meta.epoch_ns for meta in self.metas.values() if meta.epoch_ns is not None]
+        return (max(said), "moe.meta") if said else (None, None)
+
+    @property
+    def direct(self) -> bool:
+        """Whether direct mode recorded it: journals, which hold neither ranges nor GPU work."""
+        return self.kind == JOURNAL
+
+
+def gather(export: Export, selection: Selection, progress: Progress | None = None) -> CaptureFacts:
+    """Read everything in an export (or the journals of a session) and place it.
+
+    Raises:
+        NvtxmoeError: see ``read_events`` and the export's ``read``.
+    """
+    nvtx = pl.DataFrame(schema=NVTX) if isinstance(export, Session) else read_nvtx(export)
+    with ThreadPoolExecutor(1) as aside:
+        decoding = aside.submit(_decoded, export, nvtx)
+        segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
+        launches = Launches(export, segments, progress)
+        if selection.narrows_work:
+            # Which steps are kept must be known before work outside layers is added up.
+            steps = _steps(decoding.result(), selection)
+            placed = attribute(export, segments, launches, progress, kept=steps["kept"].to_numpy())
+        else:
+            placed = attribute(export, segments, launches, progress)
+            steps = _steps(decoding.result(), selection)
+        events = decoding.result()
+    keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
+    in_layer = _repeats_merged(of_operations(placed.in_layer, steps, selection), keys)
+    timings = _keyed(cell_timings(in_layer), keys)
+    of_steps = step_work(placed.work.by_step, _first_rows(keys)).join(
+        keys, on="step_row", how="left", maintain_order="left"
+    )
+    counts = of_counts(events.counts, steps, selection)
+    direct = isinstance(export, Session)
+    return CaptureFacts(
+        source=export.source,
+        kind=export.kind,
+        size_bytes=sum(file.size_bytes for file in events.journals.values()) or _size_bytes(export.path),
+        events=events,
+        metas=events.metas,
+        steps=steps,
+        counts=counts,
+        topk=of_topk(events, steps, selection),
+        coverage=placed.coverage,
+        outside_layers=_named(placed.outside_layers, placed.names),
+        launches=launch_facts(
+            launches.in_steps().with_columns(
+                partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist())
+            ),
+            keys,
+        ),
+        runtime_calls=export.rows(nsys_tables.RUNTIME),
+        repeated_calls=launches.repeated,
+        crossings=segments.crossings,
+        nodes_unresolved=placed.nodes_unresolved,
+        operations=int(placed.coverage["operations"].sum()),
+        graph_rows=export.rows(nsys_tables.GRAPH_NODES),
+        features=cell_features(counts).drop("min_count").hstack([] if direct else unevenness(counts).get_columns()),
+        layers=pl.DataFrame(schema=COLUMNS)
+        if direct
+        else layer_rows(steps, counts.cells, timings, of_steps, events.metas, selection),
+        all_worked=_keyed(placed.in_layer.select("step_row", "layer").unique(), keys).select("pid", "step", "layer")
+        if selection.active
+        else None,
+        kernels=_kernels(in_layer, placed, steps, selection, ranks_of(events, steps)),
+        step_work=of_steps,
+        collective_ranges=int((events.ranges["name"] == schema.COLLECTIVE).sum()),
+        collectives=_collectives(placed, steps, selection, keys),
+        epoch_ns=_epoch_ns(export),
+        export_info=export.metadata(nsys_tables.EXPORT_META),
+        warnings=_warnings(export),
+        gpus=tuple(export.read(nsys_tables.GPU_INFO)["name"].drop_nulls().to_list()),
+    )
+
+
+def _decoded(export: Export, nvtx: pl.DataFrame) -> Events:
+    return read_session(export) if isinstance(export, Session) else decode_events(export, nvtx)
+
+
+def _keyed(cells: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Cells (``step_row``, ``layer`` and others) with ``pid``, ``rank``, ``step``."""
+    return cells.join(keys, on="step_row", how="left", maintain_order="left").with_columns(
+        pl.col("layer").cast(pl.Int64)
+    )
+
+
+def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """Ranges that repeat a step's number (checks.unique_keys) share its cells; steps without a number stay apart."""
+    first = _first_rows(keys)
+    if first.equals(keys["step_row"]):
+        return in_layer
+    return in_layer.with_columns(step_row=first.gather(in_layer["step_row"]))
+
+
+def _first_rows(keys: pl.DataFrame) -> pl.Series:
+    """Of every step the first row that has its number."""
+    own = pl.col("step_row")
+    first = pl.when(pl.col("step").is_null()).then(own).otherwise(own.first().over("pid", "rank", "step"))
+    return keys.select(first)["step_row"]
+
+
+def _kernels(
+    in_layer: pl.DataFrame, placed: Attribution, steps: pl.DataFrame, selection: Selection, ranks: dict[int, int]
+) -> pl.DataFrame:
+    inside = kernel_timings(in_layer, placed.names, steps["rank"])
+    if selection.layers is not None:
+        return inside
+    return pl.concat([inside, outside_timings(placed.work.by_name, placed.names, ranks)])
+
+
+def _collectives(placed: Attribution, steps: pl.DataFrame, selection: Selection, keys: pl.DataFrame) -> pl.DataFrame:
+    phases = dict(enumerate(PHASE_NAMES))
+    tied = pl.col("layer") >= 0
+    return (
+        _repeats_merged(marked(placed.collectives, steps, selection), keys)
+        .join(keys, on="step_row", how="left", maintain_order="left")
+        .select(
+            "pid",
+            "rank",
+            "step",
+            pl.when(tied).then(pl.col("layer").cast(pl.Int64)),
+            "inferred",
+            pl.when(tied & ~pl.col("inferred"))
+            .then(pl.col("phase").replace_strict(phases, return_dtype=pl.String))
+            .alias("phase"),
+            pl.col("name").replace_strict(placed.names, default="", return_dtype=pl.String).alias("kernel_name"),
+            "graph",
+            "start",
+            "end",
+            "step_row",
+            "kept",
+        )
+    )
+
+
+def _epoch_ns(export: Export) -> int | None:
+    if isinstance(export, Session):
+        return 0
+    start = export.read(nsys_tables.SESSION_START)["utcEpochNs"].drop_nulls()
+    return int(start[0]) if len(start) else None
+
+
+def _warnings(export: Export) -> tuple[str, ...]:
+    texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
+    serious = texts.filter(texts.str.contains(r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"))
+    return tuple(sorted(set(serious.to_list())))
+
+
+def _size_bytes(path: Path) -> int:
+    if path.is_dir():
+        return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
+    return path.stat().st_size
+
+
+def _steps(events: Events, selection: Selection) -> pl.DataFrame:
+    steps = _with_ranks(events.steps, events.metas)
+    return steps.with_columns(kept=selection.of_steps(steps))
+
+
+def _with_ranks(steps: pl.DataFrame, metas: dict[int, Meta]) -> pl.DataFrame:
+    """Ranks of steps without a payload come from their process's moe.meta."""
+    ranks = {pid: meta.rank for pid, meta in metas.items()}
+    known = pl.col("pid").replace_strict(ranks, default=None, return_dtype=pl.Int64)
+    return steps.with_columns(rank=pl.coalesce("rank", known))
+
+
+def _named(by_name: pl.DataFrame, names: dict[int, str]) -> pl.DataFrame:
+    return by_name.with_columns(pl.col("name").replace_strict(names, default="", return_dtype=pl.String)).sort(
+        "time_ns", "name", descending=[True, False]
+    )

@@ -1,1 +1,0 @@
-"""The map of ``analyze``: the facts of many reports, here, in processes of this machine, or on a Dask cluster."""

@@ -1,0 +1,1 @@
+"""Read many captures: here, in processes, or on a Dask cluster."""

@@ -1,0 +1,1 @@
+"""Compute figures from the facts of a run: balance, correlation, models, waiting."""

@@ -1,0 +1,1 @@
+"""Put the clocks of several captures on one axis."""

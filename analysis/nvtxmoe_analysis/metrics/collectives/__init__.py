@@ -1,0 +1,1 @@
+"""Match collectives across ranks, and split each into waiting and transfer."""

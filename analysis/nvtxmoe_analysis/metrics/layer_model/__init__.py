@@ -1,0 +1,1 @@
+"""Fit which feature of the routing explains the time of a layer."""

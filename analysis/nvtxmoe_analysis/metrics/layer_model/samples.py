@@ -1,0 +1,207 @@
+"""From rows of moe_layer_correlation to what is fitted: one sample a layer and kind of step, and one of all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+
+from nvtxmoe_analysis.attribution.layer_sums import LAUNCHED_BY
+from nvtxmoe_analysis.core.arrays import Floats, Ints
+from nvtxmoe_analysis.stats.huber import Strata
+
+KINDS = ("prefill", "decode", "mixed")
+
+#: Features of a rank's own load, then those of how unevenly the cell's experts are loaded.
+LOAD = ("local_activations", "local_active_experts", "local_expert_tiles", "local_max_count")
+IMBALANCE = ("cv", "max_mean_ratio", "entropy_bits", "gini")
+FEATURES = LOAD + IMBALANCE
+
+#: Fewer are not fitted: simulated intervals are too narrow below (docs/models.md).
+MIN_ROWS = 20
+MIN_STEPS = 8
+#: Steps are cut into so many blocks of neighbours: a block has ten steps at least where that leaves ten blocks.
+MIN_BLOCKS, MOST_BLOCKS = 10, 20
+STEPS_A_BLOCK = 10
+#: More rows than these, of a layer and of all layers, are thinned; a stratum of all layers keeps ten on average.
+MOST_ROWS, MOST_POOLED_ROWS, POOLED_IN_STRATUM = 1_000, 5_000, 10
+#: Why a feature is refused.
+NOT_KNOWN, NO_VARIATION, TWIN = "not known", "no variation", "moves exactly as"
+#: A stratum of one row says nothing of any slope.
+MIN_IN_STRATUM = 2
+#: Of the largest value: smaller differences are rounding.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The rows of one layer (None: of all) and one kind of step, sorted by stratum and step.
+
+    A stratum is what has an intercept of its own: layer, rank and way of launch (eager, graph).
+
+    Attributes:
+        values: of FEATURES, [features, rows]; NaN where not known.
+        y: the target, ns, [rows].
+        steps: how many steps.
+        reason: why nothing is fitted, None where it is.
+    """
+
+    layer: int | None
+    kind: str
+    values: Floats
+    y: Floats
+    strata: Strata
+    steps: int
+    reason: str | None
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.y)
+
+
+def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
+    """The samples of each kind of step: of all layers, then layer by layer.
+
+    Parameters:
+        frame: ``rank``, ``step``, ``layer_idx``, ``step_kind``, ``launched_by``, the target and FEATURES. Rows in
+            which the GPU did nothing are left out, and those of which no feature is known; a layer that has only
+            such rows gives a sample without rows, with the reason.
+    """
+    timed = pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null())
+    worked = (pl.col("launched_by") != "none") & timed
+    known = pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES)
+    for kind in KINDS:
+        mine = worked & (pl.col("step_kind") == kind)
+        found = list(_of_kind(frame, frame.select(pl.arg_where(mine & known)).to_series(), kind, target))
+        have = {sample.layer for sample in found}
+        layers = frame.select(pl.col("layer_idx").filter(mine))
+        rows: dict[int | None, int] = {None: len(layers), **dict(layers.group_by("layer_idx").len().iter_rows())}
+        found += [_unknown(layer, kind, count) for layer, count in rows.items() if count and layer not in have]
+        yield from sorted(found, key=lambda sample: -1 if sample.layer is None else sample.layer)
+
+
+def _of_kind(frame: pl.DataFrame, mine: pl.Series, kind: str, target: str) -> Iterator[Sample]:
+    """Of all layers and of each, of the rows at these positions. Only what is fitted is taken out of the frame."""
+    if mine.is_empty():
+        return
+    keys = frame.select("layer_idx", "rank", "step", "launched_by")[mine]
+    layer, rank, step = (keys[name].to_numpy() for name in ("layer_idx", "rank", "step"))
+    launch = keys["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
+    order = np.lexsort((step, launch, rank, layer))
+    layer, step, at = layer[order], step[order], mine.to_numpy()[order]
+    fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
+    stratum = np.cumsum(np.any(fresh, axis=0))
+    starts = np.flatnonzero(np.append(True, fresh[0][1:]))
+    bounds = zip(starts, [*starts[1:], len(at)], strict=True)
+    for number, part in [(None, slice(None)), *((int(layer[start]), slice(start, end)) for start, end in bounds)]:
+        keep, lone = _kept(stratum[part], step[part], number)
+        rows = frame.select(*FEATURES, target)[at[part][keep]].cast(pl.Float64)
+        values = np.array([rows[name].fill_null(np.nan).to_numpy() for name in FEATURES])
+        yield _sample(number, kind, values, rows[target].to_numpy(), stratum[part][keep], step[part][keep], lone)
+
+
+def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
+    """Of a layer whose routing is not known in any row."""
+    none = np.zeros(0, dtype=np.int64)
+    reason = f"the routing of none of its {_count(rows, 'row')} is known"
+    return Sample(layer, kind, np.zeros((len(FEATURES), 0)), np.zeros(0), Strata(none, none, 0, 0), 0, reason)
+
+
+def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints) -> Sample:
+    """Choose the rows that are fitted, and cut their steps into blocks.
+
+    Parameters:
+        values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
+    """
+    keep, lone = _kept(stratum, step, layer)
+    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone)
+
+
+def _sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints, lone: int) -> Sample:
+    """The same of the rows that were chosen; so many were not, being alone in their stratum."""
+    stratum = np.unique(stratum, return_inverse=True)[1]
+    numbers, order = np.unique(step, return_inverse=True)
+    steps = len(numbers)
+    blocks = min(steps, int(np.clip(steps // STEPS_A_BLOCK, MIN_BLOCKS, MOST_BLOCKS)))
+    reason = None
+    if len(y) < MIN_ROWS or steps < MIN_STEPS:
+        have = f"{_count(len(y), 'row')} in {_count(steps, 'step')}"
+        if lone:
+            have += f" and {_count(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
+        reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
+    strata = Strata(stratum, order * blocks // max(steps, 1), int(stratum.max(initial=-1)) + 1, blocks)
+    return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
+
+
+def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
+    """Positions of rows of a layer (None: of all) that are fitted, and how many are not, being the only one of their
+    stratum.
+
+    Of too many rows every n-th step of a stratum is taken, each stratum beginning with another one: ranks that
+    saw the same tokens then stand for different steps, so that nearly all steps are still there.
+    """
+    _, number, size = np.unique(stratum, return_inverse=True, return_counts=True)
+    most = max(MOST_POOLED_ROWS if layer is None else MOST_ROWS, POOLED_IN_STRATUM * len(size))
+    every = -(-len(stratum) // most)
+    at = np.arange(len(stratum))
+    if every > 1:
+        order = np.unique(step, return_inverse=True)[1]
+        at = at[(order + number) % every == 0]
+        size = np.bincount(number[at], minlength=len(size))
+    kept = at[size[number[at]] >= MIN_IN_STRATUM]
+    return kept, len(at) - len(kept)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Designed:
+    """A sample's features made fit for fitting.
+
+    Attributes:
+        x: those that can be tested, centred by stratum and of mean square 1, [tested, rows].
+        scale: what one of x is in the feature's own unit, [tested].
+        tested: their numbers in FEATURES, rising.
+        refused: why not, by number, of the others.
+        correlation: within strata, [tested, tested].
+    """
+
+    x: Floats
+    scale: Floats
+    tested: Ints
+    refused: dict[int, str]
+    correlation: Floats
+
+
+#: Correlation at which two features are one: they differ by a factor and a constant.
+SAME = 1 - 1e-9
+
+
+def design(sample: Sample) -> Designed:
+    """Which features vary, each in its own way, and what they are within strata."""
+    refused: dict[int, str] = {}
+    unknown = np.isnan(sample.values).sum(axis=1)
+    for number in np.flatnonzero(unknown).tolist():
+        some = f"{NOT_KNOWN} in {unknown[number]:,} of the rows"
+        refused[number] = NOT_KNOWN if unknown[number] == sample.rows else some
+    x = sample.strata.centred(sample.values)
+    scale = np.sqrt(np.einsum("fn,fn->f", x, x) / sample.rows)
+    for number in np.flatnonzero(scale <= ROUNDING * np.abs(sample.values).max(axis=1)).tolist():
+        refused[number] = NO_VARIATION
+    tested = [number for number in range(len(FEATURES)) if number not in refused]
+    x = x[tested] / scale[tested, None]
+    correlation = x @ x.T / sample.rows
+    alone: list[int] = []
+    for at, number in enumerate(tested):
+        twin = next((other for other in alone if abs(correlation[other, at]) > SAME), None)
+        if twin is None:
+            alone.append(at)
+        else:
+            refused[number] = f"{TWIN} {FEATURES[tested[twin]]} in these rows"
+    numbers = np.array(tested, dtype=np.int64)[alone]
+    return Designed(x[alone], scale[numbers], numbers, refused, correlation[np.ix_(alone, alone)])

@@ -1,0 +1,63 @@
+"""The facts of a run with the tables computed from them, each once: what outputs and checks are built from."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.metrics.correlation import correlate
+from nvtxmoe_analysis.metrics.cross_layer import CrossLayer, cross_layer
+from nvtxmoe_analysis.metrics.layer_model.choice import Choice
+from nvtxmoe_analysis.metrics.layer_model.choose import choose
+from nvtxmoe_analysis.metrics.wait_transfer import Split, split
+from nvtxmoe_analysis.run.data_parallel import sharing
+from nvtxmoe_analysis.run.parallel_groups import distinct
+from nvtxmoe_analysis.run.run_facts import RunFacts
+
+
+@dataclass(frozen=True)
+class RunMetrics(RunFacts):
+    """The facts of a run, and the tables that several outputs share. A table is computed when it is first asked for."""
+
+    @classmethod
+    def of(cls, facts: RunFacts, **changes: Any) -> RunMetrics:
+        """Return the facts with metrics, and with other values of some fields."""
+        return cls(**{field.name: getattr(facts, field.name) for field in fields(facts)} | changes)
+
+    @cached_property
+    def correlation(self) -> pl.DataFrame:
+        """The rows of moe_layer_correlation."""
+        whole = None if self.selection.active else (self.routing.counts, self.physical)
+        return self.row_order.together(correlate(self.reports, sharing(self.reports, whole)))
+
+    @cached_property
+    def collective_split(self) -> Split:
+        """Waiting and transfer of all collectives of the whole capture: those inside the selection are ``kept``."""
+        epochs = [report.recorded_clock()[0] for report in self.reports]
+        return split(self.collectives, distinct(self.rank_groups), epochs)
+
+    def prepare(self) -> None:
+        """Compute what several outputs share, so that they can be built side by side."""
+        _ = self.features, self.totals, self.steps
+        with ThreadPoolExecutor(1, "nvtxmoe-cross-layer") as aside:
+            paths = aside.submit(lambda: self.cross_layer)
+            if not self.direct:
+                _ = self.collectives, self.correlation, self.collective_split, self.models
+            paths.result()
+
+    @cached_property
+    def models(self) -> list[Choice]:
+        """Which feature explains each layer's time."""
+        return choose(self.correlation)
+
+    @cached_property
+    def cross_layer(self) -> CrossLayer:
+        """How the layers' choices hang together, from the sampled tokens."""
+        layers = {layer for report in self.reports for meta in report.metas.values() for layer in meta.layers}
+        for report in self.reports:
+            layers |= set(report.events.counts.cells["layer"].unique().to_list())
+        return cross_layer(self.routing.topk, sorted(layers))

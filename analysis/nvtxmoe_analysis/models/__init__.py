@@ -1,1 +1,0 @@
-"""Which feature of the routing explains a layer's GPU time: robust regression, choice of a feature, plain words."""

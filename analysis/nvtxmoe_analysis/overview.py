@@ -1,0 +1,160 @@
+"""The first things people want to know of an analysis, as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.analyze import Analysis
+from nvtxmoe_analysis.attribution.layer_sums import TIMED_KINDS
+from nvtxmoe_analysis.checks.check import FAIL, PASS, WARN
+from nvtxmoe_analysis.metrics.layer_model.choice import REFUSED
+from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TOP_KERNELS = 5
+TOP_OUTSIDE = 3
+
+
+def overview(analysis: Analysis) -> dict[str, Any]:
+    """Verdict, layers, longest operations and files; JSON-ready. Times are ns. Of sessions of direct mode nothing of
+    the GPU is there.
+
+    ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
+    memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
+    the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
+    expert's share of all the layer's activations over the mean expert's.
+    """
+    results = analysis.results
+    steps, tokens = _steps_and_tokens(analysis, kept=True)
+    return {
+        "verdict": analysis.validation["verdict"],
+        "reasons": analysis.validation["reasons"],
+        "failed_inputs": analysis.validation["failed_inputs"],
+        "warnings": [check.message for check in analysis.checks if check.status == WARN],
+        "checks_passed": sum(check.status == PASS for check in analysis.checks),
+        "checks_failed": sum(check.status == FAIL for check in analysis.checks),
+        "ranks": sum(report.steps.filter("kept")["pid"].n_unique() for report in results.reports),
+        "steps_kept": steps,
+        "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
+        "tokens": tokens,
+        **({} if results.direct else _gpu(analysis)),
+        "layers": _layers(analysis),
+        "folder": str(analysis.folder),
+        "files": [file.name if file.parent == analysis.folder else str(file) for file in analysis.files],
+    }
+
+
+def _gpu(analysis: Analysis) -> dict[str, Any]:
+    layers, cover, filtered = (
+        analysis.results.layers,
+        analysis.validation["coverage"],
+        analysis.results.selection.active,
+    )
+    return {
+        "in_layer_ns": sum(int(layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
+        "in_layer_pct": None if filtered else cover["in_layer_pct_of_step_time"],
+        "kernels": _kernels(analysis),
+        "outside": [] if filtered else _outside(cover),
+        "explained": _explained(analysis.results),
+    }
+
+
+def _explained(results: RunMetrics) -> list[str]:
+    """Sentences of moe_layer_model on all layers together, and where these can't be fitted, why not."""
+    pooled = [choice for choice in results.models if choice.sample.layer is None]
+    fitted = [choice for choice in pooled if choice.best.status != REFUSED]
+    return [sentence(choice) for choice in fitted or pooled]
+
+
+def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
+    """Steps and their tokens, each once however many tensor- or pipeline-parallel ranks ran it.
+
+    Ranks that have the first layer and share tokens are one; data-parallel ones are added.
+    """
+    first = min(_layer_numbers(analysis.results), default=0)
+    number = tokens = 0
+    for report in analysis.results.reports:
+        groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first in meta.layers}
+        silent = [pid for pid in report.steps["pid"].unique().to_list() if pid not in report.metas]
+        groups |= {pid: -pid for pid in silent}
+        steps = report.steps.filter("kept") if kept else report.steps
+        mine = steps.filter(pl.col("pid").is_in(list(groups))).with_columns(
+            group=pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64),
+            number=pl.coalesce("step", -1 - pl.col("row")),  # without a number a range stands for itself
+        )
+        once = mine.unique(["group", "number"], keep="first")
+        number += len(once)
+        tokens += int(once["num_tokens"].sum())
+    return number, tokens
+
+
+def _layer_numbers(results: RunMetrics) -> set[int]:
+    """Layers captured: in direct mode, those with counts."""
+    counted = results.routing.counts.cells["layer"].unique().to_list()
+    return {*counted, *([] if results.direct else results.layers["layer"].unique().to_list())}
+
+
+def _layers(analysis: Analysis) -> list[dict[str, Any]]:
+    results = analysis.results
+    time = {} if results.direct else _layer_times(results)
+    top_k = dict(results.routing.counts.cells.group_by("layer").agg(pl.col("top_k").last()).rows())
+    out = []
+    for layer in sorted(_layer_numbers(results)):
+        total = results.totals.get(layer)
+        assigned = 0 if total is None else int(total.sum())
+        hottest = None if total is None or not assigned else int(total.argmax())
+        out.append(
+            {
+                "layer": layer,
+                "num_experts": None if total is None else len(total),
+                "top_k": top_k.get(layer),
+                "used": None if total is None else int((total > 0).sum()),
+                "hottest": hottest,
+                "hottest_pct": None if total is None or hottest is None else 100.0 * int(total[hottest]) / assigned,
+                "max_mean": None if total is None or not assigned else int(total.max()) * len(total) / assigned,
+                **time.get(layer, {}),
+            }
+        )
+    return out
+
+
+def _layer_times(results: RunMetrics) -> dict[int, dict[str, Any]]:
+    worked = pl.col("kernel_time_ns").filter(pl.col("launched_by") != "none")
+    timed = results.layers.group_by("layer").agg(
+        pl.col("kernel_time_ns").sum(),
+        (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
+        worked.mean().alias("per_step"),
+    )
+    own = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
+    names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
+    rows = timed.join(own, on="layer", how="left").rows()
+    return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
+
+
+def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
+    kernels = analysis.results.kernels.drop_nulls("layer_idx")
+    total = int(kernels["total_ns"].sum())
+    top = (
+        kernels.group_by("phase", "kernel_name")
+        .agg(pl.col("count").sum(), pl.col("total_ns").sum())
+        .sort(["total_ns", "kernel_name", "phase"], descending=[True, False, False])
+        .head(TOP_KERNELS)
+    )
+    return [{**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0} for row in top.iter_rows(named=True)]
+
+
+def _outside(cover: dict[str, Any]) -> list[dict[str, Any]]:
+    """Longest work of steps outside layers, of the whole capture; ``pct`` of all such work."""
+    total = cover["classes"]["in_step"]["time_ns"]
+    return [
+        {
+            "phase": "",
+            "kernel_name": one["name"],
+            "count": one["operations"],
+            "total_ns": one["time_ns"],
+            "pct": 100.0 * one["time_ns"] / total if total else 0.0,
+        }
+        for one in cover["in_step_outside_layers_names"][:TOP_OUTSIDE]
+    ]

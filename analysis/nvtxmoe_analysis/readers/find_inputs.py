@@ -1,0 +1,53 @@
+"""A folder of reports in the place of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.readers.nsys_export import CACHE_SUFFIX, REPORT_SUFFIX
+from nvtxmoe_analysis.readers.session import is_session
+
+SQLITE_SUFFIX = ".sqlite"
+#: How ``nsys export --type parquetdir`` ends the name of a report's folder.
+PARQUET_SUFFIX = "_pqtdir"
+
+
+def reports_of(inputs: Sequence[Path]) -> list[Path]:
+    """The inputs, each folder that holds reports replaced by those that lie in it, by name.
+
+    A report counts once: where an export by hand lies beside it (``X.sqlite``, ``X_pqtdir``) that is taken, which needs
+    no nsys. Ours (``X.nvtxmoe.sqlite``) is its report's, or stands alone. Sessions, exports and folders without any of
+    these stay as they are.
+
+    Raises:
+        NvtxmoeError: a report comes twice, by whatever name.
+    """
+    reports = [report for path in inputs for report in (in_folder(path) or [path])]
+    seen: dict[Path, Path] = {}
+    for report in reports:
+        place = report.resolve()
+        if place in seen:
+            other = "twice" if seen[place] == report else f"twice, as {seen[place]} too"
+            raise NvtxmoeError(f"given {other}", where=report, remedy="Name each report once")
+        seen[place] = report
+    return reports
+
+
+def in_folder(folder: Path) -> list[Path]:
+    """The reports that lie in a folder; none where it is an export or a session itself."""
+    try:
+        if not folder.is_dir() or is_session(folder) or any(folder.glob("*.parquet")):
+            return []
+        inside = sorted(folder.iterdir())
+    except OSError:
+        return []  # whoever opens it says what is wrong
+    found: dict[str, dict[str, Path]] = {}
+    for path in inside:
+        for suffix in (CACHE_SUFFIX, SQLITE_SUFFIX, REPORT_SUFFIX, PARQUET_SUFFIX):
+            if path.name.endswith(suffix) and path.is_dir() == (suffix == PARQUET_SUFFIX):
+                found.setdefault(path.name.removesuffix(suffix), {})[suffix] = path
+                break
+    order = (SQLITE_SUFFIX, PARQUET_SUFFIX, REPORT_SUFFIX, CACHE_SUFFIX)
+    return [next(forms[suffix] for suffix in order if suffix in forms) for _, forms in sorted(found.items())]

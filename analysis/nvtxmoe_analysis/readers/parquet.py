@@ -1,0 +1,124 @@
+"""Folders of Parquet files, one a table, as ``nsys export --type parquetdir`` makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
+from nvtxmoe_analysis.readers.find_inputs import in_folder
+from nvtxmoe_analysis.readers.session import is_session
+
+#: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
+PARQUET_ERRORS = (
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
+    OSError,
+    UnicodeDecodeError,
+)
+
+
+class ParquetExport(Export):
+    """An export made by ``nsys export --type parquetdir``."""
+
+    kind = "parquet"
+
+    def __init__(self, path: Path, source: Path | None = None) -> None:
+        super().__init__(path, source)
+        self._check_is_export()
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}.parquet"
+
+    def _read_layout(self) -> dict[str, tuple[str, ...]]:
+        layout: dict[str, tuple[str, ...]] = {}
+        for file in sorted(self.path.glob("*.parquet")):
+            try:
+                layout[file.stem] = tuple(pq.read_schema(file).names)
+            except PARQUET_ERRORS as error:
+                raise self._damaged(error, file) from error
+        if not layout and (reports := in_folder(self.path)):
+            raise NvtxmoeError(
+                f"a folder of {len(reports)} report{'' if len(reports) == 1 else 's'}, and one is wanted",
+                where=self.source,
+                remedy=f"Name it: {reports[0]}" if len(reports) == 1 else f"Name one, as {reports[0]}",
+            )
+        if not layout and any(is_session(one) for one in self.path.iterdir()):
+            raise NvtxmoeError("a folder of sessions", where=self.source, remedy="Name each session")
+        if not layout:
+            raise NvtxmoeError(
+                "a folder with neither reports nor Parquet files",
+                where=self.source,
+                remedy="Give the folder that `nsys export --type parquetdir` made, or name each report",
+            )
+        return layout
+
+    def _read(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool
+    ) -> pl.DataFrame:
+        file = self._file(name)
+        try:
+            lazy = pl.scan_parquet(file, row_index_name="row" if row else None, glob=False)
+            if only is not None:
+                column, values = only
+                lazy = lazy.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
+            return lazy.select([*columns, "row"] if row else columns).collect()
+        except PARQUET_ERRORS as error:
+            raise self._damaged(error, file) from error
+
+    def _batches(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
+    ) -> Iterator[pl.DataFrame]:
+        file = self._file(name)
+        try:
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(BATCH_ROWS, columns=list(columns)):
+                    frame = pl.DataFrame(batch)
+                    if only is not None:
+                        column, values = only
+                        frame = frame.filter(pl.col(column).cast(pl.Int64).is_in(list(values)))
+                    yield frame
+        except PARQUET_ERRORS as error:
+            raise self._damaged(error, file) from error
+
+    def _row_count(self, name: str) -> int:
+        file = self._file(name)
+        try:
+            return int(pq.read_metadata(file).num_rows)
+        except PARQUET_ERRORS as error:
+            raise self._damaged(error, file) from error
+
+    def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
+        """See :class:`Export`."""
+        schema = {"row": pl.Int64, "blob": pl.Binary}
+        if not self.has_blob_column():
+            return pl.DataFrame(schema=schema)
+        file = self._file(nsys_tables.NVTX.name)
+        try:
+            # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
+            table = pq.read_table(file, columns=["domainId", nsys_tables.NVTX_BLOB], use_threads=True)
+            blob = table.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary())
+        except PARQUET_ERRORS as error:
+            raise self._damaged(error, file) from error
+        frame = pl.DataFrame(
+            {
+                "row": pl.int_range(table.num_rows, eager=True),
+                "domain": pl.Series(table.column("domainId").cast(pa.int64())),
+                "blob": pl.Series(blob, dtype=pl.Binary),
+            }
+        )
+        mine = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
+        return frame.filter(mine).select(pl.col("row").cast(pl.Int64), "blob")
+
+    def _damaged(self, error: BaseException, file: Path) -> NvtxmoeError:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return NvtxmoeError(
+            f"Parquet cannot be read: {reason}", where=file, remedy="Export the report again, or copy it again"
+        )

@@ -1,0 +1,196 @@
+"""SQLite exports: schema by sqlite-utils, columns by connectorx, the payload bytes by sqlite3."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import connectorx
+import polars as pl
+import sqlite_utils
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
+
+MAGIC = b"SQLite format 3\0"
+#: Longer paths SQLite does not open (MAX_PATHNAME of its os_unix.c).
+MOST_PATH_BYTES = 512
+#: What reading a damaged file raises: sqlite3 decodes even the messages of its errors.
+SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+#: From this many rows on connectorx is faster than sqlite3.
+LARGE_ROWS = 10_000
+
+
+class SqliteExport(Export):
+    """An export made by ``nsys export --type sqlite``."""
+
+    kind = "sqlite"
+
+    def __init__(self, path: Path, source: Path | None = None) -> None:
+        check_whole(path, source or path)
+        try:
+            self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
+        except SQLITE_ERRORS as error:
+            remedy = f"Check who may read it; SQLite takes paths of {MOST_PATH_BYTES} bytes"
+            raise NvtxmoeError(f"cannot be opened: {error}", where=source or path, remedy=remedy) from error
+        self._lock = threading.Lock()
+        self._spans: dict[str, tuple[int, int]] = {}
+        super().__init__(path, source)
+        self._check_is_export()
+
+    def _read_layout(self) -> dict[str, tuple[str, ...]]:
+        try:
+            database = sqlite_utils.Database(self._db)
+            return {t.name: tuple(c.name for c in t.columns) for t in database.tables}
+        except SQLITE_ERRORS as error:
+            raise self._damaged(error) from error
+
+    def _read(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool
+    ) -> pl.DataFrame:
+        columns = [*columns, "row"] if row else columns
+        query = self._query(name, columns, only)
+        low, high = self._rowid_span(name)
+        if high - low < LARGE_ROWS:
+            return self._read_small(query, columns, name)
+        return pl.concat(self._read_spans(name, query, -(-(high - low + 1) // 2)), rechunk=True)
+
+    def _batches(
+        self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None
+    ) -> Iterator[pl.DataFrame]:
+        return self._read_spans(name, self._query(name, columns, only), BATCH_ROWS)
+
+    def _read_spans(self, name: str, query: str, rows: int) -> Iterator[pl.DataFrame]:
+        """The query's rows in file order, in spans of so many rowids, several being read at once."""
+        spans = (f"{query} AND rowid BETWEEN {at} AND {at + rows - 1}" for at in self._span_starts(name, rows))
+        return ordered_map(lambda span: self._read_large(span, name), spans)
+
+    def _span_starts(self, name: str, rows: int) -> Iterator[int]:
+        """First rowid of each span of so many that holds any: a damaged one may be 2^60 past the others."""
+        at, high = self._rowid_span(name)
+        while at <= high:
+            yield at
+            (following,) = self._one(f'SELECT min(rowid) FROM "{name}" WHERE rowid >= {at + rows}', name)
+            at = high + 1 if following is None else following
+
+    def _query(self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None) -> str:
+        where = "TRUE"
+        if only is not None:
+            column, values = only
+            where = f"{_quoted(column)} IN ({', '.join(str(int(v)) for v in values)})"
+        return f'SELECT {self._selected(columns)} FROM "{name}" WHERE {where}'
+
+    def _read_small(self, query: str, columns: Sequence[str], name: str) -> pl.DataFrame:
+        try:
+            with self._lock:
+                rows = self._db.execute(query).fetchall()
+            return pl.DataFrame(rows, schema=list(columns), orient="row", infer_schema_length=None)
+        except (*SQLITE_ERRORS, pl.exceptions.PolarsError, TypeError) as error:  # several types in a column
+            raise self._damaged(error, name) from error
+
+    def _read_large(self, query: str, name: str) -> pl.DataFrame:
+        try:
+            # One query a call: of several, connectorx returns the rows in the order in which they finish.
+            arrow = connectorx.read_sql("sqlite://" + quote(str(self.path.resolve())), query, return_type="arrow")
+        except RuntimeError as error:  # connectorx raises nothing more particular
+            raise self._damaged(error, name) from error
+        frame = pl.from_arrow(arrow)
+        assert isinstance(frame, pl.DataFrame)
+        return frame
+
+    @staticmethod
+    def _selected(columns: Sequence[str]) -> str:
+        return ", ".join('rowid AS "row"' if c == "row" else _quoted(c) for c in columns)
+
+    def _row_count(self, name: str) -> int:
+        # nsys numbers rows from 1 without gaps; a trimmed table keeps that. Exact where it counts: len(frame).
+        low, high = self._rowid_span(name)
+        return high - low + 1
+
+    def _rowid_span(self, name: str) -> tuple[int, int]:
+        if name not in self._spans:
+            self._spans[name] = self._find_span(name)
+        return self._spans[name]
+
+    def _find_span(self, name: str) -> tuple[int, int]:
+        # Asked for apart, each end is one step in the tree; together they scan the table.
+        query = f'SELECT (SELECT min(rowid) FROM "{name}"), (SELECT max(rowid) FROM "{name}")'
+        low, high = self._one(query, name)
+        return (1, 0) if low is None else (low, high)
+
+    def _one(self, query: str, name: str) -> tuple[Any, ...]:
+        try:
+            with self._lock:
+                row: tuple[Any, ...] = self._db.execute(query).fetchone()
+        except SQLITE_ERRORS as error:
+            raise self._damaged(error, name) from error
+        return row
+
+    def read_blobs(self, domain_ids: Collection[int]) -> pl.DataFrame:
+        """See :class:`Export`."""
+        schema = {"row": pl.Int64, "blob": pl.Binary}
+        if not self.has_blob_column():
+            return pl.DataFrame(schema=schema)
+        inside = ", ".join(str(int(d)) for d in domain_ids)
+        # The column is declared TEXT; only cast to what it holds do readers take it.
+        query = (
+            f'SELECT rowid AS "row", CAST("{nsys_tables.NVTX_BLOB}" AS BLOB) AS "blob" FROM "{nsys_tables.NVTX.name}" '
+            f'WHERE "{nsys_tables.NVTX_BLOB}" IS NOT NULL AND domainId IN ({inside})'
+        )
+        low, high = self._rowid_span(nsys_tables.NVTX.name)
+        if high - low >= LARGE_ROWS:
+            parts = self._read_spans(nsys_tables.NVTX.name, query, -(-(high - low + 1) // 2))
+            return pl.concat([part.cast(schema) for part in parts])  # type: ignore[arg-type]
+        try:
+            with self._lock:
+                rows = self._db.execute(query).fetchall()
+        except SQLITE_ERRORS as error:
+            raise self._damaged(error, nsys_tables.NVTX.name) from error
+        return pl.DataFrame(rows, schema=schema, orient="row")
+
+    def _damaged(self, error: Exception, table: str | None = None) -> NvtxmoeError:
+        where = f"{self.source}, table {table}" if table else str(self.source)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return NvtxmoeError(
+            f"SQLite cannot read it: {reason}",
+            where=where,
+            remedy="Another program has it open: close that, or copy the file"
+            if "database is locked" in reason
+            else "Export the report again, or copy the file again",
+        )
+
+
+def check_whole(path: Path, source: Path) -> None:
+    """Refuse what is not SQLite and what is shorter than its own header says (a copy that broke off).
+
+    Source: the header's page size (bytes 16-17, 1 meaning 65536) and page count (28-31), SQLite file format 1.3.
+    """
+    with path.open("rb") as file:
+        header = file.read(100)
+    remedy = "Expected a .nsys-rep, a SQLite export, or a folder of Parquet files"
+    if not header:
+        raise NvtxmoeError("the file is empty", where=source, remedy=remedy)
+    if header[:16] != MAGIC:
+        raise NvtxmoeError("not a SQLite database", where=source, remedy=remedy)
+    if len(header) < 100:
+        raise NvtxmoeError("truncated within the SQLite header", where=source, remedy="Copy or export it again")
+    page_bytes = int.from_bytes(header[16:18], "big")
+    page_bytes = 65536 if page_bytes == 1 else page_bytes
+    expected_bytes = page_bytes * int.from_bytes(header[28:32], "big")
+    actual_bytes = path.stat().st_size
+    if actual_bytes < expected_bytes:
+        raise NvtxmoeError(
+            f"truncated: {actual_bytes} bytes of the {expected_bytes} that its header says",
+            where=source,
+            remedy="Copy or export it again",
+        )
+
+
+def _quoted(column: str) -> str:
+    return '"' + column.replace('"', '""') + '"'

@@ -1,0 +1,81 @@
+"""Experts chosen together: within a token's top-k, and from layer to layer."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.finding import NOTE, Finding
+from nvtxmoe_analysis.report.ledger import Ledger, rows_where
+from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, say
+
+PAIRS = "coselection"
+LAYERS, PATHS = "cross_layer", "cross_layer_paths"
+#: Below this share of the entropy, one layer says nothing of use about another.
+LITTLE_PCT = 1.0
+LAYER_COLUMNS = ("layer_a", "layer_b", "tokens", "mutual_information_bits", "explained_pct")
+PATH_COLUMNS = (
+    "layer_a",
+    "expert_a",
+    "layer_b",
+    "expert_b",
+    "tokens",
+    "probability",
+    "probability_low",
+    "probability_high",
+    "base_probability",
+)
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """The pair chosen together most often, and the strongest path between layers."""
+    return [*_pair(ledger), *_path(ledger)]
+
+
+def _pair(ledger: Ledger) -> list[Finding]:
+    frame = ledger.source.frame(PAIRS)
+    if frame is None:
+        return []
+    ranked = frame.with_columns(share=pl.col("coselection_count") / pl.col("tokens")).sort(
+        ["share", "layer_idx", "expert_id_1", "expert_id_2"], descending=[True, False, False, False]
+    )
+    first = ranked.row(0, named=True)
+    where = {name: first[name] for name in ("layer_idx", "expert_id_1", "expert_id_2")}
+    both, tokens = (ledger.take(PAIRS, column, where=where) for column in ("coselection_count", "tokens"))
+    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens."
+    headline = say(text, first["expert_id_1"], first["expert_id_2"], first["layer_idx"], percent(both, tokens))
+    sure = say("{} tokens of that layer were looked at, {} chose both.", tokens, both)
+    return [Finding("Chosen together", headline, [], sure, NOTE, "coselection")]
+
+
+def _path(ledger: Ledger) -> list[Finding]:
+    pairs = ledger.source.frame(LAYERS, LAYER_COLUMNS)
+    known = None if pairs is None else pairs.drop_nulls(["mutual_information_bits", "explained_pct"])
+    if known is None or known.is_empty():
+        return []
+    best = known.sort(["explained_pct", "layer_a", "layer_b"], descending=[True, False, False]).row(0, named=True)
+    between: Where = {"layer_a": best["layer_a"], "layer_b": best["layer_b"]}
+    share, tokens = (ledger.take(LAYERS, column, where=between) for column in ("explained_pct", "tokens"))
+    if share.value < LITTLE_PCT:
+        text = "A token's experts of one layer say next to nothing of those of another: layers {} and {} most, {}."
+        headline = say(text, best["layer_a"], best["layer_b"], share)
+    else:
+        text = "A token's experts of layer {} tell most of those of another layer, {}: {} of their entropy."
+        headline = say(text, best["layer_a"], best["layer_b"], share)
+    sure = say("{} sampled tokens; what shuffled tokens give by chance is subtracted.", tokens)
+    return [Finding("From layer to layer", headline, _strongest(ledger, between), sure, NOTE)]
+
+
+def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:
+    """The strongest path of these layers, if any is more than chance."""
+    paths = ledger.source.frame(PATHS, PATH_COLUMNS, rows=False)
+    mine = None if paths is None else rows_where(paths, between)
+    if mine is None or mine.is_empty():
+        return []
+    first = mine.row(0, named=True)
+    one = {name: first[name] for name in ("layer_a", "expert_a", "layer_b", "expert_b")}
+    given, base, low, high = (
+        ledger.take(PATHS, column, where=one, text=f"{first[column]:.2f}")
+        for column in ("probability", "base_probability", "probability_low", "probability_high")
+    )
+    text = "Its strongest path: of tokens with expert {}, {} choose expert {} (95 % CI {} to {}); of all tokens {}."
+    return [say(text, first["expert_a"], given, first["expert_b"], low, high, base)]

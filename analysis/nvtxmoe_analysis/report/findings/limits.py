@@ -1,0 +1,102 @@
+"""What could not be seen."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.report.finding import UNSEEN, Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import Sentence, percent, say
+
+CORRELATION = "layer_correlation"
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Everything that the other findings could not use, or that limits them."""
+    lines = [
+        *_incomplete(ledger),
+        *_filters(ledger),
+        *_gpu(ledger),
+        *_sampled(ledger),
+        *_tiles(ledger),
+        *_inferred(ledger),
+        *_alone(ledger),
+    ]
+    if ledger.source.frame(CORRELATION) is not None:
+        lines.append(say("The time of a single expert: a fused kernel serves many, so time is known by layer."))
+    if not lines:
+        return []
+    number = f"{len(lines)} things limit" if len(lines) > 1 else "One thing limits"
+    return [Finding("What could not be seen", say("{} what can be said.", number), lines, None, UNSEEN)]
+
+
+def _incomplete(ledger: Ledger) -> list[Sentence]:
+    found = ledger.source.document("validation")
+    if found.get("verdict") == "complete":
+        return []
+    if not found:
+        return [say("Whether the capture is complete: {}.", ledger.source.why("validation"))]
+    return [say("The capture is incomplete: {}", " ".join(map(str, found.get("reasons", []))))]
+
+
+def _filters(ledger: Ledger) -> list[Sentence]:
+    chosen = ledger.source.document("validation").get("selection") or {}
+    names = ("first_step", "last_step", "skip_first", "only", "layers", "ranks")
+    active = [f"{name.replace('_', ' ')} {chosen[name]}" for name in names if chosen.get(name)]
+    if not active:
+        return []
+    kept, captured = (ledger.told("validation", "selection", key) for key in ("steps_kept", "steps_captured"))
+    return [say("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), kept, captured)]
+
+
+def _gpu(ledger: Ledger) -> list[Sentence]:
+    if ledger.source.frame(CORRELATION) is not None:
+        return []
+    return [say("What routing costs in GPU time: {}.", ledger.source.why(CORRELATION))]
+
+
+def _sampled(ledger: Ledger) -> list[Sentence]:
+    """Token-level rows are of sampled steps."""
+    frame = ledger.source.frame("routing_weights")
+    if frame is None:
+        return [say("Routing weights and experts token by token: {}.", ledger.source.why("routing_weights"))]
+    counts = ledger.source.frame("activations")
+    if counts is None:
+        return []
+    rows = ledger.take("routing_weights", "weight", "rows")
+    everything = ledger.take("activations", "activation_count", "sum")
+    if rows.value >= everything.value:
+        return []
+    return [
+        say(
+            "Routing weights of all tokens: {} of {} assignments were sampled ({}).",
+            rows,
+            everything,
+            percent(rows, everything),
+        )
+    ]
+
+
+def _tiles(ledger: Ledger) -> list[Sentence]:
+    frame = ledger.source.frame(CORRELATION, ["block_m_source"])
+    if frame is None or not (frame["block_m_source"] == "default").any():
+        return []
+    sizes = sorted(frame["block_m"].drop_nulls().unique().to_list())
+    rows = ledger.take(CORRELATION, "block_m_source", "rows", where={"block_m_source": "default"})
+    shown = " or ".join(map(str, sizes))
+    return [
+        say("The kernel's tile size: of {} rows it is the default, {}, so expert_tiles is an assumption.", rows, shown)
+    ]
+
+
+def _inferred(ledger: Ledger) -> list[Sentence]:
+    frame = ledger.source.frame(CORRELATION, ["collective_inferred_ns"])
+    if frame is None or not frame["collective_inferred_ns"].sum():
+        return []
+    time = ledger.take(CORRELATION, "collective_inferred_ns", "sum")
+    text = "Which layer {} of collectives belong to: they run after the layer's range, and are tied to it by inference."
+    return [say(text, time)]
+
+
+def _alone(ledger: Ledger) -> list[Sentence]:
+    """Ranks that could not be compared."""
+    reason = ledger.source.document("straggler_document").get("reason")
+    return [say("What unequal ranks cost: {}", str(reason))] if reason else []

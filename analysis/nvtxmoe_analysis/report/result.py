@@ -1,0 +1,45 @@
+"""What making a report gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nvtxmoe_analysis.report.finding import Finding
+
+#: The page's name in DIR; charts are REPORT-NAME.svg and .png.
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made.
+
+    Attributes:
+        page: the HTML file.
+        findings: in the order of the page.
+        charts: names of the charts that were drawn.
+        missing: the reason by chart that could not be drawn.
+        images: the files of ``--images``.
+        absent: files that are missing or could not be used, each with the reason.
+    """
+
+    page: Path
+    findings: Sequence[Finding]
+    charts: Sequence[str]
+    missing: Mapping[str, str]
+    images: Sequence[Path]
+    absent: Sequence[str] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, JSON-ready; each finding with its figures and where they are."""
+        return {
+            "report": str(self.page),
+            "findings": [finding.as_dict() for finding in self.findings],
+            "charts": list(self.charts),
+            "missing": dict(self.missing),
+            "absent": list(self.absent),
+            "images": [str(image) for image in self.images],
+        }

@@ -1,0 +1,105 @@
+"""The results as the report reads them: what is there, and of what is not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.outputs.read import Loaded
+from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FRAMES
+from nvtxmoe_analysis.report.document_shapes import OTHER, fits
+
+#: Why tables of GPU work are not there where a run was recorded without nsys.
+NO_GPU = "the run was recorded without nsys, which gives no GPU time"
+
+
+class Source:
+    """A results folder. Nothing here raises for what is absent or damaged: the report says so in its place.
+
+    Attributes:
+        loaded: the folder's frames.
+        absent: the reason by frame or document that was asked for and could not be used.
+    """
+
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.absent: dict[str, str] = {}
+        self._frames: dict[str, pl.DataFrame] = {}
+
+    def frame(self, name: str, columns: Iterable[str] = (), *, rows: bool = True) -> pl.DataFrame | None:
+        """A frame of ``outputs.spec.FRAMES``, or None where it is absent, damaged, has no row (unless it need have
+        none), or lacks one of these columns, as in a folder of an older version; the reason is then in ``absent``."""
+        try:
+            found: pl.DataFrame = getattr(self.loaded, name)
+        except NvtxmoeError as error:
+            self._without(name, _said(error))
+            return None
+        missing = [column for column in columns if column not in found.columns]
+        if missing:
+            self._without(name, f"it has no column {', '.join(missing)}: another version of nvtxmoe wrote it")
+        elif rows and found.is_empty():
+            self._without(name, "it has no row")
+        else:
+            cut = self._cut(name, found)
+            if not cut:
+                return found
+            self._without(name, cut)
+        return None
+
+    def _cut(self, name: str, found: pl.DataFrame) -> str:
+        """How a table is known to lack rows at its end; empty where nothing speaks for that."""
+        path = self.loaded.path(name)
+        if path is not None and path.suffix == ".csv":
+            with path.open("rb") as file:
+                file.seek(-1, 2)
+                if file.read() != b"\n":
+                    return "it is damaged: its last line is cut"
+        totals = [layer.get("total_activations") for layer in self.document("summary").values()]
+        if name == "activations" and totals and all(isinstance(total, int) for total in totals):
+            counted, whole = found["activation_count"].sum(), sum(totals)
+            if counted < whole:
+                return f"it is damaged: it counts {counted:,} of the {whole:,} assignments of {self.file('summary')}"
+        return ""
+
+    def document(self, name: str) -> dict[str, Any]:
+        """A JSON document; empty where it is absent or damaged, with the reason in ``absent``."""
+        try:
+            found: dict[str, Any] = getattr(self.loaded, name)
+        except NvtxmoeError as error:
+            self._without(name, _said(error))
+            return {}
+        if not fits(name, found):
+            self._without(name, OTHER)
+            return {}
+        return found
+
+    def why(self, name: str) -> str:
+        """Why a frame or document can't be used, as a clause."""
+        return self.absent.get(name, "it is not there")
+
+    def file(self, name: str) -> str:
+        """The file name of a frame or document; of an absent one, what it would be."""
+        path = self.loaded.path(name)
+        if path is not None:
+            return path.name
+        return f"{FRAMES[name].stem}.{FRAMES[name].forms[-1]}" if name in FRAMES else f"{DOCUMENTS[name]}.json"
+
+    @property
+    def direct(self) -> bool:
+        """Whether the run was recorded without nsys, as the validation file says."""
+        validation = self.document("validation")
+        return "coverage" in validation and validation["coverage"] is None
+
+    def _without(self, name: str, reason: str) -> None:
+        gpu = name in FRAMES and FRAMES[name].gpu
+        if gpu and not self.loaded.has(name) and self.direct:
+            reason = NO_GPU
+        self.absent[name] = f"{self.file(name)}: {reason}" if self.file(name) not in reason else reason
+
+
+def _said(error: NvtxmoeError) -> str:
+    """What is the matter and what to do, as a clause."""
+    return f"{error.what}. {error.remedy}" if error.remedy else error.what

@@ -1,0 +1,1 @@
+"""Put the facts of all captures of one run together: ranks, groups, placements."""

@@ -1,0 +1,130 @@
+"""Sums of a fit by (stratum, block of steps), and what leaving out one block after the other predicts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from nvtxmoe_analysis.core.arrays import Bools, Floats
+from nvtxmoe_analysis.stats.huber import Fit, Strata, solve
+
+#: Of a feature's variation, and of what is its own beside another: less than this share without a block is rounding.
+LEAST_LEFT = 1e-6
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Sums over the rows of each (stratum, block). "Held" rows are those whose residual Huber does not clip.
+
+    Attributes:
+        held: rows held, [models, strata, blocks].
+        push: clipped residuals, likewise.
+        sums: of each feature over held rows, [models, strata, blocks, features].
+        pulls: feature x clipped residual, likewise.
+        squares: feature x feature over held rows, [models, strata, blocks, features, features].
+    """
+
+    held: Floats
+    push: Floats
+    sums: Floats
+    pulls: Floats
+    squares: Floats
+
+    @property
+    def turned(self) -> Tables:
+        """The features in the other order."""
+        other = slice(None, None, -1)
+        return Tables(
+            self.held, self.push, self.sums[..., other], self.pulls[..., other], self.squares[..., other, other]
+        )
+
+
+def tabulate(x: Floats, strata: Strata, model: Fit) -> Tables:
+    """Sums by (stratum, block); parameters as of ``robust.fit``, whose result ``model`` is."""
+    features = x.shape[1]
+    held = (model.weights >= 1).astype(np.float64)
+    score = model.weights * model.residuals
+    columns = [held * x[:, j] for j in range(features)]
+    count = strata.cell_sums(held)
+    squares = np.empty((*count.shape, features, features))
+    for j in range(features):
+        for k in range(j, features):
+            squares[..., j, k] = squares[..., k, j] = strata.cell_sums(columns[j] * x[:, k])
+    return Tables(
+        held=count,
+        push=strata.cell_sums(score),
+        sums=np.stack([strata.cell_sums(column) for column in columns], axis=-1),
+        pulls=np.stack([strata.cell_sums(score * x[:, j]) for j in range(features)], axis=-1),
+        squares=squares,
+    )
+
+
+@dataclass(frozen=True)
+class Misses:
+    """Errors of prediction, each block predicted from the others.
+
+    Attributes:
+        total_ns: |y - prediction| summed by block, [models, blocks].
+        rows: predicted, [blocks].
+    """
+
+    total_ns: Floats
+    rows: Floats
+
+    def part(self, models: slice) -> Misses:
+        """Of some models."""
+        return Misses(self.total_ns[models], self.rows)
+
+    @cached_property
+    def mean_ns(self) -> Floats:
+        """Mean absolute error, [models]; NaN where nothing could be predicted."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            mean: Floats = self.total_ns.sum(axis=1) / self.rows.sum()
+            return mean
+
+
+def leave_out(tables: Tables) -> tuple[Floats, Floats]:
+    """How slopes and levels move when a block is left out: [models, blocks, features], [models, strata, blocks].
+
+    One Newton step of Huber's estimating equations from the whole fit, its scale kept: exact where no residual
+    crosses the limit of clipping, so for least squares. NaN where the others leave nothing that tells a slope.
+    """
+    others = tables.held.sum(axis=2, keepdims=True) - tables.held
+    with np.errstate(divide="ignore"):
+        share = np.where(others > 0.5, 1 / others, 0.0)
+    sums = tables.sums.sum(axis=2, keepdims=True) - tables.sums
+    # The strata's levels eliminated: [models, blocks, features(, features)].
+    whole = tables.squares.sum(axis=(1, 2))
+    squares = whole[:, None] - tables.squares.sum(axis=1)
+    means = sums * share[..., None]
+    squares = squares - np.einsum("msgj,msgk->mgjk", means, sums)
+    pulls = np.einsum("msgj,msg->mgj", means, tables.push) - tables.pulls.sum(axis=1)
+    moves = np.where(_singular(squares, whole[:, None])[..., None], np.nan, solve(squares, pulls))
+    return moves, -share * tables.push - np.einsum("msgj,mgj->msg", means, moves)
+
+
+def _singular(squares: Floats, whole: Floats) -> Bools:
+    """Whether next to nothing is left of a feature's squares, or of the second's beside the first: [...]."""
+    own, of = (np.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (squares, whole))
+    gone: Bools = np.any((own <= LEAST_LEFT * of) & (of > 0), axis=-1)
+    if squares.shape[-1] == 2:
+        both = np.prod(own, axis=-1)
+        gone = gone | (both - squares[..., 0, 1] ** 2 <= LEAST_LEFT * both)
+    return gone
+
+
+def predict(y: Floats, x: Floats, strata: Strata, model: Fit, tables: Tables) -> Misses:
+    """Predict each block from the others; a row whose stratum lies in one block has no prediction."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        moves, shifts = leave_out(tables)
+        slopes = model.slopes[:, None] + moves
+        levels = model.levels[:, :, None] + shifts
+        size = np.bincount(strata.cell, minlength=strata.strata * strata.blocks).reshape(strata.strata, strata.blocks)
+        known = size.sum(axis=1, keepdims=True) > size
+        miss = y - strata.of_rows(levels)
+        for j in range(x.shape[1]):
+            miss -= strata.of_rows(np.broadcast_to(slopes[:, None, :, j], levels.shape)) * x[:, j]
+        total = (strata.cell_sums(np.abs(miss)) * known).sum(axis=1)
+    return Misses(total, (size * known).sum(axis=0).astype(np.float64))

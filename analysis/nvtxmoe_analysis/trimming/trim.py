@@ -1,0 +1,243 @@
+"""An export with only what the analysis reads, fit for sharing: no environment, commands, users, hosts or paths.
+
+Rows are chosen by what the analysis does with them, so that it finds the same figures in the trimmed export:
+attribution, completeness of launches, payloads and versions. Everything else stays behind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.formats import schema
+from nvtxmoe_analysis.attribution.launches import LAUNCH_PATTERN
+from nvtxmoe_analysis.attribution.ranges import Segments, classify, flatten
+from nvtxmoe_analysis.core.files import size_bytes
+from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS
+from nvtxmoe_analysis.events.nvtx import pid_of, read_nvtx, read_payloads
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.base import Export
+from nvtxmoe_analysis.readers.nsys_tables import OPERATIONS, Table
+from nvtxmoe_analysis.readers.session import Session
+from nvtxmoe_analysis.trimming.scrub_meta import scrub_blob, scrub_words
+from nvtxmoe_analysis.trimming.write_export import check_target, write_export
+
+#: Events of the domain that are kept; ``moe.layer.7`` is of this form too.
+EVENT_PATTERN = r"^moe\.[a-z0-9_.]+$"
+EXPORT_NAMES = r"^EXPORT_(PRODUCT_(NAME|VERSION)|SCHEMA_VERSION(_MAJOR|_MINOR|_MICRO)?)$"
+CAPTURE_NAMES = (
+    r"^([A-Z0-9_]+:)*(CAPTURE_EVENT_TYPE|COLLECT_CUDA_TRACE|COLLECT_NVTX_TRACE|CUDA_GRAPH_TRACE_OPTIONS(:[A-Z_]+)?)$"
+)
+#: What nsys says that names nobody. Messages with free text in them (programs, paths) are left out.
+DIAGNOSTIC_PATTERNS = (
+    r"Profiling has (started|stopped)\.",
+    r"(Common|NVTX|CUDA) injection( library)? initialized successfully\.",
+    r"(NVTX|CUDA) profiling might have not been started correctly\.",
+    r"No (NVTX|CUDA) events collected\. Does the process use (NVTX|CUDA)\?",
+    r"Not all [A-Za-z]+( [a-z]+)? events might have been collected\.",
+    r"Number of [A-Za-z]+ events (collected|produced):\s*\d+(, CUPTI buffers: \d+)?\.",
+    r"Buffers holding CUDA trace data will be flushed on CudaProfilerStop\(\) call\. "
+    r"See --flush-on-cudaprofilerstop to control this behavior\.",
+    r"(Some )?(\d+ )?(NVTX |CUDA |CUPTI )?(trace )?(events|records|buffers) (were |have been )?(dropped|lost)\.?",
+)
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """What trimming did. Sizes in bytes; rows by table as (before, after), of the tables that the analysis reads."""
+
+    source: Path
+    out: Path
+    bytes_before: int
+    bytes_after: int
+    rows: dict[str, tuple[int, int]]
+
+    @property
+    def rows_before(self) -> int:
+        """Rows of all these tables in the source."""
+        return sum(before for before, _ in self.rows.values())
+
+    @property
+    def rows_after(self) -> int:
+        """Rows kept."""
+        return sum(after for _, after in self.rows.values())
+
+
+def trim(export: Export, out: Path) -> Trimmed:
+    """Write ``export`` to ``out`` with only what the analysis needs.
+
+    Parameters:
+        out: a SQLite file when its name ends in .sqlite or .db, else a folder of Parquet files.
+
+    Raises:
+        NvtxmoeError: no nvtxmoe events in it, a moe.meta that can't be read, or an ``out`` that can't be written.
+    """
+    if isinstance(export, Session):
+        raise NvtxmoeError(
+            "a session of direct mode, not an export: there is nothing of nsys to leave out",
+            where=export.source,
+            remedy="Share its results: nvtxmoe merge",
+        )
+    check_target(out, export.source, export.path)
+    frames = select(export)
+    # nsys leaves tables without rows out; these two tell that the file is an export at all.
+    written = {t: f for t, f in frames.items() if len(f) or (t in (nsys_tables.STRINGS, nsys_tables.EXPORT_META))}
+    write_export(written, out)
+    return Trimmed(
+        source=export.source,
+        out=out,
+        bytes_before=size_bytes(export.path),
+        bytes_after=size_bytes(out),
+        rows={t.name: (_rows(export, t), len(f)) for t, f in frames.items()},
+    )
+
+
+def _rows(export: Export, table: Table) -> int:
+    # Ids are row numbers of StringIds in SQLite, and a trimmed export has gaps in them.
+    return len(export.read(table, ("id",))) if table == nsys_tables.STRINGS else export.rows(table)
+
+
+def select(export: Export) -> dict[Table, pl.DataFrame]:
+    """The rows and columns to keep of each table that is there, in file order.
+
+    Columns are those of exports.tables that the file has, and ``binaryData`` (Binary).
+    """
+    nvtx, segments = _nvtx(export)
+    operations = {table: _read(export, table) for table in OPERATIONS if export.has(table)}
+    frames = {nsys_tables.NVTX: nvtx, **operations}
+    worked = [f.select(_key("globalPid", -1)) for f in operations.values()]
+    runtime = _runtime(export, segments, worked)
+    frames[nsys_tables.RUNTIME] = runtime
+    frames[nsys_tables.GRAPH_NODES] = _graph_nodes(export, list(operations.values()), runtime)
+    domains = nvtx["domainId"].unique()
+    for table in (nsys_tables.PAYLOAD_SCHEMAS, nsys_tables.PAYLOAD_ENTRIES):
+        frames[table] = _read(export, table).filter(pl.col("domainId").is_in(domains.implode()))
+    frames[nsys_tables.STRINGS] = _strings(export, frames)
+    frames[nsys_tables.PROCESSES] = _read(export, nsys_tables.PROCESSES).drop("name", strict=False)
+    for table in (nsys_tables.SESSION_START, nsys_tables.GPU_INFO, nsys_tables.COPY_KINDS):
+        frames[table] = _read(export, table)
+    frames[nsys_tables.EXPORT_META] = _read(export, nsys_tables.EXPORT_META).filter(
+        pl.col("name").str.contains(EXPORT_NAMES)
+    )
+    frames[nsys_tables.CAPTURE_META] = _read(export, nsys_tables.CAPTURE_META).filter(
+        pl.col("name").str.contains(CAPTURE_NAMES)
+    )
+    harmless = rf"^({'|'.join(DIAGNOSTIC_PATTERNS)})$"
+    frames[nsys_tables.DIAGNOSTICS] = _read(export, nsys_tables.DIAGNOSTICS).filter(
+        pl.col("text").str.contains(harmless)
+    )
+    return {table: frames[table] for table in nsys_tables.ALL if table in frames and export.has(table)}
+
+
+def _read(export: Export, table: Table) -> pl.DataFrame:
+    """The declared columns that the file has, in file order."""
+    return _in_order(_read_with_rows(export, table))
+
+
+def _read_with_rows(export: Export, table: Table) -> pl.DataFrame:
+    """The same in any order, with ``row``, the row's number in the file."""
+    there = export.columns(table)
+    return export.read(table, [c for c in (*table.columns, *table.optional) if c in there or not there], row=True)
+
+
+def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
+    return frame.sort("row").drop("row")
+
+
+def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
+    """Rows of our domain, payloads scrubbed; and the segments of its ranges."""
+    nvtx = read_nvtx(export)
+    events = nvtx.filter(pl.col("name").str.contains(EVENT_PATTERN))
+    ranges = events.filter(pl.col("eventType") == nsys_tables.NVTX_PUSH_POP)
+    segments = flatten(classify(ranges, ranges.filter(pl.col("name") == schema.STEP)))
+    kept = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
+    frame = _read_with_rows(export, nsys_tables.NVTX).join(kept.to_frame(), on="row", how="semi")
+    where = f"{export.source}, table {nsys_tables.NVTX.name}"
+    frame = _with_words(frame, events, where)
+    if export.has_blob_column():
+        frame = _with_blobs(frame, read_payloads(export, nvtx), where)
+    return _in_order(frame), segments
+
+
+def _with_words(frame: pl.DataFrame, events: pl.DataFrame, where: str) -> pl.DataFrame:
+    """The words that spell moe.meta, scrubbed."""
+    is_word = (pl.col("eventType") == nsys_tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
+    words = scrub_words(events.filter(is_word), where)
+    if not words:
+        return frame
+    new = pl.DataFrame({"row": list(words), "word": list(words.values())}, schema={"row": pl.Int64, "word": pl.Int64})
+    respelled = frame.join(new, on="row", how="left")
+    return respelled.with_columns(int64Value=pl.coalesce("word", "int64Value")).drop("word")
+
+
+def _with_blobs(frame: pl.DataFrame, blobs: pl.DataFrame, where: str) -> pl.DataFrame:
+    """``binaryData`` of the events that the analysis decodes, moe.meta scrubbed."""
+    decoded = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS)).select("row", "name", "blob")
+    clean = [
+        scrub_blob(blob, where) if name == schema.META else blob
+        for name, blob in decoded.select("name", "blob").iter_rows()
+    ]
+    payloads = pl.DataFrame({"row": decoded["row"], nsys_tables.NVTX_BLOB: pl.Series(clean, dtype=pl.Binary)})
+    return frame.join(payloads, on="row", how="left")
+
+
+def _domain_rows(export: Export) -> pl.Series:
+    """Rows that name our domain, one a process that registered it."""
+    columns = ("text", "textId")
+    rows = export.read(nsys_tables.NVTX, columns, only=("eventType", [nsys_tables.NVTX_DOMAIN]), row=True)
+    names = export.strings(rows["textId"].drop_nulls().unique().to_list())
+    registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
+    return rows.filter(pl.coalesce("text", registered) == schema.DOMAIN)["row"]
+
+
+def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> pl.DataFrame:
+    """Calls that gave GPU work, and launch calls inside steps, whatever became of them."""
+    frame = _read_with_rows(export, nsys_tables.RUNTIME)
+    tid = frame["globalTid"].fill_null(0).to_numpy()
+    in_step = pl.Series(segments.step[segments.find(tid, frame["start"].to_numpy())] >= 0)
+    names = export.strings(frame["nameId"].drop_nulls().unique().to_list())
+    name = pl.col("nameId").replace_strict(names, default="", return_dtype=pl.String)
+    launches = frame.filter(in_step).filter(name.str.contains(LAUNCH_PATTERN)).select("row")
+    calls = frame.select("row", *_key("globalTid", 0))
+    used = [calls.join(w, on=["pid", "correlationId"], how="semi").select("row") for w in worked]
+    kept = pl.concat([launches, *used]).unique()
+    return _in_order(frame.join(kept, on="row", how="semi"))
+
+
+def _key(process: str, nameless: int) -> tuple[pl.Expr, pl.Expr]:
+    """(pid, correlationId) as launches.Launches looks them up: nulls are calls of number 0, operations of none."""
+    return pid_of(process).fill_null(0).alias("pid"), pl.col("correlationId").fill_null(nameless)
+
+
+def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.DataFrame) -> pl.DataFrame:
+    """Nodes that were replayed, the originals they lead to, and nodes made by the launch calls that are kept."""
+    frame = _read_with_rows(export, nsys_tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
+    replayed = [
+        f.select(pid_of("globalPid").alias("pid"), "graphNodeId").drop_nulls().unique()
+        for f in operations
+        if "graphNodeId" in f.columns
+    ]
+    key = ["pid", "graphNodeId"]
+    used = frame.join(pl.concat([frame.clear().select(key), *replayed]), on=key, how="semi")
+    originals = used.select("pid", pl.col("originalGraphNodeId").alias("graphNodeId")).drop_nulls()
+    lead = frame.join(originals, on=key, how="semi")
+    kept = pl.concat([used["row"], lead["row"], _made_during(frame, runtime)]).unique().alias("row")
+    return _in_order(frame.join(kept.to_frame(), on="row", how="semi")).drop("pid")
+
+
+def _made_during(nodes: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
+    """Rows of the first node created while each call ran: a stream capture recorded it (Launches.in_steps)."""
+    made = nodes.select("row", "globalTid", "start", pl.col("start").alias("created")).sort("start")
+    spans = calls.select("globalTid", "start", "end").sort("start")
+    found = spans.join_asof(made, on="start", by="globalTid", strategy="forward", check_sortedness=False)
+    return found.filter(pl.col("created") <= pl.col("end"))["row"]
+
+
+def _strings(export: Export, frames: dict[Table, pl.DataFrame]) -> pl.DataFrame:
+    """Texts that the kept rows name."""
+    named = ((nsys_tables.KERNEL, "demangledName"), (nsys_tables.RUNTIME, "nameId"), (nsys_tables.NVTX, "textId"))
+    ids = pl.concat([frames[t][c] for t, c in named if t in frames]).drop_nulls().unique().to_list()
+    return export.read(nsys_tables.STRINGS, only=("id", ids)).sort("id")

@@ -1,0 +1,91 @@
+"""From routing tensors to counts, at once, on the CPU. ``cuda_counting`` does it on a GPU."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.routing_tensors import Alike, Cells, Counted, Routed, Sample, alike
+from nvtxmoe.capture.run_identity import Step
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Counter(Protocol):
+    """Turns routing into counts, in the order of the steps."""
+
+    #: Steps that had to be left out, the device being too far behind.
+    dropped: int
+
+    def submit(
+        self,
+        step: Step,
+        routed: tuple[Routed, ...],
+        sample: bool,
+        key: Hashable | None = None,
+        pairs: PairCounts | None = None,
+    ) -> None:
+        """Begin to count a step. Every tensor has at least ``start + num_tokens`` rows.
+
+        ``key`` stands for these very tensors, which will come again; None for tensors that won't. ``pairs`` gets the
+        step's pairs.
+        """
+
+    def drain(self, wait: bool = False) -> Iterator[Counted]:
+        """Steps that are counted by now; with ``wait`` all of them."""
+
+
+class CpuCounter:
+    """Counts CPU tensors when they are submitted."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._done: deque[Counted] = deque()
+
+    def submit(
+        self,
+        step: Step,
+        routed: tuple[Routed, ...],
+        sample: bool,
+        key: Hashable | None = None,  # noqa: ARG002
+        pairs: PairCounts | None = None,
+    ) -> None:
+        """Count now.
+
+        Raises:
+            ValueError: an expert out of range.
+        """
+        cells = tuple(_cells(group, step.num_tokens) for group in alike(routed))
+        samples = tuple(_sample(one, step.num_tokens) for one in routed) if sample else ()
+        self._done.append(Counted(step, cells, samples))
+        if pairs is not None:
+            pairs.add(step, routed)
+
+    def drain(self, wait: bool = False) -> Iterator[Counted]:  # noqa: ARG002  nothing to wait for
+        """All that was submitted."""
+        while self._done:
+            yield self._done.popleft()
+
+
+def _cells(group: Alike, num_tokens: int) -> Cells:
+    counts = np.zeros((len(group.layers), group.experts), dtype=np.int64)
+    for place, (ids, start) in enumerate(group.tensors):
+        chosen = np.bincount(ids[start : start + num_tokens].numpy().ravel(), minlength=group.experts)
+        if len(chosen) > group.experts:
+            raise ValueError(f"layer {group.layers[place]}: a router chose expert {len(chosen) - 1} of {group.experts}")
+        counts[place] = chosen
+    return Cells(group.layers, group.top_k, counts, group.physical)
+
+
+def _sample(one: Routed, num_tokens: int) -> Sample:
+    rows = slice(one.start, one.start + num_tokens)
+
+    def copied(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+        return np.array(tensor[rows].numpy())
+
+    return Sample(one.layer, copied(one.ids), None if one.weights is None else copied(one.weights.float()))

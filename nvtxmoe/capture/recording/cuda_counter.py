@@ -1,0 +1,268 @@
+"""From routing tensors to counts on a GPU, without the host ever waiting for it.
+
+One small kernel a step counts all layers, and writes the counts straight into pinned memory of the host; an event
+says when they have arrived. It runs on the stream of the forward, after it, so that the next forward can't overwrite
+what is being read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
+from nvtxmoe.capture.recording.launch import Launch
+from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.routing_tensors import Alike, Cells, Counted, Routed, Sample, alike
+from nvtxmoe.capture.run_identity import Step
+
+if TYPE_CHECKING:
+    import torch
+
+#: Counts of a launch begin at multiples of so many, 16 bytes: a kernel is compiled for how its memory is aligned.
+ALIGNED = 4
+#: Steps that may be on their way to the host; more are left out (and counted), never waited for.
+MOST_PENDING = 256
+#: Plans kept for routing tensors that come again and again: those of CUDA graphs.
+MOST_PLANS = 512
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Pinned memory for one step's counts, and the events that they have arrived, one a device.
+
+    Attributes:
+        outs: int32 [layers x experts] a launch, each aligned to 16 bytes; ``numbers`` are the same as arrays.
+    """
+
+    outs: tuple[Any, ...]
+    numbers: tuple[Any, ...]
+    events: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How to count a set of tensors: launches, and tables of addresses in pinned memory.
+
+    Attributes:
+        groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
+        free: slots of this shape that nothing is under way to.
+    """
+
+    launches: tuple[Launch, ...]
+    tables: tuple[Any, ...]
+    groups: tuple[Alike | None, ...]
+    devices: tuple[torch.device, ...]
+    free: list[_Slot]
+
+
+@dataclass
+class _Pending:
+    """A step on its way. It holds no routing tensor: what reads them is enqueued, and memory is reused in that order.
+
+    The tables are held: PyTorch does not know that a kernel of ours reads them.
+    """
+
+    step: Step
+    launches: tuple[Launch, ...]
+    tables: tuple[Any, ...]
+    slot: _Slot
+    free: list[_Slot]
+    samples: list[tuple[int, Any, Any]] = field(default_factory=list)
+
+
+class CudaCounter:
+    """Counts tensors of GPUs.
+
+    Parameters:
+        histogram, pairs: launch the kernels of a group; ``None`` takes Triton's where it is there, else PyTorch's own
+            operations do it.
+    """
+
+    def __init__(self, histogram: Histogram | None = None, pairs: Pairs | None = None) -> None:
+        self.dropped = 0
+        self._histogram, self._pairs = (histogram, pairs) if histogram is not None else best_kernels()
+        self._plans: dict[Hashable, _Plan] = {}
+        self._free: dict[Hashable, list[_Slot]] = {}
+        self._pending: deque[_Pending] = deque()
+        self._parked: list[Any] = []
+
+    def submit(
+        self,
+        step: Step,
+        routed: tuple[Routed, ...],
+        sample: bool,
+        key: Hashable | None = None,
+        pairs: PairCounts | None = None,
+    ) -> None:
+        """Enqueue the kernel on the current stream."""
+        if len(self._pending) >= MOST_PENDING:
+            self.dropped += 1
+            return
+        plan = (None if key is None else self._plans.get(key)) or self._make_plan(routed, key)
+        slot = plan.free.pop() if plan.free else _new_slot(plan)
+        try:
+            pending = _Pending(step, plan.launches, plan.tables, slot, plan.free)
+            if len(plan.devices) == 1:
+                self._launch(plan, slot, step.num_tokens, range(len(plan.launches)))
+            else:
+                self._launch_on_each(plan, slot, step.num_tokens)
+            if pairs is not None:
+                self._add_pairs(plan, step, routed, pairs)
+            if sample:
+                pending.samples = [_sampled(one, step.num_tokens) for one in routed]
+            for event, device in zip(slot.events, plan.devices, strict=True):
+                with _on(device, len(plan.devices) > 1):
+                    event.record()
+        except BaseException:
+            self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
+            raise
+        self._pending.append(pending)
+
+    def drain(self, wait: bool = False) -> Iterator[Counted]:
+        """Steps whose counts have arrived, in order. Only ``wait`` waits for the device."""
+        while self._pending:
+            first = self._pending[0]
+            if not all(event.query() for event in first.slot.events):
+                if not wait:
+                    return
+                for event in first.slot.events:
+                    event.synchronize()
+            self._pending.popleft()
+            counted = _counted(first)
+            first.free.append(first.slot)
+            yield counted
+
+    def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
+        """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
+        import torch  # noqa: PLC0415
+
+        if self._histogram is None:
+            return
+        for experts, top_k in shapes:
+            ids = torch.zeros(1, top_k, dtype=torch.int32, device="cuda")
+            unused = PairCounts() if pairs else None
+            self.submit(Step(-1, 0, 1, 1, 0, 1), (Routed(0, experts, ids, None),), sample=False, pairs=unused)
+        for _ in self.drain(wait=True):
+            pass
+
+    def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
+        for place, launch in enumerate(plan.launches):
+            with _on(launch.device, True):
+                self._launch(plan, slot, num_tokens, (place,))
+
+    def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int, places: Iterable[int]) -> None:
+        for place in places:
+            group = plan.groups[place]
+            if group is not None:
+                torch_histogram(group, slot.outs[place], num_tokens)
+            elif self._histogram is not None:
+                self._histogram(plan.launches[place], plan.tables[place], slot.outs[place], num_tokens)
+
+    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[Routed, ...], pairs: PairCounts) -> None:
+        """Before the step's event: until then the tables are held."""
+        kernel = self._pairs
+        if kernel is None or any(plan.groups) or len(plan.devices) > 1:
+            pairs.add(step, routed)
+            return
+        for launch, table in zip(plan.launches, plan.tables, strict=True):
+            if not launch.physical:
+                pairs.add_group(
+                    step,
+                    launch.layers,
+                    launch.experts,
+                    launch.device,
+                    lambda squares, launch=launch, table=table: kernel(launch, table, squares, step.num_tokens),  # type: ignore[misc]
+                )
+
+    def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
+        groups = alike(routed)
+        launches = tuple(_launch_of(group) for group in groups)
+        plain = tuple(None if self._histogram is not None and _fits_kernel(group) else group for group in groups)
+        devices = tuple(dict.fromkeys(launch.device for launch in launches))
+        plan = _Plan(
+            launches=launches,
+            tables=tuple(_addresses(group) for group in groups),
+            groups=plain,
+            devices=devices,
+            free=self._free.setdefault((tuple(launch.shape for launch in launches), devices), []),
+        )
+        if key is not None and not any(plain):
+            if len(self._plans) >= MOST_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+
+def _new_slot(plan: _Plan) -> _Slot:
+    import torch  # noqa: PLC0415  only where there are tensors of a GPU
+
+    sizes = [layers * experts for layers, experts in (launch.shape for launch in plan.launches)]
+    padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]
+    host = torch.empty(sum(padded), dtype=torch.int32, pin_memory=True)
+    parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
+    return _Slot(
+        outs=tuple(parts),
+        numbers=tuple(p.numpy().reshape(launch.shape) for p, launch in zip(parts, plan.launches, strict=True)),
+        events=tuple(torch.cuda.Event() for _ in plan.devices),
+    )
+
+
+def _launch_of(group: Alike) -> Launch:
+    ids = group.tensors[0][0]
+    return Launch(
+        group.layers, group.experts, group.top_k, group.physical, ids.stride(0), ids.element_size(), ids.device
+    )
+
+
+def _fits_kernel(group: Alike) -> bool:
+    ids = group.tensors[0][0]
+    return ids.element_size() in (4, 8) and (ids.stride(1) == 1 or ids.shape[1] == 1)
+
+
+def _on(device: torch.device, several: bool) -> AbstractContextManager[object]:
+    """With several devices, the one that is meant; with one it is the current one."""
+    if not several:
+        return nullcontext()
+    import torch  # noqa: PLC0415
+
+    guard: AbstractContextManager[object] = torch.cuda.device(device)
+    return guard
+
+
+def _addresses(group: Alike) -> Any:
+    """Where each tensor's first own row is: int64 in pinned memory, which the kernel reads as it is."""
+    import torch  # noqa: PLC0415
+
+    places = [ids.data_ptr() + start * ids.stride(0) * ids.element_size() for ids, start in group.tensors]
+    table = torch.empty(len(places), dtype=torch.int64, pin_memory=True)
+    table.numpy()[:] = places
+    return table
+
+
+def _sampled(one: Routed, num_tokens: int) -> tuple[int, Any, Any]:
+    rows = slice(one.start, one.start + num_tokens)
+    return one.layer, _to_host(one.ids[rows]), None if one.weights is None else _to_host(one.weights[rows])
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    import torch  # noqa: PLC0415
+
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    return host
+
+
+def _counted(pending: _Pending) -> Counted:
+    cells = tuple(
+        Cells(one.layers, one.top_k, counts.copy(), one.physical)
+        for one, counts in zip(pending.launches, pending.slot.numbers, strict=True)
+    )
+    samples = tuple(
+        Sample(layer, ids.numpy(), None if weights is None else weights.float().numpy())
+        for layer, ids, weights in pending.samples
+    )
+    return Counted(pending.step, cells, samples)

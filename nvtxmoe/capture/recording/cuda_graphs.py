@@ -1,0 +1,155 @@
+"""CUDA graphs: which routing tensors belong to which graph, and which graphs a step has replayed.
+
+Python runs when a graph is captured, not when it is replayed. While the tensors that a router gave at capture are
+held, the graph's memory pool does not use their memory again, and after each replay they hold that step's routing.
+Nothing is added to the graph.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from nvtxmoe.capture.hooks import Hook, registered, wrap
+from nvtxmoe.capture.recording.routing_tensors import Routed
+
+#: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
+MOST_HELD_BYTES = 64 << 20
+
+
+class Graphs:
+    """Routing by graph.
+
+    Parameters:
+        lock: held by who asks the device for something: while a graph is captured nobody may, from any thread.
+
+    Attributes:
+        held_bytes: what the held tensors occupy.
+        without_weights, without_ids: tensors let go to stay within ``MOST_HELD_BYTES``.
+        closed: whether the device must not be asked now.
+    """
+
+    def __init__(self, lock: threading.RLock | None = None) -> None:
+        self.held_bytes = 0
+        self.without_weights = 0
+        self.without_ids = 0
+        self.gone = 0
+        self.lock = lock or threading.RLock()
+        self._announced = 0
+        self._capturing: list[int] = []
+        self._routed: dict[int, dict[int, Routed]] = {}
+        self._repeated: dict[int, set[int]] = {}
+
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured."""
+        return bool(self._capturing)
+
+    @property
+    def closed(self) -> bool:
+        """Whether a graph is being captured, or is about to be."""
+        return bool(self._announced or self._capturing)
+
+    def announce(self) -> None:
+        """A capture is about to begin: whoever asks the device is waited for, and nobody does from here on."""
+        with self.lock:
+            self._announced += 1
+
+    def withdraw(self) -> None:
+        """What was announced has begun, or failed to."""
+        self._announced = max(0, self._announced - 1)
+
+    def begin(self, graph: Any) -> None:
+        """The capture of a graph begins. One that is captured again starts anew."""
+        key = id(graph)
+        self._forget(key)
+        self._routed[key] = {}
+        weakref.finalize(graph, self._forget, key)
+        self._capturing.append(key)
+
+    def end(self, graph: Any) -> None:
+        """It ends."""
+        if id(graph) in self._capturing:
+            self._capturing.remove(id(graph))
+
+    def keep(self, one: Routed) -> None:
+        """A router chose while a graph is captured: hold its tensors under that graph."""
+        of_graph = self._routed[self._capturing[-1]]
+        if one.layer in of_graph:
+            self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
+            return
+        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
+            self.without_weights += 1
+            one = Routed(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
+        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
+            self.without_ids += 1
+            return
+        self.held_bytes += one.held_bytes
+        of_graph[one.layer] = one
+
+    def routed(self, key: int) -> dict[int, Routed]:
+        """What a graph's replay leaves behind, by layer."""
+        return self._routed.get(key, {})
+
+    def repeated(self, key: int) -> set[int]:
+        """Layers that ran more than once in a graph."""
+        return self._repeated.get(key, set())
+
+    def _forget(self, key: int) -> None:
+        for one in self._routed.pop(key, {}).values():
+            self.held_bytes -= one.held_bytes
+        self._repeated.pop(key, None)
+        self.gone += 1
+
+
+#: Who is told of captures and replays: a pair of its graphs and what it does on a replay, while it lives.
+_listeners: list[tuple[weakref.ref[Graphs], weakref.WeakMethod[Callable[[int], None]]]] = []
+
+
+def _told() -> list[tuple[Graphs, Callable[[int], None]]]:
+    """The listeners that live."""
+    found = [(graphs(), replayed()) for graphs, replayed in _listeners]
+    return [(graphs, replayed) for graphs, replayed in found if graphs is not None and replayed is not None]
+
+
+def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
+    """Hook PyTorch's graphs, once a process; the listener is forgotten when it goes.
+
+    ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too.
+
+    Parameters:
+        replayed: a method, called with the graph's key before each replay.
+    """
+    import torch  # noqa: PLC0415  only where there is a model
+
+    _listeners[:] = [one for one in _listeners if one[0]() is not None]
+    _listeners.append((weakref.ref(graphs), weakref.WeakMethod(replayed)))
+
+    def announce(graph: Any, *_: Any, **__: Any) -> Any:
+        for one, _replayed in _told():
+            one.announce()
+        return graph
+
+    def begin(graph: Any, _: Any) -> None:
+        for one, _replayed in _told():
+            one.begin(graph)
+            one.withdraw()
+
+    def give_up(_: Any) -> None:
+        for one, _replayed in _told():
+            one.withdraw()
+
+    def end(graph: Any) -> None:
+        for one, _replayed in _told():
+            one.end(graph)
+
+    def replay(graph: Any, *_: Any, **__: Any) -> None:
+        for _graphs, tell in _told():
+            tell(id(graph))
+
+    owner = torch.cuda.CUDAGraph
+    wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))
+    wrap(owner, "capture_end", registered(Hook("graph_captured", lambda g, *_, **__: g, lambda g, _: end(g), end)))
+    wrap(owner, "replay", registered(Hook("graph_replay", replay)))

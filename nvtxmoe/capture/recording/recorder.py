@@ -1,0 +1,391 @@
+"""The recorder: what routers chose in a step becomes events of schema 1, in one or two sinks.
+
+It knows nothing of vLLM. A step is ``begin_step``, any number of ``routed``, ``forward_done``, ``end_step``; what comes
+outside of a step (warm-up, graph capture, idle batches) is not counted.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nvtxmoe.capture.hooks import failures
+from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
+from nvtxmoe.capture.recording.cuda_counter import CudaCounter
+from nvtxmoe.capture.recording.cuda_graphs import Graphs
+from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.routing_tensors import Cells, Counted, Routed, Sample
+from nvtxmoe.capture.recording.step_routing import StepRouting
+from nvtxmoe.capture.run_identity import Identity, Step, meta_text
+from nvtxmoe.capture.sinks import Sink
+from nvtxmoe.formats import schema
+
+#: Steps after which moe.meta is sent again, for captures that begin later.
+META_EVERY = 500
+#: Steps of one span of moe.pairs.
+PAIRS_EVERY = 100
+#: Kinds of rows that are kept prepared.
+MOST_HEADS = 64
+#: Seconds without a step after which what has arrived is sent.
+IDLE_S = 0.25
+
+
+class Recorder:
+    """Records one process.
+
+    Parameters:
+        sample_every: token-level rows on every so many steps, 0 for never.
+        layers: numbers to record; None for all.
+        emit: of ``config.EMITS``.
+        every_layer: whether a step in which a known layer routes nothing has lost something.
+        sinks: made when the identity is known, since journals are named by rank.
+    """
+
+    def __init__(
+        self,
+        make_sinks: Callable[[Identity], Sequence[Sink]],
+        *,
+        sample_every: int = 100,
+        layers: frozenset[int] | None = None,
+        emit: frozenset[str] = frozenset({"counts", "topk", "physical"}),
+        every_layer: bool = True,
+    ) -> None:
+        self.identity: Identity | None = None
+        self.hidden: dict[int, str] = {}
+        self.lost: Tally[str] = Tally()
+        self.steps = 0
+        self.warming_up = False  # steps are the engine's own: not counted
+        self._make_sinks = make_sinks
+        self._sinks: Sequence[Sink] = ()
+        self._steps_a_send = 1
+        self._send_at = 0.0  # counts wait for other steps until then at most
+        self._sample_every = sample_every
+        self._layers = layers
+        self._emit = emit
+        self._every_layer = every_layer
+        self._expected = 0  # layers whose routing a step must show
+        self._heads: dict[tuple[tuple[int, ...], int, int], Any] = {}
+        self._step: Step | None = None
+        self._lock = threading.RLock()
+        self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
+        self._open = False
+        self._counter: Counter | None = None
+        self._pairs = PairCounts() if "pairs" in emit else None
+        self._told: object = None
+        # Counts that arrive when no step follows are sent by a thread.
+        self._idle: threading.Thread | None = None
+        self._closed = False
+
+    # The process -------------------------------------------------------------------------------------------------
+
+    def model_loaded(self, identity: Identity) -> None:
+        """The layers are known. A second call replaces them (a model loaded again)."""
+        if self._layers is not None:
+            there = sorted(layer.layer for layer in identity.layers)
+            if absent := sorted(self._layers - set(there)):
+                logger().warning("layers %s are asked for, and the model has %s", absent[:20], there)
+            kept = tuple(layer for layer in identity.layers if layer.layer in self._layers)
+            identity = replace(identity, layers=kept)
+        first = self.identity is None
+        self.identity = identity
+        if first:
+            _close_in_children(self)
+            self._sinks = self._make_sinks(identity)
+            self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
+            idle = (weakref.ref(self),)
+            self._idle = threading.Thread(target=_send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
+            self._idle.start()
+        self._wanted_changed()
+        self._tell_meta()
+
+    def prepare_for_gpu(self) -> None:
+        """Compile the counting now: else a request would wait for it."""
+        layers = () if self.identity is None else self.identity.layers
+        shapes = {(layer.num_experts, layer.top_k) for layer in layers}
+        shapes |= {(layer.num_physical, layer.top_k) for layer in layers if layer.num_physical is not None}
+        try:
+            with self._lock:  # else the idle thread could take what is counted for a step
+                counter = self._counter = self._counter or CudaCounter()
+                if isinstance(counter, CudaCounter):
+                    counter.warm_up(sorted(shapes), self._pairs is not None)
+        except Exception:  # it is tried again with the first step
+            logger().info("the counting could not be compiled ahead", exc_info=True)
+
+    def same_layers(self, identity: Identity) -> bool:
+        """Whether a model has the layers of the one that is recorded."""
+        kept = [layer for layer in identity.layers if self._layers is None or layer.layer in self._layers]
+        return self.identity is not None and list(self.identity.layers) == kept
+
+    def refuse_second_model(self) -> None:
+        """Counts of another model in this process would be added to those of the first."""
+        logger().warning("another model was loaded in this process: it is not recorded, only the first one is")
+        self._lose("steps of another model in the process, from its load on")
+        self._tell_meta()
+
+    def _wanted_changed(self) -> None:
+        layers = () if self.identity is None else self.identity.layers
+        self._expected = sum(self.records(layer.layer) for layer in layers)
+        self._routing.forget_merged()
+
+    def hide(self, layer: int, reason: str) -> None:
+        """A layer whose routing can't be seen: it gets no counts, never zeros. One warning a layer and reason."""
+        if layer not in self.hidden:
+            self.hidden[layer] = reason
+            self._wanted_changed()
+            logger().warning("layer %d: no expert counts are recorded: %s", layer, reason)
+
+    def close(self) -> None:
+        """Send what is left and close the sinks. Nothing is recorded afterwards."""
+        if self.identity is None or self._closed:
+            return
+        self.rest()
+        self._closed = True
+        for sink in self._sinks:
+            sink.close(self._summary())
+
+    def rest(self) -> None:
+        """A worker ends, its process perhaps later, or with another model: send and write everything so far."""
+        if self.identity is None or self._closed:
+            return
+        self.end_step()
+        self.settle()
+        if self._capture() is not None:
+            self._tell_meta()
+        for sink in self._sinks:
+            sink.rest(self._summary())
+
+    def _summary(self) -> dict[str, Any]:
+        return {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
+
+    def settle(self) -> None:
+        """Send everything that was counted so far. This waits for the device."""
+        with self._lock:
+            if self._pairs is not None:
+                self._pairs.begin()
+            self._arrived(wait=True)
+
+    # Steps -------------------------------------------------------------------------------------------------------
+
+    def begin_step(self, num_tokens: int, num_reqs: int, prefill_tokens: int, decode_tokens: int) -> None:
+        """A scheduled step begins. One that was left open ends first."""
+        self.end_step()
+        if self.warming_up:
+            return
+        if self.identity is None:
+            self._lose("steps before the model was known")
+            return
+        if self.steps and self.steps % META_EVERY == 0:
+            self._tell_meta()
+        with self._lock:
+            self._step = Step(self.steps, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+            self.steps += 1
+            self._routing.begin()
+            self._open = True
+            for sink in self._sinks:
+                sink.step_begins(self._step)
+
+    def skip_step(self) -> None:
+        """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
+        self.end_step()
+        self.steps += 1
+
+    def records(self, layer: int) -> bool:
+        """Whether a layer is wanted and visible."""
+        return layer not in self.hidden and (self._layers is None or layer in self._layers)
+
+    @property
+    def graphs(self) -> Graphs:
+        """Routing of captured CUDA graphs."""
+        return self._routing.graphs
+
+    def listens(self, layer: int) -> bool:
+        """Whether what this layer's router chooses now is to be kept."""
+        return self._routing.listens(layer)
+
+    def routed(self, one: Routed) -> None:
+        """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
+        self._routing.add(one)
+
+    def replayed(self, graph: int) -> None:
+        """A CUDA graph is replayed, as part of the step's forward."""
+        self._routing.replayed(graph)
+
+    def forward_done(self) -> None:
+        """The step's forward was launched: begin to count it. Nothing waits for the device."""
+        step = self._step
+        tensors = self._routing.end()
+        if step is None or self.identity is None:
+            return
+        routed, key = tensors.routed, tensors.key
+        if routed and tensors.rows < step.num_tokens:
+            routed, key = tuple(one for one in routed if self._whole(one, step)), None
+        if self._every_layer and len(routed) < self._expected:
+            self._lose("steps in which a layer's routing was not seen")
+        if not routed:
+            return
+        if self._counter is None:
+            self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
+        sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
+        self._counter.submit(step, routed, sample, key, self._pairs)
+
+    def _hide_repeated(self, layer: int) -> None:
+        self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
+
+    def _whole(self, one: Routed, step: Step) -> bool:
+        if one.ids.shape[0] - one.start >= step.num_tokens:
+            return True
+        self._lose("layers with fewer rows than tokens")
+        return False
+
+    def end_step(self) -> None:
+        """The step's range closes; counts that have arrived are sent."""
+        if not self._open:
+            return
+        with self._lock:
+            self._open = False
+            self._step = None
+            self._routing.end()
+            for sink in self._sinks:
+                sink.step_ends()
+            if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
+                self._pairs.begin()
+            if self.steps % self._steps_a_send and time.monotonic() < self._send_at:
+                return
+            self._arrived()
+        if self._news() != self._told:
+            self._tell_meta()
+
+    def abandon_step(self) -> None:
+        """The forward raised: the step's range closes, and there are no counts."""
+        if self._open:
+            self._lose("steps whose forward failed")
+            self.end_step()
+
+    # Events ------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, wait: bool = False) -> None:
+        self._send_at = time.monotonic() + IDLE_S
+        if self._counter is None or self.identity is None:
+            return
+        for counted in self._counter.drain(wait):
+            self._send_counted(counted)
+        if self._pairs is not None:
+            for payload in self._pairs.arrived(self.identity.rank, wait):
+                self._send(schema.PAIRS, payload)
+        if self._counter.dropped:
+            self.lost["steps left out, the device being far behind"] = self._counter.dropped
+        if self.graphs.without_ids:
+            self.lost["layers of graphs not kept, graphs holding too much"] = self.graphs.without_ids
+        if self.graphs.without_weights:
+            self.lost["routing weights not kept, graphs holding too much"] = self.graphs.without_weights
+
+    def _send_counted(self, counted: Counted) -> None:
+        for cells in counted.cells:
+            self._send_cells(counted.step, cells)
+        for sample in counted.samples:
+            self._send(schema.TOPK, _topk(counted.step.number, sample))
+
+    def _send_cells(self, step: Step, cells: Cells) -> None:
+        event = schema.PHYSICAL if cells.physical else schema.COUNTS
+        if event.removeprefix("moe.") not in self._emit:
+            return
+        rows = self._rows(cells.layers, cells.top_k, cells.counts.shape[1])
+        rows["step"], rows["rank"], rows["num_tokens"] = step.number, step.rank, step.num_tokens
+        rows["counts"] = cells.counts
+        for sink in self._sinks:
+            sink.payloads(event, rows)
+
+    def _rows(self, layers: tuple[int, ...], top_k: int, experts: int) -> Any:
+        """Rows of counts in which what is the same in every step stands already."""
+        key = (layers, top_k, experts)
+        rows = self._heads.get(key)
+        if rows is None:
+            if len(self._heads) > MOST_HEADS:
+                self._heads.clear()
+            rows = self._heads[key] = np.zeros(len(layers), schema.counts_dtype(experts))
+            rows["layer"], rows["top_k"] = layers, top_k
+        return rows.copy()
+
+    def _send(self, event: str, payload: Any) -> None:
+        for sink in self._sinks:
+            sink.payload(event, payload)
+
+    # moe.meta ----------------------------------------------------------------------------------------------------
+
+    def _lose(self, what: str) -> None:
+        self.lost[what] += 1
+
+    def _capture(self) -> dict[str, Any] | None:
+        """Failures, losses and hidden layers by name, without their numbers: a change is worth telling at once."""
+        known = {"failures": failures(), "lost": sorted(self.lost), "hidden_layers": dict(self.hidden)}
+        return known if any(known.values()) else None
+
+    def _news(self) -> object:
+        """What makes moe.meta worth sending again."""
+        return self._capture(), self.graphs.held_bytes
+
+    def _tell_meta(self) -> None:
+        assert self.identity is not None
+        self._told = self._news()
+        capture = None
+        if self._capture() is not None:
+            hidden = {str(layer): reason for layer, reason in self.hidden.items()}
+            capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
+        for sink in self._sinks:
+            sink.meta(
+                meta_text(
+                    self.identity,
+                    sample_every=self._sample_every,
+                    emit=self._emit,
+                    encoding=sink.encoding,
+                    recording="references",
+                    held_bytes=self.graphs.held_bytes,
+                    capture=capture,
+                )
+            )
+
+
+def _close_in_children(recorder: Recorder) -> None:
+    """A forked child is not the process that is recorded, and its locks may be held by threads that it lacks."""
+    reference = weakref.ref(recorder)
+
+    def closed() -> None:
+        one = reference()
+        if one is not None:
+            one._closed, one._sinks, one._open = True, (), False
+            one._lock = one.graphs.lock = threading.RLock()
+
+    os.register_at_fork(after_in_child=closed)
+
+
+def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
+    """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
+    before = -1
+    while True:
+        time.sleep(IDLE_S)
+        one = recorder()
+        if one is None or one._closed:
+            return
+        if one.steps == before and not one._open:
+            with one._lock:
+                if not one._open and not one._closed and not one.graphs.closed:
+                    one._arrived()
+        before = one.steps
+        del one
+
+
+def _topk(step: int, sample: Sample) -> Any:
+    rows = np.zeros(len(sample.experts), schema.topk_dtype(sample.experts.shape[1]))
+    rows["step"], rows["layer"], rows["token"] = step, sample.layer, np.arange(len(rows))
+    rows["experts"] = sample.experts
+    rows["weights"] = np.nan if sample.weights is None else sample.weights
+    return rows

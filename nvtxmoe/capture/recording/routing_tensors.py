@@ -1,0 +1,108 @@
+"""Routing of a step: as tensors that nobody has looked at yet, and as counts that have arrived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from nvtxmoe.capture.run_identity import Step
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a router chose, by reference: the memory stays as it was while this is held.
+
+    Attributes:
+        ids: logical experts, [rows, top_k], any integer dtype; rows past the step's tokens are padding.
+        weights: [rows, top_k], floating; None where they are not known.
+        physical: physical experts, as ids; None without EPLB.
+        start: the first row that is this rank's (data parallelism may put all ranks' rows together).
+    """
+
+    layer: int
+    num_experts: int
+    ids: torch.Tensor
+    weights: torch.Tensor | None
+    physical: torch.Tensor | None = None
+    num_physical: int = 0
+    start: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that this keeps from being used again."""
+        held = (self.ids, self.weights, self.physical)
+        return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Counts of layers that are alike, in one step.
+
+    Attributes:
+        layers: their numbers.
+        counts: integers [layers, experts].
+        physical: whether the experts are physical ones.
+    """
+
+    layers: tuple[int, ...]
+    top_k: int
+    counts: npt.NDArray[Any]
+    physical: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The tokens of one layer in a sampled step: [num_tokens, top_k] both."""
+
+    layer: int
+    experts: npt.NDArray[Any]
+    weights: npt.NDArray[Any] | None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A step whose counts have arrived."""
+
+    step: Step
+    cells: tuple[Cells, ...]
+    samples: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Routing tensors of one shape, counted together.
+
+    Attributes:
+        tensors: [rows, top_k] each, with the first own row.
+    """
+
+    layers: tuple[int, ...]
+    experts: int
+    top_k: int
+    physical: bool
+    tensors: tuple[tuple[torch.Tensor, int], ...]
+
+
+def alike(routed: tuple[Routed, ...]) -> tuple[Alike, ...]:
+    """Tensors by their number of experts, top_k, dtype, strides and device; logical and physical ids apart."""
+    groups: dict[tuple[Any, ...], list[tuple[int, torch.Tensor, int]]] = {}
+    for one in routed:
+        for ids, experts, physical in ((one.ids, one.num_experts, False), (one.physical, one.num_physical, True)):
+            if ids is not None:
+                key = (experts, ids.shape[1], physical, ids.dtype, ids.stride(), ids.device)
+                groups.setdefault(key, []).append((one.layer, ids, one.start))
+    return tuple(
+        Alike(
+            layers=tuple(layer for layer, _, _ in members),
+            experts=key[0],
+            top_k=key[1],
+            physical=key[2],
+            tensors=tuple((ids, start) for _, ids, start in members),
+        )
+        for key, members in groups.items()
+    )

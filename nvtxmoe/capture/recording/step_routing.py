@@ -1,0 +1,110 @@
+"""Which routing tensors belong to the running step: those of eager layers, and those of the graphs it replayed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+from nvtxmoe.capture.recording.cuda_graphs import Graphs
+from nvtxmoe.capture.recording.routing_tensors import Routed
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """The routing of a forward.
+
+    Attributes:
+        routed: each layer once.
+        key: stands for these very tensors where they will come again (CUDA graphs), else None.
+        rows: that each of the tensors has at least, from its first own row on.
+    """
+
+    routed: tuple[Routed, ...]
+    key: Hashable | None
+    rows: int
+
+
+def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
+    return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
+
+
+class StepRouting:
+    """Collects references while a forward runs.
+
+    Parameters:
+        wanted: whether a layer is recorded.
+        repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
+        lock: see ``Graphs``.
+    """
+
+    def __init__(
+        self, wanted: Callable[[int], bool], repeated: Callable[[int], None], lock: threading.RLock | None = None
+    ) -> None:
+        self.graphs = Graphs(lock)
+        self._wanted = wanted
+        self._repeated = repeated
+        self._eager: dict[int, Routed] | None = None  # None: no forward runs
+        self._replays: list[int] = []
+        self._merged: dict[tuple[int, ...], StepTensors] = {}
+        self._keys = itertools.count()
+        self._gone = 0
+
+    def listens(self, layer: int) -> bool:
+        """Whether what a router chooses now is to be kept."""
+        return (self._eager is not None or self.graphs.capturing) and self._wanted(layer)
+
+    def begin(self) -> None:
+        """A forward begins."""
+        self._eager, self._replays = {}, []
+
+    def add(self, one: Routed) -> None:
+        """A router chose: kept for this step, or under the graph that is being captured."""
+        if not self.listens(one.layer):
+            return
+        if self.graphs.capturing:
+            self.graphs.keep(one)
+        elif self._eager is not None and one.layer in self._eager:
+            del self._eager[one.layer]
+            self._repeated(one.layer)
+        elif self._eager is not None:
+            self._eager[one.layer] = one
+
+    def replayed(self, graph: int) -> None:
+        """A graph is replayed as part of the forward."""
+        if self._eager is not None and self.graphs.routed(graph):
+            self._replays.append(graph)
+
+    def end(self) -> StepTensors:
+        """The forward's routing; nothing of a forward that did not begin."""
+        eager, replays = self._eager, tuple(self._replays)
+        self._eager, self._replays = None, []
+        of_graphs = self._of_graphs(replays)
+        if not eager:
+            return of_graphs
+        return _tensors(self._together(of_graphs.routed, tuple(eager.values())), None)
+
+    def forget_merged(self) -> None:
+        """What is wanted has changed."""
+        self._merged.clear()
+
+    def _of_graphs(self, replays: tuple[int, ...]) -> StepTensors:
+        if self.graphs.gone != self._gone:  # keys may come again for other graphs
+            self._gone = self.graphs.gone
+            self._merged.clear()
+        known = self._merged.get(replays)
+        if known is None:
+            merged: tuple[Routed, ...] = ()
+            for graph in replays:
+                for layer in self.graphs.repeated(graph):
+                    self._repeated(layer)
+                merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
+            # A new key each time: graphs may come again at an old address, or with a layer hidden since.
+            known = self._merged[replays] = _tensors(merged, next(self._keys))
+        return known
+
+    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
+        for layer in {one.layer for one in some} & {one.layer for one in more}:
+            self._repeated(layer)
+        return tuple(one for one in (*some, *more) if self._wanted(one.layer))

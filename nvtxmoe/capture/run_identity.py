@@ -1,0 +1,135 @@
+"""What capture knows of the process, the model and a step: plain values, and moe.meta made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nvtxmoe._version import __version__
+from nvtxmoe.formats import schema
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One MoE layer of this process.
+
+    Attributes:
+        layer: its number, unique in the process (see ``adapters.numbering``).
+        num_experts: logical experts.
+        local_experts: experts that this rank holds (physical ones where EPLB is on); None when unknown.
+        expert_bytes: bytes of the weights of one expert on this rank; None when unknown.
+    """
+
+    layer: int
+    name: str
+    num_experts: int
+    top_k: int
+    local_experts: tuple[int, ...] | None = None
+    expert_bytes: int | None = None
+    num_physical: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As moe.meta has it; what is not known is absent."""
+        said = {
+            "layer": self.layer,
+            "name": self.name,
+            "num_experts": self.num_experts,
+            "top_k": self.top_k,
+            "local_experts": None if self.local_experts is None else list(self.local_experts),
+            "expert_bytes": self.expert_bytes,
+            "num_physical_experts": None if self.num_physical == self.num_experts else self.num_physical,
+        }
+        return {key: value for key, value in said.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this process is in the run. ``extra`` holds optional keys of moe.meta."""
+
+    rank: int = 0
+    world_size: int = 1
+    tp_rank: int = 0
+    tp_size: int = 1
+    ep_rank: int = 0
+    ep_size: int = 1
+    dp_rank: int | None = None
+    dp_size: int | None = None
+    layers: tuple[LayerInfo, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: As ``schema.STEP_DTYPE``.
+_STEP = struct.Struct("<q6i")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One scheduled step. Padding is not in ``num_tokens``."""
+
+    number: int
+    rank: int
+    num_tokens: int
+    num_reqs: int
+    prefill_tokens: int
+    decode_tokens: int
+
+    def packed(self) -> bytes:
+        """Payload of ``moe.step`` as bytes."""
+        return _STEP.pack(
+            self.number, self.rank, self.num_tokens, self.num_reqs, self.prefill_tokens, self.decode_tokens, 0
+        )
+
+    def payload(self) -> Any:
+        """Payload of ``moe.step``: a 0-d array."""
+        return np.frombuffer(self.packed(), schema.STEP_DTYPE).reshape(())
+
+
+def meta_text(
+    identity: Identity,
+    *,
+    sample_every: int,
+    emit: frozenset[str],
+    encoding: str,
+    recording: str,
+    held_bytes: int,
+    capture: Mapping[str, Any] | None,
+) -> bytes:
+    """The JSON of moe.meta.
+
+    Parameters:
+        recording: how ids were taken: ``references`` to the router's tensors, counted after the forward.
+        held_bytes: memory that CUDA graphs keep for it.
+        capture: failures, losses and hidden layers so far; left out while there are none.
+    """
+    said: dict[str, Any] = {
+        "schema": schema.SCHEMA,
+        "nvtxmoe": __version__,
+        **dict(identity.extra),
+        "rank": identity.rank,
+        "world_size": identity.world_size,
+        "tp_rank": identity.tp_rank,
+        "tp_size": identity.tp_size,
+        "ep_rank": identity.ep_rank,
+        "ep_size": identity.ep_size,
+        "dp_rank": identity.dp_rank,
+        "dp_size": identity.dp_size,
+        "sample_every": sample_every,
+        "emit": sorted(emit),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "clock": {"unix_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
+        "payload_encoding": encoding,
+        "recording": recording,
+        "held_bytes": held_bytes or None,
+        "layers": [layer.as_dict() for layer in identity.layers],
+        "capture": dict(capture) if capture else None,
+    }
+    return json.dumps({key: value for key, value in said.items() if value is not None}).encode()

@@ -1,0 +1,182 @@
+"""NVTX events of schema 1, in the binary or the word form.
+
+The nvtx module keeps every distinct message for ever, so messages come from a fixed set; payloads vary.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+import nvtx
+
+from nvtxmoe.formats import schema, word_payloads
+
+#: Binary payloads came with this nvtx.
+BINARY_SINCE = (0, 2, 15)
+
+Payload = Any  # a 0-d structured numpy array, or a 1-d array
+
+
+class Emitter(Protocol):
+    """Emits ranges and payloads into the domain ``nvtxmoe``."""
+
+    encoding: str
+
+    def push(self, name: str, layer: int, category: str) -> None:
+        """Open a range with an int payload."""
+
+    def push_step(self, payload: Payload) -> None:
+        """Open ``moe.step``."""
+
+    def pop(self) -> None:
+        """Close the innermost range of this thread."""
+
+    def mark(self, event: str, payload: Payload) -> None:
+        """Emit a payload; ``event`` is ``moe.counts`` and the like."""
+
+    def depth(self) -> int:
+        """Ranges open on this thread."""
+
+
+class _Depth(threading.local):
+    value = 0
+
+
+class _Ranges:
+    """How deep each thread's ranges are, to unwind after a failure."""
+
+    def __init__(self) -> None:
+        self._depth = _Depth()
+
+    def depth(self) -> int:
+        return self._depth.value
+
+    def _pushed(self) -> None:
+        self._depth.value += 1
+
+    def _popped(self) -> None:
+        self._depth.value -= 1
+
+
+class BinaryEmitter(_Ranges):
+    """Binary payloads, through the domain's own functions (nvtx 0.2.15 and newer)."""
+
+    encoding = "binary"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._domain = nvtx.get_domain(schema.DOMAIN)
+        self._of_range = lru_cache(maxsize=None)(self._attributes)
+
+    def _attributes(self, name: str, payload: Payload, category: str) -> Any:
+        return self._domain.get_event_attributes(message=name, category=category, payload=payload)
+
+    def push(self, name: str, layer: int, category: str) -> None:
+        """Open a range with an int payload."""
+        self._domain.push_range(self._of_range(name, layer, category))
+        self._pushed()
+
+    def push_step(self, payload: Payload) -> None:
+        """Open ``moe.step`` with its struct."""
+        self._domain.push_range(self._attributes(schema.STEP, payload, "step"))
+        self._pushed()
+
+    def pop(self) -> None:
+        """Close the innermost range of this thread."""
+        self._domain.pop_range()
+        self._popped()
+
+    def mark(self, event: str, payload: Payload) -> None:
+        """Emit a payload as it is."""
+        self._domain.mark(self._attributes(event, payload, event.removeprefix("moe.")))
+
+
+class WordEmitter(_Ranges):
+    """The word form, for every nvtx and nsys: payloads as int64 marks of fixed messages.
+
+    nvtx 0.2.11 keeps the attributes of every distinct payload for ever (an unbounded cache). So each message has one
+    attributes object a thread here, whose payload is set anew for every event.
+    """
+
+    encoding = "words"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._domain = nvtx.get_domain(schema.DOMAIN)
+        self._push, self._pop, self._mark = _calls(self._domain)
+        self._of_range = lru_cache(maxsize=None)(self._attributes)
+        self._local = _Reused()
+
+    def _attributes(self, name: str, payload: int, category: str | None) -> Any:
+        return self._domain.get_event_attributes(message=name, category=category, payload=payload)
+
+    def _reused(self, name: str, payload: int, category: str | None = None) -> Any:
+        kept = self._local.attributes
+        attributes = kept.get(name)
+        if attributes is None:
+            # A payload of its own for each thread, so that nvtx's cache gives each a different object.
+            first = -1 - threading.get_ident()
+            attributes = kept[name] = self._attributes(name, first, category)
+        if attributes is not None:  # newer nvtx gives None where no tool listens
+            attributes.payload = payload
+        return attributes
+
+    def push(self, name: str, layer: int, category: str) -> None:
+        """Open a range with an int payload."""
+        self._push(self._of_range(name, layer, category))
+        self._pushed()
+
+    def push_step(self, payload: Payload) -> None:
+        """Open ``moe.step`` with the step's number; its struct follows as words."""
+        self._push(self._reused(schema.STEP, int(payload["step"]), "step"))
+        self._pushed()
+        self.mark(schema.STEP, payload)
+
+    def pop(self) -> None:
+        """Close the innermost range of this thread."""
+        self._pop()
+        self._popped()
+
+    def mark(self, event: str, payload: Payload) -> None:
+        """Emit a payload as words, consecutive on this thread."""
+        data = np.asarray(payload).tobytes()
+        attributes = self._reused(word_payloads.message(event.removeprefix("moe.")), 0)
+        if attributes is None:
+            return
+        for word in word_payloads.encode(data):
+            attributes.payload = word
+            self._mark(attributes)
+
+
+class _Reused(threading.local):
+    """Attributes objects of a thread, by message."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
+
+
+def _calls(domain: Any) -> tuple[Callable[[Any], None], Callable[[], None], Callable[[Any], None]]:
+    """Push, pop and mark of a domain with attributes: the domain's own, or what nvtx 0.2.11 has beneath."""
+    if hasattr(domain, "push_range"):
+        return domain.push_range, domain.pop_range, domain.mark
+    from nvtx import _lib  # noqa: PLC0415  not there in newer ones
+
+    handle = domain.handle
+    return lambda a: _lib.push_range(a, handle), lambda: _lib.pop_range(handle), lambda a: _lib.mark(a, handle)
+
+
+def nvtx_version() -> tuple[int, ...]:
+    """Version of the installed nvtx as numbers."""
+    from importlib.metadata import version  # noqa: PLC0415
+
+    return tuple(int(part) for part in version("nvtx").split(".")[:3] if part.isdigit())
+
+
+def make_emitter(payload: str) -> Emitter:
+    """The emitter for a setting of ``payload``: auto takes binary where nvtx can carry it."""
+    binary = nvtx_version() >= BINARY_SINCE if payload == "auto" else payload == "binary"
+    return BinaryEmitter() if binary else WordEmitter()

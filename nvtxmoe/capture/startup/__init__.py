@@ -1,0 +1,1 @@
+"""Begin capture in a process: settings, session, the watch for vLLM."""

@@ -1,0 +1,73 @@
+"""Sessions of direct mode: one folder for all processes of a run, merged when the first of them ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+
+from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.startup.settings import SESSION_DIR
+from nvtxmoe.formats.journal import RANKS, SUFFIX
+
+#: What the merge imports that vLLM's Python may lack.
+NEEDED = ("click", "connectorx", "polars", "pyarrow", "rich", "sqlite_utils")
+
+
+def session_dir(base: Path) -> Path:
+    """The run's folder: the one that the parent process chose, else a new name, handed to the children.
+
+    The process that chooses it merges the journals at its exit, and takes the folder away where there are none.
+
+    Raises:
+        OSError: the folder can't be made.
+    """
+    chosen = os.environ.get(SESSION_DIR)
+    if chosen:
+        return Path(chosen)
+    name = time.strftime("session_%Y%m%d_%H%M%S")
+    base = base.absolute()  # children may stand elsewhere
+    base.mkdir(parents=True, exist_ok=True)
+    folder, number = base / name, 2
+    while True:
+        try:
+            folder.mkdir(mode=0o755)  # two runs may begin in one second
+            break
+        except FileExistsError:
+            folder, number = base / f"{name}_{number}", number + 1
+    os.environ[SESSION_DIR] = str(folder)
+    # Not atexit: that would come before vLLM ends its engine, which does it in a finalizer made later than this one.
+    weakref.finalize(sys.modules[__name__], merge_at_exit, folder, os.getpid())
+    return folder
+
+
+def merge_at_exit(folder: Path, pid: int) -> None:
+    """Merge what the processes of the run have written, in the process that began it."""
+    if os.getpid() != pid:
+        return
+    if not any((folder / RANKS).glob(f"*{SUFFIX}")):
+        with contextlib.suppress(OSError):  # not empty, or gone
+            folder.rmdir()
+        return
+    if lacking := [name for name in NEEDED if find_spec(name) is None]:
+        where = f"{', '.join(lacking)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
+        print(f"nvtxmoe: {folder} is not merged: {where}", file=sys.stderr)  # noqa: T201
+        return
+    command = [sys.executable, "-m", "nvtxmoe", "merge", str(folder)]
+    environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
+    package = Path(__file__).parents[3]
+    ours = (str(package), str(package / "analysis"))  # the second in a checkout only
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), *ours)))
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        logger().warning("the journals in %s are not merged (%s); run: nvtxmoe merge %s", folder, last, folder)
+    else:
+        print(f"nvtxmoe: {folder / 'moe_expert_tracking'}", file=sys.stderr)  # noqa: T201

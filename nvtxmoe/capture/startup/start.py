@@ -1,0 +1,114 @@
+"""Starting capture in a process: settings, the watch for vLLM's worker, and the hooks once it is there."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Sequence
+from multiprocessing import util
+from typing import TYPE_CHECKING
+
+from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.startup import import_watch
+from nvtxmoe.capture.startup import settings as config
+from nvtxmoe.capture.startup.settings import Settings
+from nvtxmoe.errors import NvtxmoeError
+
+if TYPE_CHECKING:
+    from nvtxmoe.capture.vllm.layer_hooks import Capture
+
+#: The worker's class is the last thing that the hooks need, in every process that runs a model.
+WORKER = "vllm.v1.worker.gpu_worker"
+#: Set in processes that nsys records.
+UNDER_NSYS = ("NVTX_INJECTION64_PATH", "NSYS_PROFILING_SESSION_ID")
+
+_started = False
+
+
+def start() -> None:
+    """Begin to watch for vLLM's worker in this process, if capture is enabled. A second call does nothing.
+
+    Raises:
+        SystemExit: a setting is wrong; the message says what is accepted.
+    """
+    global _started  # noqa: PLW0603  once a process
+    if _started:
+        return
+    _started = True
+    if not config.may_be_on():
+        return  # whatever else is set
+    try:
+        settings = config.load()
+    except NvtxmoeError as error:
+        print(f"nvtxmoe: {error}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(error.exit_code) from None
+    if not settings.enable:
+        return
+    log = logger(settings.verbose)
+    if "moe" in sinks_of(settings):
+        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415  only in mode moe
+
+        try:
+            log.info("mode moe: %s", session_dir(settings.output_dir))
+        except OSError as error:
+            log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
+            return
+    import_watch.watch(WORKER, lambda: _hook(settings))
+
+
+def sinks_of(settings: Settings) -> Sequence[str]:
+    """The sinks that a mode means, of ``nsys`` and ``moe``."""
+    if settings.mode == "auto":
+        return ("nsys",) if any(os.environ.get(name) for name in UNDER_NSYS) else ("moe",)
+    return ("nsys", "moe") if settings.mode == "both" else (settings.mode,)
+
+
+def _hook(settings: Settings) -> None:
+    from nvtxmoe.capture.vllm.adapters import choose  # noqa: PLC0415  vLLM is being imported
+
+    log = logger(settings.verbose)
+    adapter, lacking = choose()
+    if adapter is None:
+        import vllm  # noqa: PLC0415
+
+        clauses = "; ".join(f"{name}: {', '.join(missing)}" for name, missing in lacking.items())
+        log.warning("no adapter fits vLLM %s, nothing is recorded. Missing: %s", vllm.__version__, clauses)
+        return
+    adapter.install(make_capture(settings))
+    log.info("hooked with adapter %s", adapter.NAME)
+
+
+def make_capture(settings: Settings) -> Capture:
+    """The recorder with its sinks and the hooks' state."""
+    from nvtxmoe.capture.recording.recorder import Recorder  # noqa: PLC0415
+    from nvtxmoe.capture.run_identity import Identity  # noqa: PLC0415
+    from nvtxmoe.capture.sinks import Sink  # noqa: PLC0415
+    from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter  # noqa: PLC0415
+    from nvtxmoe.capture.vllm.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
+
+    wanted = sinks_of(settings)
+    emitter = make_emitter(settings.payload) if "nsys" in wanted else None
+
+    def make_sinks(identity: Identity) -> list[Sink]:
+        from nvtxmoe.capture.sinks.journal import JournalSink  # noqa: PLC0415
+        from nvtxmoe.capture.sinks.nvtx import NvtxSink  # noqa: PLC0415
+        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415
+
+        sinks: list[Sink] = [] if emitter is None else [NvtxSink(emitter)]
+        if "moe" in wanted:
+            try:
+                folder = session_dir(settings.output_dir)
+                sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
+            except (OSError, NvtxmoeError) as error:
+                logger().warning("no files are written: %s", error)
+        return sinks
+
+    recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
+
+    def close() -> None:
+        recorder.close()  # does nothing in a process that recorded nothing
+
+    atexit.register(close)
+    util.Finalize(recorder, close, exitpriority=200)  # children of multiprocessing leave without atexit
+    return Capture(recorder, emitter if "ranges" in settings.emit else None)

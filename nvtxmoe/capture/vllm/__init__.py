@@ -1,0 +1,1 @@
+"""Where capture meets vLLM: hooks on the worker and its MoE layers, by adapter."""

@@ -1,0 +1,76 @@
+"""vLLM in which the runner is the layer: ``MoERunner`` knows its number, router and experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvtxmoe.capture.hooks import Hook, wrap
+from nvtxmoe.capture.vllm import common_hooks as common
+from nvtxmoe.capture.vllm.layer_hooks import Capture
+from nvtxmoe.capture.vllm.moe_layer import Found
+from nvtxmoe.capture.vllm.requirements import Need
+
+NAME = "runner_is_layer"
+VERSIONS = "0.24 to 0.33"
+
+FUSED = "vllm.model_executor.layers.fused_moe"
+RUNNER = f"{FUSED}.runner.moe_runner"
+#: How experts are run.
+PASSES = ("forward_modular", "forward_monolithic")
+NEEDS = (
+    *common.NEEDS,
+    Need(RUNNER, "MoERunner._forward_impl", ("hidden_states", "router_logits")),
+    Need(RUNNER, "MoERunner.layer_id"),
+    Need(RUNNER, "MoERunner.is_monolithic"),
+    Need(f"{FUSED}.router.base_router", "BaseRouter._select_experts", ("hidden_states", "router_logits")),
+    Need(f"{FUSED}.routed_experts", "RoutedExperts.forward_modular", ("topk_weights", "topk_ids")),
+    Need(f"{FUSED}.runner.shared_experts", "SharedExperts.forward"),
+)
+
+
+def _layers(static_context: dict[str, Any]) -> list[Found]:
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
+
+    return [
+        Found(
+            key=runner,
+            layer_id=runner.layer_id,
+            name=name,
+            moe_config=runner.moe_config,
+            router=runner.router,
+            experts=runner.routed_experts,
+            expert_map=runner.expert_map,
+            monolithic=bool(runner.is_monolithic),
+        )
+        for name, runner in static_context.items()
+        if isinstance(runner, MoERunner)
+    ]
+
+
+def install(capture: Capture) -> None:
+    """Hook the classes."""
+    from vllm.model_executor.layers.fused_moe.routed_experts import RoutedExperts  # noqa: PLC0415
+    from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter  # noqa: PLC0415
+    from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
+    from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
+
+    experts = capture.phase_hook("experts")
+
+    def found(static_context: dict[str, Any]) -> list[Found]:
+        layers = _layers(static_context)
+        for one in layers:  # some models have experts of their own class
+            for attribute in PASSES:
+                wrap(type(one.experts), attribute, experts)
+        return layers
+
+    common.install(capture, MoERunner, found)
+    layer = capture.layer_hook(lambda runner, *_, **__: runner, common.reduces)
+    wrap(MoERunner, "_forward_impl", layer)
+    wrap(BaseRouter, "_select_experts", capture.router_hook())
+    for attribute in PASSES:
+        wrap(RoutedExperts, attribute, experts)
+    shared: Hook = capture.phase_hook("shared")
+    for attribute in ("forward", "maybe_forward_async"):
+        if attribute in vars(SharedExperts):
+            wrap(SharedExperts, attribute, shared)
+    common.route_through_the_op(MoERunner)

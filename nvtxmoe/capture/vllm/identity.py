@@ -1,0 +1,132 @@
+"""Who a worker is in the run, and what its layers are: the content of moe.meta."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.measured_overhead import overhead
+from nvtxmoe.capture.run_identity import Identity, LayerInfo
+
+MONOLITHIC = "its routing runs inside a monolithic kernel"
+MICRO_BATCHES = "micro-batches (DBO) are on"
+DRAFT = "it is a draft model's, which runs after the step's forward"
+SUBSTITUTED = "vLLM replaces the routed experts afterwards"
+CONTEXT_PARALLEL = "prefill context parallelism divides the rows"
+ADAPTIVE = "the drafts of a step are cut after it was scheduled"
+ZERO_EXPERTS = "its router has zero-computation experts, whose ids vLLM overwrites"
+#: Set by ``nvtxmoe profile`` to tell runs apart.
+RUN_ID = "NVTXMOE_RUN_ID"
+
+
+def identify(worker: Any, found: Sequence[Any]) -> tuple[Identity, list[LayerInfo], dict[int, str]]:
+    """The process's identity, an info for each of ``found``, and why layers are hidden, by number."""
+    parallel = worker.vllm_config.parallel_config
+    infos = [_info(number, one) for number, one in zip(numbering([f.layer_id for f in found]), found, strict=True)]
+    in_rank, dp_size = parallel.world_size, parallel.data_parallel_size
+    tp_size = parallel.tensor_parallel_size
+    moe = found[0].moe_config.moe_parallel_config if found else None
+    many = dp_size > 1
+    identity = Identity(
+        rank=parallel.data_parallel_rank * in_rank + worker.rank if many else worker.rank,
+        world_size=in_rank * dp_size,
+        tp_rank=worker.rank % tp_size,
+        tp_size=tp_size,
+        ep_rank=moe.ep_rank if moe is not None and moe.use_ep else 0,
+        ep_size=moe.ep_size if moe is not None and moe.use_ep else 1,
+        dp_rank=parallel.data_parallel_rank if many else None,
+        dp_size=dp_size if many else None,
+        layers=tuple(infos),
+        extra=_extra(worker, infos),
+    )
+    own = _own_modules(worker, found)
+    reasons = {info.layer: _hidden(worker, one, own) for info, one in zip(infos, found, strict=True)}
+    hidden = {layer: reason for layer, reason in reasons.items() if reason is not None}
+    if not found:
+        logger().warning("the model has no MoE layer that vLLM runs through its MoE runner: nothing to record")
+    return identity, infos, hidden
+
+
+def numbering(layer_ids: Sequence[int]) -> list[int]:
+    """Numbers unique in the process: vLLM's own; of several MoE layers in a block, the later ones past the last."""
+    after = max(layer_ids, default=-1) + 1
+    seen: Counter[int] = Counter()
+    out = []
+    for number in layer_ids:
+        seen[number] += 1
+        if seen[number] == 1:
+            out.append(number)
+        else:
+            out.append(after)
+            after += 1
+    return out
+
+
+def _info(number: int, one: Any) -> LayerInfo:
+    config = one.moe_config
+    logical, physical = int(config.num_logical_experts), int(config.num_experts)
+    local = None
+    if one.expert_map is not None and one.expert_map.ndim == 1:
+        local = tuple(i for i, at in enumerate(one.expert_map.tolist()[:physical]) if at >= 0)
+    elif config.num_local_experts == physical:
+        local = tuple(range(physical))
+    return LayerInfo(
+        layer=number,
+        name=one.name,
+        num_experts=logical,
+        top_k=int(one.router.top_k),
+        local_experts=local,
+        expert_bytes=_expert_bytes(one.experts, int(config.num_local_experts)),
+        num_physical=physical,
+    )
+
+
+def _expert_bytes(experts: Any, num_local: int) -> int | None:
+    held = [p for p in experts.parameters(recurse=False) if p.ndim and p.shape[0] == num_local]
+    total = sum(p.numel() * p.element_size() for p in held)
+    return total // num_local if total and num_local else None
+
+
+def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
+    """Why a layer's counts would be wrong or absent; ``own`` are the modules of the model itself."""
+    parallel = worker.vllm_config.parallel_config
+    speculative = worker.vllm_config.speculative_config
+    reasons = {
+        MONOLITHIC: one.monolithic,
+        DRAFT: bool(own) and id(one.key) not in own,
+        ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
+        SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
+        MICRO_BATCHES: bool(parallel.use_ubatching),
+        CONTEXT_PARALLEL: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        ADAPTIVE: getattr(speculative, "method", None) == "dspark",
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _own_modules(worker: Any, found: Sequence[Any]) -> set[int]:
+    """Modules of the target model by id(); empty where they can't be told from a draft model's."""
+    try:
+        own = {id(module) for module in worker.model_runner.get_model().modules()}
+    except AttributeError:
+        return set()
+    return own if any(id(one.key) in own for one in found) else set()
+
+
+def _extra(worker: Any, layers: Sequence[LayerInfo]) -> dict[str, Any]:
+    import torch  # noqa: PLC0415  inside vLLM only
+    import vllm  # noqa: PLC0415
+
+    config = worker.vllm_config
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "device": device,
+        "overhead": overhead(device, vllm.__version__, layers),
+        "model": config.model_config.model,
+        "eplb": bool(config.parallel_config.enable_eplb) or None,
+        "run_id": os.environ.get(RUN_ID),
+    }

@@ -1,0 +1,68 @@
+"""How capture gets into vLLM's processes: the plugin, or sitecustomize on PYTHONPATH; and whether it is switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.doctor.probe import ROOT, Installed
+
+PLUGIN = "nvtxmoe"
+ALLOWED = "VLLM_PLUGINS"
+SITE = ROOT / "nvtxmoe" / "site"
+
+
+def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """The plugin and the path, together: one of them is enough."""
+    if found.vllm is None:
+        return
+    by_path = found.sitecustomize is not None and _is_ours(Path(found.sitecustomize))
+    registered = PLUGIN in found.plugins
+    allowed = environ.get(ALLOWED)
+    # vLLM splits at commas and strips nothing
+    admitted = registered and (allowed is None or PLUGIN in allowed.split(","))
+    if admitted:
+        yield Finding("plugin", OK, "vLLM loads nvtxmoe as a plugin")
+    elif registered:
+        only = f"lets in {allowed} only" if allowed else "is empty and lets in no plugin"
+        yield Finding(
+            "plugin",
+            NOTE,
+            f"{ALLOWED} {only}: vLLM will not load nvtxmoe as a plugin (`nvtxmoe profile` uses PYTHONPATH)",
+            f"export {ALLOWED}={','.join(filter(None, (allowed, PLUGIN)))}, or unset it",
+        )
+    elif not by_path:
+        yield Finding(
+            "plugin",
+            NOTE,
+            f"{found.path} has no nvtxmoe plugin, and nvtxmoe is not on its PYTHONPATH: only `nvtxmoe profile`, which "
+            "brings the hooks along, will record",
+            f"For vLLM by itself: {found.path} -m pip install . in a clone of nvtxmoe, or export PYTHONPATH={SITE}",
+        )
+    if by_path:
+        yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start")
+    elif str(SITE) in environ.get("PYTHONPATH", "").split(":"):
+        yield Finding(
+            "PYTHONPATH",
+            NOTE,
+            f"{found.sitecustomize} stands before nvtxmoe's on the path and hides it",
+            f"Put {SITE} first in PYTHONPATH",
+        )
+
+
+def _is_ours(file: Path) -> bool:
+    return file.parent.name == "site" and file.parent.parent.name == PLUGIN
+
+
+def nvtx(found: Installed) -> Iterator[Finding]:
+    """The nvtx package, which capture imports in either mode."""
+    if found.nvtx is None or "nvtx" not in found.versions:
+        yield Finding(
+            "nvtx",
+            PROBLEM if found.vllm else NOTE,
+            f"{found.path} has no nvtx",
+            f"Run {found.path} -m pip install nvtx",
+        )
+    else:
+        yield Finding("nvtx", OK, found.versions["nvtx"])

@@ -1,0 +1,1 @@
+"""The formats that capture writes and the analysis reads: payload schema, word form, journal."""

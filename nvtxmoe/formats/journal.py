@@ -1,0 +1,296 @@
+"""The journal of direct mode: schema-1 payloads in a file, so that a run needs no nsys.
+
+One append-only file a process. After ``MAGIC`` come blocks, each written by one system call and closed by a checksum: a
+killed process loses what was not yet written, and half a block at the end is seen as such.
+
+    block:  "BLK1", u32 compressed bytes, u32 raw bytes, u32 crc32 of the compressed bytes, then zlib data
+    raw:    records: u32 event (index into ``EVENTS``), u32 payload bytes, i64 unix time in ns, then the payload
+
+Payloads are those of ``docs/schema.md``; all numbers are little-endian. The time of a ``step`` is its start.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.formats.schema import WORD_EVENTS
+
+MAGIC = b"NVTXMOE1"
+SUFFIX = ".journal"
+#: Folder of the journals inside a session's folder.
+RANKS = "ranks"
+#: ``end`` stands where everything recorded so far is written, last of all when the process ends in an orderly way; its
+#: payload is a JSON object.
+EVENTS = (*WORD_EVENTS, "end")
+
+_BLOCK = struct.Struct("<4sIII")
+_BLOCK_MARK = b"BLK1"
+_RECORD = struct.Struct("<IIq")
+_RECORD_DTYPE = np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8")])
+#: Bytes of a record's event and size: what records that are alike share.
+_ALIKE_BYTES = 8
+_CODES = {name: code for code, name in enumerate(EVENTS)}
+#: Raw bytes of one block at most; a reader refuses more as damage.
+MOST_RAW_BYTES = 1 << 28
+
+
+def record(event: str, time_ns: int, payload: bytes) -> bytes:
+    """One record as bytes."""
+    return _RECORD.pack(_CODES[event], len(payload), time_ns) + payload
+
+
+def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> bytes:
+    """One record a row of a structured array, as bytes; all of the same time."""
+    out = np.empty(len(rows), _with_head(rows.dtype))
+    out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], rows.dtype.itemsize, time_ns
+    out["payload"] = rows
+    return out.tobytes()
+
+
+@lru_cache(maxsize=64)
+def _with_head(payload: np.dtype[np.void]) -> np.dtype[np.void]:
+    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", payload)])
+
+
+def block(records: bytes) -> bytes:
+    """One block as bytes, from whole records."""
+    packed = zlib.compress(records, 1)
+    return _BLOCK.pack(_BLOCK_MARK, len(packed), len(records), zlib.crc32(packed)) + packed
+
+
+class JournalWriter:
+    """Appends blocks to a journal. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        for folder in (path.parent.parent, path.parent):  # nsys starts programs with a mask of 0
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if path.exists():
+            raise NvtxmoeError(
+                "this process has a journal there already", where=path, remedy="Give each recorder a folder of its own"
+            )
+        self.path = path
+        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._write(MAGIC)
+
+    def append(self, records: bytes) -> None:
+        """Write whole records as one block."""
+        self._write(block(records))
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _write(self, data: bytes) -> None:
+        if self._fd is None:
+            raise ValueError("the journal is closed")
+        view = memoryview(data)
+        while view:
+            done = os.write(self._fd, view)
+            view = view[done:]
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one block as columns.
+
+    Attributes:
+        raw: the block's bytes.
+        event: uint32 [records], index into ``EVENTS``.
+        place: int64 [records], where each payload begins in ``raw``.
+        size_bytes: int64 [records], of each payload.
+        time_ns: int64 [records], unix time.
+    """
+
+    raw: bytes = field(repr=False)
+    event: npt.NDArray[np.uint32]
+    place: npt.NDArray[np.int64]
+    size_bytes: npt.NDArray[np.int64]
+    time_ns: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.event)
+
+    def payloads(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Payloads of the records at these positions, which are of one size: uint8 [chosen, bytes]."""
+        size_bytes = int(self.size_bytes[chosen[0]]) if len(chosen) else 0
+        if not size_bytes:
+            return np.zeros((len(chosen), 0), np.uint8)
+        anywhere: npt.NDArray[np.void] = np.ndarray(
+            (len(self.raw) - size_bytes + 1,), f"V{size_bytes}", self.raw, strides=(1,)
+        )
+        found: npt.NDArray[np.uint8] = anywhere[self.place[chosen]].view(np.uint8)
+        return found.reshape(len(chosen), size_bytes)
+
+
+@dataclass
+class Journal:
+    """A journal being read, as far as it had been written when that began.
+
+    Attributes:
+        size_bytes: of the file, known after reading.
+        truncated: whether the file ends inside a block, known after reading.
+        ended: the payload of the ``end`` record, known after reading; None when the process was killed or still runs.
+    """
+
+    path: Path
+    size_bytes: int = 0
+    truncated: bool = False
+    ended: bytes | None = field(default=None, repr=False)
+
+    def records(self) -> Iterator[tuple[str, int, bytes]]:
+        """Yield (event, unix time in ns, payload) in file order; the ``end`` record is kept in ``ended``.
+
+        Raises:
+            NvtxmoeError: no journal, or one that is damaged before its end.
+        """
+        for at, raw in self._blocks():
+            yield from self._records(raw, at)
+
+    def bulk(self) -> Iterator[Records]:
+        """Yield the same a block at a time, without an object a record.
+
+        Raises:
+            NvtxmoeError: as :meth:`records`.
+        """
+        end = EVENTS.index("end")
+        for at, raw in self._blocks():
+            found = _columns(raw)
+            if found is None:
+                raise self._damaged(at)
+            closing = np.flatnonzero(found.event == end)
+            if len(found) and found.event[-1] != end:
+                self.ended = None  # it went on
+            elif len(closing):
+                self.ended = found.payloads(closing[-1:]).tobytes()
+            if len(closing):
+                keep = np.flatnonzero(found.event != end)
+                found = Records(raw, found.event[keep], found.place[keep], found.size_bytes[keep], found.time_ns[keep])
+            yield found
+
+    def _blocks(self) -> Iterator[tuple[int, bytes]]:
+        """Yield where each whole block begins in the file, and its raw bytes."""
+        with self.path.open("rb") as file:
+            # A running process goes on writing: what comes after this is another reading's.
+            end = self.size_bytes = os.fstat(file.fileno()).st_size
+            self._check_magic(file.read(len(MAGIC)))
+            at = len(MAGIC)
+            while at < end:
+                head = file.read(min(_BLOCK.size, end - at))
+                room = end - at - len(head)
+                packed = file.read(min(_BLOCK.unpack(head)[1], room)) if len(head) == _BLOCK.size else b""
+                raw = self._block(head, packed, at)
+                if raw is None:
+                    if len(packed) < room:
+                        raise self._damaged(at)
+                    self.truncated = True
+                    return
+                yield at, raw
+                at += len(head) + len(packed)
+
+    def _check_magic(self, magic: bytes) -> None:
+        if magic == MAGIC:
+            return
+        if MAGIC.startswith(magic):  # the process has just begun, or was killed as it began
+            self.truncated = True
+            return
+        if magic[:-1] == MAGIC[:-1]:
+            raise NvtxmoeError(
+                f"a journal of another format, {magic[-1:]!r}, and this nvtxmoe reads {MAGIC[-1:]!r}",
+                where=self.path,
+                remedy="Read it with the version of nvtxmoe that captured it, or a newer one",
+            )
+        raise NvtxmoeError("not a journal of nvtxmoe", where=self.path, remedy="Give a session's folder")
+
+    def _block(self, head: bytes, packed: bytes, at: int) -> bytes | None:
+        if len(head) < _BLOCK.size:
+            return None
+        mark, packed_bytes, raw_bytes, checksum = _BLOCK.unpack(head)
+        if mark != _BLOCK_MARK or raw_bytes > MOST_RAW_BYTES:
+            raise self._damaged(at)
+        if len(packed) < packed_bytes or zlib.crc32(packed) != checksum:
+            return None
+        try:
+            raw = zlib.decompressobj().decompress(packed, raw_bytes + 1)
+        except zlib.error as error:
+            raise self._damaged(at) from error
+        if len(raw) != raw_bytes:
+            raise self._damaged(at)
+        return raw
+
+    def _records(self, raw: bytes, at: int) -> Iterator[tuple[str, int, bytes]]:
+        place = 0
+        while place < len(raw):
+            if place + _RECORD.size > len(raw):
+                raise self._damaged(at)
+            code, size_bytes, time_ns = _RECORD.unpack_from(raw, place)
+            place += _RECORD.size
+            if code >= len(EVENTS) or place + size_bytes > len(raw):
+                raise self._damaged(at)
+            payload = raw[place : place + size_bytes]
+            place += size_bytes
+            if EVENTS[code] == "end":
+                self.ended = payload
+            else:
+                self.ended = None  # it went on
+                yield EVENTS[code], time_ns, payload
+
+    def _damaged(self, at: int) -> NvtxmoeError:
+        return NvtxmoeError(
+            f"damaged journal at byte {at:,}",
+            where=self.path,
+            remedy="Merge the other journals by name, or capture again",
+        )
+
+
+def _columns(raw: bytes) -> Records | None:
+    """A block's records; None where they don't fill it, or an event is unknown."""
+    places = array("q")
+    at = 0
+    while at + _RECORD.size <= len(raw):
+        stride = _RECORD.size + int.from_bytes(raw[at + 4 : at + 8], "little")
+        number = _run_length(raw, at, stride)
+        places.extend(range(at, at + number * stride, stride))
+        at += number * stride
+    if at != len(raw):
+        return None
+    place = np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
+    room = max(0, len(raw) - _RECORD.size + 1)
+    heads: npt.NDArray[Any] = np.ndarray((room,), _RECORD_DTYPE, raw, strides=(1,))[place]
+    if (heads["event"] >= len(EVENTS)).any():
+        return None
+    sizes = heads["size_bytes"].astype(np.int64)
+    return Records(raw, heads["event"].copy(), place + _RECORD.size, sizes, heads["time_ns"].copy())
+
+
+def _run_length(raw: bytes, at: int, stride: int) -> int:
+    """How many records of the event and size of the one at ``at`` follow one another there, itself included.
+
+    Where the first of two neighbours is a record, so is the second: a run is found by comparing what stands a stride
+    apart, however many records it has.
+    """
+    head = raw[at : at + _ALIKE_BYTES]
+    if raw[at + stride : at + stride + _ALIKE_BYTES] != head:
+        return 1
+    wanted, most = int.from_bytes(head, "little"), (len(raw) - _ALIKE_BYTES - at) // stride + 1
+    number, window = 2, 64
+    while number < most:
+        heads: npt.NDArray[Any] = np.ndarray((min(window, most - number),), "<u8", raw, at + number * stride, (stride,))
+        other = np.flatnonzero(heads != wanted)
+        if len(other):
+            return number + int(other[0])
+        number, window = number + len(heads), 8 * window
+    return number

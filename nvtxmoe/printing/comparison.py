@@ -1,0 +1,175 @@
+"""What ``compare`` prints for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+#: Layers, and experts, that are listed; the files have all.
+MOST_MOVERS = 5
+TIMES = ("kernel_time", "own_time", "step_time", "kernel_time_per_token")
+
+
+def show_comparison(console: Console, found: dict[str, Any]) -> None:
+    """Print a comparison (see nvtxmoe_analysis.compare.compare.document)."""
+    for name in ("a", "b"):
+        side = found[name]
+        console.print(
+            f"{name.upper()} [bold]{escape(side['folder'])}[/bold]: {side['steps']:,} steps, "
+            f"{side['ranks']} rank{'' if side['ranks'] == 1 else 's'}, {side['layers']} MoE layers",
+            soft_wrap=True,
+        )
+    console.print(_whole(found))
+    for name in ("kernel_time", "imbalance"):
+        _show_layers(console, name, found["layers"][name])
+    _show_routing(console, found["layers"]["js"])
+    _show_experts(console, found["experts"])
+    for gate in found["gates"]:
+        _show_gate(console, gate)
+    for note in found["notes"]:
+        console.print(f"[yellow]Note:[/yellow] {escape(note)}", soft_wrap=True)
+    console.print("Significance is against steps within these runs, not against other runs of the same thing.")
+    if found["files"]:
+        console.print("Written:")
+    for file in found["files"]:
+        console.print(f"  {escape(file)}", soft_wrap=True)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("", "steps", "differs") else "right", no_wrap=True)
+    return table
+
+
+def _whole(found: dict[str, Any]) -> Table:
+    """All layers together. Where one kind of step is all that is compared, it stands for all."""
+    percent = f"{100 * found['options']['confidence']:g} % interval"
+    table = _table("", "steps", "A", "B", "change", percent, "p", "differs")
+    for row in _told(found["metrics"], ("metric",), "value_b"):
+        table.add_row(
+            row["metric"],
+            row["step_kind"],
+            _value(row["metric"], row["value_a"]),
+            _value(row["metric"], row["value_b"]),
+            _percent(row["change_pct"]),
+            _interval(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
+            _p(row["p_value"]),
+            _verdict(row),
+        )
+    for row in _told(found["activations"], (), "js_bits"):
+        noise = "" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f}"
+        table.add_row(
+            "js", row["step_kind"], noise, f"{row['js_bits']:.4f}", _bits(row["excess_bits"]),
+            _interval(row["ci_low"], row["ci_high"], ".4f", ""), _p(row["p_value"]), _verdict(row),
+        )  # fmt: skip
+    return table
+
+
+def _told(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
+    """Rows that say something: what all kinds of step say is left out where one of them says the same."""
+    known = [row for row in rows if row[value] is not None]
+    kinds = {(*(row[name] for name in key), row[value]) for row in known if row["step_kind"] != "all"}
+    return [
+        row for row in known if row["step_kind"] != "all" or (*(row[name] for name in key), row[value]) not in kinds
+    ]
+
+
+def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
+    moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
+    if not moved:
+        if rows and rows[0]["p_value"] is not None:
+            most = f" (most: layer {rows[0]['layer_idx']}, {_percent(rows[0]['change_pct'])})"
+            console.print(f"No single layer differs significantly in {name}{most if rows[0]['difference'] else ''}.")
+        return
+    console.print(f"Layers that moved most in {name} (p for {len(rows)} layers):")
+    table = _table("layer", "A", "B", "change", "interval", "p")
+    for row in moved:
+        table.add_row(
+            str(row["layer_idx"]), _value(name, row["value_a"]), _value(name, row["value_b"]),
+            _percent(row["change_pct"]), _interval(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
+            _p(row["p_adjusted"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
+    moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
+    if not moved:
+        if rows and rows[0]["p_value"] is not None:
+            console.print("No single layer's shares of experts differ significantly.")
+        return
+    console.print(f"Layers whose shares of experts moved most (bits, p for {len(rows)} layers):")
+    table = _table("layer", "js", "noise", "above noise", "interval", "p")
+    for row in moved:
+        table.add_row(
+            str(row["layer_idx"]), f"{row['js_bits']:.4f}", f"{row['noise_bits']:.4f}", f"{row['excess_bits']:.4f}",
+            _interval(row["ci_low"], row["ci_high"], ".4f", ""), _p(row["p_adjusted"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
+    moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
+    if not moved:
+        return
+    console.print("Experts that moved most (share of the layer's activations, in points; p for all experts):")
+    table = _table("layer", "expert", "A", "B", "change", "interval", "p")
+    for row in moved:
+        table.add_row(
+            str(row["layer_idx"]), str(row["expert_id"]), f"{row['share_a_pct']:.2f} %", f"{row['share_b_pct']:.2f} %",
+            f"{row['difference_pct']:+.2f}", _interval(row["ci_low"], row["ci_high"], "+.2f", ""),
+            _p(row["p_adjusted"]),
+        )  # fmt: skip
+    console.print(table)
+
+
+def _show_gate(console: Console, gate: dict[str, Any]) -> None:
+    style = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}[gate["verdict"]]
+    line = f"{escape(gate['expression'])}: [{style}]{gate['verdict']}[/]"
+    if gate["verdict"] == "undecided":
+        line += f", {escape(gate['reason'])}"
+    else:
+        scale, unit = (1.0, " %") if gate["percent"] else _unit(gate["metric"])
+        line += f", {gate['value'] / scale:+.4g}{unit}"
+        if gate["low"] is not None:
+            line += f" ({_interval(gate['low'] / scale, gate['high'] / scale, '+.4g', '')}), p {_p(gate['p_value'])}"
+        if gate["layer"] is not None:
+            line += f", layer {gate['layer']}"
+        if len(gate["layers_failed"]) > 1:
+            line += f" and {len(gate['layers_failed']) - 1} more"
+    console.print(line, soft_wrap=True)
+
+
+def _unit(metric: str) -> tuple[float, str]:
+    return (1e3, " us") if metric in TIMES else (1.0, " bits" if metric == "js" else "")
+
+
+def _value(metric: str, value: float) -> str:
+    scale, unit = _unit(metric)
+    return f"{value / scale:,.2f}{unit}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.2f} %"
+
+
+def _bits(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f} bits"
+
+
+def _interval(low: float | None, high: float | None, form: str, unit: str) -> str:
+    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}{unit}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    if row["significant"] is None:
+        return "can't tell"
+    return "[bold]yes[/bold]" if row["significant"] else "not seen"

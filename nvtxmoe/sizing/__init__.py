@@ -1,0 +1,1 @@
+"""Estimate what a capture takes on disk."""

@@ -1,0 +1,126 @@
+"""Flattening of ranges, against a brute force over every one of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
+from tests.support import brute_attribution
+
+NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
+TIDS = [3, (1 << 48) | (7 << 24) | 9]
+
+Row = tuple[int, int, int | None, str, int]
+
+
+def segments_of(rows: list[Row]) -> tuple[Segments, pl.DataFrame]:
+    """Flatten (tid, start, end, name, layer value) rows."""
+    ranges = pl.DataFrame(
+        [
+            (i, 1, t, s, e, n, v if n not in {"moe.idle", "moe.step"} else None)
+            for i, (t, s, e, n, v) in enumerate(rows)
+        ],
+        schema={
+            "row": pl.Int64, "pid": pl.Int64, "globalTid": pl.Int64, "start": pl.Int64, "end": pl.Int64,
+            "name": pl.String, "int64Value": pl.Int64,
+        },
+        orient="row",
+    )  # fmt: skip
+    steps = ranges.filter(pl.col("name") == "moe.step").select("row")
+    return flatten(classify(ranges, steps)), steps
+
+
+def check(rows: list[Row], times: list[int]) -> None:
+    """Compare every (thread, time) with the brute force."""
+    segments, steps = segments_of(rows)
+    step_rows = steps["row"].to_list()
+    for tid in {*TIDS, 12345}:
+        mine = [
+            brute_attribution.Range(
+                s, 1 << 60 if e is None else e, n, v if n not in {"moe.idle", "moe.step"} else None, i
+            )
+            for i, (t, s, e, n, v) in enumerate(rows)
+            if t == tid and (e is None or e > s)
+        ]
+        found = segments.find(np.full(len(times), tid), np.array(times))
+        for time, at in zip(times, found, strict=True):
+            want = brute_attribution.state(mine, time)
+            assert bool(segments.crossing[at]) == want["crossing"], (tid, time)
+            if want["crossing"]:
+                continue
+            step = int(segments.step[at])
+            assert (None if step < 0 else step_rows[step]) == want["step"], (tid, time)
+            layer = int(segments.layer[at])
+            assert (None if layer < 0 else layer) == want["layer"], (tid, time)
+            assert PHASE_NAMES[segments.phase[at]] == (want["phase"] or "other"), (tid, time)
+            assert bool(segments.idle[at]) == want["idle"], (tid, time)
+
+
+def layer_of(name: str, value: int) -> int:
+    return int(name.rsplit(".", 1)[1]) if name.startswith("moe.layer.") else value
+
+
+anything = st.lists(
+    st.tuples(
+        st.sampled_from(TIDS), st.integers(0, 30), st.one_of(st.none(), st.integers(0, 32)),
+        st.sampled_from(NAMES), st.integers(0, 2),
+    ).map(lambda r: (r[0], r[1], r[2], r[3], layer_of(r[3], r[4]))),
+    max_size=12,
+)  # fmt: skip
+
+
+@given(anything)
+def test_any_ranges_crossing_or_not(rows: list[Row]) -> None:
+    check(rows, list(range(-1, 36)))
+
+
+@st.composite
+def nested(draw: st.DrawFn, start: int = 0, end: int = 40, depth: int = 4) -> list[Row]:
+    """Ranges that nest, as push and pop make them."""
+    rows: list[Row] = []
+    at = start
+    while depth and at < end and draw(st.booleans()):
+        first = draw(st.integers(at, end - 1))
+        last = draw(st.integers(first, end))
+        name = draw(st.sampled_from(NAMES))
+        rows.append((TIDS[0], first, last, name, layer_of(name, draw(st.integers(0, 2)))))
+        rows += draw(nested(first, last, depth - 1))
+        at = last
+    return rows
+
+
+@given(nested())
+def test_nested_ranges_never_cross(rows: list[Row]) -> None:
+    assert segments_of(rows)[0].crossings == 0
+    check(rows, list(range(-1, 42)))
+
+
+def test_the_number_of_crossing_ranges() -> None:
+    rows: list[Row] = [
+        (3, 0, 10, "moe.step", 0),
+        (3, 5, 15, "moe.layer.1", 1),  # crosses the step
+        (3, 20, 30, "moe.step", 0),
+        (3, 22, 25, "moe.layer.0", 0),
+    ]
+    segments, _ = segments_of(rows)
+    assert segments.crossings == 2
+    find = segments.find(np.full(5, 3), np.array([4, 5, 12, 22, 26]))
+    assert segments.crossing[find].tolist() == [False, True, False, False, False]
+    assert segments.step[find].tolist() == [0, 0, -1, 1, 1]
+    assert segments.layer[find].tolist() == [-1, 1, 1, 0, -1]
+
+
+def test_a_range_open_at_the_end_lasts() -> None:
+    segments, _ = segments_of([(3, 5, None, "moe.step", 0), (3, 7, 9, "moe.layer.1", 1)])
+    find = segments.find(np.full(4, 3), np.array([4, 8, 9, 1 << 45]))
+    assert segments.step[find].tolist() == [-1, 0, 0, 0]
+    assert segments.layer[find].tolist() == [-1, 1, -1, -1]
+
+
+def test_no_ranges_at_all() -> None:
+    segments, _ = segments_of([])
+    assert segments.find(np.array([3]), np.array([5])).tolist() == [0]
+    assert segments.step[0] == -1

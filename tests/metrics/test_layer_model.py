@@ -1,0 +1,230 @@
+"""moe_layer_model as `analyze` writes it: of constructed exports whose times are planted, and of real captures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import statsmodels.api as sm
+
+from nvtxmoe_analysis.outputs.layer_model import SCHEMA
+from tests.support.export_builder import Export, Process
+from tests.support.written_results import Written, written
+
+EXPERTS = 8
+
+
+def run_of(rank: int, ranks: int, *, slope_ns: int, steps: int = 40, layers: int = 2) -> Export:
+    """Each active expert costs ``slope_ns`` in layer 0 and twice that in layer 1, on top of 5 us; nothing is noisy."""
+    export = Export()
+    worker = Process(
+        export, pid=100 + rank, rank=rank, world_size=ranks, tp_size=ranks, layers=layers, experts=EXPERTS, top_k=2
+    )
+    worker.send_meta()
+    rng = np.random.default_rng(0)
+    for step in range(steps):
+        tokens = int(rng.integers(4, 30))
+        counts = [_routed(rng, tokens) for _ in range(layers)]
+        with worker.step(step, tokens=tokens):
+            for layer in range(layers):
+                active = sum(count > 0 for count in counts[layer])
+                with worker.layer(layer), worker.phase("experts", layer):
+                    kernel = worker.kernel(name="fused_moe")
+                    kernel["end"] = kernel["start"] + 5000 + slope_ns * (layer + 1) * active
+        for layer in range(layers):
+            worker.counts(step, layer, counts[layer], tokens=tokens)
+    return export
+
+
+def _routed(rng: np.random.Generator, tokens: int) -> list[int]:
+    popular = rng.normal(0, 2, EXPERTS)
+    chosen = np.argsort(-(popular + rng.gumbel(size=(tokens, EXPERTS))), axis=1)[:, :2]
+    return [int(count) for count in np.bincount(chosen.ravel(), minlength=EXPERTS)]
+
+
+def best(found: Written) -> dict[tuple[str, str], dict[str, str]]:
+    """The best row by layer and kind, as text."""
+    names = list(SCHEMA)
+    rows = [dict(zip(names, row, strict=True)) for row in found.rows("moe_layer_model", *names)]
+    return {(row["layer_idx"], row["step_kind"]): row for row in rows if row["role"] == "best"}
+
+
+def test_planted_times_come_out(tmp_path: Path) -> None:
+    """Through attribution, features and fit: exact slopes of each layer, and something between of all."""
+    found = written(tmp_path, run_of(0, 2, slope_ns=700), run_of(1, 2, slope_ns=700))
+    rows = best(found)
+    assert set(rows) == {("", "decode"), ("0", "decode"), ("1", "decode")}
+    for layer, slope in (("0", 700), ("1", 1400)):
+        row = rows[layer, "decode"]
+        assert (row["feature"], row["target"]) == ("local_active_experts", "own_ns")
+        assert [float(row[f"slope_{end}"]) for end in ("ns_per_unit", "ci_low", "ci_high")] == pytest.approx(
+            [slope] * 3
+        )
+        assert float(row["intercept_ns"]) == pytest.approx(5000)
+        assert float(row["r2"]) == pytest.approx(1)
+        assert float(row["cv_error_ns"]) == pytest.approx(0, abs=1e-3)
+        assert (row["rows"], row["steps"]) == ("80", "40")
+        assert row["sentence"].startswith(f"layer {layer}, decode: each further active expert costs {slope / 1000:.1f}")
+    assert 700 < float(rows["", "decode"]["slope_ns_per_unit"]) < 1400
+    assert rows["", "decode"]["rows"] == "160"
+
+
+def test_no_slope_at_all(tmp_path: Path) -> None:
+    """A time without any noise that nothing moves."""
+    rows = best(written(tmp_path, run_of(0, 1, slope_ns=0)))
+    for row in rows.values():
+        assert (row["status"], row["feature"], row["slope_ns_per_unit"]) == ("no_effect", "", "")
+        assert float(row["cv_error_constant_ns"]) == pytest.approx(0, abs=1e-6)
+    assert rows["0", "decode"]["sentence"] == (
+        "layer 0, decode: nothing explains the 5.0 us, no effect of any feature can be told from chance: "
+        "a further active expert costs between 0 and 0 ns (95 % CI)"
+    )
+
+
+def test_a_short_run_is_refused(tmp_path: Path) -> None:
+    """All rows are there, and each says why it says nothing."""
+    found = written(tmp_path, run_of(0, 1, slope_ns=700, steps=3))
+    assert found.text("moe_layer_model") == (
+        ",".join(SCHEMA) + "\n"
+        ",decode,own_ns,,best,refused,6,3,,,,,,,,"
+        '"6 rows in 3 steps, at least 20 rows and 8 steps needed",'
+        '"all layers, decode: not fitted, 6 rows in 3 steps, at least 20 rows and 8 steps needed",,,,,\n'
+        "0,decode,own_ns,,best,refused,3,3,,,,,,,,"
+        '"3 rows in 3 steps, at least 20 rows and 8 steps needed",'
+        '"layer 0, decode: not fitted, 3 rows in 3 steps, at least 20 rows and 8 steps needed",,,,,\n'
+        "1,decode,own_ns,,best,refused,3,3,,,,,,,,"
+        '"3 rows in 3 steps, at least 20 rows and 8 steps needed",'
+        '"layer 1, decode: not fitted, 3 rows in 3 steps, at least 20 rows and 8 steps needed",,,,,\n'
+    )
+    assert list(found.json("moe_layer_model")["layers"]) == ["all", "layer_0", "layer_1"]
+
+
+def test_a_run_without_work_has_no_rows(tmp_path: Path) -> None:
+    export = Export()
+    worker = Process(export)
+    worker.send_meta()
+    with worker.step(0, tokens=2):
+        worker.kernel(name="attention")
+    found = written(tmp_path, export)
+    assert found.text("moe_layer_model") == ",".join(SCHEMA) + "\n"
+    assert found.json("moe_layer_model")["layers"] == {}
+
+
+# Real captures -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_gpu(golden_1gpu: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return written(tmp_path_factory.mktemp("model"), golden_1gpu)
+
+
+def test_active_experts_explain_decode_on_a_gpu(one_gpu: Written) -> None:
+    """42 steps of decode on an H100: 1.6 to 1.7 us an expert in every layer; prefill and mixed steps are too few."""
+    rows = best(one_gpu)
+    assert {layer: row["sentence"] for (layer, kind), row in rows.items() if kind == "decode"} == {
+        "": "all layers, decode: each further active expert costs 1.6 us (95 % CI 1.5 to 1.8), "
+        "imbalance explains nothing more",
+        "0": "layer 0, decode: each further active expert costs 1.7 us (95 % CI 1.5 to 1.9), "
+        "imbalance explains nothing more",
+        "1": "layer 1, decode: each further active expert costs 1.6 us (95 % CI 1.5 to 1.7), "
+        "imbalance explains nothing more",
+        "2": "layer 2, decode: each further active expert costs 1.6 us (95 % CI 1.5 to 1.7), "
+        "imbalance explains nothing more",
+        "3": "layer 3, decode: each further active expert costs 1.7 us (95 % CI 1.5 to 1.8), "
+        "imbalance explains nothing more",
+    }
+    assert {row["status"] for (_, kind), row in rows.items() if kind != "decode"} == {"refused"}
+
+
+def test_statsmodels_agrees_on_a_gpu(one_gpu: Written) -> None:
+    """RLM over the rows of moe_layer_correlation itself, and the mean level as intercept."""
+    rows = pl.read_csv(one_gpu.folder / "moe_layer_correlation.csv")
+    for (layer, kind), row in best(one_gpu).items():
+        if kind != "decode" or not layer:
+            continue
+        mine = rows.filter((pl.col("layer_idx") == int(layer)) & (pl.col("step_kind") == "decode"))
+        assert mine["launched_by"].unique().to_list() == ["graph"]
+        columns = sm.add_constant(mine["local_active_experts"].to_numpy().astype(np.float64))
+        theirs = sm.RLM(mine["own_ns"].to_numpy(), columns, M=sm.robust.norms.HuberT(1.345)).fit(tol=1e-10)
+        assert float(row["slope_ns_per_unit"]) == pytest.approx(theirs.params[1], rel=1e-3)
+        assert float(row["intercept_ns"]) == pytest.approx(theirs.params[0], rel=1e-3)
+
+
+def test_two_gpus_with_half_the_experts_each(golden_2gpu: Path, tmp_path: Path) -> None:
+    """Of a rank's own experts, both ranks together; and tiles, which are as many in nearly all rows, are not hidden."""
+    rows = best(written(tmp_path, golden_2gpu))
+    row = rows["", "decode"]
+    assert (row["feature"], row["rows"], row["steps"]) == ("local_active_experts", "344", "43")
+    assert row["status"] == "cannot_tell_apart"
+    assert row["reason"] == "predicts no better than expert tiles"
+    low, slope, high = (float(row[f"slope_{name}"]) for name in ("ci_low", "ns_per_unit", "ci_high"))
+    assert 1200 < low < slope < high < 1500
+
+
+def test_a_program_whose_experts_all_work(golden_program: Path, tmp_path: Path) -> None:
+    """40 steps of 32 tokens over 16 experts: 14 to 16 are active, and it makes no difference that shows. Eager steps,
+    one in five, are quicker by a microsecond, which is no feature's doing."""
+    rows = best(written(tmp_path, golden_program))
+    assert {row["status"] for row in rows.values()} == {"no_effect"}
+
+
+def test_statsmodels_agrees_where_few_values_decide(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """Rows of which few differ in the feature: the scale takes tens of iterations to settle."""
+    found = written(tmp_path, golden_vllm_ranks["tp2"])
+    rows = pl.read_csv(found.folder / "moe_layer_correlation.csv", infer_schema_length=None)
+    mine = rows.filter((pl.col("layer_idx") == 2) & (pl.col("step_kind") == "decode")).with_columns(
+        stratum=pl.concat_str("rank", "launched_by", separator=" ")
+    )
+    mine = mine.filter(pl.len().over("stratum") > 1)
+    levels = mine["stratum"].to_dummies().to_numpy()
+    columns = np.column_stack([mine["local_max_count"].to_numpy(), levels]).astype(np.float64)
+    theirs = sm.RLM(mine["own_ns"].to_numpy(), columns, M=sm.robust.norms.HuberT(1.345)).fit(maxiter=500, tol=1e-12)
+    row = _row(found, "2", "decode", "alternative", "local_max_count")
+    assert float(row["slope_ns_per_unit"]) == pytest.approx(theirs.params[0], abs=0.1 * theirs.bse[0])
+    assert theirs.params[0] < 200
+
+
+def test_no_error_of_what_can_not_be_predicted(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+    """Without the steps in which the batch runs out some slopes are nothing but rounding."""
+    found = written(tmp_path, golden_vllm_ranks["dp2"])
+    errors = [(e, c) for e, c in found.rows("moe_layer_model", "cv_error_ns", "cv_error_constant_ns") if e]
+    assert errors
+    assert max(float(error) / float(constant) for error, constant in errors) < 100
+
+
+# The document ------------------------------------------------------------------------------------------------------
+
+
+def test_the_document_says_what_the_table_says(one_gpu: Written) -> None:
+    document: dict[str, Any] = one_gpu.json("moe_layer_model")
+    assert document["options"]["minimum_rows"] == 20
+    seen = 0
+    for layer, kinds in document["layers"].items():
+        for kind, entry in kinds.items():
+            for role, terms in (("best", [entry]), ("alternative", entry["alternatives"]), ("added", entry["added"])):
+                for term in terms:
+                    seen += 1
+                    row = _row(
+                        one_gpu, "" if layer == "all" else layer.removeprefix("layer_"), kind, role, term["feature"]
+                    )
+                    for name in set(SCHEMA) & set(term) - {"role"}:
+                        assert _same(term[name], row[name]), (layer, kind, role, name)
+    assert seen == len(one_gpu.rows("moe_layer_model", "role"))
+
+
+def _row(found: Written, layer: str, kind: str, role: str, feature: str | None) -> dict[str, str]:
+    names = list(SCHEMA)
+    rows = (dict(zip(names, row, strict=True)) for row in found.rows("moe_layer_model", *names))
+    key = (layer, kind, role, feature or "")
+    (row,) = [r for r in rows if (r["layer_idx"], r["step_kind"], r["role"], r["feature"]) == key]
+    return row
+
+
+def _same(value: object, text: str) -> bool:
+    if value is None:
+        return text == ""
+    return math.isclose(float(text), value, rel_tol=1e-8) if isinstance(value, float) else str(value) == text

@@ -1,0 +1,160 @@
+"""The README and the pages say what the program does. ``--update-golden`` rewrites the README's blocks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from nvtxmoe.cli import COMMANDS, run
+from nvtxmoe_analysis import outputs
+from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
+from nvtxmoe_analysis.checks import CHECKS
+from nvtxmoe_analysis.outputs import spec
+from tests.support.paths import ROOT
+
+README = ROOT / "README.md"
+
+
+def block(name: str) -> str:
+    """What stands between the README's markers of that name."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README.read_text(), re.DOTALL)
+    assert found is not None, name
+    return found[1]
+
+
+def compare(name: str, text: str, update: bool) -> None:
+    """The block is the text; or becomes it."""
+    if update:
+        whole = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
+            lambda m: m[1] + text + m[2],
+            README.read_text(),
+            flags=re.DOTALL,
+        )
+        README.write_text(whole)
+    assert block(name) == text
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the demo was run."""
+    folder = tmp_path_factory.mktemp("demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run(["demo"]) == 0
+    return folder
+
+
+def test_the_demo_prints_what_the_readme_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], update_golden: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["demo"]) == 0
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    compare("demo", "```text\n" + "\n".join(lines) + "\n```\n", update_golden)
+
+
+def test_the_table_in_the_readme_is_the_demos(demo: Path, update_golden: bool) -> None:
+    timings = pl.read_csv(demo / "nvtxmoe-demo" / "moe_expert_tracking" / "moe_layer_timings.csv")
+    columns = ["rank", "step", "layer_idx", "num_tokens", "kernel_count", "kernel_time_ns", "busy_ns", "launched_by"]
+    rows = timings.filter((pl.col("layer_idx") == 0) & pl.col("step").is_in([0, 1, 2])).select(columns).rows()
+    text = "| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|\n"
+    text += "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
+    compare("table", text, update_golden)
+
+
+def commands() -> list[str]:
+    """Every nvtxmoe command line of the README."""
+    text = README.read_text()
+    shell = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    lines = [line.split("#")[0].strip() for part in shell for line in part.splitlines()]
+    lines += re.findall(r"`(nvtxmoe [^`]*)`", text)
+    return [line for line in lines if line.startswith("nvtxmoe ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_the_readmes_commands_run(
+    line: str,
+    golden_1gpu: Path,
+    golden_two_reports: dict[str, list[Path]],
+    vllm_python: Path,
+    nsys_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a SQLite export in the place of the report: tests/system/test_end_to_end.py does reports. What works on
+    results gets some.
+
+    `profile` shows what it would run: tests/profile/test_profile.py runs it. `doctor` looks at an environment that has
+    vLLM.
+    """
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report1.sqlite").symlink_to(golden_1gpu)
+    (tmp_path / "reports").mkdir()
+    for path in golden_two_reports["dp2"]:
+        (tmp_path / "reports" / path.name).symlink_to(path)
+    words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
+    monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
+    for folder in {"compare": words[2:4], "report": words[2:3]}.get(words[1], []):
+        assert run(["analyze", "report1.sqlite", "-o", folder]) == 0
+    more = {"profile": ["--dry-run"], "doctor": ["--python", str(vllm_python)]}.get(words[1], [])
+    assert run([words[1], *more, *words[2:]]) == 0
+
+
+def test_the_readmes_scripts_are_there() -> None:
+    named = set(re.findall(r"^(scripts/\S+)", README.read_text(), re.MULTILINE))
+    assert named == {"scripts/quickstart.sh", "scripts/test.sh", "scripts/profile_vllm.sh"}
+    assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
+    assert "exec scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_links_lead_somewhere() -> None:
+    for page in (README, *(ROOT / "docs").glob("*.md")):
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            if "://" not in link:
+                assert (page.parent / link).exists(), (page.name, link)
+
+
+def test_the_page_of_outputs_names_each_column_in_order(demo: Path) -> None:
+    text = (ROOT / "docs" / "outputs.md").read_text()
+    folder = demo / "nvtxmoe-demo" / spec.FOLDER
+    for stem in outputs.TABLES:
+        row = re.search(rf"^\| `{stem}` \| (.*) \|$", text, re.MULTILINE)
+        assert row is not None, stem
+        named = [name for name in re.findall(r"`([a-z_0-9]+)`", row[1]) if name not in {"moe.pairs"}]
+        if stem in outputs.PARQUET_ONLY:
+            columns = list(pl.read_parquet_schema(folder / f"{stem}.parquet"))
+        else:
+            columns = pl.read_csv(folder / f"{stem}.csv", n_rows=1).columns
+        assert named == columns, stem
+    assert {f.name for f in folder.iterdir()} == {
+        *(f"{stem}.{'parquet' if stem in outputs.PARQUET_ONLY else 'csv'}" for stem in outputs.TABLES),
+        *(f"{stem}.json" for stem in outputs.DOCUMENTS),
+        f"{spec.VALIDATION}.json",
+    }
+
+
+def test_the_page_of_attribution_names_each_class_and_reason() -> None:
+    text = (ROOT / "docs" / "attribution.md").read_text()
+    for name in (*CLASSES, *REASONS[1:]):
+        assert f"`{name}`" in text
+    assert CLASSES[UNPLACED] == "unplaced"
+
+
+def test_every_check_has_a_module_and_a_name() -> None:
+    names = [check.__module__.rsplit(".", 1)[1] for check in CHECKS]
+    assert len(names) == len(set(names))
+    modules = {f.stem for f in (ROOT / "analysis" / "nvtxmoe_analysis" / "checks").glob("*.py")}
+    assert modules - {"__init__", "model"} == set(names)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_of_the_command(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Example:\n    nvtxmoe {name}" in out
+    assert "--debug" in out

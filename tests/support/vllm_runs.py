@@ -1,0 +1,202 @@
+"""Runs of programs/run_vllm.py that tests share: each is done once a session, two at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.make_tiny_model import write_model
+from tests.support.journal_reader import Captured, only_session, read_session
+from tests.support.paths import ROOT
+from tests.support.router_oracle import Step, expected_steps
+
+PROGRAMS = ROOT / "tests" / "programs"
+SITE = ROOT / "nvtxmoe" / "site"
+AT_ONCE = 2
+LAYERS, EXPERTS, TOP_K = 3, 16, 4
+SAMPLE_EVERY = 2
+
+#: Lengths of prompts and answers: with 16 tokens and three requests a step, prompts are cut into chunks, and most
+#: steps hold prefill and decode tokens.
+SEVERAL = ((23, 7), (9, 12), (41, 5), (12, 9), (30, 3))
+#: One request, where the engine is a process of its own: otherwise the steps would depend on timing.
+SINGLE = ((41, 6),)
+
+#: Direct mode, as most tests use it.
+DIRECT = {"NVTXMOE_ENABLE": "1", "NVTXMOE_MODE": "moe", "NVTXMOE_LOG_INTERVAL": str(SAMPLE_EVERY)}
+EVERYTHING = DIRECT | {"NVTXMOE_EMIT": "ranges,counts,topk,physical,pairs", "NVTXMOE_LOG_INTERVAL": "1"}
+BOTH = DIRECT | {"NVTXMOE_MODE": "both", "NVTXMOE_PAYLOAD": "words", "VLLM_NVTX_SCOPES_FOR_PROFILING": "1"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process.
+
+    Attributes:
+        settings: variables of the environment; none of them means that nvtxmoe is off.
+        way: how nvtxmoe gets in: the entry point of the installed package, PYTHONPATH alone, or both.
+        oracle: whether router logits are kept.
+        faults: whether programs/run_vllm_faults.py runs instead.
+    """
+
+    family: str = "qwen3_moe"
+    mode: str = "inproc"
+    settings: dict[str, str] = field(default_factory=dict)
+    way: str = "plugin"
+    oracle: bool = False
+    eager: bool = True
+    faults: bool = False
+    nsys: bool = False
+
+
+FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_oss")
+RUNS: dict[str, Run] = {
+    **{f"{family} off": Run(family, oracle=True) for family in FAMILIES},
+    **{f"{family} on": Run(family, settings=DIRECT) for family in FAMILIES},
+    "worker off": Run(mode="worker", oracle=True),
+    # Only what the end of the worker brings: the journal is written, then merged.
+    "worker on": Run(mode="worker", settings=DIRECT | {"NVTXMOE_FLUSH_INTERVAL": "600"}),
+    "tp2 off": Run(mode="tp2", oracle=True),
+    "tp2 on": Run(mode="tp2", settings=BOTH, nsys=True),
+    "everything by site": Run(settings=EVERYTHING, way="site"),
+    "both ways": Run(settings=DIRECT, way="both"),
+    "faults": Run("deepseek_v3", settings=BOTH, way="site", faults=True),
+    "under nsys": Run(settings=BOTH, nsys=True),
+    "compiled off": Run(settings={"VLLM_CPU_CI_ENV": "1"}, eager=False),
+    "compiled on": Run(settings=DIRECT | {"VLLM_CPU_CI_ENV": "1"}, eager=False),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a run.
+
+    Attributes:
+        said: what the program wrote.
+        stderr: everything that its processes wrote there.
+    """
+
+    run: Run
+    folder: Path
+    config: dict[str, Any]
+    said: dict[str, Any]
+    stderr: str
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        """Token ids of every request."""
+        tokens: list[list[int]] = self.said["tokens"]
+        return tokens
+
+    @property
+    def base(self) -> Path:
+        """Where sessions of direct mode go."""
+        return self.folder / "sessions"
+
+    @property
+    def session(self) -> Path:
+        """The one session of this run."""
+        return only_session(self.base)
+
+    @property
+    def report(self) -> Path:
+        """The nsys report."""
+        return self.folder / "report.nsys-rep"
+
+    def captured(self) -> dict[int, Captured]:
+        """The session's journals by rank."""
+        return read_session(self.session)
+
+    def expected(self, rank: int = 0) -> list[Step]:
+        """What the oracle saw on a rank."""
+        return expected_steps(self.folder / f"out.rank{rank}.npz", self.config)
+
+    def warnings(self) -> list[str]:
+        """Warnings of nvtxmoe."""
+        return [line for line in self.stderr.splitlines() if line.startswith("nvtxmoe[") and "WARNING" in line]
+
+
+def prompt(length: int) -> list[int]:
+    """Token ids that repeat nothing."""
+    return [(7 * place * place + 13 * length + place) % 256 for place in range(length)]
+
+
+def specification(run: Run, model: Path) -> dict[str, Any]:
+    """The program's input."""
+    lengths = SEVERAL if run.mode == "inproc" else SINGLE
+    return {
+        "model": str(model),
+        "mode": run.mode,
+        "prompts": [prompt(length) for length, _ in lengths],
+        "max_tokens": [most for _, most in lengths],
+        "max_num_batched_tokens": 16,
+        "max_num_seqs": 3,
+        "eager": run.eager,
+        "seed": 5,
+        "oracle": run.oracle,
+        "patient": run.nsys and run.mode != "inproc",
+    }
+
+
+def environment(run: Run, folder: Path) -> dict[str, str]:
+    """The run's environment: nothing of nvtxmoe's or vLLM's from outside; vLLM's caches are shared, as in life."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NVTXMOE_", "VLLM_")) and k != "PYTHONPATH"}
+    kept |= {
+        "NVTXMOE_OUTPUT_DIR": str(folder / "sessions"),
+        "VLLM_CACHE_ROOT": str(folder.parent / "cache"),
+    } | run.settings
+    if run.way != "plugin":
+        kept["PYTHONPATH"] = str(SITE)
+    if run.way == "site":
+        kept["VLLM_PLUGINS"] = ""  # no entry points
+    return kept
+
+
+def do(run: Run, folder: Path, python: Path, nsys: Path | None) -> Done:
+    """Run it in an empty folder. A process that fails is an AssertionError with what it wrote."""
+    folder.mkdir()
+    model = write_model(folder / "model", run.family, layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
+    (folder / "spec.json").write_text(json.dumps(specification(run, model)))
+    program = PROGRAMS / ("run_vllm_faults.py" if run.faults else "run_vllm.py")
+    command = [str(python), str(program), "spec.json", "out"]
+    if run.nsys:
+        assert nsys is not None
+        command = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", "report", *command]
+    done = subprocess.run(
+        command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False, timeout=280
+    )
+    (folder / "stderr.txt").write_text(done.stderr)
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    config = json.loads((model / "config.json").read_text())
+    return Done(run, folder, config, json.loads((folder / "out.json").read_text()), done.stderr)
+
+
+class Runs:
+    """All runs of a session. Those of ``first`` begin at once, others when they are asked for."""
+
+    def __init__(self, folder: Path, python: Path, nsys: Path | None, first: Iterable[str]) -> None:
+        self._folder, self._python, self._nsys = folder, python, nsys
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._futures: dict[str, Future[Done]] = {}
+        for name in first:
+            self._begin(name)
+
+    def _begin(self, name: str) -> Future[Done]:
+        if name not in self._futures:
+            folder = self._folder / name.replace(" ", "-")
+            self._futures[name] = self._pool.submit(do, RUNS[name], folder, self._python, self._nsys)
+        return self._futures[name]
+
+    def __getitem__(self, name: str) -> Done:
+        """Wait for a run."""
+        return self._begin(name).result()
+
+    def close(self) -> None:
+        """Forget what has not begun; wait for what has."""
+        self._pool.shutdown(cancel_futures=True)
