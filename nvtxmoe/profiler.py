@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvtxmoe.capture.recording.cuda_graphs import hook_graphs
 from nvtxmoe.capture.recording.recorder import Recorder
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.capture.sinks.journal import JournalSink
@@ -129,7 +129,7 @@ class MoEExpertProfiler:
                 self._begin_step(tokens)
             self._this_step.add(layer_idx)
         ids, weights = topk_ids.detach(), None if topk_weights is None else topk_weights.detach()
-        self._recorder.routed(Routed(layer_idx, num_experts, ids, weights))
+        self._recorder.routed(RoutingTensors(layer_idx, num_experts, ids, weights))
 
     @contextmanager
     def step(self, num_tokens: int | None = None) -> Iterator[None]:
@@ -176,7 +176,7 @@ class MoEExpertProfiler:
         from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415  polars only when asked for
 
         self._end_step()
-        self._recorder.rest()
+        self._recorder.flush()
         return analyze([self.session_dir], self.session_dir).folder
 
     def close(self) -> None:

@@ -6,13 +6,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.outputs.read import Loaded, load
+    from nvtxmoe_analysis.outputs.read import Results, load
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Results", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` and ``Loaded``, imported when they are asked for: modules here import the package, and need neither."""
+    """``load`` and ``Results``, imported when they are asked for: modules here import the package, and need neither."""
+    name = "Results" if name == "Loaded" else name  # its name up to November 2026
     if name in __all__:
         from nvtxmoe_analysis.outputs import read  # noqa: PLC0415
 

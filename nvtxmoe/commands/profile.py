@@ -99,7 +99,7 @@ def profile(
     Exit codes: 0; 1 when COMMAND or a request failed; 2 when the run could not be made or read.
     """
     from nvtxmoe.profile.capture_size import LoadSize  # noqa: PLC0415
-    from nvtxmoe.profile.conduct_run import Wishes, conduct  # noqa: PLC0415  rich only when needed
+    from nvtxmoe.profile.conduct_run import RunOptions, run_profile  # noqa: PLC0415  rich only when needed
     from nvtxmoe.profile.plan import Request, make_plan  # noqa: PLC0415
 
     load = None if num_requests is None else LoadSize(num_requests, concurrency, prompt_tokens, max_tokens)
@@ -123,9 +123,9 @@ def profile(
             click.echo(f"# {note}")
         click.echo(plan.shown())
         return 0
-    return conduct(
+    return run_profile(
         plan,
-        Wishes(
+        RunOptions(
             load=load,
             seed=seed,
             client=client,

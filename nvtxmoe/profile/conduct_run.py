@@ -24,7 +24,7 @@ FAILED = 1
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RunOptions:
     """How a plan is carried out; see the options of ``nvtxmoe profile``."""
 
     load: LoadSize | None = None
@@ -61,7 +61,7 @@ def tell(text: str) -> None:
     sys.stdout.flush()
 
 
-def conduct(plan: Plan, wishes: Wishes) -> int:
+def run_profile(plan: Plan, wishes: RunOptions) -> int:
     """Run a plan, then export and analyse; the exit code.
 
     Raises:
@@ -124,7 +124,7 @@ def _show_failure(plan: Plan) -> None:
         sys.stdout.flush()
 
 
-def _run(plan: Plan, wishes: Wishes) -> Outcome:
+def _run(plan: Plan, wishes: RunOptions) -> Outcome:
     plan.log.touch()
     outcome = Outcome()
     quiet = wishes.load is not None and not wishes.verbose
@@ -160,7 +160,7 @@ def _run(plan: Plan, wishes: Wishes) -> Outcome:
     return outcome
 
 
-def _serve(plan: Plan, server: Server, wishes: Wishes, size: LoadSize, run: Run, outcome: Outcome) -> None:
+def _serve(plan: Plan, server: Server, wishes: RunOptions, size: LoadSize, run: Run, outcome: Outcome) -> None:
     """Wait for the server, send it the load; it is left running unless it ends by itself."""
     tell(f"waiting until the server is ready at {server.base_url}")
     if not wait_until_ready(server, run.ended, wishes.ready_timeout_s):
@@ -180,7 +180,7 @@ def _serve(plan: Plan, server: Server, wishes: Wishes, size: LoadSize, run: Run,
     outcome.load = _drive(plan, wishes, load)
 
 
-def _drive(plan: Plan, wishes: Wishes, load: Load) -> LoadReport:
+def _drive(plan: Plan, wishes: RunOptions, load: Load) -> LoadReport:
     bench = bench_program(plan.command, plan.python) if plan.python and wishes.client != "nvtxmoe" else None
     if bench is None and wishes.client == "vllm":
         raise NvtxmoeError("the command's environment has no vLLM client", remedy="Use --client nvtxmoe")

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nvtxmoe.capture.recording.recorder import Recorder
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from nvtxmoe.capture.sinks.journal import JournalSink
 
@@ -57,7 +57,7 @@ def main() -> None:
             memory.append(round(resident_mib(), 1))
         recorder.begin_step(TOKENS, TOKENS, 0, TOKENS)
         for layer in range(LAYERS):
-            recorder.routed(Routed(layer, EXPERTS, ids[(step + layer) % 64], weights))
+            recorder.routed(RoutingTensors(layer, EXPERTS, ids[(step + layer) % 64], weights))
         recorder.forward_done()
         recorder.end_step()
     took_s = time.monotonic() - began

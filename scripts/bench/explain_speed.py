@@ -27,7 +27,7 @@ REPORT = "report of the two-GPU capture, analysis left out"
 def measure(export: Path) -> dict[str, tuple[float, float]]:
     """Wall and CPU seconds of each part, in this process."""
     from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415
-    from nvtxmoe_analysis.facts.capture_facts import gather  # noqa: PLC0415
+    from nvtxmoe_analysis.facts.capture_facts import read_capture  # noqa: PLC0415
     from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics  # noqa: PLC0415
     from nvtxmoe_analysis.readers.open import open_export  # noqa: PLC0415
@@ -43,7 +43,7 @@ def measure(export: Path) -> dict[str, tuple[float, float]]:
         return time.perf_counter(), time.process_time()
 
     began = now()
-    results = RunMetrics.of(merge([gather(open_export(export), Selection())], Selection(), {}))
+    results = RunMetrics.of(merge([read_capture(open_export(export), Selection())], Selection(), {}))
     _ = results.layers
     timed("reading and attributing, for comparison", began)
     began = now()

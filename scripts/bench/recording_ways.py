@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nvtxmoe.capture.recording.cuda_counter import _addresses, _launch_of
 from nvtxmoe.capture.recording.kernel_launch import torch_histogram
-from nvtxmoe.capture.recording.routing_tensors import Routed, alike
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, alike
 from nvtxmoe.capture.recording.triton_histogram import histogram
 
 LAYERS, EXPERTS, TOP_K, TOKENS, HIDDEN = 48, 128, 8, 32, 2048
@@ -105,7 +105,7 @@ def in_graph() -> dict[str, Record]:
     return {**ways, "in the graph: vLLM's EPLB kernel alone, in each layer": eplb}
 
 
-def after_graph(routed: list[Routed]) -> dict[str, Callable[[], None]]:
+def after_graph(routed: list[RoutingTensors]) -> dict[str, Callable[[], None]]:
     """Ways that count after the replay, from the tensors of the graph."""
     (group,) = alike(tuple(routed))
     table, launch = _addresses(group), _launch_of(group)
@@ -139,13 +139,13 @@ def main() -> None:
     """Measure and print."""
     model = Model()
     logits = torch.randn(TOKENS, 32000, device="cuda")
-    routed: list[Routed] = []
+    routed: list[RoutingTensors] = []
     ways: dict[str, tuple[Any, Callable[[], None]]] = {
         "nothing": (model.captured(lambda *_: None), lambda: None),
         "nothing, again": (model.captured(lambda *_: None), lambda: None),
     }
     ways |= {name: (model.captured(record), lambda: None) for name, record in in_graph().items()}
-    held = model.captured(lambda layer, ids, weights: routed.append(Routed(layer, EXPERTS, ids, weights)))
+    held = model.captured(lambda layer, ids, weights: routed.append(RoutingTensors(layer, EXPERTS, ids, weights)))
     del routed[:LAYERS]  # those of the run before the capture
     held.replay()
     ways |= {name: (held, way) for name, way in after_graph(routed).items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import polars as pl
 
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, gather
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, read_capture
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers.open import open_export
 from tests.support.export_builder import Export, Process
@@ -21,7 +21,7 @@ Tied = tuple[int | None, int | None, bool, str | None, bool, int]
 def facts(export: Export, folder: Path, selection: Selection | None = None) -> CaptureFacts:
     path = folder / "built.sqlite"
     path.unlink(missing_ok=True)
-    return gather(open_export(export.save(path)), selection or Selection())
+    return read_capture(open_export(export.save(path)), selection or Selection())
 
 
 def tied(export: Export, folder: Path) -> list[Tied]:

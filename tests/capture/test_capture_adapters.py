@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nvtxmoe.capture.hooks import REGISTRY, unhook_all, wrap
 from nvtxmoe.capture.recording.measured_overhead import NOT_MEASURED, overhead
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import LayerInfo
 from nvtxmoe.capture.vllm.adapters import ADAPTERS, choose
 from nvtxmoe.capture.vllm.identity import numbering
@@ -154,7 +154,7 @@ class Recorder:
     """Keeps what it is told."""
 
     def __init__(self) -> None:
-        self.got: list[Routed] = []
+        self.got: list[RoutingTensors] = []
         self.hidden: dict[int, str] = {}
 
     def listens(self, layer: int) -> bool:
@@ -163,7 +163,7 @@ class Recorder:
     def hide(self, layer: int, reason: str) -> None:
         self.hidden[layer] = reason
 
-    def routed(self, one: Routed) -> None:
+    def routed(self, one: RoutingTensors) -> None:
         self.got.append(one)
 
 

@@ -285,7 +285,7 @@ def test_interrupted(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nvtxmoe_analysis.ingest.task.gather", interrupt)
+    monkeypatch.setattr("nvtxmoe_analysis.ingest.task.read_capture", interrupt)
     ran = run("analyze", small, "-o", tmp_path / "results")
     assert (ran.code, ran.out, ran.err) == (130, "", "\nnvtxmoe: interrupted\n")
     assert files(tmp_path) == {"small.sqlite"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, gather
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, read_capture
 from nvtxmoe_analysis.ingest import task
 from nvtxmoe_analysis.ingest.task import MOST_ATTEMPTS, Failure, Task
 from tests.ingest.test_many_reports import analyzed, validation
@@ -23,18 +23,18 @@ def task_of(path: Path) -> Task:
 
 
 class Failing:
-    """In place of ``gather``: raises so many times, then reads."""
+    """In place of ``read_capture``: raises so many times, then reads."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: BaseException, times: int) -> None:
         self.calls, self._error, self._times = 0, error, times
-        monkeypatch.setattr(task, "gather", self)
+        monkeypatch.setattr(task, "read_capture", self)
         monkeypatch.setattr(task, "PAUSE_S", 0)
 
     def __call__(self, *arguments: Any) -> CaptureFacts:
         self.calls += 1
         if self.calls <= self._times:
             raise self._error
-        return gather(*arguments)
+        return read_capture(*arguments)
 
 
 def wrapped(inner: BaseException) -> NvtxmoeError:

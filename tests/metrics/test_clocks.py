@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from nvtxmoe_analysis.metrics.clocks.align import NO_END, NO_START, Extents, align
+from nvtxmoe_analysis.metrics.clocks.align import NO_END, NO_START, ReportBounds, align
 from nvtxmoe_analysis.metrics.clocks.fit import MOST_DRIFT, TOLERANCE_NS, Line, fit_line, residual_of
 from tests.support.collective_simulation import GATHER, SPLIT, Clock, Run, expected, not_split, uneven
 from tests.support.written_results import Written, written
@@ -136,7 +136,7 @@ def test_any_bounds_against_linear_programming(bounds: list[tuple[int, int, int]
 # Which report against which -----------------------------------------------------------------------------------------
 
 
-def seen(*collectives: dict[int, tuple[int, int]], reports: int) -> Extents:
+def seen(*collectives: dict[int, tuple[int, int]], reports: int) -> ReportBounds:
     """Collectives given as last start and first end by report."""
     last = np.full((reports, len(collectives)), NO_START)
     first = np.full((reports, len(collectives)), NO_END)
@@ -144,7 +144,7 @@ def seen(*collectives: dict[int, tuple[int, int]], reports: int) -> Extents:
         for report, (start, end) in one.items():
             last[report, number], first[report, number] = start, end
     ones = np.ones(len(collectives), dtype=np.int64)
-    return Extents(ones, last, first)
+    return ReportBounds(ones, last, first)
 
 
 def test_reports_that_share_nothing_keep_their_own_time() -> None:

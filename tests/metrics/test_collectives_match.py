@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe_analysis import outputs
-from nvtxmoe_analysis.metrics.clocks.align import NO_END, NO_START, Extents, extents
-from nvtxmoe_analysis.metrics.collectives import match
+from nvtxmoe_analysis.metrics.clocks.align import NO_END, NO_START, ReportBounds, extents
+from nvtxmoe_analysis.metrics.collectives import match as match_module
 from nvtxmoe_analysis.metrics.collectives.match import (
     NO_GROUP,
     NOT_CAPTURED,
@@ -21,10 +21,10 @@ from nvtxmoe_analysis.metrics.collectives.match import (
     NUMBERS_DIFFER,
     SPLIT,
     UNKNOWN,
-    Kernels,
-    Met,
+    CollectiveKernels,
+    MatchedCollectives,
     kernels,
-    meet,
+    match,
 )
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.run.parallel_groups import SCHEMA
@@ -49,7 +49,7 @@ def test_against_plain_matching(rows: list[tuple[Any, ...]]) -> None:
     frame = pl.DataFrame(rows, schema=types, orient="row").with_columns(report=pl.lit(0), end=pl.col("start") + 1)
     groups = pl.DataFrame([(rank, *of) for rank, of in GROUPS.items()], schema=SCHEMA, orient="row")
     found = kernels(frame)
-    met, reason = meet(found, np.arange(len(rows)), groups)
+    met, reason = match(found, np.arange(len(rows)), groups)
     places: dict[Any, dict[int, list[int]]] = {}
     in_step: dict[Any, set[int]] = {}
     for at in sorted(range(len(rows)), key=lambda at: rows[at][5]):
@@ -80,8 +80,8 @@ def test_against_plain_matching(rows: list[tuple[Any, ...]]) -> None:
     assert reason.tolist() == wanted
     assert sorted(tuple(row) for one in met for row in one.rows.tolist()) == sorted(together)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(match, "KERNELS_AT_ONCE", 1)
-        parts, of_parts = meet(found, np.arange(len(rows)), groups)
+        patch.setattr(match_module, "KERNELS_AT_ONCE", 1)
+        parts, of_parts = match(found, np.arange(len(rows)), groups)
     assert of_parts.tolist() == wanted
     assert [one.rows.tolist() for one in parts] == [one.rows.tolist() for one in met]
 
@@ -89,7 +89,7 @@ def test_against_plain_matching(rows: list[tuple[Any, ...]]) -> None:
 @pytest.mark.parametrize("at_once", [1, 1 << 18])
 def test_collectives_come_by_group_then_step(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """In the input they come by step: ranks 0 and 1 meet, and 2 and 3; the last step has two kernels, later first."""
-    monkeypatch.setattr(match, "KERNELS_AT_ONCE", at_once)
+    monkeypatch.setattr(match_module, "KERNELS_AT_ONCE", at_once)
     rows = [(rank, step, 100 * step + rank) for step in range(2) for rank in range(4)]
     rows += [(rank, 2, start + rank) for start in (400, 300) for rank in range(4)]
     frame = pl.DataFrame(rows, schema=["rank", "step", "start"], orient="row").with_columns(
@@ -98,7 +98,7 @@ def test_collectives_come_by_group_then_step(monkeypatch: pytest.MonkeyPatch, at
     groups = pl.DataFrame([(rank, rank // 2 * 2, 2) for rank in range(4)], schema=SCHEMA, orient="row")
     found = kernels(frame)
     assert found.ordinal.tolist() == [0] * 8 + [1] * 4 + [0] * 4
-    (met,), reason = meet(found, np.arange(len(rows)), groups)
+    (met,), reason = match(found, np.arange(len(rows)), groups)
     assert set(reason.tolist()) == {SPLIT}
     assert met.rows.tolist() == [[0, 1], [4, 5], [12, 13], [8, 9], [2, 3], [6, 7], [14, 15], [10, 11]]
 
@@ -128,7 +128,7 @@ def test_what_reports_see_against_dense_tables(data: st.DataObject) -> None:
     reports = data.draw(st.integers(1, 4))
     number = st.integers(0, reports - 1)
     sizes = data.draw(st.lists(st.integers(1, 3), max_size=3, unique=True))
-    met: list[Met] = []
+    met: list[MatchedCollectives] = []
     report: list[int] = []
     family: list[int] = []
     for size in sizes:
@@ -142,20 +142,20 @@ def test_what_reports_see_against_dense_tables(data: st.DataObject) -> None:
             family += [
                 one for one in data.draw(st.lists(st.integers(0, 1), min_size=count, max_size=count)) for _ in of
             ]
-        met.append(Met(np.arange(first, len(report)).reshape(-1, size)))
+        met.append(MatchedCollectives(np.arange(first, len(report)).reshape(-1, size)))
     start = np.array(data.draw(st.lists(st.integers(0, 100), min_size=len(report), max_size=len(report))), np.int64)
     end = start + np.array(
         data.draw(st.lists(st.integers(0, 90), min_size=len(report), max_size=len(report))), np.int64
     )
     of_report, of_family, none = np.array(report, np.int64), np.array(family, np.int64), np.zeros(len(report), np.int64)
-    found = Kernels(of_report, none, none, none, of_family, none, start, end)
+    found = CollectiveKernels(of_report, none, none, none, of_family, none, start, end)
     rows = [row for one in met for row in one.rows]
     last, early = (np.full((reports, len(rows)), no) for no in (NO_START, NO_END))
     for at, row in enumerate(rows):
         for own in set(of_report[row].tolist()):
             mine = row[of_report[row] == own]
             last[own, at], early[own, at] = start[mine].max(), end[mine].min()
-    dense = Extents(np.array([of_family[row[0]] for row in rows], np.int64), last, early)
+    dense = ReportBounds(np.array([of_family[row[0]] for row in rows], np.int64), last, early)
     seen = extents(found, met, reports)
     assert seen.families() == sorted(set(family))
     for sparse, whole in [(seen, dense), *((seen.of_family(one), dense.of_family(one)) for one in seen.families())]:

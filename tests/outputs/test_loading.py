@@ -13,7 +13,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs import DOCUMENTS as WRITTEN_DOCUMENTS
 from nvtxmoe_analysis.outputs import GPU_DOCUMENTS as WRITTEN_GPU_DOCUMENTS
 from nvtxmoe_analysis.outputs import PARQUET_ONLY, STANDARD, TABLES
-from nvtxmoe_analysis.outputs.read import Loaded, load
+from nvtxmoe_analysis.outputs.read import Results, load
 from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FOLDER, FRAMES, GPU_DOCUMENTS, VALIDATION, names
 from tests.support.constructed_runs import simple
 from tests.support.paths import ROOT
@@ -31,7 +31,7 @@ def real(golden_2gpu: Path, tmp_path_factory: pytest.TempPathFactory) -> Written
     return written(tmp_path_factory.mktemp("loading"), golden_2gpu, formats=("csv", "parquet"))
 
 
-def only(found: Written, folder: Path, form: str) -> Loaded:
+def only(found: Written, folder: Path, form: str) -> Results:
     """The results with tables of one format, where a table has it."""
     inner = folder / FOLDER
     inner.mkdir()
@@ -48,7 +48,7 @@ def test_every_table_and_document_has_a_name() -> None:
     assert {frame.stem for frame in FRAMES.values()} == set(TABLES)
     assert set(DOCUMENTS.values()) == {*WRITTEN_DOCUMENTS, VALIDATION}
     for name in names():
-        assert isinstance(getattr(Loaded, name).__doc__, str), name
+        assert isinstance(getattr(Results, name).__doc__, str), name
     for name, frame in FRAMES.items():
         assert name == frame.stem.removeprefix("moe_").removeprefix("expert_").removesuffix("_hist")
         assert frame.gpu == (frame.stem not in STANDARD), name
@@ -87,7 +87,7 @@ def test_documents(real: Written) -> None:
 def test_dir_or_the_folder_in_it(real: Written) -> None:
     assert load(real.folder).folder == load(real.folder.parent).folder == real.folder
     assert load(str(real.folder.parent)).folder == real.folder
-    assert repr(load(real.folder)).startswith(f"Loaded('{real.folder}': activations, coselection")
+    assert repr(load(real.folder)).startswith(f"Results('{real.folder}': activations, coselection")
 
 
 def test_a_frame_is_read_once(real: Written) -> None:
@@ -113,7 +113,7 @@ def test_the_page_has_every_column_and_its_type() -> None:
 # Cells ----------------------------------------------------------------------------------------------------------------
 
 
-def results(folder: Path, **files: str) -> Loaded:
+def results(folder: Path, **files: str) -> Results:
     inner = folder / FOLDER
     inner.mkdir()
     for stem, text in files.items():

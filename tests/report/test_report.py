@@ -95,7 +95,7 @@ def test_the_planted_layer_costs_most(tmp_path: Path) -> None:
         f"Layer 3 costs most: {mine / 1e6:.2f} ms of own kernel time, {100 * mine / whole:.1f} % of all in MoE layers "
         f"and {mine * 6 / whole:.2f} times the mean layer."
     )
-    assert str(costliest.sure) == "it was the slowest layer in 80 of 80 (rank, step)."
+    assert str(costliest.confidence) == "it was the slowest layer in 80 of 80 (rank, step)."
     assert "Its longest operation is fused_moe_kernel, with 1.20 ms." in map(str, costliest.details)
 
 
@@ -106,7 +106,7 @@ def test_why_and_how_sure_are_the_models_words(tmp_path: Path) -> None:
         "Layer 3, prefill: not fitted, 4 rows.",
         "In decode steps active_experts explains the time best in 6 of 6 layers.",
     ]
-    assert str(why.sure) == (
+    assert str(why.confidence) == (
         "active_experts by itself: 3.00 us a unit, 95 % CI 2.90 us to 3.10 us; R2 0.98; cross-validated error 0.70 us, "
         "against 9.00 us of a constant; 72 rows of 36 steps."
     )
@@ -117,8 +117,8 @@ def test_a_refused_model_is_no_explanation(tmp_path: Path) -> None:
     tables = made.tables()
     tables["moe_layer_model"] = tables["moe_layer_model"].filter(step_kind="prefill")
     why = by_topic(report(write(tmp_path, tables, made.documents())))["Why layer 3 takes its time"]
-    assert (str(why.headline), why.tone) == ("Layer 3, prefill: not fitted, 4 rows.", "weak")
-    assert why.sure is None
+    assert (str(why.headline), why.kind) == ("Layer 3, prefill: not fitted, 4 rows.", "weak")
+    assert why.confidence is None
     assert "In prefill steps no layer was fitted." in map(str, why.details)
 
 
@@ -139,7 +139,7 @@ def test_a_second_feature_is_said_with_its_numbers(tmp_path: Path) -> None:
     assert (
         "against 9.00 us of a constant; beside num_tokens (50 ns a unit, 95 % CI 40 ns to 60 ns): 1.50 us a unit, "
         "95 % CI 1.40 us to 1.60 us, error 0.50 us; 72 rows of 36 steps."
-    ) in str(why.sure)
+    ) in str(why.confidence)
     for figure in why.figures:
         check_figure(figure, tmp_path / FOLDER)
 
@@ -153,8 +153,8 @@ def test_features_that_cannot_be_told_apart(tmp_path: Path) -> None:
         reason=pl.when(alike).then(pl.lit("moves with expert_tiles")).otherwise("reason"),
     )
     why = by_topic(report(write(tmp_path, tables, made.documents())))["Why layer 3 takes its time"]
-    assert why.tone == "weak"
-    assert str(why.sure) == "moves with expert_tiles; 72 rows of 36 steps."
+    assert why.kind == "weak"
+    assert str(why.confidence) == "moves with expert_tiles; 72 rows of 36 steps."
 
 
 def test_layers_that_say_nothing_of_one_another(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_layers_that_cost_the_same(tmp_path: Path) -> None:
         "The layers cost about the same: layer 0 takes most, 80.0 us of own kernel time, only 1.00 times the mean "
         "layer."
     )
-    assert str(found.sure) == "it was the slowest layer in 0 of 80 (rank, step)."
+    assert str(found.confidence) == "it was the slowest layer in 0 of 80 (rank, step)."
 
 
 # What is absent ------------------------------------------------------------------------------------------------------

@@ -21,7 +21,17 @@ from nvtxmoe_analysis.report.chart_tools import short_name, table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Figure, difference, duration, listed, percent, ratio, say, shown, together
+from nvtxmoe_analysis.report.numbers import (
+    SourcedNumber,
+    difference,
+    duration,
+    listed,
+    percent,
+    ratio,
+    sentence,
+    shown,
+    together,
+)
 from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust
@@ -58,23 +68,26 @@ def test_a_column_tells_its_unit(value: float, column: str, text: str) -> None:
 
 
 def test_computed_figures_say_of_what() -> None:
-    part, whole = Figure(30, "30 ns", "a.csv", "a_ns"), Figure(120, "120 ns", "b.csv", "b_ns", "sum", rows=4)
+    part, whole = (
+        SourcedNumber(30, "30 ns", "a.csv", "a_ns"),
+        SourcedNumber(120, "120 ns", "b.csv", "b_ns", "sum", rows=4),
+    )
     assert (percent(part, whole).value, percent(part, whole).text) == (25.0, "25.0 %")
     assert percent(part, whole).origin == "30 ns as a share of 120 ns"
     assert (ratio(whole, part).text, ratio(whole, part).origin) == ("4.00", "120 ns over 30 ns")
     assert (difference(whole, part).text, difference(whole, part).origin) == ("90 ns", "120 ns minus 30 ns")
-    assert math.isnan(ratio(part, Figure(0, "0")).value)
-    assert ratio(part, Figure(0, "0")).as_dict()["value"] is None
+    assert math.isnan(ratio(part, SourcedNumber(0, "0")).value)
+    assert ratio(part, SourcedNumber(0, "0")).as_dict()["value"] is None
 
 
 def test_sentences_take_figures_sentences_and_text() -> None:
-    figure = Figure(1, "one")
-    said = say("{} and {}: {}.", figure, "two", together([say("a {}", figure), say("b"), say("c")]))
+    figure = SourcedNumber(1, "one")
+    said = sentence("{} and {}: {}.", figure, "two", together([sentence("a {}", figure), sentence("b"), sentence("c")]))
     assert str(said) == "one and two: a one, b and c."
     assert said.figures == [figure, figure]
     with pytest.raises(ValueError, match="more values than places"):
-        say("{}", "a", "b")
-    assert str(say("{}", "{not a place}")) == "{not a place}"
+        sentence("{}", "a", "b")
+    assert str(sentence("{}", "{not a place}")) == "{not a place}"
 
 
 def test_lists_are_cut() -> None:

@@ -19,7 +19,7 @@ from nvtxmoe.formats import schema
 from nvtxmoe_analysis import outputs
 from nvtxmoe_analysis.core.grouping import in_order
 from nvtxmoe_analysis.core.parallel import ordered_map
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, gather
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, read_capture
 from nvtxmoe_analysis.facts.layer_rows import KEY
 from nvtxmoe_analysis.facts.routing_features import cell_features
 from nvtxmoe_analysis.facts.selection import Selection
@@ -135,7 +135,7 @@ def test_features_are_of_their_cells(tmp_path: Path) -> None:
             with worker.step(step):
                 pass
             worker.counts(step, 0, [step, 3, 3 - step, 0])
-        facts.append(gather(open_export(export.save(tmp_path / f"{rank}.sqlite")), Selection()))
+        facts.append(read_capture(open_export(export.save(tmp_path / f"{rank}.sqlite")), Selection()))
     found = metrics(facts)
     assert found.routing.counts.cells.select("rank", "step").rows() == [(0, 0), (0, 1), (0, 2)]
     expected = cell_features(found.routing.counts)
@@ -160,7 +160,7 @@ def whole_run(folder: Path) -> CaptureFacts:
         if step == 0:
             with worker.range(schema.IDLE):
                 worker.kernel(10)
-    return gather(open_export(export.save(folder / "whole.sqlite")), Selection())
+    return read_capture(open_export(export.save(folder / "whole.sqlite")), Selection())
 
 
 def metrics(reports: Sequence[CaptureFacts]) -> RunMetrics:
@@ -186,7 +186,7 @@ def test_merged_reports_hold_no_counts_of_their_own(tmp_path: Path) -> None:
     """In whatever order they were given: they are put in that of their ranks."""
     ranks = (2, 0, 3, 1)
     exports = [open_export(one_report((rank,)).save(tmp_path / f"{rank}.sqlite")) for rank in ranks]
-    given = [gather(export, Selection()) for export in exports]
+    given = [read_capture(export, Selection()) for export in exports]
     found = metrics(given)
     in_order = sorted(given, key=lambda one: min(meta.rank for meta in one.metas.values()))
     for report, before in zip(found.reports, in_order, strict=True):

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nvtxmoe_analysis.report.numbers import Figure
+from nvtxmoe_analysis.report.numbers import SourcedNumber
 
 
-def found_again(figure: Figure, folder: Path) -> float:
+def found_again(figure: SourcedNumber, folder: Path) -> float:
     """The figure's value, computed from the file that it names."""
     if figure.parts:
         first, second = (found_again(part, folder) for part in figure.parts)
@@ -47,7 +47,7 @@ def found_again(figure: Figure, folder: Path) -> float:
     return float(reduce[figure.how](numbers))
 
 
-def check_figure(figure: Figure, folder: Path) -> None:
+def check_figure(figure: SourcedNumber, folder: Path) -> None:
     """The value is in the file, and the text is of that value."""
     again = found_again(figure, folder)
     assert math.isclose(again, figure.value, rel_tol=1e-6, abs_tol=1e-9), (figure, again)
@@ -65,7 +65,7 @@ def _in_document(value: Any, path: str) -> float:
     return float(value)
 
 
-def _wins(rows: list[dict[str, str]], figure: Figure) -> float:
+def _wins(rows: list[dict[str, str]], figure: SourcedNumber) -> float:
     groups = defaultdict(list)
     for row in rows:
         groups[tuple(row[name] for name in figure.once)].append(row)

@@ -13,7 +13,7 @@ from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.recorder import Recorder
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from tests.with_torch.events import EXPERTS, Kept, identity
 
 
@@ -102,8 +102,8 @@ def recorder() -> tuple[Recorder, Kept, CudaCounter]:
     return made, sink, counter
 
 
-def routed(layer: int, tensor: torch.Tensor) -> Routed:
-    return Routed(layer, EXPERTS, tensor, tensor.float())
+def routed(layer: int, tensor: torch.Tensor) -> RoutingTensors:
+    return RoutingTensors(layer, EXPERTS, tensor, tensor.float())
 
 
 def replay(made: Recorder, graph: Graph, tensors: list[torch.Tensor], *values: tuple[int, int]) -> None:

@@ -41,8 +41,8 @@ class Kept:
     def payloads(self, event: str, rows: Any) -> None:
         self.events += [(event, row.copy()) for row in rows]
 
-    def rest(self, summary: Mapping[str, Any]) -> None:
-        self.events.append(("rest", None))
+    def conclude(self, summary: Mapping[str, Any]) -> None:
+        self.events.append(("conclude", None))
 
     def close(self, summary: Mapping[str, Any]) -> None:
         self.closed = summary

@@ -14,7 +14,7 @@ from nvtxmoe.capture.recording import cuda_counter, cuda_graphs
 from nvtxmoe.capture.recording import recorder as recorder_module
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
-from nvtxmoe.capture.recording.routing_tensors import Routed, alike
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, alike
 from nvtxmoe.capture.run_identity import Step
 from tests.with_torch import device as stand_ins
 from tests.with_torch.device import Event, Graph, captured, recorder, replay, routed
@@ -191,7 +191,8 @@ def test_rows_further_apart_than_their_width() -> None:
 def test_devices_are_counted_apart() -> None:
     here = torch.zeros(1, 2, dtype=torch.int32)
     made = tuple(
-        Routed(n, EXPERTS, ids, None) for n, ids in enumerate((here, torch.empty_like(here, device="meta"), here))
+        RoutingTensors(n, EXPERTS, ids, None)
+        for n, ids in enumerate((here, torch.empty_like(here, device="meta"), here))
     )
     assert [group.layers for group in alike(made)] == [(0, 2), (1,)]
 

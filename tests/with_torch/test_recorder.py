@@ -17,7 +17,7 @@ from nvtxmoe.capture.recording import recorder as recorder_module
 from nvtxmoe.capture.recording.cpu_counter import CpuCounter
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.recorder import META_EVERY, PAIRS_EVERY, Recorder
-from nvtxmoe.capture.recording.routing_tensors import Counted, Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, StepCounts
 from nvtxmoe.capture.run_identity import Step
 from tests.with_torch.events import EXPERTS, TOP_K, Kept, identity
 
@@ -36,13 +36,13 @@ def ids(*tokens: tuple[int, int], dtype: torch.dtype = torch.int32) -> torch.Ten
     return torch.tensor(tokens, dtype=dtype)
 
 
-def routed(layer: int, chosen: torch.Tensor, **more: object) -> Routed:
+def routed(layer: int, chosen: torch.Tensor, **more: object) -> RoutingTensors:
     """What layer chose, with weights that tell tokens apart."""
     weights = torch.arange(chosen.numel(), dtype=torch.float32).view(chosen.shape)
-    return Routed(layer, EXPERTS, chosen, weights, **more)  # type: ignore[arg-type]
+    return RoutingTensors(layer, EXPERTS, chosen, weights, **more)  # type: ignore[arg-type]
 
 
-def run_step(recorder: Recorder, tokens: int, *those: Routed) -> None:
+def run_step(recorder: Recorder, tokens: int, *those: RoutingTensors) -> None:
     """One step from begin to end."""
     recorder.begin_step(tokens, 1, tokens, 0)
     for one in those:
@@ -154,7 +154,7 @@ def test_samples_every_so_many_steps() -> None:
 
 def test_weights_that_are_not_known_are_nan() -> None:
     recorder, sink = made()
-    run_step(recorder, 1, *(Routed(n, EXPERTS, ids((0, 1)), None) for n in (0, 1)))
+    run_step(recorder, 1, *(RoutingTensors(n, EXPERTS, ids((0, 1)), None) for n in (0, 1)))
     assert np.isnan(sink.of("moe.topk")[0]["weights"]).all()
 
 
@@ -227,7 +227,7 @@ def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch)
 
         late = True
 
-        def drain(self, wait: bool = False) -> Iterator[Counted]:
+        def drain(self, wait: bool = False) -> Iterator[StepCounts]:
             if not self.late or wait:
                 yield from super().drain(wait)
 
@@ -251,8 +251,8 @@ def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch)
 def test_a_second_model_in_the_process_is_recorded_too() -> None:
     recorder, sink = made()
     run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
-    recorder.rest()  # the first worker shuts down
-    assert sink.of("rest") == [None]
+    recorder.flush()  # the first worker shuts down
+    assert sink.of("conclude") == [None]
     recorder.model_loaded(identity(layers=1))
     run_step(recorder, 1, routed(0, ids((2, 3))))
     recorder.close()
@@ -284,7 +284,7 @@ def test_another_model_in_the_process_is_refused_and_said() -> None:
 def test_pairs_of_experts_out_of_range_are_left_out() -> None:
     pairs = PairCounts()
     step = Step(0, 0, 2, 1, 2, 0)
-    pairs.add(step, (Routed(0, 4, torch.tensor([[0, 1], [-1, 9]]), None),))
+    pairs.add(step, (RoutingTensors(0, 4, torch.tensor([[0, 1], [-1, 9]]), None),))
     pairs.begin()
     (payload,) = pairs.arrived(0)
     assert payload["pairs"].tolist() == [1, 0, 0, 0, 0, 0]

@@ -163,17 +163,21 @@ def place_batch(
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
     found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy())
-    birth, order, begun = segment.copy(), correlation.copy(), np.full(len(frame), -1, dtype=np.int64)
-    birth[at], order[at], begun[at] = found.segment, found.created, found.begun
-    resolved = birth >= 0
-    layer = segments.layer[birth]
+    origin_segment, origin_order, graph_start = (
+        segment.copy(),
+        correlation.copy(),
+        np.full(len(frame), -1, dtype=np.int64),
+    )
+    origin_segment[at], origin_order[at], graph_start[at] = found.segment, found.created, found.begun
+    resolved = origin_segment >= 0
+    layer = segments.layer[origin_segment]
     in_step = step_row >= 0
     reason = np.where(~in_step & idle, IN_IDLE, NO_REASON).astype(np.int8)
     place = np.where(in_step, np.where(layer >= 0, IN_LAYER, IN_STEP), OUTSIDE).astype(np.int8)
     for condition, why in (
         (in_step & ~resolved, NODE_UNRESOLVED),
         (in_step if operations.kind == WHOLE_GRAPH else np.zeros(0, dtype=np.intp), GRAPH_LEVEL),
-        (crossing | (segments.crossing[birth] & resolved), CROSSING),
+        (crossing | (segments.crossing[origin_segment] & resolved), CROSSING),
         (call < 0, NO_LAUNCH),
         (correlation == 0, NO_CORRELATION),
     ):
@@ -187,12 +191,12 @@ def place_batch(
         pid=pid,
         step_row=np.where(untold, np.int32(-1), step_row),
         after_step=launches.after_step[call],
-        birth=birth,
+        origin_segment=origin_segment,
         layer=layer,
-        phase=segments.phase[birth],
+        phase=segments.phase[origin_segment],
         graph=graph,
-        order=order,
-        begun=begun,
+        origin_order=origin_order,
+        graph_capture_start_ns=graph_start,
         name=frame["name"],
         start=frame["start"],
         end=frame["end"],

@@ -18,12 +18,12 @@ from nvtxmoe_analysis.readers.base import Export
 Int32s = npt.NDArray[np.int32]
 
 
-#: Calls and the rows of the nodes that they replayed (``Found.row``).
+#: Calls and the rows of the nodes that they replayed (``NodeLookup.row``).
 Replayed = tuple[Int32s, Int32s]
 
 
 @dataclass(frozen=True)
-class Found:
+class NodeLookup:
     """Nodes looked up.
 
     Attributes:
@@ -67,7 +67,7 @@ class GraphNodes:
         self._created[slots, columns] = nodes["start"].fill_null(-1).to_numpy()
         self._begun[slots, columns] = nodes["begun"].fill_null(-1).to_numpy()
 
-    def find(self, pid: Ints, node: Ints) -> Found:
+    def find(self, pid: Ints, node: Ints) -> NodeLookup:
         """Look up replayed nodes."""
         slot, column = _place(self._pids, pid), _place(self._idents, node)
         segment: Int32s = self._segment[slot, column]
@@ -77,7 +77,7 @@ class GraphNodes:
             pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
             unresolved = {(int(p), int(n)) for p, n in pairs.T}
         row = (slot * self._segment.shape[1] + column).astype(np.int32)
-        return Found(
+        return NodeLookup(
             segment,
             np.where(lost, np.int32(-1), row),
             self._created[slot, column],

@@ -37,8 +37,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Part:
-    """Of one batch: its collectives in steps (COLUMNS without ``inferred``, and ``birth``, ``order``, ``begun``), and
-    the first kernel of each gap (``birth``, ``graph``, ``first``)."""
+    """Of one batch: its collectives in steps (COLUMNS without ``inferred``, and where and when
+    each was launched or its node created), and
+    the first kernel of each gap (``origin_segment``, ``graph``, ``first``)."""
 
     found: pl.DataFrame
     first: pl.DataFrame
@@ -72,15 +73,21 @@ class Collectives:
                 "graph": batch.graph[at],
                 "start": batch.start.gather(at),
                 "end": batch.end.gather(at),
-                "birth": batch.birth[at],
-                "order": batch.order[at],
-                "begun": batch.begun[at],
+                "origin_segment": batch.origin_segment[at],
+                "origin_order": batch.origin_order[at],
+                "graph_capture_start_ns": batch.graph_capture_start_ns[at],
             }
         )
-        gap = np.flatnonzero((batch.place == IN_STEP) & (self._after[batch.birth] >= 0))
+        gap = np.flatnonzero((batch.place == IN_STEP) & (self._after[batch.origin_segment] >= 0))
         first = (
-            pl.DataFrame({"birth": batch.birth[gap], "graph": batch.graph[gap], "first": batch.order[gap]})
-            .group_by("birth", "graph")
+            pl.DataFrame(
+                {
+                    "origin_segment": batch.origin_segment[gap],
+                    "graph": batch.graph[gap],
+                    "first": batch.origin_order[gap],
+                }
+            )
+            .group_by("origin_segment", "graph")
             .agg(pl.col("first").min())
         )
         return Part(found, first)
@@ -90,20 +97,22 @@ class Collectives:
         found = pl.concat([_NO_FOUND, *(part.found for part in parts)])
         first = (
             pl.concat([_NO_FIRST, *(part.first for part in parts)])
-            .group_by("birth", "graph")
+            .group_by("origin_segment", "graph")
             .agg(pl.col("first").min())
         )
-        found = found.join(first, on=["birth", "graph"], how="left", maintain_order="left")
-        birth = found["birth"].to_numpy()
+        found = found.join(first, on=["origin_segment", "graph"], how="left", maintain_order="left")
+        origin_segment = found["origin_segment"].to_numpy()
         inferred = (
             (pl.col("layer") < 0)
-            & (pl.col("order") == pl.col("first")).fill_null(False)
-            & (~pl.col("graph") | (pl.col("begun") < pl.col("gap_ns")))  # the graph was captured during the layer too
+            & (pl.col("origin_order") == pl.col("first")).fill_null(False)
+            & (
+                ~pl.col("graph") | (pl.col("graph_capture_start_ns") < pl.col("gap_ns"))
+            )  # the graph was captured during the layer too
         )
         return (
             found.with_columns(
-                after=pl.Series(self._after[birth], dtype=pl.Int32),
-                gap_ns=pl.Series(self._segments.start_ns(birth), dtype=pl.Int64),
+                after=pl.Series(self._after[origin_segment], dtype=pl.Int32),
+                gap_ns=pl.Series(self._segments.start_ns(origin_segment), dtype=pl.Int64),
             )
             .with_columns(inferred=inferred)
             .with_columns(layer=pl.when("inferred").then("after").otherwise("layer"))
@@ -144,9 +153,9 @@ def layer_before(segments: Segments) -> npt.NDArray[np.int32]:
 _NO_FOUND = pl.DataFrame(
     schema={
         **{c: t for c, t in COLUMNS.items() if c != "inferred"},
-        "birth": pl.Int32,
-        "order": pl.Int64,
-        "begun": pl.Int64,
+        "origin_segment": pl.Int32,
+        "origin_order": pl.Int64,
+        "graph_capture_start_ns": pl.Int64,
     }
 )
-_NO_FIRST = pl.DataFrame(schema={"birth": pl.Int32, "graph": pl.Boolean, "first": pl.Int64})
+_NO_FIRST = pl.DataFrame(schema={"origin_segment": pl.Int32, "graph": pl.Boolean, "first": pl.Int64})

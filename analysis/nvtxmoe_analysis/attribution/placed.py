@@ -43,11 +43,12 @@ class PlacedBatch:
             too, but for those whose launch call is missing or stands where ranges cross.
         after_step: int32, of those launched outside steps the row of the last step that had begun in the process, -1
             where none had; -1 of all others.
-        birth: int32, the segment (of ``Segments``) in which each was launched eagerly, or its graph node created.
+        origin_segment: int32, the segment (of ``Segments``) in which each was launched eagerly, or its graph
+            node created.
         layer: int32, -1 outside layers; phase: int8, index into PHASE_NAMES.
         graph: whether a graph launch replayed it.
-        order: int64, rises in the order of launches (eager), of creations (graph).
-        begun: int64, when the capture of its graph began (ns); -1 if launched eagerly.
+        origin_order: int64, rises in the order of launches (eager), of creations (graph).
+        graph_capture_start_ns: int64, when the capture of its graph began (ns); -1 if launched eagerly.
         name: see ``Operations.frame``. start, end: ns.
     """
 
@@ -57,12 +58,12 @@ class PlacedBatch:
     pid: Ints
     step_row: npt.NDArray[np.int32]
     after_step: npt.NDArray[np.int32]
-    birth: npt.NDArray[np.int32]
+    origin_segment: npt.NDArray[np.int32]
     layer: npt.NDArray[np.int32]
     phase: npt.NDArray[np.int8]
     graph: npt.NDArray[np.bool_]
-    order: Ints
-    begun: Ints
+    origin_order: Ints
+    graph_capture_start_ns: Ints
     name: pl.Series
     start: pl.Series
     end: pl.Series

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.events.capture_state import CaptureState
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -40,7 +40,7 @@ def sentences(states: Sequence[CaptureState]) -> list[str]:
     return found
 
 
-def _figures(states: Sequence[CaptureState]) -> Mapping[str, Figure]:
+def _figures(states: Sequence[CaptureState]) -> Mapping[str, JsonValue]:
     return {
         "processes": len(states),
         "hidden_layers": {str(layer): reason for reason, layers in _hidden(states).items() for layer in layers},

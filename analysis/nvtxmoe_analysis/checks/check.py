@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 PASS, WARN, FAIL, NOT_APPLICABLE = "pass", "warn", "fail", "not_applicable"
 
-Figure = int | float | str | bool | None | list["Figure"] | dict[str, "Figure"]
+JsonValue = int | float | str | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,24 @@ class Check:
     name: str
     status: str
     message: str
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
-def passed(name: str, message: str, **figures: Figure) -> Check:
+def passed(name: str, message: str, **figures: JsonValue) -> Check:
     """A check that found nothing wrong."""
     return Check(name, PASS, message, figures)
 
 
-def failed(name: str, message: str, **figures: Figure) -> Check:
+def failed(name: str, message: str, **figures: JsonValue) -> Check:
     """A check that found the capture incomplete."""
     return Check(name, FAIL, message, figures)
 
 
-def warned(name: str, message: str, **figures: Figure) -> Check:
+def warned(name: str, message: str, **figures: JsonValue) -> Check:
     """A check that found something worth knowing."""
     return Check(name, WARN, message, figures)
 
 
-def not_applicable(name: str, message: str, **figures: Figure) -> Check:
+def not_applicable(name: str, message: str, **figures: JsonValue) -> Check:
     """A check that had nothing to look at."""
     return Check(name, NOT_APPLICABLE, message, figures)

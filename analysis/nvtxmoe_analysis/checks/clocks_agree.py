@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.check import Check, Figure, not_applicable, passed, warned
+from nvtxmoe_analysis.checks.check import Check, JsonValue, not_applicable, passed, warned
 from nvtxmoe_analysis.metrics.clock_verdict import AGREE, CORRECTED, NOTHING, describe
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
@@ -15,7 +15,7 @@ def check(results: RunMetrics) -> Check:
         return not_applicable(NAME, "No rank works with another.")
     said = describe(results.collective_split, results.reports)
     residuals = [one["median_residual_us"] for one in said["by_report"] if "median_residual_us" in one]
-    figures: dict[str, Figure] = {
+    figures: dict[str, JsonValue] = {
         "verdict": said["verdict"],
         "collectives_compared": said["collectives_compared"],
         "contradictions": said["contradictions"],

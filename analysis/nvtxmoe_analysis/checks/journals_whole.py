@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -23,7 +23,7 @@ def check(results: RunMetrics) -> Check:
     files = [file for report in results.reports for file in report.events.journals.values()]
     if not files:
         return not_applicable(NAME, "No journal among the inputs.")
-    figures: dict[str, Figure] = {
+    figures: dict[str, JsonValue] = {
         "journals": len(files),
         "not_ended": [file.path.name for file in files if not file.ended],
         "truncated": [file.path.name for file in files if file.truncated],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.expected_cells import with_tokens
@@ -22,7 +22,7 @@ def check(results: RunMetrics) -> Check:
     launches = sum(report.launches.number for report in results.reports)
     silent = pl.concat([_silent_steps(report) for report in results.reports])
     lost = pl.concat([report.launches.lost.select(_source(report), pl.all()) for report in results.reports])
-    figures: dict[str, Figure] = {
+    figures: dict[str, JsonValue] = {
         "launches": launches,
         "graph_launches": sum(report.launches.graphs for report in results.reports),
         "without_work": int((~lost["has_work"]).sum()),

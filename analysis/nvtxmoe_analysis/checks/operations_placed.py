@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from nvtxmoe_analysis.attribution.placed import REASONS, UNPLACED
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
@@ -23,9 +23,9 @@ def check(results: RunMetrics) -> Check:
     )
     total = int(coverage["operations"].sum())
     lost = int(unplaced["operations"].sum())
-    reasons: dict[str, Figure] = {REASONS[r]: {"operations": n, "time_ns": t} for r, n, t in unplaced.rows()}
+    reasons: dict[str, JsonValue] = {REASONS[r]: {"operations": n, "time_ns": t} for r, n, t in unplaced.rows()}
     calls = sum(report.repeated_calls for report in results.reports)
-    figures: dict[str, Figure] = {"operations": total, "unplaced": lost, "reasons": reasons, "repeated_calls": calls}
+    figures: dict[str, JsonValue] = {"operations": total, "unplaced": lost, "reasons": reasons, "repeated_calls": calls}
     if lost:
         listed = ", ".join(f"{REASONS[r]} {n:,}" for r, n, _ in unplaced.rows())
         return failed(NAME, f"{lost:,} of {total:,} GPU operations are unplaced: {listed}.", **figures)

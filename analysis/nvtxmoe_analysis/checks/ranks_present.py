@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
@@ -17,7 +17,7 @@ def check(results: RunMetrics) -> Check:
     present = sorted({meta.rank for meta in metas})
     world_size = max(meta.world_size for meta in metas)
     missing = sorted(set(range(world_size)) - set(present))
-    figures: dict[str, Figure] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
+    figures: dict[str, JsonValue] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
     sizes = sorted({meta.world_size for meta in metas})
     if len(sizes) > 1:
         return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **figures)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
@@ -14,7 +14,7 @@ MOST_TOLD = 3
 def check(results: RunMetrics) -> Check:
     """No report is missing from the results because it could not be read."""
     total = len(results.reports) + len(results.failed)
-    figures: dict[str, Figure] = {"reports": total, "failed": [str(one.source) for one in results.failed]}
+    figures: dict[str, JsonValue] = {"reports": total, "failed": [str(one.source) for one in results.failed]}
     if total == 1:
         return not_applicable(NAME, "One report.", **figures)
     if results.failed:

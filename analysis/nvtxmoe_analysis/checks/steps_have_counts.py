@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.checks.check import Check, Figure, failed, not_applicable, passed, warned
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.expected_cells import counted_cells, first_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -24,7 +24,7 @@ def check(results: RunMetrics) -> Check:
         missing += len(absent)
         examples += first_cells(absent)
         hidden |= {layer for state in report.events.capture_states().values() for layer in state.hidden}
-    figures: dict[str, Figure] = {"cells": cells, "missing": missing}
+    figures: dict[str, JsonValue] = {"cells": cells, "missing": missing}
     if hidden:
         figures["hidden_layers"] = len(hidden)
     if missing:
@@ -42,7 +42,7 @@ def check(results: RunMetrics) -> Check:
     return passed(NAME, f"All {cells:,} (rank, step, layer) have counts{apart}.", **figures)
 
 
-def _none(results: RunMetrics, figures: dict[str, Figure]) -> Check:
+def _none(results: RunMetrics, figures: dict[str, JsonValue]) -> Check:
     """No counts were to be there: said, and a fault where nobody asked for that."""
     metas = [meta for report in results.reports for meta in report.metas.values()]
     scheduled = sum(int((report.steps["num_tokens"] > 0).sum()) for report in results.reports)

@@ -16,7 +16,7 @@ from nvtxmoe_analysis.compare.expert_shift import compare_activations
 from nvtxmoe_analysis.compare.gate import FAILED, SIGNIFICANT, UNDECIDED, Outcome, judge, parse
 from nvtxmoe_analysis.compare.measures import METRICS, measure
 from nvtxmoe_analysis.compare.plan import Kind, plan
-from nvtxmoe_analysis.compare.runs import Side, open_sides
+from nvtxmoe_analysis.compare.runs import Run, open_runs
 from nvtxmoe_analysis.compare.tables import ALL
 from nvtxmoe_analysis.compare.workload import notes, workloads
 from nvtxmoe_analysis.core.files import check_folder
@@ -39,7 +39,7 @@ class Comparison:
         outcomes: of the gates.
     """
 
-    sides: tuple[Side, Side]
+    sides: tuple[Run, Run]
     kinds: tuple[Kind, ...]
     metrics: pl.DataFrame
     activations: pl.DataFrame
@@ -84,7 +84,7 @@ def compare(
         NvtxmoeError: a condition can't be read, a folder holds no results, or the runs can't be compared.
     """
     gates = [parse(text) for text in fail_if]
-    sides = open_sides(folder_a, folder_b)
+    sides = open_runs(folder_a, folder_b)
     random = np.random.default_rng(seed)
     kinds = plan(*sides, random, resamples)
     layers = sorted(sides[0].experts)
@@ -154,7 +154,7 @@ def document(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _side(side: Side) -> dict[str, Any]:
+def _side(side: Run) -> dict[str, Any]:
     steps = side.steps
     return {
         "folder": str(side.folder),

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.compare.plan import Kind, summed
-from nvtxmoe_analysis.compare.runs import Side
+from nvtxmoe_analysis.compare.runs import Run
 from nvtxmoe_analysis.core.arrays import Floats
 
 Cells = Mapping[tuple[str, int], pl.DataFrame]
@@ -33,7 +33,7 @@ class RunShares:
     blocks: tuple[int, ...]
 
 
-def by_kind_and_layer(side: Side) -> Cells:
+def by_kind_and_layer(side: Run) -> Cells:
     """The cells of a run, apart."""
     parts = side.counts.partition_by("step_kind", "layer_idx", as_dict=True)
     return {(str(kind), int(layer)): cells for (kind, layer), cells in parts.items()}

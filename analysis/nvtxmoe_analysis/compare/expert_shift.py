@@ -17,7 +17,7 @@ import polars as pl
 from nvtxmoe_analysis.compare.divergence_noise import Scatter, chi_square_tail, expected_noise, scatter
 from nvtxmoe_analysis.compare.expert_shares import RunShares, by_kind_and_layer, shares_of
 from nvtxmoe_analysis.compare.plan import Kind
-from nvtxmoe_analysis.compare.runs import Side
+from nvtxmoe_analysis.compare.runs import Run
 from nvtxmoe_analysis.compare.tables import ACTIVATIONS, ALL, EXPERTS, finished
 from nvtxmoe_analysis.core.arrays import Floats
 from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
@@ -46,7 +46,7 @@ class _Layer:
 
 
 def compare_activations(
-    sides: tuple[Side, Side],
+    sides: tuple[Run, Run],
     kinds: Sequence[Kind],
     layers: Sequence[int],
     confidence: float,

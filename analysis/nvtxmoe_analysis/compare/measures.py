@@ -11,12 +11,12 @@ import polars as pl
 from nvtxmoe_analysis.compare import tables
 from nvtxmoe_analysis.compare.matched_means import Mean, like_means, token_means
 from nvtxmoe_analysis.compare.plan import Kind, max_mean_ratio
-from nvtxmoe_analysis.compare.runs import KEY, Side
+from nvtxmoe_analysis.compare.runs import KEY, Run
 from nvtxmoe_analysis.compare.tables import ALL, finished
 from nvtxmoe_analysis.core.arrays import Floats
 from nvtxmoe_analysis.stats.block_bootstrap import Part, spread
 
-Cells = Callable[[Side], "pl.DataFrame | None"]
+Cells = Callable[[Run], "pl.DataFrame | None"]
 
 #: The place of all layers together among the layers.
 ALL_LAYERS = 0
@@ -46,20 +46,20 @@ class Metric:
 
 
 def _time(column: str) -> Cells:
-    def cells(side: Side) -> pl.DataFrame | None:
+    def cells(side: Run) -> pl.DataFrame | None:
         return None if side.times is None else side.times.select(*_CELL, pl.col(column).alias("y")).drop_nulls("y")
 
     return cells
 
 
-def _step_time(side: Side) -> pl.DataFrame | None:
+def _step_time(side: Run) -> pl.DataFrame | None:
     if side.times is None:
         return None
     steps = side.times.unique(KEY, keep="first", maintain_order=True)
     return steps.select(*_CELL, pl.col("step_gpu_ns").alias("y")).drop_nulls("y")
 
 
-def _imbalance(side: Side) -> pl.DataFrame:
+def _imbalance(side: Run) -> pl.DataFrame:
     return side.counts.select(*_CELL, max_mean_ratio().alias("y"))
 
 
@@ -78,7 +78,7 @@ METRICS: Mapping[str, Metric] = {
 
 
 def measure(
-    metric: Metric, sides: tuple[Side, Side], kinds: Sequence[Kind], layers: Sequence[int], confidence: float
+    metric: Metric, sides: tuple[Run, Run], kinds: Sequence[Kind], layers: Sequence[int], confidence: float
 ) -> pl.DataFrame:
     """One metric of all layers together and of each, over all kinds of step and of each: ``tables.METRICS``.
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.compare.runs import KINDS, Side
+from nvtxmoe_analysis.compare.runs import KINDS, Run
 from nvtxmoe_analysis.core.arrays import Floats
 from nvtxmoe_analysis.stats.block_bootstrap import draws
 from nvtxmoe_analysis.stats.block_length import Dependence, autocovariance, cut, dependence
@@ -79,7 +79,7 @@ def token_class() -> pl.Expr:
     return pl.col("num_tokens").cast(pl.Float64).log(2.0).add(1e-9).floor().cast(pl.Int64).alias("token_class")
 
 
-def plan(a: Side, b: Side, random: np.random.Generator, resamples: int) -> list[Kind]:
+def plan(a: Run, b: Run, random: np.random.Generator, resamples: int) -> list[Kind]:
     """The kinds of step that both runs have."""
     sides = a, b
     steps = [side.steps.with_columns(token_class()) for side in sides]
@@ -140,7 +140,7 @@ def _classes(sides: list[pl.DataFrame]) -> dict[int, float]:
     return dict(both.join(means, on="token_class").sort("token_class").select("token_class", "num_tokens").rows())
 
 
-def _dependence(side: Side, kind: str) -> list[Dependence]:
+def _dependence(side: Run, kind: str) -> list[Dependence]:
     """What the run's own series say: its times, its imbalance, its routing."""
     out = []
     if side.times is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import Loaded, load
+from nvtxmoe_analysis.outputs.read import Results, load
 
 #: Kind of all steps where nothing tells prefill from decode.
 UNKNOWN = "unknown"
@@ -22,7 +22,7 @@ TIMES = ("kernel_time_ns", "own_ns", "step_gpu_ns")
 
 
 @dataclass(frozen=True)
-class Side:
+class Run:
     """One run.
 
     Attributes:
@@ -35,7 +35,7 @@ class Side:
     """
 
     name: str
-    loaded: Loaded
+    loaded: Results
     experts: dict[int, tuple[int, int]]
     times: pl.DataFrame | None
     counts: pl.DataFrame
@@ -57,7 +57,7 @@ class Side:
         return {str(process[key]) for process in processes if key in process}
 
 
-def open_sides(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> tuple[Side, Side]:
+def open_runs(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> tuple[Run, Run]:
     """Both runs. Kinds of steps are told apart only where both runs know them.
 
     Raises:
@@ -71,14 +71,14 @@ def open_sides(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> 
     return a, b
 
 
-def _side(name: str, loaded: Loaded, by_kind: bool) -> Side:
+def _side(name: str, loaded: Results, by_kind: bool) -> Run:
     experts = {
         int(layer.removeprefix("layer_")): (said["num_experts"], said["top_k"])
         for layer, said in loaded.summary.items()
     }
     counts = _whole_cells(loaded, experts)
     if not loaded.has("layer_correlation"):
-        return Side(name, loaded, experts, None, counts.with_columns(step_kind=pl.lit(UNKNOWN)))
+        return Run(name, loaded, experts, None, counts.with_columns(step_kind=pl.lit(UNKNOWN)))
     kind = pl.col("step_kind") if by_kind else pl.lit(None, pl.String)
     times = loaded.layer_correlation.filter(pl.col("num_tokens") > 0, pl.col("step").is_not_null()).select(
         *KEY,
@@ -88,10 +88,10 @@ def _side(name: str, loaded: Loaded, by_kind: bool) -> Side:
         *TIMES,
     )
     kinds = times.select(*KEY, "step_kind").unique(KEY, keep="first")
-    return Side(name, loaded, experts, times, counts.join(kinds, on=KEY, how="inner", maintain_order="left"))
+    return Run(name, loaded, experts, times, counts.join(kinds, on=KEY, how="inner", maintain_order="left"))
 
 
-def _whole_cells(loaded: Loaded, experts: dict[int, tuple[int, int]]) -> pl.DataFrame:
+def _whole_cells(loaded: Results, experts: dict[int, tuple[int, int]]) -> pl.DataFrame:
     """Counts of cells that have assignments.
 
     Raises:
@@ -114,7 +114,7 @@ def _whole_cells(loaded: Loaded, experts: dict[int, tuple[int, int]]) -> pl.Data
     return counts
 
 
-def _refuse_unlike(a: Side, b: Side) -> None:
+def _refuse_unlike(a: Run, b: Run) -> None:
     for side in (a, b):
         if not side.experts or side.counts.is_empty():
             remedy = "Compare two runs with tokens"

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.compare.plan import Kind
-from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN, Side
+from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN, Run
 
 #: Shares of steps, and distances of token numbers, above which the loads count as different.
 MOST_APART = 0.1
@@ -19,7 +19,7 @@ MOST_APART = 0.1
 CRITICAL = 1.358
 
 
-def workloads(sides: tuple[Side, Side], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
+def workloads(sides: tuple[Run, Run], kinds: Sequence[Kind]) -> list[dict[str, Any]]:
     """By kind of step, of each run: how many steps, how many of them are compared, tokens a step; and the distance of
     the distributions of tokens a step (0 to 1, the largest difference of cumulative shares).
     """
@@ -50,12 +50,12 @@ def _distance(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float
     return float(np.abs(below[0] - below[1]).max())
 
 
-def notes(sides: tuple[Side, Side], kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> list[str]:
+def notes(sides: tuple[Run, Run], kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know before believing a difference, one sentence each."""
     return [*_captures(sides), *_loads(loads), *_silences(kinds, loads)]
 
 
-def _captures(sides: tuple[Side, Side]) -> Iterator[str]:
+def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
     for side in sides:
         if side.loaded.validation["verdict"] != "complete":
             yield f"The capture of {side.name} is incomplete: {side.folder}, moe_capture_validation.json."

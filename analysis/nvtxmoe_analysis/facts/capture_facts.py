@@ -118,7 +118,7 @@ class CaptureFacts:
         return self.kind == JOURNAL
 
 
-def gather(export: Export, selection: Selection, progress: Progress | None = None) -> CaptureFacts:
+def read_capture(export: Export, selection: Selection, progress: Progress | None = None) -> CaptureFacts:
     """Read everything in an export (or the journals of a session) and place it.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.progress import Progress
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, gather
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, read_capture
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
 from nvtxmoe_analysis.readers.open import open_export
@@ -70,13 +70,13 @@ def read(task: Task, progress: Progress | None = None) -> CaptureFacts:
     """The facts of the report.
 
     Raises:
-        NvtxmoeError: see ``open_export`` and ``gather``.
+        NvtxmoeError: see ``open_export`` and ``read_capture``.
     """
     if progress is not None:
         doing = "exporting with nsys" if task.path.suffix == REPORT_SUFFIX else "opening"
         progress.begin(f"{task.source.name}: {doing}")
     export = open_export(task.path, cache_dir=task.cache_dir, nsys=task.nsys)
-    return replace(gather(export, task.selection, progress).to_merge(), source=task.source)
+    return replace(read_capture(export, task.selection, progress).to_merge(), source=task.source)
 
 
 def attempt(task: Task, progress: Progress | None = None) -> Outcome:

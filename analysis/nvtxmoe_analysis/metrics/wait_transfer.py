@@ -16,7 +16,7 @@ import polars as pl
 
 from nvtxmoe_analysis.core.arrays import AnyInts, Bools, Codes, Ints
 from nvtxmoe_analysis.core.grouping import codes, narrowed
-from nvtxmoe_analysis.metrics.clocks.align import Aligned, Seen, align, extents, moved, residuals
+from nvtxmoe_analysis.metrics.clocks.align import Aligned, CollectiveBounds, align, extents, moved, residuals
 from nvtxmoe_analysis.metrics.clocks.fit import TOLERANCE_NS, fit_line
 from nvtxmoe_analysis.metrics.collectives.match import (
     ENDS_EARLY,
@@ -28,10 +28,10 @@ from nvtxmoe_analysis.metrics.collectives.match import (
     ORDER_DIFFERS,
     REASONS,
     SPLIT,
-    Kernels,
-    Met,
+    CollectiveKernels,
+    MatchedCollectives,
     kernels,
-    meet,
+    match,
     order_agrees,
 )
 from nvtxmoe_analysis.metrics.collectives.names import tensor_only, waits_for_all
@@ -116,7 +116,11 @@ def _known(frame: pl.DataFrame) -> tuple[Bools, Bools]:
 
 
 def _filled(
-    found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], epochs: Sequence[int | None]
+    found: CollectiveKernels,
+    waits: Bools,
+    tensor: Bools,
+    groups: Mapping[str, pl.DataFrame],
+    epochs: Sequence[int | None],
 ) -> _Filled:
     chosen = _choose(found, waits, tensor, groups, len(epochs))
     everything = [one for of_kind in chosen.met.values() for one in of_kind]
@@ -128,28 +132,30 @@ def _filled(
     return filled
 
 
-def _some(met: Met) -> Iterator[Met]:
+def _some(met: MatchedCollectives) -> Iterator[MatchedCollectives]:
     """Some collectives at a time."""
     parts = 1 + met.rows.size // KERNELS_AT_ONCE
-    return (Met(rows) for rows in np.array_split(met.rows, parts))
+    return (MatchedCollectives(rows) for rows in np.array_split(met.rows, parts))
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    met: dict[str, list[Met]]
+    met: dict[str, list[MatchedCollectives]]
     reason: Codes
 
 
-def _choose(found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int) -> _Chosen:
+def _choose(
+    found: CollectiveKernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int
+) -> _Chosen:
     """Which kind of group each name takes part in: the widest one in which its collectives hold together."""
     reason = np.full(len(found), NOT_WAITING, dtype=np.int8)
-    reason[waits] = meet(found, narrowed(np.flatnonzero(waits)), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
-    met: dict[str, list[Met]] = {}
+    reason[waits] = match(found, narrowed(np.flatnonzero(waits)), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
+    met: dict[str, list[MatchedCollectives]] = {}
     most = int(found.family.max(initial=-1)) + 1
     left, told = waits.copy(), np.zeros(len(found), dtype=np.bool_)
     for kind, of_kind in groups.items():
         rows = narrowed(np.flatnonzero(left & ~(tensor & (kind != TENSOR) & (TENSOR in groups))))
-        matched, why = meet(found, rows, of_kind)
+        matched, why = match(found, rows, of_kind)
         holds, breaks = _holding(extents(found, matched, reports), most)
         family = found.family[rows]
         fits = holds[family]
@@ -165,18 +171,20 @@ def _choose(found: Kernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl
     return _Chosen(met, reason)
 
 
-def _in_order(found: Kernels, met: list[Met], rows: AnyInts, groups: pl.DataFrame, reason: Codes) -> list[Met]:
+def _in_order(
+    found: CollectiveKernels, met: list[MatchedCollectives], rows: AnyInts, groups: pl.DataFrame, reason: Codes
+) -> list[MatchedCollectives]:
     """Of collectives outside layers those of steps in which the names come in the same order on all ranks."""
     rows = rows[(found.layer[rows] < 0) & ((reason[rows] == SPLIT) | (reason[rows] == NUMBERS_DIFFER))]
     reason[rows[~order_agrees(found, rows, groups)]] = ORDER_DIFFERS
     return [_only(one, reason[one.rows[:, 0]] == SPLIT) for one in met]
 
 
-def _only(met: Met, these: Bools) -> Met:
-    return met if these.all() else Met(met.rows[these])
+def _only(met: MatchedCollectives, these: Bools) -> MatchedCollectives:
+    return met if these.all() else MatchedCollectives(met.rows[these])
 
 
-def _holding(seen: Seen, families: int) -> tuple[Bools, Bools]:
+def _holding(seen: CollectiveBounds, families: int) -> tuple[Bools, Bools]:
     """Of so many families, whose collectives hold together (no rank ends one before the last has begun), and whose
     don't; neither of a family that has none."""
     holds, breaks = np.zeros(families, dtype=np.bool_), np.zeros(families, dtype=np.bool_)
@@ -193,7 +201,7 @@ def _holding(seen: Seen, families: int) -> tuple[Bools, Bools]:
 class _Filled:
     """The columns, filled in by :meth:`fill`."""
 
-    found: Kernels
+    found: CollectiveKernels
     aligned: Sequence[Aligned]
     reason: Codes
     compared: int = 0
@@ -216,7 +224,7 @@ class _Filled:
         self._start = moved(self.found.start, self.found.report, self.aligned)
         self._residual = residuals(self.found.start, self.found.report, self.aligned)
 
-    def fill(self, kind: int, met: Met) -> None:
+    def fill(self, kind: int, met: MatchedCollectives) -> None:
         """Split collectives of one kind and size of groups."""
         rows = met.rows[self._comparable(met.rows)]
         start, rank = self._start[rows], self.found.rank[rows]

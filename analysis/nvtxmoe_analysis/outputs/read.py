@@ -14,7 +14,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FOLDER, FRAMES, GPU_DOCUMENTS, Frame, names
 
 
-def load(folder: str | PathLike[str]) -> Loaded:
+def load(folder: str | PathLike[str]) -> Results:
     """Open a folder of results.
 
     Parameters:
@@ -28,7 +28,7 @@ def load(folder: str | PathLike[str]) -> Loaded:
     inner = path / FOLDER
     for candidate in (inner, path):
         if any(_file(candidate, name) is not None for name in names()):
-            return Loaded(candidate)
+            return Results(candidate)
     what = "no such folder" if not path.exists() else "no folder" if not path.is_dir() else "no result file in it"
     remedy = "Name the DIR of `nvtxmoe analyze INPUT -o DIR` or `nvtxmoe merge SESSION -o DIR`"
     raise NvtxmoeError(what, where=path, remedy=remedy)
@@ -41,7 +41,7 @@ def _file(folder: Path, name: str) -> Path | None:
     return next((file for form in forms if (file := folder / f"{stem}.{form}").is_file()), None)
 
 
-class Loaded:
+class Results:
     """The results of one analysis. Each attribute is read from its file when it is first asked for, then kept.
 
     Columns and types: ``nvtxmoe_analysis.outputs.spec`` and docs/loading.md. Further columns of the file follow those.
@@ -56,7 +56,7 @@ class Loaded:
 
     def __repr__(self) -> str:
         there = ", ".join(name for name in names() if self.has(name))
-        return f"Loaded({str(self.folder)!r}: {there})"
+        return f"Results({str(self.folder)!r}: {there})"
 
     def has(self, name: str) -> bool:
         """Whether the file of a frame or document is there.

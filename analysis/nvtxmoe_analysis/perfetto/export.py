@@ -16,7 +16,7 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.files import reach
 from nvtxmoe_analysis.core.progress import Progress
-from nvtxmoe_analysis.facts.capture_facts import gather
+from nvtxmoe_analysis.facts.capture_facts import read_capture
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.perfetto.time_axis import Axis, axis_of
@@ -83,7 +83,7 @@ def export_trace(
     reports = []
     for path in inputs:
         progress.begin(f"{path.name}: {'exporting with nsys' if path.suffix == REPORT_SUFFIX else 'opening'}")
-        reports.append(gather(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
+        reports.append(read_capture(open_export(path, cache_dir=cache_dir, nsys=nsys), selection, progress))
     progress.begin("joining")
     results = RunMetrics.of(merge(reports, selection, {}))
     operations = operations_of(results, everything=everything)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvtxmoe_analysis.report.numbers import Figure, Sentence
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber
 
 #: How a finding is to be read: it costs time; it is worth knowing; what it rests on is weak; it can't be known.
 COST, NOTE, WEAK, UNSEEN = "cost", "note", "weak", "unseen"
@@ -17,7 +17,7 @@ class Headline:
     """A finding's number for the top of the page, with a label and a few words below it."""
 
     label: str
-    figure: Figure
+    figure: SourcedNumber
     sub: str = ""
 
 
@@ -38,20 +38,20 @@ class Finding:
     topic: str
     headline: Sentence
     details: Sequence[Sentence] = ()
-    sure: Sentence | None = None
-    tone: str = NOTE
+    confidence: Sentence | None = None
+    kind: str = NOTE
     chart: str | None = None
-    tile: Headline | None = None
+    headline_number: Headline | None = None
 
     @property
     def sentences(self) -> list[Sentence]:
         """All of it in order."""
-        return [self.headline, *self.details, *([] if self.sure is None else [self.sure])]
+        return [self.headline, *self.details, *([] if self.confidence is None else [self.confidence])]
 
     @property
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[SourcedNumber]:
         """Every figure once, in order; after one that was computed those that it was computed from."""
-        found: dict[tuple[str, str], Figure] = {}
+        found: dict[tuple[str, str], SourcedNumber] = {}
         rest = [figure for sentence in self.sentences for figure in sentence.figures][::-1]
         while rest:
             figure = rest.pop()
@@ -63,10 +63,10 @@ class Finding:
         """All of it, JSON-ready."""
         return {
             "topic": self.topic,
-            "tone": self.tone,
+            "tone": self.kind,
             "headline": str(self.headline),
             "details": [str(said) for said in self.details],
-            "sure": None if self.sure is None else str(self.sure),
+            "sure": None if self.confidence is None else str(self.confidence),
             "figures": [figure.as_dict() for figure in self.figures],
             "chart": self.chart,
         }

@@ -22,13 +22,13 @@ class Tile:
     label: str
     value: str
     sub: str = ""
-    tone: str = ""
+    kind: str = ""
     origin: str = ""
 
 
 def tiles(found: Sequence[Finding], trust: Trust) -> list[Tile]:
     """Those that findings have, and the verdict."""
-    shown = [finding.tile for finding in found if finding.tile is not None]
+    shown = [finding.headline_number for finding in found if finding.headline_number is not None]
     verdict = Tile(
         "capture",
         "complete" if trust.complete else "incomplete",

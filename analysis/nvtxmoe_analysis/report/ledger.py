@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.report.numbers import Figure, Value, Where, shown
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where, shown
 from nvtxmoe_analysis.report.results import Source
 
 
@@ -33,12 +33,12 @@ class Ledger:
         where: Where | None = None,
         once: Sequence[str] = (),
         text: str | None = None,
-    ) -> Figure:
+    ) -> SourcedNumber:
         """A figure of a frame that is there.
 
         Parameters:
             name: the frame's.
-            how: see ``Figure.how``; for ``cell`` the rows must be one.
+            how: see ``SourcedNumber.how``; for ``cell`` the rows must be one.
             once: columns of which each combination counts once.
             text: how to write it, where the column does not tell.
         """
@@ -46,7 +46,7 @@ class Ledger:
         if once:
             chosen = chosen.unique(list(once), keep="first", maintain_order=True)
         value = _reduced(chosen[column], how)
-        return Figure(
+        return SourcedNumber(
             value,
             shown(value, column if how not in ("rows", "distinct") else "") if text is None else text,
             self.source.file(name),
@@ -57,7 +57,7 @@ class Ledger:
             len(chosen),
         )
 
-    def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> Figure:
+    def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> SourcedNumber:
         """In how many groups of equal ``of`` the row of ``where`` has the largest value of all; groups of one row, and
         ties, do not count as won."""
         frame: pl.DataFrame = getattr(self.source.loaded, name)
@@ -66,15 +66,15 @@ class Ledger:
         several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(pl.len().over(*of) > 1)
         won = int(rows_where(several, where)["won"].sum())
         groups = several.select(pl.struct(*of).n_unique()).item() if len(several) else 0
-        return Figure(won, shown(won), self.source.file(name), column, "wins", dict(where), tuple(of), groups)
+        return SourcedNumber(won, shown(won), self.source.file(name), column, "wins", dict(where), tuple(of), groups)
 
-    def told(self, name: str, *keys: str | int, text: str | None = None) -> Figure:
+    def told(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
         """A number of a JSON document that is there, by its path of keys."""
         value: Any = self.source.document(name)
         for key in keys:
             value = value[key]
         path = ".".join(map(str, keys))
-        return Figure(value, shown(value, path) if text is None else text, self.source.file(name), path)
+        return SourcedNumber(value, shown(value, path) if text is None else text, self.source.file(name), path)
 
 
 def _reduced(values: pl.Series, how: str) -> Value:

@@ -13,7 +13,7 @@ Where = Mapping[str, int | float | str | None]
 
 
 @dataclass(frozen=True)
-class Figure:
+class SourcedNumber:
     """A number as it is shown, with its origin.
 
     Attributes:
@@ -38,7 +38,7 @@ class Figure:
     where: Where = field(default_factory=dict)
     once: tuple[str, ...] = ()
     rows: int = 0
-    parts: tuple[Figure, ...] = ()
+    parts: tuple[SourcedNumber, ...] = ()
 
     def __str__(self) -> str:
         return self.text
@@ -86,20 +86,20 @@ class Sentence:
         parts: texts and figures in order.
     """
 
-    parts: tuple[str | Figure, ...]
+    parts: tuple[str | SourcedNumber, ...]
 
     def __str__(self) -> str:
         return "".join(map(str, self.parts))
 
     @property
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[SourcedNumber]:
         """The figures in order."""
-        return [part for part in self.parts if isinstance(part, Figure)]
+        return [part for part in self.parts if isinstance(part, SourcedNumber)]
 
 
-def say(template: str, *values: Figure | Sentence | str | int) -> Sentence:
+def sentence(template: str, *values: SourcedNumber | Sentence | str | int) -> Sentence:
     """A sentence: each ``{}`` of the template is the next value. What is no figure becomes text."""
-    parts: list[str | Figure] = []
+    parts: list[str | SourcedNumber] = []
     rest = list(values)
     for text, hole, _, _ in Formatter().parse(template):
         if text:
@@ -107,7 +107,9 @@ def say(template: str, *values: Figure | Sentence | str | int) -> Sentence:
         if hole is not None:
             value = rest.pop(0)
             parts += (
-                value.parts if isinstance(value, Sentence) else [value if isinstance(value, Figure) else str(value)]
+                value.parts
+                if isinstance(value, Sentence)
+                else [value if isinstance(value, SourcedNumber) else str(value)]
             )
     if rest:
         raise ValueError(f"more values than places in {template!r}")
@@ -116,7 +118,7 @@ def say(template: str, *values: Figure | Sentence | str | int) -> Sentence:
 
 def together(clauses: Sequence[Sentence]) -> Sentence:
     """``a, b and c``."""
-    parts: list[str | Figure] = []
+    parts: list[str | SourcedNumber] = []
     for i, clause in enumerate(clauses):
         if i:
             parts.append(" and " if i == len(clauses) - 1 else ", ")
@@ -124,23 +126,23 @@ def together(clauses: Sequence[Sentence]) -> Sentence:
     return Sentence(tuple(parts))
 
 
-def ratio(first: Figure, second: Figure, column: str = "_ratio") -> Figure:
+def ratio(first: SourcedNumber, second: SourcedNumber, column: str = "_ratio") -> SourcedNumber:
     """How many times the second the first is; ``column`` tells the unit, as a column's suffix does."""
     value = first.value / second.value if second.value else float("nan")
-    return Figure(value, shown(value, column), how="ratio", parts=(first, second))
+    return SourcedNumber(value, shown(value, column), how="ratio", parts=(first, second))
 
 
-def percent(first: Figure, second: Figure) -> Figure:
+def percent(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
     """The first as a share of the second, 0 to 100."""
     value = 100.0 * first.value / second.value if second.value else float("nan")
-    return Figure(value, pct(value), how="percent", parts=(first, second))
+    return SourcedNumber(value, pct(value), how="percent", parts=(first, second))
 
 
-def difference(first: Figure, second: Figure) -> Figure:
+def difference(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
     """The first minus the second, in their unit."""
     value = first.value - second.value
     unit = first.column or second.column
-    return Figure(value, shown(value, unit), how="difference", parts=(first, second))
+    return SourcedNumber(value, shown(value, unit), how="difference", parts=(first, second))
 
 
 # How numbers are written ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import Loaded
+from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FRAMES
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
@@ -24,7 +24,7 @@ class Source:
         absent: the reason by frame or document that was asked for and could not be used.
     """
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Results) -> None:
         self.loaded = loaded
         self.absent: dict[str, str] = {}
         self._frames: dict[str, pl.DataFrame] = {}

@@ -9,7 +9,7 @@ from typing import Any
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.report.chart import Table
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, say
+from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, sentence
 from nvtxmoe_analysis.report.results import NO_GPU, Source
 
 #: What the classes of the validation file's coverage mean (docs/attribution.md).
@@ -69,7 +69,7 @@ def trust(source: Source) -> Trust:
         verdict,
         [str(reason) for reason in found.get("reasons", [])],
         [str(one.get("message")) for one in checks if one.get("status") == "warn"],
-        [*(say("{}", line) for line in overhead(found)), *_recording(source)],
+        [*(sentence("{}", line) for line in overhead(found)), *_recording(source)],
         _coverage(found),
         in_short,
         Table(
@@ -110,7 +110,9 @@ def _recording(source: Source) -> list[Sentence]:
     ledger, once = Ledger(source), ("rank", "step")
     own, whole = (ledger.take("layer_correlation", c, "sum", once=once) for c in ("step_recording_ns", "step_gpu_ns"))
     return [
-        say("In this capture nvtxmoe's own kernel took {} of GPU time in steps, {} of it.", own, percent(own, whole))
+        sentence(
+            "In this capture nvtxmoe's own kernel took {} of GPU time in steps, {} of it.", own, percent(own, whole)
+        )
     ]
 
 

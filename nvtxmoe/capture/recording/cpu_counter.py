@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.routing_tensors import Alike, Cells, Counted, Routed, Sample, alike
+from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Counter(Protocol):
     def submit(
         self,
         step: Step,
-        routed: tuple[Routed, ...],
+        routed: tuple[RoutingTensors, ...],
         sample: bool,
         key: Hashable | None = None,
         pairs: PairCounts | None = None,
@@ -36,7 +36,7 @@ class Counter(Protocol):
         step's pairs.
         """
 
-    def drain(self, wait: bool = False) -> Iterator[Counted]:
+    def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps that are counted by now; with ``wait`` all of them."""
 
 
@@ -45,12 +45,12 @@ class CpuCounter:
 
     def __init__(self) -> None:
         self.dropped = 0
-        self._done: deque[Counted] = deque()
+        self._done: deque[StepCounts] = deque()
 
     def submit(
         self,
         step: Step,
-        routed: tuple[Routed, ...],
+        routed: tuple[RoutingTensors, ...],
         sample: bool,
         key: Hashable | None = None,  # noqa: ARG002
         pairs: PairCounts | None = None,
@@ -62,17 +62,17 @@ class CpuCounter:
         """
         cells = tuple(_cells(group, step.num_tokens) for group in alike(routed))
         samples = tuple(_sample(one, step.num_tokens) for one in routed) if sample else ()
-        self._done.append(Counted(step, cells, samples))
+        self._done.append(StepCounts(step, cells, samples))
         if pairs is not None:
             pairs.add(step, routed)
 
-    def drain(self, wait: bool = False) -> Iterator[Counted]:  # noqa: ARG002  nothing to wait for
+    def drain(self, wait: bool = False) -> Iterator[StepCounts]:  # noqa: ARG002  nothing to wait for
         """All that was submitted."""
         while self._done:
             yield self._done.popleft()
 
 
-def _cells(group: Alike, num_tokens: int) -> Cells:
+def _cells(group: SameShapeTensors, num_tokens: int) -> Cells:
     counts = np.zeros((len(group.layers), group.experts), dtype=np.int64)
     for place, (ids, start) in enumerate(group.tensors):
         chosen = np.bincount(ids[start : start + num_tokens].numpy().ravel(), minlength=group.experts)
@@ -82,7 +82,7 @@ def _cells(group: Alike, num_tokens: int) -> Cells:
     return Cells(group.layers, group.top_k, counts, group.physical)
 
 
-def _sample(one: Routed, num_tokens: int) -> Sample:
+def _sample(one: RoutingTensors, num_tokens: int) -> Sample:
     rows = slice(one.start, one.start + num_tokens)
 
     def copied(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.routing_tensors import Alike, Cells, Counted, Routed, Sample, alike
+from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class _Plan:
 
     launches: tuple[Launch, ...]
     tables: tuple[Any, ...]
-    groups: tuple[Alike | None, ...]
+    groups: tuple[SameShapeTensors | None, ...]
     devices: tuple[torch.device, ...]
     free: list[_Slot]
 
@@ -93,7 +93,7 @@ class CudaCounter:
     def submit(
         self,
         step: Step,
-        routed: tuple[Routed, ...],
+        routed: tuple[RoutingTensors, ...],
         sample: bool,
         key: Hashable | None = None,
         pairs: PairCounts | None = None,
@@ -122,7 +122,7 @@ class CudaCounter:
             raise
         self._pending.append(pending)
 
-    def drain(self, wait: bool = False) -> Iterator[Counted]:
+    def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps whose counts have arrived, in order. Only ``wait`` waits for the device."""
         while self._pending:
             first = self._pending[0]
@@ -145,7 +145,7 @@ class CudaCounter:
         for experts, top_k in shapes:
             ids = torch.zeros(1, top_k, dtype=torch.int32, device="cuda")
             unused = PairCounts() if pairs else None
-            self.submit(Step(-1, 0, 1, 1, 0, 1), (Routed(0, experts, ids, None),), sample=False, pairs=unused)
+            self.submit(Step(-1, 0, 1, 1, 0, 1), (RoutingTensors(0, experts, ids, None),), sample=False, pairs=unused)
         for _ in self.drain(wait=True):
             pass
 
@@ -162,7 +162,7 @@ class CudaCounter:
             elif self._histogram is not None:
                 self._histogram(plan.launches[place], plan.tables[place], slot.outs[place], num_tokens)
 
-    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[Routed, ...], pairs: PairCounts) -> None:
+    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[RoutingTensors, ...], pairs: PairCounts) -> None:
         """Before the step's event: until then the tables are held."""
         kernel = self._pairs
         if kernel is None or any(plan.groups) or len(plan.devices) > 1:
@@ -178,7 +178,7 @@ class CudaCounter:
                     lambda squares, launch=launch, table=table: kernel(launch, table, squares, step.num_tokens),  # type: ignore[misc]
                 )
 
-    def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
+    def _make_plan(self, routed: tuple[RoutingTensors, ...], key: Hashable | None) -> _Plan:
         groups = alike(routed)
         launches = tuple(_launch_of(group) for group in groups)
         plain = tuple(None if self._histogram is not None and _fits_kernel(group) else group for group in groups)
@@ -211,14 +211,14 @@ def _new_slot(plan: _Plan) -> _Slot:
     )
 
 
-def _launch_of(group: Alike) -> Launch:
+def _launch_of(group: SameShapeTensors) -> Launch:
     ids = group.tensors[0][0]
     return Launch(
         group.layers, group.experts, group.top_k, group.physical, ids.stride(0), ids.element_size(), ids.device
     )
 
 
-def _fits_kernel(group: Alike) -> bool:
+def _fits_kernel(group: SameShapeTensors) -> bool:
     ids = group.tensors[0][0]
     return ids.element_size() in (4, 8) and (ids.stride(1) == 1 or ids.shape[1] == 1)
 
@@ -233,7 +233,7 @@ def _on(device: torch.device, several: bool) -> AbstractContextManager[object]:
     return guard
 
 
-def _addresses(group: Alike) -> Any:
+def _addresses(group: SameShapeTensors) -> Any:
     """Where each tensor's first own row is: int64 in pinned memory, which the kernel reads as it is."""
     import torch  # noqa: PLC0415
 
@@ -243,7 +243,7 @@ def _addresses(group: Alike) -> Any:
     return table
 
 
-def _sampled(one: Routed, num_tokens: int) -> tuple[int, Any, Any]:
+def _sampled(one: RoutingTensors, num_tokens: int) -> tuple[int, Any, Any]:
     rows = slice(one.start, one.start + num_tokens)
     return one.layer, _to_host(one.ids[rows]), None if one.weights is None else _to_host(one.weights[rows])
 
@@ -256,7 +256,7 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return host
 
 
-def _counted(pending: _Pending) -> Counted:
+def _counted(pending: _Pending) -> StepCounts:
     cells = tuple(
         Cells(one.layers, one.top_k, counts.copy(), one.physical)
         for one, counts in zip(pending.launches, pending.slot.numbers, strict=True)
@@ -265,4 +265,4 @@ def _counted(pending: _Pending) -> Counted:
         Sample(layer, ids.numpy(), None if weights is None else weights.float().numpy())
         for layer, ids, weights in pending.samples
     )
-    return Counted(pending.step, cells, samples)
+    return StepCounts(pending.step, cells, samples)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nvtxmoe.capture.hooks import Hook, registered, wrap
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
 MOST_HELD_BYTES = 64 << 20
@@ -39,7 +39,7 @@ class Graphs:
         self.lock = lock or threading.RLock()
         self._announced = 0
         self._capturing: list[int] = []
-        self._routed: dict[int, dict[int, Routed]] = {}
+        self._routed: dict[int, dict[int, RoutingTensors]] = {}
         self._repeated: dict[int, set[int]] = {}
 
     @property
@@ -74,7 +74,7 @@ class Graphs:
         if id(graph) in self._capturing:
             self._capturing.remove(id(graph))
 
-    def keep(self, one: Routed) -> None:
+    def keep(self, one: RoutingTensors) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
         if one.layer in of_graph:
@@ -82,14 +82,14 @@ class Graphs:
             return
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
             self.without_weights += 1
-            one = Routed(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
+            one = RoutingTensors(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
             self.without_ids += 1
             return
         self.held_bytes += one.held_bytes
         of_graph[one.layer] = one
 
-    def routed(self, key: int) -> dict[int, Routed]:
+    def routed(self, key: int) -> dict[int, RoutingTensors]:
         """What a graph's replay leaves behind, by layer."""
         return self._routed.get(key, {})
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.launch import Launch
-from nvtxmoe.capture.recording.routing_tensors import Alike
+from nvtxmoe.capture.recording.routing_tensors import SameShapeTensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ def best_kernels() -> tuple[Histogram | None, Pairs | None]:
     return histogram, pairs
 
 
-def torch_histogram(group: Alike, out: torch.Tensor, num_tokens: int) -> None:
+def torch_histogram(group: SameShapeTensors, out: torch.Tensor, num_tokens: int) -> None:
     """Count a group with PyTorch's operations: a scatter a layer and one copy. Experts out of range are left out."""
     import torch  # noqa: PLC0415
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
 
@@ -36,7 +36,7 @@ class PairCounts:
         self._spans: dict[tuple[int, ...], _Span] = {}
         self._leaving: deque[_Span] = deque()
 
-    def add(self, step: Step, routed: tuple[Routed, ...]) -> None:
+    def add(self, step: Step, routed: tuple[RoutingTensors, ...]) -> None:
         """Count the pairs of a step with PyTorch's operations, on the tensors' own device."""
         import torch  # noqa: PLC0415  only where there are tensors
 

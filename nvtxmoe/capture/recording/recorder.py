@@ -23,7 +23,7 @@ from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.routing_tensors import Cells, Counted, Routed, Sample
+from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
@@ -147,12 +147,12 @@ class Recorder:
         """Send what is left and close the sinks. Nothing is recorded afterwards."""
         if self.identity is None or self._closed:
             return
-        self.rest()
+        self.flush()
         self._closed = True
         for sink in self._sinks:
             sink.close(self._summary())
 
-    def rest(self) -> None:
+    def flush(self) -> None:
         """A worker ends, its process perhaps later, or with another model: send and write everything so far."""
         if self.identity is None or self._closed:
             return
@@ -161,7 +161,7 @@ class Recorder:
         if self._capture() is not None:
             self._tell_meta()
         for sink in self._sinks:
-            sink.rest(self._summary())
+            sink.conclude(self._summary())
 
     def _summary(self) -> dict[str, Any]:
         return {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
@@ -211,7 +211,7 @@ class Recorder:
         """Whether what this layer's router chooses now is to be kept."""
         return self._routing.listens(layer)
 
-    def routed(self, one: Routed) -> None:
+    def routed(self, one: RoutingTensors) -> None:
         """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
         self._routing.add(one)
 
@@ -240,7 +240,7 @@ class Recorder:
     def _hide_repeated(self, layer: int) -> None:
         self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
 
-    def _whole(self, one: Routed, step: Step) -> bool:
+    def _whole(self, one: RoutingTensors, step: Step) -> bool:
         if one.ids.shape[0] - one.start >= step.num_tokens:
             return True
         self._lose("layers with fewer rows than tokens")
@@ -288,7 +288,7 @@ class Recorder:
         if self.graphs.without_weights:
             self.lost["routing weights not kept, graphs holding too much"] = self.graphs.without_weights
 
-    def _send_counted(self, counted: Counted) -> None:
+    def _send_counted(self, counted: StepCounts) -> None:
         for cells in counted.cells:
             self._send_cells(counted.step, cells)
         for sample in counted.samples:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutingTensors:
     """What a router chose, by reference: the memory stays as it was while this is held.
 
     Attributes:
@@ -65,7 +65,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Counted:
+class StepCounts:
     """A step whose counts have arrived."""
 
     step: Step
@@ -74,7 +74,7 @@ class Counted:
 
 
 @dataclass(frozen=True)
-class Alike:
+class SameShapeTensors:
     """Routing tensors of one shape, counted together.
 
     Attributes:
@@ -88,7 +88,7 @@ class Alike:
     tensors: tuple[tuple[torch.Tensor, int], ...]
 
 
-def alike(routed: tuple[Routed, ...]) -> tuple[Alike, ...]:
+def alike(routed: tuple[RoutingTensors, ...]) -> tuple[SameShapeTensors, ...]:
     """Tensors by their number of experts, top_k, dtype, strides and device; logical and physical ids apart."""
     groups: dict[tuple[Any, ...], list[tuple[int, torch.Tensor, int]]] = {}
     for one in routed:
@@ -97,7 +97,7 @@ def alike(routed: tuple[Routed, ...]) -> tuple[Alike, ...]:
                 key = (experts, ids.shape[1], physical, ids.dtype, ids.stride(), ids.device)
                 groups.setdefault(key, []).append((one.layer, ids, one.start))
     return tuple(
-        Alike(
+        SameShapeTensors(
             layers=tuple(layer for layer, _, _ in members),
             experts=key[0],
             top_k=key[1],

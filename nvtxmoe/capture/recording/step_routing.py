@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class StepTensors:
         rows: that each of the tensors has at least, from its first own row on.
     """
 
-    routed: tuple[Routed, ...]
+    routed: tuple[RoutingTensors, ...]
     key: Hashable | None
     rows: int
 
 
-def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
+def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTensors:
     return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
 
 
@@ -45,7 +45,7 @@ class StepRouting:
         self.graphs = Graphs(lock)
         self._wanted = wanted
         self._repeated = repeated
-        self._eager: dict[int, Routed] | None = None  # None: no forward runs
+        self._eager: dict[int, RoutingTensors] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._keys = itertools.count()
@@ -59,7 +59,7 @@ class StepRouting:
         """A forward begins."""
         self._eager, self._replays = {}, []
 
-    def add(self, one: Routed) -> None:
+    def add(self, one: RoutingTensors) -> None:
         """A router chose: kept for this step, or under the graph that is being captured."""
         if not self.listens(one.layer):
             return
@@ -95,7 +95,7 @@ class StepRouting:
             self._merged.clear()
         known = self._merged.get(replays)
         if known is None:
-            merged: tuple[Routed, ...] = ()
+            merged: tuple[RoutingTensors, ...] = ()
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
@@ -104,7 +104,9 @@ class StepRouting:
             known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
 
-    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
+    def _together(
+        self, some: tuple[RoutingTensors, ...], more: tuple[RoutingTensors, ...]
+    ) -> tuple[RoutingTensors, ...]:
         for layer in {one.layer for one in some} & {one.layer for one in more}:
             self._repeated(layer)
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))

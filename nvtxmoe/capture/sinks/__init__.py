@@ -31,7 +31,7 @@ class Sink(Protocol):
     def payloads(self, event: str, rows: Any) -> None:
         """``moe.counts`` and the like of several layers: a structured array, each row a payload."""
 
-    def rest(self, summary: Mapping[str, Any]) -> None:
+    def conclude(self, summary: Mapping[str, Any]) -> None:
         """Have what was sent written, now: the process may be killed soon. More may follow."""
 
     def close(self, summary: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cuda_graphs import hook_graphs
 from nvtxmoe.capture.vllm import worker_hooks
 from nvtxmoe.capture.vllm.layer_hooks import Capture
-from nvtxmoe.capture.vllm.moe_layer import Found
+from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.requirements import Need
 
 FUSED = "vllm.model_executor.layers.fused_moe"
@@ -29,7 +29,7 @@ NEEDS = (
 )
 
 
-def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], list[Found]]) -> None:
+def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], list[MoeLayer]]) -> None:
     """Hook what every shape has."""
     import torch  # noqa: PLC0415  inside vLLM only
     from vllm.distributed.parallel_state import GroupCoordinator  # noqa: PLC0415

@@ -8,7 +8,7 @@ from typing import Any
 
 from nvtxmoe.capture.hooks import Hook, registered
 from nvtxmoe.capture.recording.recorder import Recorder
-from nvtxmoe.capture.recording.routing_tensors import Routed
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import LayerInfo
 from nvtxmoe.capture.sinks.nvtx_emitter import Emitter
 from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start
@@ -131,7 +131,7 @@ class Capture:
             self.recorder.hide(layer, str(error))
             return
         self.recorder.routed(
-            Routed(
+            RoutingTensors(
                 layer=layer,
                 num_experts=info.num_experts,
                 ids=logical,

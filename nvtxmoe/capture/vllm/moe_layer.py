@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Found:
+class MoeLayer:
     """An MoE layer of the loaded model, as an adapter finds it.
 
     Attributes:

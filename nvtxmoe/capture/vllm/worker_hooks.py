@@ -10,7 +10,7 @@ from nvtxmoe.capture.hooks import Hook, wrap
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.vllm.identity import identify
 from nvtxmoe.capture.vllm.layer_hooks import Capture
-from nvtxmoe.capture.vllm.moe_layer import Found
+from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.prefill_tokens import RequestLengths
 from nvtxmoe.formats import schema
 
@@ -78,7 +78,7 @@ def warm_up_hook(capture: Capture) -> Hook:
     return hook
 
 
-def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -> Hook:
+def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[MoeLayer]]) -> Hook:
     """After the model is loaded: which layers there are."""
 
     warm_up = warm_up_hook(capture)
@@ -104,4 +104,4 @@ def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[Found]]) -
 
 def shutdown_hook(capture: Capture) -> Hook:
     """Before the worker ends. Its process closes the recorder: it may get another model before that."""
-    return capture.hook("shutdown", lambda *_, **__: capture.recorder.rest())
+    return capture.hook("shutdown", lambda *_, **__: capture.recorder.flush())

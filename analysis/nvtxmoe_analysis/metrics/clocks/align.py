@@ -11,7 +11,7 @@ import numpy.typing as npt
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.grouping import runs
 from nvtxmoe_analysis.metrics.clocks.fit import Line, Residual, fit_line, residual_of
-from nvtxmoe_analysis.metrics.collectives.match import Kernels, Met, over_same_reports
+from nvtxmoe_analysis.metrics.collectives.match import CollectiveKernels, MatchedCollectives, over_same_reports
 
 Numbers = npt.NDArray[np.int32 | np.int64]
 
@@ -20,7 +20,7 @@ NO_START, NO_END = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
-class Extents:
+class ReportBounds:
     """Collectives as each of some reports sees them.
 
     Attributes:
@@ -33,12 +33,12 @@ class Extents:
     last_start: Ints
     first_end: Ints
 
-    def of_family(self, family: int) -> Extents:
+    def of_family(self, family: int) -> ReportBounds:
         """Those of one family."""
         mine = self.family == family
         if mine.all():
             return self
-        return Extents(self.family[mine], self.last_start[:, mine], self.first_end[:, mine])
+        return ReportBounds(self.family[mine], self.last_start[:, mine], self.first_end[:, mine])
 
     def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
         """Collectives in which, within one report, a rank ended so long before the last began."""
@@ -70,7 +70,7 @@ class Extents:
 
 
 @dataclass(frozen=True)
-class Seen:
+class CollectiveBounds:
     """Collectives as all reports see them. Most are seen by few reports: each part is of those that see it.
 
     Attributes:
@@ -78,32 +78,32 @@ class Seen:
         reports: how many there are.
     """
 
-    parts: Sequence[tuple[Ints, Extents]]
+    parts: Sequence[tuple[Ints, ReportBounds]]
     reports: int
 
     def families(self) -> list[int]:
         """Numbers of the families that have a collective, rising."""
         return sorted({int(family) for _, part in self.parts for family in np.unique(part.family)})
 
-    def of_family(self, family: int) -> Seen:
+    def of_family(self, family: int) -> CollectiveBounds:
         """Those of one family."""
         mine = [(numbers, part.of_family(family)) for numbers, part in self.parts]
-        return Seen([(numbers, part) for numbers, part in mine if len(part.family)], self.reports)
+        return CollectiveBounds([(numbers, part) for numbers, part in mine if len(part.family)], self.reports)
 
     def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
-        """See :meth:`Extents.contradictions`."""
+        """See :meth:`ReportBounds.contradictions`."""
         none = np.zeros(0, dtype=np.bool_)
         return np.concatenate([none, *(part.contradictions(tolerance_ns) for _, part in self.parts)])
 
     def shared(self) -> Ints:
-        """See :meth:`Extents.shared`."""
+        """See :meth:`ReportBounds.shared`."""
         both = np.zeros((self.reports, self.reports), dtype=np.int64)
         for numbers, part in self.parts:
             both[np.ix_(numbers, numbers)] += part.shared()
         return both
 
     def bounds(self, against: int, report: int, line: Line | None = None) -> tuple[Ints, Ints, Ints]:
-        """See :meth:`Extents.bounds`; two reports that share no collective have none."""
+        """See :meth:`ReportBounds.bounds`; two reports that share no collective have none."""
         found = [np.zeros((3, 0), dtype=np.int64)]
         for numbers, part in self.parts:
             one, other = np.flatnonzero(numbers == against), np.flatnonzero(numbers == report)
@@ -113,7 +113,7 @@ class Seen:
         return time, low, high
 
 
-def extents(found: Kernels, met: Sequence[Met], reports: int) -> Seen:
+def extents(found: CollectiveKernels, met: Sequence[MatchedCollectives], reports: int) -> CollectiveBounds:
     """What each of so many reports sees of collectives: a part for each run of collectives over the same reports."""
     parts = []
     for one in met:
@@ -123,8 +123,8 @@ def extents(found: Kernels, met: Sequence[Met], reports: int) -> Seen:
             for at, number in enumerate(numbers):
                 its = rows[:, of == number]
                 last[at], first[at] = found.start[its].max(axis=1), found.end[its].min(axis=1)
-            parts.append((numbers, Extents(found.family[rows[:, 0]], last, first)))
-    return Seen(parts, reports)
+            parts.append((numbers, ReportBounds(found.family[rows[:, 0]], last, first)))
+    return CollectiveBounds(parts, reports)
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Aligned:
         return self.residual.at(time_ns) + self.inherited_ns
 
 
-def align(seen: Seen | Extents, epochs: Sequence[int | None]) -> list[Aligned]:
+def align(seen: CollectiveBounds | ReportBounds, epochs: Sequence[int | None]) -> list[Aligned]:
     """Put reports on one axis, by the collectives that they share.
 
     Each report is compared with that of the reports already there with which it shares the most collectives; where
@@ -206,7 +206,9 @@ def residuals(times: Ints, reports: Numbers, aligned: Sequence[Aligned]) -> npt.
     return out
 
 
-def _against(seen: Seen | Extents, other: Aligned, against: int, report: int, epochs: Sequence[int | None]) -> Aligned:
+def _against(
+    seen: CollectiveBounds | ReportBounds, other: Aligned, against: int, report: int, epochs: Sequence[int | None]
+) -> Aligned:
     time, low, high = seen.bounds(against, report, other.line)
     line = fit_line(time, low, high)
     mine, theirs = epochs[report], epochs[other.reference]

@@ -52,7 +52,7 @@ PARTS = 16
 
 
 @dataclass(frozen=True)
-class Kernels:
+class CollectiveKernels:
     """Collective kernels as arrays, one entry each.
 
     Attributes:
@@ -77,7 +77,7 @@ class Kernels:
 
 
 @dataclass(frozen=True)
-class Met:
+class MatchedCollectives:
     """Collectives of groups of one size.
 
     Attributes:
@@ -87,17 +87,17 @@ class Met:
     rows: AnyInts
 
 
-def kernels(frame: pl.DataFrame) -> Kernels:
+def kernels(frame: pl.DataFrame) -> CollectiveKernels:
     """Collective kernels: ``report``, ``rank``, ``step``, ``layer``, ``phase``, ``kernel_name``, ``start``, ``end``."""
     report, rank, step, layer = (_ints(frame[name]) for name in ("report", "rank", "step", "layer"))
     phase = np.where(layer >= 0, codes(frame["phase"]), -1)
     family = narrowed(packed([codes(frame["kernel_name"]), phase]))
     start = frame["start"].to_numpy()
     ordinal = _positions(packed([rank, step, layer, family]), start)
-    return Kernels(report, rank, step, layer, family, ordinal, start, frame["end"].to_numpy())
+    return CollectiveKernels(report, rank, step, layer, family, ordinal, start, frame["end"].to_numpy())
 
 
-def meet(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[list[Met], Codes]:
+def match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[list[MatchedCollectives], Codes]:
     """Match the kernels at these positions within groups.
 
     Parameters:
@@ -111,10 +111,12 @@ def meet(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[list[Met]
     parts: dict[int, list[AnyInts]] = {}
     for at in _some_steps(found.step[rows]):
         mine = rows[at]
-        met, reason[at] = _meet(found, mine, groups)
+        met, reason[at] = _match(found, mine, groups)
         for width, its in met.items():
             parts.setdefault(width, []).append(mine[its].reshape(-1, width))
-    return [Met(_by_group(found, np.concatenate(parts[width]), groups)) for width in sorted(parts)], reason
+    return [
+        MatchedCollectives(_by_group(found, np.concatenate(parts[width]), groups)) for width in sorted(parts)
+    ], reason
 
 
 def _some_steps(step: AnyInts) -> Iterator[Ints]:
@@ -128,7 +130,7 @@ def _some_steps(step: AnyInts) -> Iterator[Ints]:
         yield np.flatnonzero(here)
 
 
-def _meet(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[dict[int, Ints], Codes]:
+def _match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[dict[int, Ints], Codes]:
     """As :func:`meet`: positions among ``rows`` of the kernels of collectives, by the size of groups."""
     rank, step = found.rank[rows], found.step[rows]
     group, size, captured = _of_ranks(groups, rank)
@@ -155,7 +157,7 @@ def _meet(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[dict[int
     return {int(width): kept[size[kept] == width] for width in np.unique(size[kept])}, reason
 
 
-def _by_group(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> AnyInts:
+def _by_group(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> AnyInts:
     """Collectives in the order of their groups, within a group as they come."""
     group = _of_ranks(groups, found.rank[rows[:, 0]])[0]
     if (group[1:] >= group[:-1]).all():
@@ -164,7 +166,7 @@ def _by_group(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> AnyInts:
     return ordered
 
 
-def over_same_reports(found: Kernels, met: Met) -> Iterator[tuple[AnyInts, AnyInts]]:
+def over_same_reports(found: CollectiveKernels, met: MatchedCollectives) -> Iterator[tuple[AnyInts, AnyInts]]:
     """Runs of collectives over the same reports: rows of ``met``, and the report that each column's kernels are in."""
     changes = np.zeros(max(0, len(met.rows) - 1), dtype=np.bool_)
     for column in met.rows.T:
@@ -175,7 +177,7 @@ def over_same_reports(found: Kernels, met: Met) -> Iterator[tuple[AnyInts, AnyIn
             yield rows, found.report[rows[0]]
 
 
-def order_agrees(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
+def order_agrees(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
     """Whether the names outside layers come in one order on all ranks of the group, by kernel of ``rows``.
 
     Parameters:
@@ -187,7 +189,7 @@ def order_agrees(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
     return agrees
 
 
-def _order_agrees(found: Kernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
+def _order_agrees(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
     group, size, _ = _of_ranks(groups, found.rank[rows])
     together = packed([group, found.step[rows]])
     position = _positions(packed([together, found.rank[rows]]), found.start[rows])

@@ -6,7 +6,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, say
+from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, sentence
 
 COUNTS = "activations"
 
@@ -28,16 +28,16 @@ def find(ledger: Ledger) -> list[Finding]:
     share = ledger.take(COUNTS, "percentage", where=one)
     against = ratio(mine, mean)
     text = "The hottest expert is expert {} of layer {}: {} times the mean, {} of the layer's assignments."
-    headline = say(text, expert, layer, against, share)
+    headline = sentence(text, expert, layer, against, share)
     if against.text == "1.00":
-        headline = say("Routing is even: no expert has more than {} times its layer's mean.", against)
+        headline = sentence("Routing is even: no expert has more than {} times its layer's mean.", against)
     details = [*_silent(ledger, frame), *_by_step(ledger)]
-    tile = Headline(
+    headline_number = Headline(
         "hottest expert",
         against,
         "times the mean" + ("" if against.text == "1.00" else f": expert {expert} of layer {layer}"),
     )
-    return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", tile)]
+    return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", headline_number)]
 
 
 def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
@@ -45,11 +45,11 @@ def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
     nothing = frame.filter(pl.col("activation_count") == 0)
     rows = ledger.take(COUNTS, "activation_count", "rows")
     if nothing.is_empty():
-        return [say("Each of the {} (layer, expert) got tokens.", rows)]
+        return [sentence("Each of the {} (layer, expert) got tokens.", rows)]
     silent = ledger.take(COUNTS, "activation_count", "rows", where={"activation_count": 0})
     layers = [str(n) for n in nothing["layer_idx"].unique().sort().to_list()]
     return [
-        say(
+        sentence(
             "{} of {} (layer, expert) got no token ({}), in {} {}.",
             silent,
             rows,
@@ -72,7 +72,7 @@ def _by_step(ledger: Ledger) -> list[Sentence]:
     median = ledger.take("load_imbalance", "max_mean_ratio", "median", where=where)
     worst = ledger.take("load_imbalance", "max_mean_ratio", "max", where=where)
     return [
-        say(
+        sentence(
             "Step by step layer {} is the least even: the median of max/mean is {}, the worst {}.", layer, median, worst
         )
     ]
@@ -80,7 +80,7 @@ def _by_step(ledger: Ledger) -> list[Sentence]:
 
 def _sure(ledger: Ledger) -> Sentence:
     tokens = ledger.take(COUNTS, "activation_count", "sum")
-    return say(
+    return sentence(
         "every token is counted, {} assignments in all. Steps with few tokens look uneven even when routing is even.",
         tokens,
     )

@@ -6,7 +6,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Where, say
+from nvtxmoe_analysis.report.numbers import Where, sentence
 
 NAME = "capacity"
 COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")
@@ -27,17 +27,17 @@ def find(ledger: Ledger) -> list[Finding]:
     where: Where = {"layer_idx": None, "capacity_factor": factor}
     over, empty = (ledger.take(NAME, column, where=where) for column in ("over_capacity_pct", "empty_slots_pct"))
     text = "At a capacity factor of {}, {} of the assignments would be over capacity, and {} of the slots stay empty."
-    headline = say(text, f"{factor:g}", over, empty)
+    headline = sentence(text, f"{factor:g}", over, empty)
     details = []
     layers = frame.filter(pl.col("capacity_factor") == factor).drop_nulls(["layer_idx", "over_capacity_pct"])
     if len(layers) > 1:
         layer = int(layers.sort(["over_capacity_pct", "layer_idx"], descending=[True, False])["layer_idx"][0])
         worst = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": layer, "capacity_factor": factor})
         if worst.value > 0:
-            details.append(say("Layer {} would lose most, {}.", layer, worst))
+            details.append(sentence("Layer {} would lose most, {}.", layer, worst))
     if factors[-1] != factor and over.value > 0:
         still = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": None, "capacity_factor": factors[-1]})
         text = "At {} it is still {}." if still.value > 0 else "At {} it is none."
-        details.append(say(text, f"{factors[-1]:g}", *([still] if still.value > 0 else [])))
+        details.append(sentence(text, f"{factors[-1]:g}", *([still] if still.value > 0 else [])))
     text = "computed from every step's counts. vLLM drops nothing: this is what padding or dropping would do."
-    return [Finding("Capacity", headline, details, say(text), NOTE)]
+    return [Finding("Capacity", headline, details, sentence(text), NOTE)]

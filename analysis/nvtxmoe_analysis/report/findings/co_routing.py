@@ -6,7 +6,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, say
+from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, sentence
 
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
@@ -42,9 +42,9 @@ def _pair(ledger: Ledger) -> list[Finding]:
     where = {name: first[name] for name in ("layer_idx", "expert_id_1", "expert_id_2")}
     both, tokens = (ledger.take(PAIRS, column, where=where) for column in ("coselection_count", "tokens"))
     text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens."
-    headline = say(text, first["expert_id_1"], first["expert_id_2"], first["layer_idx"], percent(both, tokens))
-    sure = say("{} tokens of that layer were looked at, {} chose both.", tokens, both)
-    return [Finding("Chosen together", headline, [], sure, NOTE, "coselection")]
+    headline = sentence(text, first["expert_id_1"], first["expert_id_2"], first["layer_idx"], percent(both, tokens))
+    confidence = sentence("{} tokens of that layer were looked at, {} chose both.", tokens, both)
+    return [Finding("Chosen together", headline, [], confidence, NOTE, "coselection")]
 
 
 def _path(ledger: Ledger) -> list[Finding]:
@@ -57,12 +57,12 @@ def _path(ledger: Ledger) -> list[Finding]:
     share, tokens = (ledger.take(LAYERS, column, where=between) for column in ("explained_pct", "tokens"))
     if share.value < LITTLE_PCT:
         text = "A token's experts of one layer say next to nothing of those of another: layers {} and {} most, {}."
-        headline = say(text, best["layer_a"], best["layer_b"], share)
+        headline = sentence(text, best["layer_a"], best["layer_b"], share)
     else:
         text = "A token's experts of layer {} tell most of those of another layer, {}: {} of their entropy."
-        headline = say(text, best["layer_a"], best["layer_b"], share)
-    sure = say("{} sampled tokens; what shuffled tokens give by chance is subtracted.", tokens)
-    return [Finding("From layer to layer", headline, _strongest(ledger, between), sure, NOTE)]
+        headline = sentence(text, best["layer_a"], best["layer_b"], share)
+    confidence = sentence("{} sampled tokens; what shuffled tokens give by chance is subtracted.", tokens)
+    return [Finding("From layer to layer", headline, _strongest(ledger, between), confidence, NOTE)]
 
 
 def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:
@@ -78,4 +78,4 @@ def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:
         for column in ("probability", "base_probability", "probability_low", "probability_high")
     )
     text = "Its strongest path: of tokens with expert {}, {} choose expert {} (95 % CI {} to {}); of all tokens {}."
-    return [say(text, first["expert_a"], given, first["expert_b"], low, high, base)]
+    return [sentence(text, first["expert_a"], given, first["expert_b"], low, high, base)]

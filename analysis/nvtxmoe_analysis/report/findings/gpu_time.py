@@ -7,7 +7,7 @@ import polars as pl
 from nvtxmoe_analysis.report.chart_tools import short_name
 from nvtxmoe_analysis.report.finding import COST, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Figure, Sentence, difference, percent, ratio, say, together
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
 from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
 from nvtxmoe_analysis.report.theme import CLASSES, PHASES
 
@@ -51,12 +51,14 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     own, kernels = ledger.take(ROWS, column, "sum"), ledger.take(ROWS, "kernel_time_ns", "sum")
     meeting = difference(kernels, own)
     number = ledger.take(ROWS, "step", "rows", where={"layer_idx": costliest_layer(frame)})
-    sure = say("it is measured, not sampled: a sum over {} (rank, step), of kernels as nsys recorded them.", number)
+    confidence = sentence(
+        "it is measured, not sampled: a sum over {} (rank, step), of kernels as nsys recorded them.", number
+    )
     if some_layers(ledger):
-        headline = say("Kernels of the layers kept take {} of their own.", own)
-        details = [*_inside(meeting), say("Other layers were filtered out, so a share of the steps says nothing.")]
-        tile = Headline("own time of the layers kept", own, "other layers were filtered out")
-        return [Finding("Time of MoE layers", headline, details, sure, COST, None, tile)]
+        headline = sentence("Kernels of the layers kept take {} of their own.", own)
+        details = [*_inside(meeting), sentence("Other layers were filtered out, so a share of the steps says nothing.")]
+        headline_number = Headline("own time of the layers kept", own, "other layers were filtered out")
+        return [Finding("Time of MoE layers", headline, details, confidence, COST, None, headline_number)]
     if not {"step_gpu_ns", *OUTSIDE.values()} <= set(frame.columns) or not frame["step_gpu_ns"].sum():
         return []
     steps = ledger.take(ROWS, "step_gpu_ns", "sum", once=STEP)
@@ -66,29 +68,29 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     details = []
     if ranked:
         rest = [
-            say("{} ({}) goes to {}", classes[name], percent(classes[name], steps), WORDS.get(name, name))
+            sentence("{} ({}) goes to {}", classes[name], percent(classes[name], steps), WORDS.get(name, name))
             for name in ranked
         ]
-        details.append(say("Outside the layers {}.", together(rest)))
+        details.append(sentence("Outside the layers {}.", together(rest)))
     details += _split(ledger) if meeting.value else []
     if (meeting.value + classes["collective"].value) > LARGE * steps.value:
-        details.append(say("The time of a collective holds its waiting for other ranks."))
+        details.append(sentence("The time of a collective holds its waiting for other ranks."))
     if meeting.value:
         text = (
             "MoE layers' own kernels take {} of {} GPU time in steps: {}. Collectives inside them take another {}, {}."
         )
-        headline = say(text, own, steps, share, meeting, percent(meeting, steps))
+        headline = sentence(text, own, steps, share, meeting, percent(meeting, steps))
     else:
-        headline = say("Kernels in MoE layers take {} of {} GPU time in steps: {}.", own, steps, share)
-    tile = Headline("MoE layers' own share of GPU time", share, f"{own} of {steps}, without collectives")
-    return [Finding("Time of MoE layers", headline, details, sure, COST, "step_share", tile)]
+        headline = sentence("Kernels in MoE layers take {} of {} GPU time in steps: {}.", own, steps, share)
+    headline_number = Headline("MoE layers' own share of GPU time", share, f"{own} of {steps}, without collectives")
+    return [Finding("Time of MoE layers", headline, details, confidence, COST, "step_share", headline_number)]
 
 
-def _inside(meeting: Figure) -> list[Sentence]:
+def _inside(meeting: SourcedNumber) -> list[Sentence]:
     """Collectives inside layers."""
     if not meeting.value:
         return []
-    return [say("Collectives inside them take another {}, which holds waiting for other ranks.", meeting)]
+    return [sentence("Collectives inside them take another {}, which holds waiting for other ranks.", meeting)]
 
 
 def _split(ledger: Ledger) -> list[Sentence]:
@@ -99,7 +101,7 @@ def _split(ledger: Ledger) -> list[Sentence]:
     at = ("straggler_document", "collectives", "in_layers")
     wait, transfer, split, kernels = (ledger.told(*at, key) for key in ("wait_us", "transfer_us", "split", "kernels"))
     text = "Of the collectives inside layers {} of {} kernels could be split: {} is waiting, {} transfer."
-    return [say(text, split, kernels, wait, transfer)]
+    return [sentence(text, split, kernels, wait, transfer)]
 
 
 def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
@@ -112,47 +114,49 @@ def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
     meeting = difference(all_mine, mine)
     details = [*_phases(ledger, frame, layer, all_mine), *_kernel(ledger, layer)]
     if meeting.value:
-        details.insert(0, say("Collectives inside it take another {}, which holds waiting: not ranked by.", meeting))
+        details.insert(
+            0, sentence("Collectives inside it take another {}, which holds waiting: not ranked by.", meeting)
+        )
     own = "own kernel time" if column == "own_ns" else "kernel time"
     kept = " kept" if some_layers(ledger) else ""
     details = [*_outlier(ledger, layer, column, mine), *details]
     if layers.value == 1:
         one = "layer kept" if kept else "MoE layer"
-        headline = say("The one {}, {}, takes {} of {}.", one, layer, mine, own)
+        headline = sentence("The one {}, {}, takes {} of {}.", one, layer, mine, own)
         return Finding("The layer that costs most", headline, details, None, COST, "layer_phases")
     share = percent(mine, everything)
     if against.value < 1 + EVEN:
         text = "The layers{} cost about the same: layer {} takes most, {} of {}, only {} times the mean layer."
-        headline = say(text, kept, layer, mine, own, against)
+        headline = sentence(text, kept, layer, mine, own, against)
     else:
         text = "Layer {} costs most: {} of {}, {} of all in {} and {} times the mean layer."
-        headline = say(text, layer, mine, own, share, "the layers kept" if kept else "MoE layers", against)
-    named = Figure(layer, f"layer {layer}", mine.file, "layer_idx", where=where)
+        headline = sentence(text, layer, mine, own, share, "the layers kept" if kept else "MoE layers", against)
+    named = SourcedNumber(layer, f"layer {layer}", mine.file, "layer_idx", where=where)
     won = ledger.wins(ROWS, column, where, STEP)
     groups = ledger.take(ROWS, "step", "rows", where=where)
-    sure = say("it was the slowest layer in {} of {} (rank, step).", won, groups)
-    tile = Headline("costliest layer, by own time", named, f"{mine}, {against} times the mean layer")
-    return Finding("The layer that costs most", headline, details, sure, COST, "layer_phases", tile)
+    confidence = sentence("it was the slowest layer in {} of {} (rank, step).", won, groups)
+    headline_number = Headline("costliest layer, by own time", named, f"{mine}, {against} times the mean layer")
+    return Finding("The layer that costs most", headline, details, confidence, COST, "layer_phases", headline_number)
 
 
-def _outlier(ledger: Ledger, layer: int, column: str, mine: Figure) -> list[Sentence]:
+def _outlier(ledger: Ledger, layer: int, column: str, mine: SourcedNumber) -> list[Sentence]:
     """A single (rank, step) that makes more than a tenth of the layer's time, and is far from its median."""
     where = {"layer_idx": layer}
     largest, median = (ledger.take(ROWS, column, how, where=where) for how in ("max", "median"))
     if largest.value <= OUTLYING * median.value or 10 * largest.value <= mine.value:
         return []
     text = "{} of it in one step of one rank, where the median is {}: an outlier rather than what the layer costs."
-    return [say(text, largest, median)]
+    return [sentence(text, largest, median)]
 
 
-def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int, whole: Figure) -> list[Sentence]:
+def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int, whole: SourcedNumber) -> list[Sentence]:
     """Its two longest phases."""
     if not {f"{phase}_ns" for phase in PHASES} <= set(frame.columns):
         return []
     took = {phase: ledger.take(ROWS, f"{phase}_ns", "sum", where={"layer_idx": layer}) for phase in PHASES}
     ranked = sorted((phase for phase in took if took[phase].value), key=lambda phase: -took[phase].value)[:2]
-    parts = [say("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
-    return [say("Of layer {}'s kernel time {}.", layer, together(parts))] if ranked else []
+    parts = [sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
+    return [sentence("Of layer {}'s kernel time {}.", layer, together(parts))] if ranked else []
 
 
 def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
@@ -165,4 +169,4 @@ def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
         return []
     name = str(mine.sort(["total_ns", "kernel_name"], descending=[True, False])["kernel_name"][0])
     took = ledger.take("kernel_timings", "total_ns", "sum", where={"layer_idx": layer, "kernel_name": name})
-    return [say("Its longest operation is {}, with {}.", short_name(name), took)]
+    return [sentence("Its longest operation is {}, with {}.", short_name(name), took)]

@@ -8,7 +8,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, difference, duration, say
+from nvtxmoe_analysis.report.numbers import Sentence, Where, difference, duration, sentence
 from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
 
 MODEL = "layer_model"
@@ -40,11 +40,11 @@ def find(ledger: Ledger) -> list[Finding]:
         return []
     first, *others = ranked
     details = [*_waiting(ledger, rows, layer)]
-    details += [*(say("{}", sentence_of(row)) for row in others), *_elsewhere(ledger, best, first["step_kind"])]
-    tone = COST if first["status"] == EXPLAINS else WEAK
-    headline = say("{}", sentence_of(first))
+    details += [*(sentence("{}", sentence_of(row)) for row in others), *_elsewhere(ledger, best, first["step_kind"])]
+    kind = COST if first["status"] == EXPLAINS else WEAK
+    headline = sentence("{}", sentence_of(first))
     topic = f"Why layer {layer} takes its time"
-    return [Finding(topic, headline, details, _sure(ledger, first), tone, "time_and_feature")]
+    return [Finding(topic, headline, details, _sure(ledger, first), kind, "time_and_feature")]
 
 
 def _waiting(ledger: Ledger, rows: pl.DataFrame, layer: int) -> list[Sentence]:
@@ -57,7 +57,7 @@ def _waiting(ledger: Ledger, rows: pl.DataFrame, layer: int) -> list[Sentence]:
     if meeting.value <= own.value:
         return []
     text = "Most of layer {}'s kernel time, {} of {}, is collectives, which wait for other ranks: no feature of the {}"
-    return [say(text + " speaks of that, and what follows is of its own time.", layer, meeting, kernels, "layer")]
+    return [sentence(text + " speaks of that, and what follows is of its own time.", layer, meeting, kernels, "layer")]
 
 
 def sentence_of(row: dict[str, Any]) -> str:
@@ -78,47 +78,47 @@ def _elsewhere(ledger: Ledger, best: pl.DataFrame, kind: str) -> list[Sentence]:
             fitted = len(layers.filter(pl.col("status") != REFUSED))
             if fitted:
                 text = "In {} steps no feature was found to explain the time of any of the {} layers that were fitted."
-                found.append(say(text, kind, fitted))
+                found.append(sentence(text, kind, fitted))
             else:
-                found.append(say("In {} steps no layer was fitted.", kind))
+                found.append(sentence("In {} steps no layer was fitted.", kind))
         else:
             where: Where = {"step_kind": kind, "role": "best", "status": EXPLAINS, "feature": ranked["feature"][0]}
             number = ledger.take(MODEL, "layer_idx", "distinct", where=where)
             text = "In {} steps {} explains the time best in {} of {} layers."
-            found.append(say(text, kind, ranked["feature"][0], number, len(layers)))
+            found.append(sentence(text, kind, ranked["feature"][0], number, len(layers)))
     pooled = mine.filter(pl.col("layer_idx").is_null()).to_dicts()
-    return [*found, *(say("{}", sentence_of(row)) for row in pooled)]
+    return [*found, *(sentence("{}", sentence_of(row)) for row in pooled)]
 
 
 def _sure(ledger: Ledger, row: dict[str, Any]) -> Sentence | None:
     """Confidence interval, fit, error and number of rows of a model; of one that was refused there is nothing."""
     where: Where = {"layer_idx": row["layer_idx"], "step_kind": row["step_kind"], "role": "best"}
-    rests = say("{} rows of {} steps.", *(ledger.take(MODEL, column, where=where) for column in ("rows", "steps")))
+    rests = sentence("{} rows of {} steps.", *(ledger.take(MODEL, column, where=where) for column in ("rows", "steps")))
     if row["status"] == REFUSED:
         return None
     if row["status"] != EXPLAINS or row["slope_ci_low"] is None:
         reason = (row["reason"] or row["status"].replace("_", " ")).rstrip(".")
-        return say("{}; {}", reason, rests)
-    found = say("{} by itself: {}; ", row["feature"], _slope(ledger, where, row, "slope"))
+        return sentence("{}; {}", reason, rests)
+    found = sentence("{} by itself: {}; ", row["feature"], _slope(ledger, where, row, "slope"))
     clauses = [found, *_fit(ledger, where, row), *_beside(ledger, row)]
-    return say("{}" * len(clauses) + "{}", *clauses, rests)
+    return sentence("{}" * len(clauses) + "{}", *clauses, rests)
 
 
 def _slope(ledger: Ledger, where: Where, row: dict[str, Any], stem: str) -> Sentence:
     """A slope with its interval."""
     columns = (f"{stem}_ns_per_unit", f"{stem}_ci_low", f"{stem}_ci_high")
     values = (ledger.take(MODEL, column, where=where, text=duration(row[column])) for column in columns)
-    return say("{} a unit, 95 % CI {} to {}", *values)
+    return sentence("{} a unit, 95 % CI {} to {}", *values)
 
 
 def _fit(ledger: Ledger, where: Where, row: dict[str, Any]) -> list[Sentence]:
     """R2 and the cross-validated error."""
     clauses = []
     if row["r2"] is not None:
-        clauses.append(say("R2 {}; ", ledger.take(MODEL, "r2", where=where, text=f"{row['r2']:.2f}")))
+        clauses.append(sentence("R2 {}; ", ledger.take(MODEL, "r2", where=where, text=f"{row['r2']:.2f}")))
     if row["cv_error_ns"] is not None and row["cv_error_constant_ns"] is not None:
         error, constant = (ledger.take(MODEL, c, where=where) for c in ("cv_error_ns", "cv_error_constant_ns"))
-        clauses.append(say("cross-validated error {}, against {} of a constant; ", error, constant))
+        clauses.append(sentence("cross-validated error {}, against {} of a constant; ", error, constant))
     return clauses
 
 
@@ -135,4 +135,4 @@ def _beside(ledger: Ledger, row: dict[str, Any]) -> list[Sentence]:
     here: Where = {**where, "feature": second["feature"]}
     error = ledger.take(MODEL, "cv_error_ns", where=here)
     first_slope, second_slope = (_slope(ledger, here, second, stem) for stem in ("best_slope", "slope"))
-    return [say("beside {} ({}): {}, error {}; ", second["feature"], second_slope, first_slope, error)]
+    return [sentence("beside {} ({}): {}, error {}; ", second["feature"], second_slope, first_slope, error)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, percent, say
+from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
 
 CORRELATION = "layer_correlation"
 
@@ -21,11 +21,11 @@ def find(ledger: Ledger) -> list[Finding]:
         *_alone(ledger),
     ]
     if ledger.source.frame(CORRELATION) is not None:
-        lines.append(say("The time of a single expert: a fused kernel serves many, so time is known by layer."))
+        lines.append(sentence("The time of a single expert: a fused kernel serves many, so time is known by layer."))
     if not lines:
         return []
     number = f"{len(lines)} things limit" if len(lines) > 1 else "One thing limits"
-    return [Finding("What could not be seen", say("{} what can be said.", number), lines, None, UNSEEN)]
+    return [Finding("What could not be seen", sentence("{} what can be said.", number), lines, None, UNSEEN)]
 
 
 def _incomplete(ledger: Ledger) -> list[Sentence]:
@@ -33,8 +33,8 @@ def _incomplete(ledger: Ledger) -> list[Sentence]:
     if found.get("verdict") == "complete":
         return []
     if not found:
-        return [say("Whether the capture is complete: {}.", ledger.source.why("validation"))]
-    return [say("The capture is incomplete: {}", " ".join(map(str, found.get("reasons", []))))]
+        return [sentence("Whether the capture is complete: {}.", ledger.source.why("validation"))]
+    return [sentence("The capture is incomplete: {}", " ".join(map(str, found.get("reasons", []))))]
 
 
 def _filters(ledger: Ledger) -> list[Sentence]:
@@ -44,20 +44,20 @@ def _filters(ledger: Ledger) -> list[Sentence]:
     if not active:
         return []
     kept, captured = (ledger.told("validation", "selection", key) for key in ("steps_kept", "steps_captured"))
-    return [say("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), kept, captured)]
+    return [sentence("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), kept, captured)]
 
 
 def _gpu(ledger: Ledger) -> list[Sentence]:
     if ledger.source.frame(CORRELATION) is not None:
         return []
-    return [say("What routing costs in GPU time: {}.", ledger.source.why(CORRELATION))]
+    return [sentence("What routing costs in GPU time: {}.", ledger.source.why(CORRELATION))]
 
 
 def _sampled(ledger: Ledger) -> list[Sentence]:
     """Token-level rows are of sampled steps."""
     frame = ledger.source.frame("routing_weights")
     if frame is None:
-        return [say("Routing weights and experts token by token: {}.", ledger.source.why("routing_weights"))]
+        return [sentence("Routing weights and experts token by token: {}.", ledger.source.why("routing_weights"))]
     counts = ledger.source.frame("activations")
     if counts is None:
         return []
@@ -66,7 +66,7 @@ def _sampled(ledger: Ledger) -> list[Sentence]:
     if rows.value >= everything.value:
         return []
     return [
-        say(
+        sentence(
             "Routing weights of all tokens: {} of {} assignments were sampled ({}).",
             rows,
             everything,
@@ -83,7 +83,9 @@ def _tiles(ledger: Ledger) -> list[Sentence]:
     rows = ledger.take(CORRELATION, "block_m_source", "rows", where={"block_m_source": "default"})
     shown = " or ".join(map(str, sizes))
     return [
-        say("The kernel's tile size: of {} rows it is the default, {}, so expert_tiles is an assumption.", rows, shown)
+        sentence(
+            "The kernel's tile size: of {} rows it is the default, {}, so expert_tiles is an assumption.", rows, shown
+        )
     ]
 
 
@@ -93,10 +95,10 @@ def _inferred(ledger: Ledger) -> list[Sentence]:
         return []
     time = ledger.take(CORRELATION, "collective_inferred_ns", "sum")
     text = "Which layer {} of collectives belong to: they run after the layer's range, and are tied to it by inference."
-    return [say(text, time)]
+    return [sentence(text, time)]
 
 
 def _alone(ledger: Ledger) -> list[Sentence]:
     """Ranks that could not be compared."""
     reason = ledger.source.document("straggler_document").get("reason")
-    return [say("What unequal ranks cost: {}", str(reason))] if reason else []
+    return [sentence("What unequal ranks cost: {}", str(reason))] if reason else []

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Figure, Sentence, duration, pct, say, together
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, duration, pct, sentence, together
 
 DOCUMENT = "straggler_document"
 #: Below this share of the steps' time, balance between ranks is not worth a cost of its own.
@@ -31,19 +31,21 @@ def _excess(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
         ("of_steps_pct", "the steps' GPU time"),
     ):
         if said["perfect_balance"].get(key) is not None:
-            shares.append(say("{} of {}", ledger.told(DOCUMENT, "straggler", "perfect_balance", key), of))
+            shares.append(sentence("{} of {}", ledger.told(DOCUMENT, "straggler", "perfect_balance", key), of))
     text = "Perfect balance between ranks would save at most {}" + (", {}." if shares else ".")
-    headline = say(text, saves, *([together(shares)] if shares else []))
+    headline = sentence(text, saves, *([together(shares)] if shares else []))
     cells = ledger.told(DOCUMENT, "straggler", "cells")
-    sure = say(
+    confidence = sentence(
         "an upper bound: the slowest rank's own work over the mean's in {} (step, layer), as if ranks waited after "
         "every layer and nothing else ran meanwhile.",
         cells,
     )
     small = (said["perfect_balance"].get("of_steps_pct") or 0.0) < SMALL_PCT
-    tile = Headline("balance between ranks would save", saves, "at most, in all steps")
+    headline_number = Headline("balance between ranks would save", saves, "at most, in all steps")
     details = [*_worst_layer(ledger, said), *_of_waiting(ledger, said), *_slowest(ledger, said)]
-    return [Finding("Unequal ranks", headline, details, sure, NOTE if small else COST, "stragglers", tile)]
+    return [
+        Finding("Unequal ranks", headline, details, confidence, NOTE if small else COST, "stragglers", headline_number)
+    ]
 
 
 def _worst_layer(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
@@ -58,19 +60,21 @@ def _worst_layer(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
         return []
     largest = _one_cell(ledger, at, said["per_layer"][place], excess)
     if said["per_layer"][place].get("of_layer_pct") is None:
-        return [say("Most of it is in layer {}: {}.", layer, excess), *largest]
+        return [sentence("Most of it is in layer {}: {}.", layer, excess), *largest]
     of = ledger.told(DOCUMENT, *at, "of_layer_pct")
-    return [say("Most of it is in layer {}: {}, {} of the layer.", layer, excess, of), *largest]
+    return [sentence("Most of it is in layer {}: {}, {} of the layer.", layer, excess, of), *largest]
 
 
-def _one_cell(ledger: Ledger, at: tuple[str | int, ...], said: Mapping[str, Any], excess: Figure) -> list[Sentence]:
+def _one_cell(
+    ledger: Ledger, at: tuple[str | int, ...], said: Mapping[str, Any], excess: SourcedNumber
+) -> list[Sentence]:
     """A single step that makes more than half of a layer's excess: no property of the layer."""
     largest = said.get("largest")
     if not isinstance(largest, Mapping) or 2 * (largest.get("excess_us") or 0.0) <= excess.value:
         return []
     here = ledger.told(DOCUMENT, *at, "largest", "excess_us")
     text = "{} of it in one step, {}, on rank {}: an outlier rather than what the layer costs."
-    return [say(text, here, str(largest.get("step")), str(largest.get("rank")))]
+    return [sentence(text, here, str(largest.get("step")), str(largest.get("rank")))]
 
 
 def _of_waiting(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
@@ -79,7 +83,7 @@ def _of_waiting(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
         return []
     share = ledger.told(DOCUMENT, "straggler", "excess_of_wait_pct")
     wait = ledger.told(DOCUMENT, "straggler", "wait_us_a_rank", text=duration(1e3 * said["wait_us_a_rank"]))
-    return [say("It explains {} of the {} that a rank waits in collectives on average, no more.", share, wait)]
+    return [sentence("It explains {} of the {} that a rank waits in collectives on average, no more.", share, wait)]
 
 
 def _slowest(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
@@ -87,7 +91,7 @@ def _slowest(ledger: Ledger, said: Mapping[str, Any]) -> list[Sentence]:
         return []
     share = ledger.told(DOCUMENT, "straggler", "slowest_rank", 0, "pct")
     rank = said["slowest_rank"][0]["rank"]
-    return [say("Rank {} is the slowest most often, in {} of them.", rank, share)]
+    return [sentence("Rank {} is the slowest most often, in {} of them.", rank, share)]
 
 
 def _waiting(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
@@ -102,26 +106,36 @@ def _waiting(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
     if said.get("wait_pct_of_all") is not None:
         share = ledger.told(DOCUMENT, "collectives", "wait_pct_of_all", text=pct(said["wait_pct_of_all"]))
         whole = ledger.told(DOCUMENT, "collectives", "all_us")
-        headline = say(text, wait, share, say("all {} in collectives", whole), transfer)
+        headline = sentence(text, wait, share, sentence("all {} in collectives", whole), transfer)
         if said.get("not_split_us"):
             unsplit = ledger.told(DOCUMENT, "collectives", "not_split_us")
             details.append(
-                say("{} of collectives could not be split: how much of it is waiting is not known.", unsplit)
+                sentence("{} of collectives could not be split: how much of it is waiting is not known.", unsplit)
             )
     else:
-        headline = say(text, wait, share, "the time of those that could be split", transfer)
+        headline = sentence(text, wait, share, "the time of those that could be split", transfer)
     eager = said.get("launched_eagerly")
     if isinstance(eager, Mapping) and eager.get("split") and eager["split"] < said["split"]:
         eager_wait = ledger.told(DOCUMENT, "collectives", "launched_eagerly", "wait_us")
         details.append(
-            say("{} of the waiting is in collectives that were launched eagerly, outside CUDA graphs.", eager_wait)
+            sentence("{} of the waiting is in collectives that were launched eagerly, outside CUDA graphs.", eager_wait)
         )
     first = said.get("first_of_step")
     if isinstance(first, Mapping) and first.get("split"):
         text = "{} is in the first collective of a step, where ranks meet after launching."
-        details.append(say(text, ledger.told(DOCUMENT, "collectives", "first_of_step", "wait_us")))
+        details.append(sentence(text, ledger.told(DOCUMENT, "collectives", "first_of_step", "wait_us")))
     clock = document.get("clock") or {}
-    sure = say("{} of {} kernels could be split. {}", split, kernels, str(clock.get("statement") or ""))
+    confidence = sentence("{} of {} kernels could be split. {}", split, kernels, str(clock.get("statement") or ""))
     good = clock.get("verdict") in ("agree", "corrected")
-    tile = Headline("waiting for other ranks", wait, f"{share} of the collectives' time, summed over ranks")
-    return [Finding("Waiting in collectives", headline, details, sure, COST if good else WEAK, "stragglers", tile)]
+    headline_number = Headline("waiting for other ranks", wait, f"{share} of the collectives' time, summed over ranks")
+    return [
+        Finding(
+            "Waiting in collectives",
+            headline,
+            details,
+            confidence,
+            COST if good else WEAK,
+            "stragglers",
+            headline_number,
+        )
+    ]

@@ -7,7 +7,7 @@ from typing import Any
 from nvtxmoe.capture.hooks import wrap
 from nvtxmoe.capture.vllm import common_hooks as common
 from nvtxmoe.capture.vllm.layer_hooks import Capture
-from nvtxmoe.capture.vllm.moe_layer import Found
+from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "layer_owns_runner"
@@ -24,11 +24,11 @@ NEEDS = (
 )
 
 
-def _layers(static_context: dict[str, Any]) -> list[Found]:
+def _layers(static_context: dict[str, Any]) -> list[MoeLayer]:
     from vllm.model_executor.layers.fused_moe.layer import FusedMoE  # noqa: PLC0415
 
     return [
-        Found(
+        MoeLayer(
             key=layer,
             layer_id=layer.layer_id,
             name=name,
@@ -49,7 +49,7 @@ def install(capture: Capture) -> None:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
 
-    def found(static_context: dict[str, Any]) -> list[Found]:
+    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
         layers = _layers(static_context)
         for one in layers:
             for attribute in ("apply", "apply_monolithic"):

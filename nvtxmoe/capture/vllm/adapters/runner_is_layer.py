@@ -7,7 +7,7 @@ from typing import Any
 from nvtxmoe.capture.hooks import Hook, wrap
 from nvtxmoe.capture.vllm import common_hooks as common
 from nvtxmoe.capture.vllm.layer_hooks import Capture
-from nvtxmoe.capture.vllm.moe_layer import Found
+from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "runner_is_layer"
@@ -28,11 +28,11 @@ NEEDS = (
 )
 
 
-def _layers(static_context: dict[str, Any]) -> list[Found]:
+def _layers(static_context: dict[str, Any]) -> list[MoeLayer]:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
 
     return [
-        Found(
+        MoeLayer(
             key=runner,
             layer_id=runner.layer_id,
             name=name,
@@ -56,7 +56,7 @@ def install(capture: Capture) -> None:
 
     experts = capture.phase_hook("experts")
 
-    def found(static_context: dict[str, Any]) -> list[Found]:
+    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
         layers = _layers(static_context)
         for one in layers:  # some models have experts of their own class
             for attribute in PASSES:
