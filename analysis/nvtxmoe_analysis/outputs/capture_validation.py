@@ -9,8 +9,8 @@ import polars as pl
 
 from nvtxmoe_analysis.attribution.gpu_operations import KINDS
 from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS
-from nvtxmoe_analysis.checks import run_checks, verdict
 from nvtxmoe_analysis.checks.check import FAIL, Check
+from nvtxmoe_analysis.checks.registry import run_checks, verdict
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts

@@ -8,6 +8,8 @@ from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, sentence
 
+ORDER = 60
+
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
 #: Below this share of the entropy, one layer says nothing of use about another.

@@ -9,6 +9,8 @@ from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, duration, pct, sentence, together
 
+ORDER = 30
+
 DOCUMENT = "straggler_document"
 #: Below this share of the steps' time, balance between ranks is not worth a cost of its own.
 SMALL_PCT = 1.0
