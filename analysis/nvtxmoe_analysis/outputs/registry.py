@@ -8,8 +8,8 @@ A module of an output has
 ``load``, the report and ``compare`` read the declarations and never build. So a module of an output imports nothing of
 the pipeline at its top: only ``core``, ``outputs.spec``, numpy and polars. What ``build`` needs of metrics, facts and
 checks it imports inside functions (``# noqa: PLC0415``), and types for annotations under ``TYPE_CHECKING``. A test
-holds that the declarations load without the pipeline, which costs a second; nor does this module import ``RunMetrics`` for a type, so that the import
-contract of report and compare holds through it too.
+holds that the declarations load without the pipeline, which costs a second. Nor does this module import ``RunMetrics``
+for a type, so that the import contract of report and compare holds through it too.
 """
 
 from __future__ import annotations
