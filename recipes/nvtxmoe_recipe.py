@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 from nsys_recipe.lib import recipe
 from nsys_recipe.lib.args import Option
@@ -52,12 +52,8 @@ NOTEBOOK = "analysis.ipynb"
 class MoeRecipe(recipe.Recipe):  # type: ignore[misc]  # nsys_recipe is only there where nsys runs it
     """A recipe that writes some of the files of ``nvtxmoe analyze``, with a notebook over them.
 
-    Attributes:
-        tables, documents: stems of the files, see ``nvtxmoe_analysis.outputs``.
+    The files are those that name the recipe in their declaration, see ``nvtxmoe_analysis.outputs.spec``.
     """
-
-    tables: ClassVar[Sequence[str]] = ()
-    documents: ClassVar[Sequence[str]] = ()
 
     @classmethod
     def get_argument_parser(cls) -> Any:
@@ -90,8 +86,6 @@ class MoeRecipe(recipe.Recipe):  # type: ignore[misc]  # nsys_recipe is only the
                 Path(self.add_output_file(NOTEBOOK)).parent,
                 recipe=self.get_recipe_name(),
                 filters=filters,
-                tables=self.tables,
-                documents=self.documents,
                 csv=self._parsed_args.csv,
             )
         except NvtxmoeError as error:

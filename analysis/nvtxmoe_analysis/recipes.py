@@ -49,15 +49,13 @@ def write_reports(
     *,
     recipe: str,
     filters: Filters,
-    tables: Sequence[str],
-    documents: Sequence[str],
     csv: bool = False,
 ) -> Written:
-    """Put the facts of all reports together and write some of the files of ``analyze``: the reduce.
+    """Put the facts of all reports together and write those files of ``analyze`` that name the recipe: the reduce.
 
     Parameters:
-        tables, documents: stems, see ``outputs.registry``. Tables are Parquet; the validation
-            file is always written.
+        recipe: its name; see ``outputs.spec`` for how an output names it. Tables are Parquet; the validation file is
+            always written.
         csv: write the tables as CSV too.
 
     Raises:
@@ -69,8 +67,13 @@ def write_reports(
     from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.capture_validation import validate  # noqa: PLC0415
-    from nvtxmoe_analysis.outputs.registry import document_builders, parquet_only, table_builders  # noqa: PLC0415
-    from nvtxmoe_analysis.outputs.spec import VALIDATION  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs.registry import (  # noqa: PLC0415
+        declarations,
+        document_builders,
+        parquet_only,
+        table_builders,
+    )
+    from nvtxmoe_analysis.outputs.spec import VALIDATION, Document, Table  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.write import write_set  # noqa: PLC0415
     from nvtxmoe_analysis.run.run_facts import merge  # noqa: PLC0415
 
@@ -79,10 +82,14 @@ def write_reports(
     results = RunMetrics.of(merge(reports, Selection(**filters), {**options, "recipe": recipe}))
     _, validation = validate(results)
     build_table, build_document = table_builders(), document_builders()
+    mine = [one for one in declarations().values() if one.recipe == recipe]
     files = write_set(
         folder,
-        {stem: build_table[stem](results) for stem in tables},
-        {**{stem: build_document[stem](results) for stem in documents}, VALIDATION: validation},
+        {one.stem: build_table[one.stem](results) for one in mine if isinstance(one, Table)},
+        {
+            **{one.stem: build_document[one.stem](results) for one in mine if isinstance(one, Document)},
+            VALIDATION: validation,
+        },
         formats,
         parquet_only=parquet_only(),
     )

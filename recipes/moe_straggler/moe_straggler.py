@@ -5,9 +5,3 @@ from nvtxmoe_recipe import MoeRecipe
 
 class MoeStraggler(MoeRecipe):
     """See the module."""
-
-    tables = (
-        "moe_straggler",
-        "moe_collectives",
-    )
-    documents = ("moe_straggler",)

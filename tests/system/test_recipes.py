@@ -18,8 +18,8 @@ import pytest
 from nvtxmoe.cli import run
 from nvtxmoe.commands.recipes_path import find_recipes
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.registry import document_builders, parquet_only, table_builders
-from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION
+from nvtxmoe_analysis.outputs.registry import declarations
+from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION, Document, Table
 from tests.programs import emit_words
 from tests.project.test_boundaries import loaded_by
 from tests.support.recipe_runs import RECIPES, Ran, capture, nsys_recipe, packages, with_kept_export
@@ -29,24 +29,15 @@ MODES = ("none", "concurrent", "dask-futures")
 NOTEBOOK = "analysis.ipynb"
 
 
-def declared(name: str, what: str) -> list[str]:
-    """The ``tables`` or ``documents`` that a recipe's source names. Its module is importable in nsys's process only."""
-    tree = ast.parse((RECIPES / name / f"{name}.py").read_text())
-    (value,) = (
-        node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == what
-    )
-    return list(ast.literal_eval(value))
+def files_of(name: str, kind: type[Table | Document]) -> list[Table | Document]:
+    """The outputs that name a recipe."""
+    return [one for one in declarations().values() if isinstance(one, kind) and one.recipe == name]
 
 
 def names_of_files(name: str, *forms: str) -> set[str]:
     """What a recipe has to leave beside the notebook and nsys's own file."""
-    tables = {
-        f"{stem}.{form}"
-        for stem in declared(name, "tables")
-        for form in forms
-        if form == "parquet" or stem not in parquet_only()
-    }
-    return tables | {f"{stem}.json" for stem in (*declared(name, "documents"), VALIDATION)}
+    tables = {f"{one.stem}.{form}" for one in files_of(name, Table) for form in forms if form in one.forms}
+    return tables | {f"{one.stem}.json" for one in files_of(name, Document)} | {f"{VALIDATION}.json"}
 
 
 def analyzed(inputs: list[Path], output: Path, nsys: Path, *more: str) -> Path:
@@ -343,19 +334,17 @@ def test_what_nsys_forks_has_no_threads_of_polars() -> None:
     assert "polars" not in loaded_by("nvtxmoe.commands._selection", "nvtxmoe_analysis.recipes")
 
 
-def test_every_file_that_a_recipe_writes_is_an_output_and_of_one_recipe() -> None:
+def test_every_recipe_has_outputs_and_outputs_name_recipes_that_are_there() -> None:
     assert {path.parent.name for path in RECIPES.glob("*/metadata.json")} == set(NAMES)
-    for what, known in (("tables", table_builders()), ("documents", document_builders())):
-        written = [stem for name in NAMES for stem in declared(name, what)]
-        assert written and len(set(written)) == len(written)
-        assert set(written) <= known.keys() - {VALIDATION}
+    assert all(files_of(name, Table) and files_of(name, Document) for name in NAMES)
+    assert {one.recipe for one in declarations().values()} <= {*NAMES, ""}
 
 
 def test_the_page_names_what_each_recipe_writes() -> None:
     text = (RECIPES.parent / "docs" / "recipes.md").read_text()
     for name in NAMES:
-        tables = ", ".join(f"`{stem}`" for stem in declared(name, "tables"))
-        documents = ", ".join(f"`{stem}.json`" for stem in declared(name, "documents"))
+        tables = ", ".join(f"`{one.stem}`" for one in files_of(name, Table))
+        documents = ", ".join(f"`{one.stem}.json`" for one in files_of(name, Document))
         assert f"| `{name}` | {tables} | {documents} |" in text
 
 

@@ -17,6 +17,7 @@ TABLE = Table(
     stem="moe_expert_activations",
     order=10,
     meaning="how often each expert was chosen",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER),
         Column("expert_id", INTEGER),

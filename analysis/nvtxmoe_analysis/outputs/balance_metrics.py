@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_balance_metrics",
     order=60,
     meaning="balance by several definitions",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER, "null: all layers"),
         Column("metric", TEXT),

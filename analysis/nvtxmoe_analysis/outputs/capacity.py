@@ -23,6 +23,7 @@ TABLE = Table(
     stem="moe_capacity",
     order=70,
     meaning="tokens over capacity and empty slots, by capacity factor",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER, "null: all layers"),
         Column("capacity_factor", FLOAT, "1, 1.25, 1.5, 2 and what `--capacity-factor` gives"),

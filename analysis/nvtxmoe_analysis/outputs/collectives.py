@@ -19,6 +19,7 @@ TABLE = Table(
     stem="moe_collectives",
     order=150,
     meaning="waiting and transfer of each collective on each rank",
+    recipe="moe_straggler",
     gpu=True,
     columns=(
         Column("step", INTEGER),

@@ -23,6 +23,7 @@ TABLE = Table(
     stem="moe_expert_coselection",
     order=20,
     meaning="pairs of experts chosen for one token",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER),
         Column("expert_id_1", INTEGER),

@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_cross_layer",
     order=80,
     meaning="how expert choice in one layer predicts another's",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_a", INTEGER),
         Column("layer_b", INTEGER, "above the first"),

@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_cross_layer_paths",
     order=90,
     meaning="the strongest paths from expert to expert",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_a", INTEGER),
         Column("expert_a", INTEGER),

@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_kernel_timings",
     order=110,
     meaning="GPU operations by name",
+    recipe="moe_layer_corr",
     gpu=True,
     columns=(
         Column("rank", INTEGER),

@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_layer_correlation",
     order=120,
     meaning="what the counts say beside what the GPU took, by (rank, step, layer)",
+    recipe="moe_layer_corr",
     gpu=True,
     columns=(
         Column("rank", INTEGER),

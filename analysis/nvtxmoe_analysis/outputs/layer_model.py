@@ -18,6 +18,7 @@ TABLE = Table(
     stem="moe_layer_model",
     order=130,
     meaning="which feature explains each layer's time",
+    recipe="moe_layer_corr",
     gpu=True,
     columns=(
         Column("layer_idx", INTEGER, "null: all layers"),
@@ -55,6 +56,7 @@ DOCUMENT = Document(
     stem="moe_layer_model",
     order=30,
     meaning="the models nested by layer and kind of step, with their options",
+    recipe="moe_layer_corr",
     gpu=True,
 )
 

@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_layer_timings",
     order=100,
     meaning="GPU time of every (rank, step, layer)",
+    recipe="moe_layer_corr",
     gpu=True,
     columns=(
         Column("rank", INTEGER),

@@ -18,6 +18,7 @@ TABLE = Table(
     stem="moe_load_imbalance",
     order=40,
     meaning="how unevenly each step loaded each layer's experts",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER),
         Column(

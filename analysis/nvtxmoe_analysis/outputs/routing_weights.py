@@ -18,6 +18,7 @@ TABLE = Table(
     stem="moe_routing_weights_hist",
     order=30,
     meaning="experts and weights of sampled tokens",
+    recipe="moe_expert_sum",
     columns=(
         Column("layer_idx", INTEGER),
         Column("token_idx", INTEGER, "within its step"),

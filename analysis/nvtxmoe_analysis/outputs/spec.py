@@ -50,6 +50,7 @@ class Table:
         meaning: what it tells, in one line.
         columns: in the file's order. Files of a later version may have more.
         note: Markdown that follows the columns in docs/outputs.md: what a row is, where more is told.
+        recipe: name of the nsys recipe that writes it too; empty where none does.
         gpu: whether it needs GPU time, which a run without nsys does not have.
         forms: suffixes that the file may have; where several are there the first counts. A table with lists in its
             cells is Parquet whatever format the others have, and not in the database.
@@ -61,6 +62,7 @@ class Table:
     meaning: str
     columns: tuple[Column, ...]
     note: str = ""
+    recipe: str = ""
     gpu: bool = False
     forms: tuple[str, ...] = ("parquet", "csv")
     types: Mapping[str, DataType] = field(init=False, repr=False, compare=False)
@@ -83,6 +85,7 @@ class Document:
         stem: name of its file without suffix.
         order: its place where documents are listed, after the tables; low numbers come first.
         meaning: what it tells, in one line.
+        recipe: name of the nsys recipe that writes it too; empty where none does.
         gpu: whether it needs GPU time, which a run without nsys does not have.
     """
 
@@ -90,6 +93,7 @@ class Document:
     stem: str
     order: int
     meaning: str
+    recipe: str = ""
     gpu: bool = False
 
     @property

@@ -19,6 +19,7 @@ TABLE = Table(
     stem="moe_step_activations",
     order=50,
     meaning="the counts of every (rank, step, layer), as a list by expert",
+    recipe="moe_expert_sum",
     forms=("parquet",),
     columns=(
         Column("rank", INTEGER, "the lowest of the group"),

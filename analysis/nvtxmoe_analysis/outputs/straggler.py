@@ -16,6 +16,7 @@ TABLE = Table(
     stem="moe_straggler",
     order=140,
     meaning="what unequal ranks cost, by (step, layer)",
+    recipe="moe_straggler",
     gpu=True,
     columns=(
         Column("step", INTEGER),
@@ -39,6 +40,7 @@ DOCUMENT = Document(
     stem="moe_straggler",
     order=40,
     meaning="totals, and how the clocks were aligned",
+    recipe="moe_straggler",
     gpu=True,
 )
 

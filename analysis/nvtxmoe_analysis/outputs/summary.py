@@ -17,6 +17,7 @@ DOCUMENT = Document(
     stem="moe_summary",
     order=10,
     meaning="each layer in ten numbers",
+    recipe="moe_expert_sum",
 )
 
 
