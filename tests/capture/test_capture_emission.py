@@ -26,7 +26,7 @@ STEPS = 100_000
 PROGRAM = """
 import resource, sys
 import numpy as np
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter
 from nvtxmoe.capture.run_identity import Step
 

@@ -29,7 +29,7 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from nvtxmoe import schema
+from nvtxmoe.formats import schema
 from nvtxmoe.capture.run_identity import Identity, LayerInfo, Step, meta_text
 from nvtxmoe.capture.sinks.journal import JournalSink
 

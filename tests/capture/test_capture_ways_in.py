@@ -102,10 +102,12 @@ def test_the_installed_package_wins_over_the_folder_beside_site(tmp_path: Path) 
     other = tmp_path / "nvtxmoe"
     other.mkdir()
     (other / "__init__.py").write_text("")
-    (other / "capture").mkdir()
-    (other / "capture" / "__init__.py").write_text("")
-    (other / "capture" / "finder.py").write_text("def watch(*_): print('the installed one')\n")
-    (other / "capture" / "plugin.py").write_text("register = None\n")
+    startup = other / "capture" / "startup"
+    startup.mkdir(parents=True)
+    for package in (startup.parent, startup):
+        (package / "__init__.py").write_text("")
+    (startup / "import_watch.py").write_text("def watch(*_): print('the installed one')\n")
+    (startup / "plugin.py").write_text("register = None\n")
     assert python("pass", SITE, tmp_path, NVTXMOE_ENABLE="1").stdout == "the installed one\n"
 
 
@@ -122,7 +124,7 @@ def test_nothing_else_of_the_folder_becomes_importable(tmp_path: Path) -> None:
     env = {"PYTHONPATH": str(packages / "nvtxmoe" / "site"), "NVTXMOE_ENABLE": "1", "PATH": os.environ["PATH"]}
     done = subprocess.run([str(base), "-c", program], env=env, capture_output=True, text=True, check=True)
     package = packages / "nvtxmoe"
-    assert done.stdout == f"None {package / '__init__.py'} {package / 'capture' / 'config.py'}\n"
+    assert done.stdout == f"None {package / '__init__.py'} {package / 'capture' / 'startup' / 'settings.py'}\n"
     assert done.stderr == ""
 
 

@@ -29,10 +29,10 @@ class Finding:
         topic: a word or two.
         headline: one sentence with its numbers.
         details: further sentences.
-        sure: how sure it is, and why.
-        tone: COST, NOTE, WEAK or UNSEEN.
+        confidence: how sure it is, and why.
+        kind: COST, NOTE, WEAK or UNSEEN.
         chart: the name of the chart that shows it, if one does.
-        tile: its number for the top of the page, if it has one.
+        headline_number: its number for the top of the page, if it has one.
     """
 
     topic: str

@@ -15,7 +15,7 @@ class Tile:
 
     Attributes:
         sub: a few words below it.
-        tone: good, weak, bad or nothing.
+        kind: good, weak, bad or nothing.
         origin: where the number can be found.
     """
 
