@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -150,3 +151,40 @@ def test_a_folder_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert first.is_dir()
     session.merge_at_exit(first, os.getpid())  # nothing was recorded
     assert not first.exists()
+
+
+def test_the_last_line_has_the_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A journal without its end: the terminal says what the validation file says, and what to do."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), "0.05"], env=whole, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while steps_in(tmp_path) < 3 if any(tmp_path.glob("ranks/*.journal")) else True:
+            process.stdout.readline()
+        process.kill()
+    session.merge_at_exit(tmp_path, os.getpid())
+    (line,) = capfd.readouterr().err.splitlines()
+    validation = json.loads((tmp_path / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
+    assert line.startswith("nvtxmoe: capture INCOMPLETE: ")
+    assert f" in {tmp_path / 'moe_expert_tracking'}. {validation['reasons'][0]}" in line
+    assert line.endswith(session.REMEDY)
+
+
+def test_the_last_line_of_a_complete_run() -> None:
+    overview = {"verdict": "complete", "reasons": [], "steps_captured": 1234, "tokens": 5678, "folder": "/tmp/s"}
+    assert session.verdict_line(overview) == "capture complete: 1,234 steps, 5,678 tokens in /tmp/s"
+
+
+def test_programs_in_the_working_directory_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge at exit imports what is installed, not what stands where the user does."""
+    session_folder, here = tmp_path / "session", tmp_path / "here"
+    sink = JournalSink(session_folder, 0, 3600)
+    sink.step_begins(Step(0, 0, 1, 1, 1, 0))
+    sink.close({"steps": 1})
+    here.mkdir()
+    (here / "click.py").write_text("import pathlib; pathlib.Path('planted').touch(); raise SystemExit(0)")
+    monkeypatch.chdir(here)
+    session.merge_at_exit(session_folder, os.getpid())
+    assert not (here / "planted").exists()
+    assert (session_folder / "moe_expert_tracking").is_dir()
