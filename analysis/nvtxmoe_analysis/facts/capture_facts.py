@@ -13,7 +13,7 @@ from nvtxmoe_analysis.attribution.attribute import Attribution, attribute
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
-from nvtxmoe_analysis.attribution.step_sums import outside_timings, step_work
+from nvtxmoe_analysis.attribution.step_sums import in_steps, outside_timings, step_work
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.decode import Events, decode_events
 from nvtxmoe_analysis.events.journals import read_session
@@ -52,6 +52,7 @@ class CaptureFacts:
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
         coverage, outside_layers: see ``Attribution``; the whole export.
+        outside_kept: as ``outside_layers``, of the steps inside the selection.
         launches: those in steps; the whole export.
         collective_ranges: how many ``moe.collective`` ranges there are.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
@@ -74,6 +75,7 @@ class CaptureFacts:
     collectives: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
+    outside_kept: pl.DataFrame
     launches: LaunchFacts
     runtime_calls: int
     repeated_calls: int
@@ -156,6 +158,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         topk=of_topk(events, steps, selection),
         coverage=placed.coverage,
         outside_layers=_named(placed.outside_layers, placed.names),
+        outside_kept=_named(in_steps(placed.work, kept=True), placed.names),
         launches=launch_facts(
             launches.in_steps().with_columns(
                 partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist())
