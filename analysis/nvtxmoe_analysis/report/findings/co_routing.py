@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import polars as pl
 
 from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, percent, sentence, times
+from nvtxmoe_analysis.report.pairs import with_lift
 
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
@@ -41,10 +44,20 @@ def _pair(ledger: Ledger) -> list[Finding]:
     first = ranked.row(0, named=True)
     where = {name: first[name] for name in ("layer_idx", "expert_id_1", "expert_id_2")}
     both, tokens = (ledger.take(PAIRS, column, where=where) for column in ("coselection_count", "tokens"))
-    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens."
-    headline = sentence(text, first["expert_id_1"], first["expert_id_2"], first["layer_idx"], percent(both, tokens))
+    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens{}."
+    pair = (first["expert_id_1"], first["expert_id_2"], first["layer_idx"])
+    headline = sentence(text, *pair, percent(both, tokens), _against_chance(ledger, frame, where))
     confidence = sentence("{} tokens of that layer were looked at, {} chose both.", tokens, both)
     return [Finding("Chosen together", headline, [], confidence, NOTE, "coselection")]
+
+
+def _against_chance(ledger: Ledger, frame: pl.DataFrame, where: Where) -> Sentence | str:
+    """How much more often a pair is chosen together than its experts' popularity alone gives."""
+    lift = rows_where(with_lift(frame, ledger.source), where)["lift"].item()
+    if lift is None or not isfinite(lift):
+        return ""
+    number = SourcedNumber(lift, times(lift), ledger.source.file(PAIRS), "coselection_count", "lift", where, (), 1)
+    return sentence(", {} times as often as independent choices would", number)
 
 
 def _path(ledger: Ledger) -> list[Finding]:
