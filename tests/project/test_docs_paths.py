@@ -72,10 +72,9 @@ def importable(name: str) -> bool:
     place = PACKAGES[first]
     while rest and (place / rest[0]).is_dir():
         place /= rest.pop(0)
+    file = place / "__init__.py"
     if rest and (place / f"{rest[0]}.py").is_file():
         file = place / f"{rest.pop(0)}.py"
-    else:
-        file = place / "__init__.py"
     return not rest or (file.is_file() and rest[0] in defined(file))
 
 
@@ -102,6 +101,13 @@ def test_a_page_names_only_what_is_there(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}, link
 
 
+def test_the_make_targets_that_pages_name_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {name for page in PAGES for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(), re.MULTILINE)}
+    assert "lint" in named
+    assert named - targets == set()
+
+
 def test_the_pages_of_development_are_among_them() -> None:
     named = {str(page.relative_to(ROOT)) for page in PAGES}
     assert {"README.md", "CONTRIBUTING.md", "docs/metrics.md", "docs/development/architecture.md"} <= named
@@ -109,9 +115,7 @@ def test_the_pages_of_development_are_among_them() -> None:
 
 
 def test_what_is_not_there_would_be_found() -> None:
-    text = (
-        "see `scripts/bench/gone.py`, nvtxmoe_analysis/readers/old.py and nvtxmoe_analysis.exports.sqlite, docs/none/"
-    )
+    text = "see `scripts/bench/gone.py`, nvtxmoe_analysis/readers/old.py, nvtxmoe_analysis.exports, docs/none/"
     assert [path for path in paths_in(text) if not there(path)] == [
         "scripts/bench/gone.py",
         "nvtxmoe_analysis/readers/old.py",
