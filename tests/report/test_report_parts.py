@@ -84,7 +84,7 @@ def test_sentences_take_figures_sentences_and_text() -> None:
     figure = SourcedNumber(1, "one")
     said = sentence("{} and {}: {}.", figure, "two", together([sentence("a {}", figure), sentence("b"), sentence("c")]))
     assert str(said) == "one and two: a one, b and c."
-    assert said.figures == [figure, figure]
+    assert said.numbers == [figure, figure]
     with pytest.raises(ValueError, match="more values than places"):
         sentence("{}", "a", "b")
     assert str(sentence("{}", "{not a place}")) == "{not a place}"
@@ -190,7 +190,7 @@ def test_what_capturing_cost() -> None:
 def test_what_this_capture_tells_of_its_cost(tmp_path: Path) -> None:
     made = Made()
     box = trust(Source(load(write(tmp_path, made.tables(), made.documents()))))
-    own, whole = box.overhead[-1].figures[0], box.overhead[-1].figures[1].parts[1]
+    own, whole = box.overhead[-1].numbers[0], box.overhead[-1].numbers[1].parts[1]
     assert own.value == 80 * 400
     for figure in (own, whole):
         check_figure(figure, tmp_path / FOLDER)

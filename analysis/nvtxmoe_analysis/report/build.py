@@ -1,4 +1,4 @@
-"""From a folder of results to the files of the report."""
+"""Build the files of the report from a results folder."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def build(folder: Path, *, images: bool) -> Report:
     results = source.loaded.folder
     output = results.parent if results.name == FOLDER else results
     check_folder(output)
-    found = findings(source)
+    report_findings = findings(source)
     charts = [_placed(source, name, module) for name, module in chart_modules().items()]
-    box = trust(source)
+    trust_box = trust(source)
     html = page(
-        found,
+        report_findings,
         charts,
-        box,
-        tiles(found, box),
+        trust_box,
+        tiles(report_findings, trust_box),
         subtitle=_subtitle(source),
         folder=str(results),
         absent=sorted(set(source.absent.values())),
@@ -50,7 +50,7 @@ def build(folder: Path, *, images: bool) -> Report:
     _write(output, {**written, f"{REPORT}.html": html.encode()}, stale if images else set())
     return Report(
         output / f"{REPORT}.html",
-        found,
+        report_findings,
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
         [output / name for name in written],
@@ -59,24 +59,24 @@ def build(folder: Path, *, images: bool) -> Report:
 
 
 def _placed(source: Source, name: str, module: ChartModule) -> Placed:
-    made = module.build(source)
-    spec = made.chart.to_dict() if isinstance(made, Drawing) else {}
+    drawing = module.build(source)
+    spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
     for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
         spec.pop(key, None)
-    return Placed(name, module.TITLE, module.SECTION, made, spec)
+    return Placed(name, module.TITLE, module.SECTION, drawing, spec)
 
 
 def _subtitle(source: Source) -> str:
-    """What was captured, in a line: device, versions, ranks, steps, layers."""
+    """Return one line about the capture: device, versions, ranks, steps, layers."""
     validation = source.document("validation")
-    told = processes(validation)
-    devices = sorted({str(process["device"]) for process in told if process.get("device")})
-    versions = sorted({f"vLLM {process['vllm']}" for process in told if process.get("vllm")})
+    captured = processes(validation)
+    devices = sorted({str(process["device"]) for process in captured if process.get("device")})
+    versions = sorted({f"vLLM {process['vllm']}" for process in captured if process.get("vllm")})
     layers = source.document("summary")
     steps = (validation.get("selection") or {}).get("steps_kept")
     shapes = sorted({f"{layer['num_experts']} experts, top-{layer['top_k']}" for layer in layers.values()})
     parts = [
-        f"{len(told)} x {listed(devices)}" if devices else f"{len(told)} processes" if told else "",
+        f"{len(captured)} x {listed(devices)}" if devices else f"{len(captured)} processes" if captured else "",
         *versions,
         f"{len(layers)} MoE layers of {listed(shapes, 2)}" if layers else "",
         f"{steps:,} steps of all ranks" if isinstance(steps, int) else "",

@@ -1,4 +1,4 @@
-"""Writing tables as nsys writes its exports: SQLite, or a folder of Parquet files, with nsys's own column types."""
+"""Write tables as nsys writes its exports: SQLite, or a folder of Parquet files, with nsys's column types."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOT_NULL: Mapping[Table, frozenset[str]] = {
 }
 PRIMARY_KEYS: Mapping[Table, str] = {nsys_tables.STRINGS: "id", nsys_tables.COPY_KINDS: "id"}
 
-#: Types of integer columns in nsys's Parquet files; UInt64 where nothing is said.
+#: Types of integer columns in nsys's Parquet files; all others are UInt64.
 PARQUET_TYPES: Mapping[str, type[pl.DataType]] = {
     **dict.fromkeys(("start", "end", "timestamp", "int64Value"), pl.Int64),
     **dict.fromkeys(("eventType", "textId", "deviceId", "correlationId", "returnValue"), pl.UInt32),
@@ -63,13 +63,13 @@ _RISING = ("start", "end", "timestamp", "correlationId", "graphNodeId", "origina
 
 
 def check_target(out: Path, *inputs: Path) -> None:
-    """Refuse to write over an input, or over what isn't an export.
+    """Refuse to overwrite an input, or anything that is not an export.
 
     Raises:
-        NvtxmoeError: ``out`` is one of the inputs, or something else than an export of the same kind.
+        NvtxmoeError: ``out`` is one of the inputs, or exists and is not an export of the same kind.
     """
     as_file = is_sqlite(out)
-    if any(out.resolve() == one.resolve() for one in inputs):
+    if any(out.resolve() == source.resolve() for source in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
     if out.suffix == REPORT_SUFFIX:
         raise NvtxmoeError(
@@ -81,9 +81,9 @@ def check_target(out: Path, *inputs: Path) -> None:
         return
     remedy = "Name another output"
     if out.is_dir() == as_file:
-        found = "a folder" if as_file else "a file"
-        wanted = "a SQLite file" if as_file else "a folder of Parquet files (SQLite needs a name in .sqlite or .db)"
-        raise NvtxmoeError(f"{found}, where {wanted} would be written", where=out, remedy=remedy)
+        existing = "a folder" if as_file else "a file"
+        output = "a SQLite file" if as_file else "a folder of Parquet files (SQLite needs a name in .sqlite or .db)"
+        raise NvtxmoeError(f"{existing}, where {output} would be written", where=out, remedy=remedy)
     try:
         open_export(out)
     except NvtxmoeError as error:
@@ -96,12 +96,12 @@ def check_target(out: Path, *inputs: Path) -> None:
 
 
 def is_sqlite(out: Path) -> bool:
-    """Whether an output of this name is a SQLite file; else it is a folder of Parquet files."""
+    """Return True if an output of this name is a SQLite file, False if it is a folder of Parquet files."""
     return out.suffix.lower() in SQLITE_SUFFIXES
 
 
 def write_export(frames: Frames, out: Path) -> None:
-    """Write the tables to ``out``, all of them or nothing; what was there before is replaced last.
+    """Write all tables to ``out``, or nothing; an earlier export is replaced last.
 
     Parameters:
         frames: integers as Int64, text as String, ``binaryData`` as Binary.
@@ -122,7 +122,7 @@ def write_export(frames: Frames, out: Path) -> None:
 
 @contextlib.contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """A name beside ``out`` that takes its place when the block ends well, and goes when it does not."""
+    """Yield a path beside ``out``, which replaces ``out`` if the block succeeds and is removed if it fails."""
     target = out.resolve()
     stage = target.with_name(f".{target.name}.{os.getpid()}.new")
     _remove(stage)

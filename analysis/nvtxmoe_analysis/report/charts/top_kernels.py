@@ -1,4 +1,4 @@
-"""The kernels that MoE layers spend most time in."""
+"""Bars of the operations in which MoE layers spend most time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SECTION = TIME
 ORDER = 30
 
 MOST = 12
-#: Longer names are cut in the table.
+#: Most characters of a name in the table.
 TABLE_NAME = 200
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A bar an operation."""
+    """Return one bar per operation."""
     frame = source.frame("kernel_timings")
     if frame is None:
         return Missing(f"Not drawn: {source.why('kernel_timings')}.")

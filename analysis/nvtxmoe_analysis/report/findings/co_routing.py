@@ -1,4 +1,4 @@
-"""Experts chosen together: within a token's top-k, and from layer to layer."""
+"""Findings: experts chosen together, within a token's top-k and from layer to layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nvtxmoe_analysis.report.pairs import with_lift
 
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
-#: Below this share of the entropy, one layer says nothing of use about another.
+#: Below this share of the entropy, one layer does not predict another.
 LITTLE_PCT = 1.0
 LAYER_COLUMNS = ("layer_a", "layer_b", "tokens", "mutual_information_bits", "explained_pct")
 PATH_COLUMNS = (
@@ -30,7 +30,7 @@ PATH_COLUMNS = (
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """The pair chosen together most often, and the strongest path between layers."""
+    """Return the pair chosen together most often, and the strongest path between layers."""
     return [*_pair(ledger), *_path(ledger)]
 
 
@@ -79,16 +79,16 @@ def _path(ledger: Ledger) -> list[Finding]:
 
 
 def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:
-    """The strongest path of these layers, if any is more than chance."""
+    """Return the strongest path of these layers, if one is stronger than chance."""
     paths = ledger.source.frame(PATHS, PATH_COLUMNS, rows=False)
-    mine = None if paths is None else rows_where(paths, between)
-    if mine is None or mine.is_empty():
+    layer_paths = None if paths is None else rows_where(paths, between)
+    if layer_paths is None or layer_paths.is_empty():
         return []
-    first = mine.row(0, named=True)
-    one = {name: first[name] for name in ("layer_a", "expert_a", "layer_b", "expert_b")}
-    given, base, low, high = (
-        ledger.take(PATHS, column, where=one, text=f"{first[column]:.2f}")
+    first = layer_paths.row(0, named=True)
+    path = {name: first[name] for name in ("layer_a", "expert_a", "layer_b", "expert_b")}
+    probability, base_probability, low, high = (
+        ledger.take(PATHS, column, where=path, text=f"{first[column]:.2f}")
         for column in ("probability", "base_probability", "probability_low", "probability_high")
     )
     text = "Its strongest path: of tokens with expert {}, {} choose expert {} (95 % CI {} to {}); of all tokens {}."
-    return [sentence(text, first["expert_a"], given, first["expert_b"], low, high, base)]
+    return [sentence(text, first["expert_a"], probability, first["expert_b"], low, high, base_probability)]
