@@ -49,7 +49,7 @@ def main(results: str, output: str, layer: str = "0") -> None:
             **{"x2": np.cos(angle)[columns], "y2": np.sin(angle)[columns]},
         }
     ).filter(pl.col("lift") > 1.0)
-    tokens = int(pairs["tokens"].max() or 0)  # type: ignore[arg-type]
+    tokens = int(pairs["tokens"].max() or 0)
     title = f"Layer {layer}: experts chosen for one token, {tokens:,} tokens looked at"
     scale = alt.Scale(domain=[-1.1, 1.1])
     axes = {"x": alt.X("x:Q", axis=None, scale=scale), "y": alt.Y("y:Q", axis=None, scale=scale)}

@@ -1,43 +1,47 @@
-"""The ``nvtxmoe`` command: it finds the verb, and turns errors into one line and an exit code."""
+"""The ``nvtxmoe`` command: it finds the verb, and turns errors into one line and an exit code.
+
+A verb is one module of ``nvtxmoe.commands`` with a function of its name, found by being there. It is imported only when
+it runs: the list of verbs comes from the names of the files, and their help from the first line of each docstring.
+"""
 
 from __future__ import annotations
 
+import ast
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
-from importlib import import_module
+from importlib import import_module, resources
 
 import click
 
+from nvtxmoe import commands
 from nvtxmoe._version import __version__
 from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
-
-#: A command is one module of nvtxmoe.commands with a function of its name, imported only when it runs.
-COMMANDS = {
-    "analyze": "Export of a run -> expert statistics and GPU time of every (rank, step, layer).",
-    "compare": "Two results side by side: what differs, and whether that is more than noise.",
-    "demo": "Analyse the capture that ships with nvtxmoe: no GPU, no nsys.",
-    "doctor": "Whether a capture can work here, and what is in its way.",
-    "export": "A trace for ui.perfetto.dev: steps, layers, kernels and expert load in time.",
-    "inspect": "What is in an export, in a second, before any analysis.",
-    "merge": "Journals of a run without nsys -> expert statistics.",
-    "profile": "Run a server or a script under capture, end it so that nothing is lost, analyse.",
-    "recipes-path": "Where the nsys recipes are: NSYS_RECIPE_PATH=$(nvtxmoe recipes-path) nsys recipe NAME.",
-    "report": "Results of an analysis -> findings and charts as one page.",
-    "trim": "An export with only what analysis needs, fit for sharing.",
-}
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
 PIPE_CLOSED = 1  # as click and rich have it
 
 
+def command_names() -> list[str]:
+    """Every verb, in the order of the alphabet."""
+    modules = (info.name for info in pkgutil.iter_modules(commands.__path__))
+    return [name.replace("_", "-") for name in sorted(modules) if not name.startswith("_")]
+
+
+def command_help(name: str) -> str:
+    """What a verb does, in one line: the first of its module's docstring, which is read without importing it."""
+    source = resources.files(commands).joinpath(f"{name.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
 class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  click's signature
-        return list(COMMANDS)
+        return command_names()
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name not in COMMANDS:
+        if cmd_name not in command_names():
             return None
         name = cmd_name.replace("-", "_")
         made: click.Command = getattr(import_module(f"nvtxmoe.commands.{name}"), name)
@@ -45,7 +49,7 @@ class _Group(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl([(name, command_help(name)) for name in command_names()])
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

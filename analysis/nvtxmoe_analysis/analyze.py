@@ -19,9 +19,10 @@ from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.ingest.ingest import ingest
 from nvtxmoe_analysis.ingest.task import Failure
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
-from nvtxmoe_analysis.outputs import DOCUMENTS, GPU_DOCUMENTS, PARQUET_ONLY, STANDARD, TABLES, capacity
+from nvtxmoe_analysis.outputs import capacity
 from nvtxmoe_analysis.outputs.capture_validation import validate
-from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION
+from nvtxmoe_analysis.outputs.registry import declarations, document_builders, parquet_only, table_builders
+from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION, Document, Table
 from nvtxmoe_analysis.outputs.sqlite_file import check_database, writing_database
 from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.readers.find_inputs import reports_of
@@ -91,7 +92,7 @@ def analyze(
     folder = output / FOLDER
     check_folder(folder)
     if database is not None:
-        check_database(database, TABLES)
+        check_database(database, table_builders())
     inputs = reports_of(inputs)
     refuse_mixture(inputs)
     reports, failed = ingest(inputs, selection, cache_dir=cache_dir, nsys=nsys, jobs=jobs, dask=dask, progress=progress)
@@ -99,26 +100,29 @@ def analyze(
     results = RunMetrics.of(merge(reports, selection, options), capacity_factors=factors, failed=tuple(failed))
     del reports  # the results hold what they need of them
     results.prepare()
-    stems = [stem for stem in TABLES if stem in STANDARD or not results.direct]
-    said = [stem for stem in DOCUMENTS if stem not in GPU_DOCUMENTS or not results.direct]
+    build_table, build_document = table_builders(), document_builders()
+    possible = [one for one in declarations().values() if not (one.gpu and results.direct)]
+    table_stems = [one.stem for one in possible if isinstance(one, Table)]
+    # The validation file comes last; the checks are needed for themselves too.
+    document_stems = [one.stem for one in possible if isinstance(one, Document) and one.stem != VALIDATION]
     builds: list[Callable[[RunMetrics], Any]] = [
         validate,
-        *(TABLES[stem] for stem in stems),
-        *(DOCUMENTS[stem] for stem in said),
+        *(build_table[stem] for stem in table_stems),
+        *(build_document[stem] for stem in document_stems),
     ]
     (checks, validation), *built = ordered_map(lambda build: build(results), builds)
-    tables = dict(zip(stems, built[: len(stems)], strict=True))
-    documents = dict(zip(said, built[len(stems) :], strict=True))
+    tables = dict(zip(table_stems, built[: len(table_stems)], strict=True))
+    documents = {**dict(zip(document_stems, built[len(table_stems) :], strict=True)), VALIDATION: validation}
     progress.begin("writing")
-    flat = {stem: table for stem, table in tables.items() if stem not in PARQUET_ONLY}
+    flat = {stem: table for stem, table in tables.items() if stem not in parquet_only()}
     with nullcontext() if database is None else writing_database(database, flat):
         files = write_set(
             folder,
             tables,
-            {**documents, VALIDATION: validation},
+            documents,
             formats,
-            absent=(TABLES.keys() - tables.keys()) | (DOCUMENTS.keys() - documents.keys()),
-            parquet_only=PARQUET_ONLY,
+            absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
+            parquet_only=parquet_only(),
         )
     if database is not None:
         files.append(database)

@@ -56,7 +56,7 @@ def write_reports(
     """Put the facts of all reports together and write some of the files of ``analyze``: the reduce.
 
     Parameters:
-        tables, documents: stems, see ``outputs.TABLES`` and ``outputs.DOCUMENTS``. Tables are Parquet; the validation
+        tables, documents: stems, see ``outputs.registry``. Tables are Parquet; the validation
             file is always written.
         csv: write the tables as CSV too.
 
@@ -68,8 +68,8 @@ def write_reports(
     from nvtxmoe._version import __version__  # noqa: PLC0415
     from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics  # noqa: PLC0415
-    from nvtxmoe_analysis.outputs import DOCUMENTS, PARQUET_ONLY, TABLES  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.capture_validation import validate  # noqa: PLC0415
+    from nvtxmoe_analysis.outputs.registry import document_builders, parquet_only, table_builders  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.spec import VALIDATION  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.write import write_set  # noqa: PLC0415
     from nvtxmoe_analysis.run.run_facts import merge  # noqa: PLC0415
@@ -78,11 +78,12 @@ def write_reports(
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": formats}
     results = RunMetrics.of(merge(reports, Selection(**filters), {**options, "recipe": recipe}))
     _, validation = validate(results)
+    build_table, build_document = table_builders(), document_builders()
     files = write_set(
         folder,
-        {stem: TABLES[stem](results) for stem in tables},
-        {**{stem: DOCUMENTS[stem](results) for stem in documents}, VALIDATION: validation},
+        {stem: build_table[stem](results) for stem in tables},
+        {**{stem: build_document[stem](results) for stem in documents}, VALIDATION: validation},
         formats,
-        parquet_only=PARQUET_ONLY,
+        parquet_only=parquet_only(),
     )
     return Written(files, validation["verdict"], validation["reasons"])

@@ -1,4 +1,4 @@
-"""``nvtxmoe analyze``: from exports to the standard set."""
+"""Export of a run -> expert statistics and GPU time of every (rank, step, layer)."""
 
 from __future__ import annotations
 

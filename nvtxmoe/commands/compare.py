@@ -1,4 +1,4 @@
-"""``nvtxmoe compare``: two result folders, what differs, and a gate for programs."""
+"""Two results side by side: what differs, and whether that is more than noise."""
 
 from __future__ import annotations
 

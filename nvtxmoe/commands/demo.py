@@ -1,4 +1,4 @@
-"""``nvtxmoe demo``: a real capture, analysed on any machine."""
+"""Analyse the capture that ships with nvtxmoe: no GPU, no nsys."""
 
 from __future__ import annotations
 

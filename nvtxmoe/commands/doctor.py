@@ -1,4 +1,4 @@
-"""``nvtxmoe doctor``: whether a capture can work here, before it is made."""
+"""Whether a capture can work here, and what is in its way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nvtxmoe export``: results in the format of another program."""
+"""A trace for ui.perfetto.dev: steps, layers, kernels and expert load in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nvtxmoe inspect``: what is in an export, in a second."""
+"""What is in an export, in a second, before any analysis."""
 
 from __future__ import annotations
 

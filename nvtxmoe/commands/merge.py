@@ -1,4 +1,4 @@
-"""``nvtxmoe merge``: from the journals of direct mode to the result files."""
+"""Journals of a run without nsys -> expert statistics."""
 
 from __future__ import annotations
 

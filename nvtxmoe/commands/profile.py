@@ -1,4 +1,4 @@
-"""``nvtxmoe profile``: a command under capture, ended so that nothing is lost, and analysed."""
+"""Run a server or a script under capture, end it so that nothing is lost, analyse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nvtxmoe recipes-path``: where the nsys recipes are."""
+"""Where the nsys recipes are: NSYS_RECIPE_PATH=$(nvtxmoe recipes-path) nsys recipe NAME."""
 
 from __future__ import annotations
 

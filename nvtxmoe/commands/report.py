@@ -1,4 +1,4 @@
-"""``nvtxmoe report``: what the result files say, as one page."""
+"""Results of an analysis -> findings and charts as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nvtxmoe trim``: an export fit for sharing."""
+"""An export with only what analysis needs, fit for sharing."""
 
 from __future__ import annotations
 

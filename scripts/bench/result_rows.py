@@ -12,7 +12,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.analyze import analyze
-from nvtxmoe_analysis.outputs import PARQUET_ONLY
+from nvtxmoe_analysis.outputs.registry import parquet_only
 from nvtxmoe_analysis.outputs.write import write_set
 
 #: CSV files that have a row for something of every step, and what a row is.
@@ -56,10 +56,10 @@ def parquet_bytes(drawn: Iterable[npt.NDArray[np.uint16]], experts: int) -> floa
     ]
     numbers = dict.fromkeys(("rank", "step", "layer_idx", "num_tokens"), pl.Int64)
     frame = pl.DataFrame(rows, schema={**numbers, "counts": pl.List(pl.UInt32)}, orient="row")
-    (stem,) = PARQUET_ONLY
+    (stem,) = parquet_only()
     sizes = []
     with TemporaryDirectory() as folder:
         for steps in (SHORT_STEPS, LONG_STEPS):
-            (file,) = write_set(Path(folder), {stem: frame[: steps * LAYERS]}, {}, parquet_only=PARQUET_ONLY)
+            (file,) = write_set(Path(folder), {stem: frame[: steps * LAYERS]}, {}, parquet_only=parquet_only())
             sizes.append(file.stat().st_size)
     return (sizes[1] - sizes[0]) / ((LONG_STEPS - SHORT_STEPS) * LAYERS)

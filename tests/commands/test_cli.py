@@ -34,7 +34,7 @@ def small(tmp_path: Path) -> Path:
 # Help ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("name", cli.command_names())
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_has_every_option_and_an_example(name: str, flag: str) -> None:
     ran = run(name, flag)
@@ -60,11 +60,11 @@ def test_help_has_every_option_and_an_example(name: str, flag: str) -> None:
 def test_help_lists_the_commands(arguments: list[str]) -> None:
     ran = run(*arguments)
     assert (ran.code, ran.err) == (0, "")
-    for name in cli.COMMANDS:
+    for name in cli.command_names():
         assert f"\n  {name} " in ran.out
     assert "Example:\n    nvtxmoe demo\n    nvtxmoe analyze report1.nsys-rep -o results\n" in ran.out
     modules = {path.stem.replace("_", "-") for path in (ROOT / "nvtxmoe" / "commands").glob("[a-z]*.py")}
-    assert modules == set(cli.COMMANDS)
+    assert modules == set(cli.command_names())
 
 
 def test_version() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import JournalWriter, block, record
-from nvtxmoe_analysis.outputs import PARQUET_ONLY, STANDARD
+from nvtxmoe_analysis.outputs.registry import tables
 from tests.support import sessions
 from tests.support.cli import RESULTS, files, run
 from tests.support.export_builder import Export, simple_run
@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from tests.support.sessions import chosen_of, counts, journal, meta, pairs, run_of, step, step_of
 from tests.support.written_results import Written, written
 
-TABLE_FILES = tuple(f"{stem}.{'parquet' if stem in PARQUET_ONLY else 'csv'}" for stem in STANDARD)
+TABLE_FILES = tuple(f"{table.stem}.{table.forms[-1]}" for table in tables().values() if not table.gpu)
 FILES = {*TABLE_FILES, "moe_summary.json", "moe_capture_validation.json"}
 #: Of these every byte is the same, however a run was recorded.
 TIMELESS = (*(name for name in TABLE_FILES if name != "moe_load_imbalance.csv"), "moe_summary.json")
@@ -262,7 +262,7 @@ def test_the_files_of_a_session(tmp_path: Path) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert files(tmp_path / RESULTS) == {*FILES, "notes.txt"}
     assert run("merge", tmp_path, "--format", "parquet", "--format", "csv").code == 0
-    assert files(tmp_path / RESULTS) == {*FILES, "notes.txt", *(f"{stem}.parquet" for stem in STANDARD)}
+    assert files(tmp_path / RESULTS) == {*FILES, "notes.txt", *(f"{Path(name).stem}.parquet" for name in TABLE_FILES)}
     assert run("merge", tmp_path / "ranks", "-o", tmp_path / "out").code == 0
     assert files(tmp_path / "out" / RESULTS) == FILES
 

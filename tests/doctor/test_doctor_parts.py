@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from nvtxmoe.cli import run
-from nvtxmoe.doctor import machine, settings
 from nvtxmoe.doctor import nsys as profiler
+from nvtxmoe.doctor import settings
+from nvtxmoe.doctor.bytes_text import human
 from nvtxmoe.doctor.diagnosis import Finding
-from nvtxmoe.doctor.entry_points import nvtx, ways_in
+from nvtxmoe.doctor.examinations.disk_space import disk
+from nvtxmoe.doctor.examinations.gpu import gpu
+from nvtxmoe.doctor.examinations.nvtx_package import nvtx
+from nvtxmoe.doctor.examinations.ways_in import ways_in
 from nvtxmoe.doctor.examine import examine
 from nvtxmoe.doctor.probe import Installed, installed
 from tests.support import fakes
@@ -281,7 +285,7 @@ def test_gpus(
 ) -> None:
     fakes.executable(tmp_path / "nvidia-smi", SMI.format(cuda=cuda))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    findings = list(machine.gpu(version))
+    findings = list(gpu(version))
     assert [one.level for one in findings] == levels
     assert findings[0].what == f"2 x NVIDIA H100 80GB HBM3, driver for CUDA {cuda}"
 
@@ -291,7 +295,7 @@ def test_no_gpu(script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     if script:
         fakes.executable(tmp_path / "nvidia-smi", script)
     monkeypatch.setenv("PATH", f"{tmp_path}")
-    assert told(list(machine.gpu("2025.3.1"))) == [("GPU", "note")]
+    assert told(list(gpu("2025.3.1"))) == [("GPU", "note")]
 
 
 class _Usage(NamedTuple):
@@ -301,20 +305,20 @@ class _Usage(NamedTuple):
 def test_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = 2 << 30
     monkeypatch.setattr(shutil, "disk_usage", lambda _: _Usage(free))
-    (one,) = machine.disk(tmp_path / "not" / "yet", True, 0)
+    (one,) = disk(tmp_path / "not" / "yet", True, 0)
     assert (one.level, one.details["free_bytes"]) == ("ok", free)
     assert not (tmp_path / "not").exists()
-    (one,) = machine.disk(tmp_path, True, free + 1)
+    (one,) = disk(tmp_path, True, free + 1)
     assert (one.level, one.what) == ("note", f"2.1 GB free in {tmp_path}, the estimate wants 2.1 GB")
     free = 1000
-    (one,) = machine.disk(tmp_path, True, 0)
+    (one,) = disk(tmp_path, True, 0)
     assert (one.level, one.what) == ("note", f"1.0 kB free in {tmp_path}")
 
 
 @pytest.mark.parametrize(("needed", "level"), [(True, "problem"), (False, "note")])
 def test_a_folder_that_cannot_be_made(needed: bool, level: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    (one,) = machine.disk(tmp_path / "file" / "sessions", needed, 0)
+    (one,) = disk(tmp_path / "file" / "sessions", needed, 0)
     assert one.level == level
     assert one.remedy == "Set NVTXMOE_OUTPUT_DIR to one that may"
 
@@ -331,7 +335,7 @@ def test_a_folder_that_cannot_be_made(needed: bool, level: str, tmp_path: Path) 
     ],
 )
 def test_bytes_for_people(size: float, text: str) -> None:
-    assert machine.human(size) == text
+    assert human(size) == text
 
 
 # The estimate --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nvtxmoe_analysis import outputs
 from nvtxmoe_analysis.metrics.clocks.align import NO_END, NO_START, ReportBounds, extents
 from nvtxmoe_analysis.metrics.collectives import match as match_module
 from nvtxmoe_analysis.metrics.collectives.match import (
@@ -27,6 +26,7 @@ from nvtxmoe_analysis.metrics.collectives.match import (
     match,
 )
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs import collectives
 from nvtxmoe_analysis.run.parallel_groups import SCHEMA
 
 GROUPS = {0: (0, 3), 1: (0, 3), 2: (0, 3), 3: (3, 2), 4: (3, 2), 5: (5, 3)}  # rank 5's others were not captured
@@ -115,7 +115,7 @@ def test_order_of_the_table(rows: list[tuple[tuple[Any, ...], int, bool]]) -> No
     )
     rest = ("wait_ns", "transfer_ns", "last_rank", "group_kind", "group", "ranks", "reason", "inferred")
     split = SimpleNamespace(frame=frame.with_columns(end=pl.col("start"), **dict.fromkeys(rest)))
-    table = outputs.collectives.build(cast(RunMetrics, SimpleNamespace(collective_split=split, several_ranks=True)))
+    table = collectives.build(cast(RunMetrics, SimpleNamespace(collective_split=split, several_ranks=True)))
     keys = ["step", "layer", "kernel_name", "ordinal", "phase", "rank"]
     wanted = frame.filter("kept").select(keys).sort(keys, nulls_last=True)
     assert table.rename({"layer_idx": "layer"}).select(keys).equals(wanted)

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 import statsmodels.api as sm
 
-from nvtxmoe_analysis.outputs.layer_model import SCHEMA
+from nvtxmoe_analysis.outputs.layer_model import TABLE
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import Written, written
 
@@ -48,7 +48,7 @@ def _routed(rng: np.random.Generator, tokens: int) -> list[int]:
 
 def best(found: Written) -> dict[tuple[str, str], dict[str, str]]:
     """The best row by layer and kind, as text."""
-    names = list(SCHEMA)
+    names = list(TABLE.types)
     rows = [dict(zip(names, row, strict=True)) for row in found.rows("moe_layer_model", *names)]
     return {(row["layer_idx"], row["step_kind"]): row for row in rows if row["role"] == "best"}
 
@@ -89,7 +89,7 @@ def test_a_short_run_is_refused(tmp_path: Path) -> None:
     """All rows are there, and each says why it says nothing."""
     found = written(tmp_path, run_of(0, 1, slope_ns=700, steps=3))
     assert found.text("moe_layer_model") == (
-        ",".join(SCHEMA) + "\n"
+        ",".join(TABLE.types) + "\n"
         ",decode,own_ns,,best,refused,6,3,,,,,,,,"
         '"6 rows in 3 steps, at least 20 rows and 8 steps needed",'
         '"all layers, decode: not fitted, 6 rows in 3 steps, at least 20 rows and 8 steps needed",,,,,\n'
@@ -110,7 +110,7 @@ def test_a_run_without_work_has_no_rows(tmp_path: Path) -> None:
     with worker.step(0, tokens=2):
         worker.kernel(name="attention")
     found = written(tmp_path, export)
-    assert found.text("moe_layer_model") == ",".join(SCHEMA) + "\n"
+    assert found.text("moe_layer_model") == ",".join(TABLE.types) + "\n"
     assert found.json("moe_layer_model")["layers"] == {}
 
 
@@ -211,13 +211,13 @@ def test_the_document_says_what_the_table_says(one_gpu: Written) -> None:
                     row = _row(
                         one_gpu, "" if layer == "all" else layer.removeprefix("layer_"), kind, role, term["feature"]
                     )
-                    for name in set(SCHEMA) & set(term) - {"role"}:
+                    for name in set(TABLE.types) & set(term) - {"role"}:
                         assert _same(term[name], row[name]), (layer, kind, role, name)
     assert seen == len(one_gpu.rows("moe_layer_model", "role"))
 
 
 def _row(found: Written, layer: str, kind: str, role: str, feature: str | None) -> dict[str, str]:
-    names = list(SCHEMA)
+    names = list(TABLE.types)
     rows = (dict(zip(names, row, strict=True)) for row in found.rows("moe_layer_model", *names))
     key = (layer, kind, role, feature or "")
     (row,) = [r for r in rows if (r["layer_idx"], r["step_kind"], r["role"], r["feature"]) == key]

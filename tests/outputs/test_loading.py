@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from itertools import groupby
 from pathlib import Path
 
 import polars as pl
@@ -10,11 +13,16 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs import DOCUMENTS as WRITTEN_DOCUMENTS
-from nvtxmoe_analysis.outputs import GPU_DOCUMENTS as WRITTEN_GPU_DOCUMENTS
-from nvtxmoe_analysis.outputs import PARQUET_ONLY, STANDARD, TABLES
 from nvtxmoe_analysis.outputs.read import Results, load
-from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FOLDER, FRAMES, GPU_DOCUMENTS, VALIDATION, names
+from nvtxmoe_analysis.outputs.registry import (
+    declarations,
+    document_builders,
+    documents,
+    parquet_only,
+    table_builders,
+    tables,
+)
+from nvtxmoe_analysis.outputs.spec import FOLDER, Table
 from tests.support.constructed_runs import simple
 from tests.support.paths import ROOT
 from tests.support.written_results import Written, written
@@ -36,7 +44,7 @@ def only(found: Written, folder: Path, form: str) -> Results:
     inner = folder / FOLDER
     inner.mkdir()
     for file in found.folder.iterdir():
-        if file.suffix in (f".{form}", ".json") or file.stem in PARQUET_ONLY:
+        if file.suffix in (f".{form}", ".json") or file.stem in parquet_only():
             (inner / file.name).symlink_to(file)
     return load(folder)
 
@@ -44,34 +52,54 @@ def only(found: Written, folder: Path, form: str) -> Results:
 # What there is --------------------------------------------------------------------------------------------------------
 
 
-def test_every_table_and_document_has_a_name() -> None:
-    assert {frame.stem for frame in FRAMES.values()} == set(TABLES)
-    assert set(DOCUMENTS.values()) == {*WRITTEN_DOCUMENTS, VALIDATION}
-    for name in names():
-        assert isinstance(getattr(Results, name).__doc__, str), name
-    for name, frame in FRAMES.items():
-        assert name == frame.stem.removeprefix("moe_").removeprefix("expert_").removesuffix("_hist")
-        assert frame.gpu == (frame.stem not in STANDARD), name
-        assert (frame.forms == ("parquet",)) == (frame.stem in PARQUET_ONLY), name
-    assert {DOCUMENTS[name] for name in GPU_DOCUMENTS} == set(WRITTEN_GPU_DOCUMENTS)
+def test_every_module_but_the_tools_declares_an_output() -> None:
+    files = {file.stem for file in (ROOT / "analysis" / "nvtxmoe_analysis" / "outputs").glob("*.py")}
+    tools = {"__init__", "capture_validation", "read", "registry", "spec", "sqlite_file", "summary", "write"}
+    assert set(tables()) == files - tools
+    assert {stem.removeprefix("moe_") for stem in document_builders()} >= {"capture_validation", "summary"}
 
 
-@pytest.mark.parametrize("name", FRAMES)
+def test_every_output_has_a_name_a_place_and_a_meaning() -> None:
+    assert [table.stem for table in tables().values()] == list(table_builders())
+    assert [document.stem for document in documents().values()] == list(document_builders())
+    for found in (tables(), documents()):
+        orders = [one.order for one in found.values()]
+        assert orders == sorted(set(orders))
+        assert all(one.meaning for one in found.values())
+    for name, table in tables().items():
+        assert name == table.stem.removeprefix("moe_").removeprefix("expert_").removesuffix("_hist")
+        assert len(table.types) == len(table.columns), name
+        assert table.parquet_only == any(isinstance(dtype, pl.List) for dtype in table.types.values()), name
+
+
+def test_declarations_load_without_the_pipeline() -> None:
+    """`load` and the report read declarations, and never pay for what builds the outputs."""
+    program = "import sys; from nvtxmoe_analysis.outputs.registry import declarations; assert declarations(); "
+    program += "print('\\n'.join(m.split('.')[1] for m in sys.modules if m.startswith('nvtxmoe_analysis.')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"core", "outputs"}
+
+
+def test_results_list_their_frames(real: Written) -> None:
+    assert set(declarations()) <= set(dir(load(real.folder)))
+
+
+@pytest.mark.parametrize("name", tables())
 def test_declared_columns_are_those_that_are_written(name: str, real: Written) -> None:
-    frame = FRAMES[name]
-    table = pl.read_parquet(real.folder / f"{frame.stem}.parquet")
-    assert list(frame.columns) == table.columns
+    declared = tables()[name]
+    table = pl.read_parquet(real.folder / f"{declared.stem}.parquet")
+    assert list(declared.types) == table.columns
     for column, dtype in table.schema.items():
-        wanted = frame.columns[column]
+        wanted = declared.types[column]
         assert wanted == (pl.Float64 if dtype.is_float() else dtype), column
 
 
-@pytest.mark.parametrize("name", FRAMES)
+@pytest.mark.parametrize("name", tables())
 def test_csv_and_parquet_give_the_same_frame(name: str, real: Written, tmp_path: Path) -> None:
     (tmp_path / "csv").mkdir()
     (tmp_path / "parquet").mkdir()
     one, other = (getattr(only(real, tmp_path / form, form), name) for form in ("csv", "parquet"))
-    assert dict(one.schema) == FRAMES[name].columns
+    assert dict(one.schema) == tables()[name].types
     assert len(one) > 0 or name in {"cross_layer_paths"}, name
     assert_frame_equal(one, other, rel_tol=1e-8, abs_tol=0.0)
 
@@ -95,19 +123,26 @@ def test_a_frame_is_read_once(real: Written) -> None:
     assert loaded.activations is loaded.activations
 
 
-def test_the_page_has_every_column_and_its_type() -> None:
+def columns_with_types(table: Table) -> str:
+    """Runs of columns of one type, in the file's order: ``integer: `step`, `rank`; text: `phase` ``."""
+    runs = groupby(table.columns, key=lambda column: TYPE_NAMES[column.type])
+    return "; ".join(f"{kind}: " + ", ".join(f"`{column.name}`" for column in run) for kind, run in runs)
+
+
+def test_the_page_has_every_column_and_its_type(update_golden: bool) -> None:
+    """``--update-golden`` writes the rows; where one is for the first time, it needs a line in its place."""
     text = PAGE.read_text()
-    for name, frame in FRAMES.items():
-        row = re.search(rf"^\| `{name}` \| `{frame.stem}` \| (.*) \|$", text, re.MULTILINE)
-        assert row is not None, name
-        named = {
-            column: kind
-            for kind, part in re.findall(r"(\w+): ([^;]+)", row[1])
-            for column in re.findall(r"`(\w+)`", part)
-        }
-        assert named == {column: TYPE_NAMES[dtype] for column, dtype in frame.columns.items()}, name
-    for name, stem in DOCUMENTS.items():
-        assert f"| `{name}` | `{stem}.json` |" in text
+    for name, table in tables().items():
+        row = f"| `{name}` | `{table.stem}` | {columns_with_types(table)} |"
+        if update_golden:
+            text = re.sub(rf"^\| `{name}` \| .*$", row.replace("\\", r"\\"), text, flags=re.MULTILINE)
+            PAGE.write_text(text)
+        assert f"\n{row}\n" in text, name
+    without, with_gpu = text.split("## Frames with GPU time")
+    for name, table in tables().items():
+        assert f"\n| `{name}` |" in (with_gpu if table.gpu else without), name
+    for name, document in documents().items():
+        assert f"| `{name}` | `{document.stem}.json` |" in text
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------
@@ -128,21 +163,21 @@ def test_types_do_not_hang_on_the_first_rows(tmp_path: Path) -> None:
     """Whole numbers, empty cells and text where a glance at the file would guess otherwise."""
     loaded = results(tmp_path, moe_expert_activations=HEAD + "0,0,,\n" * 300 + "0,1,9007199254740993,50\n")
     frame = loaded.activations
-    assert dict(frame.schema) == FRAMES["activations"].columns
+    assert dict(frame.schema) == tables()["activations"].types
     assert frame.row(300) == (0, 1, 9007199254740993, 50.0)
     assert frame["percentage"].null_count() == frame["activation_count"].null_count() == 300
 
 
 def test_an_empty_table_keeps_its_types(tmp_path: Path) -> None:
     frame = results(tmp_path, moe_expert_activations=HEAD).activations
-    assert (len(frame), dict(frame.schema)) == (0, FRAMES["activations"].columns)
+    assert (len(frame), dict(frame.schema)) == (0, tables()["activations"].types)
 
 
 def test_columns_of_a_later_version_follow(tmp_path: Path) -> None:
     text = "new,layer_idx,word,expert_id,activation_count,flag,percentage,nothing,half\n"
     text += "7,0,a,0,5,true,50,,0.5\n,0,1,1,5,false,50,,\n"
     frame = results(tmp_path, moe_expert_activations=text).activations
-    assert frame.columns == [*FRAMES["activations"].columns, "new", "word", "flag", "nothing", "half"]
+    assert frame.columns == [*tables()["activations"].types, "new", "word", "flag", "nothing", "half"]
     assert frame.select("new", "word", "flag", "nothing", "half").rows() == [
         (7, "a", True, None, 0.5), (None, "1", False, None, None),
     ]  # fmt: skip
@@ -174,13 +209,13 @@ def test_an_absent_file_says_how_to_make_it(tmp_path: Path) -> None:
         _ = loaded.summary
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", declarations())
 def test_every_attribute_reads_its_own_file(name: str, tmp_path: Path) -> None:
     stem = _stem(name)
     inner = tmp_path / FOLDER
     inner.mkdir()
-    present = next(other for other in names() if _stem(other) != stem)
-    suffix = "json" if present in DOCUMENTS else "csv"
+    present = next(other for other in declarations() if _stem(other) != stem)
+    suffix = declarations()[present].forms[-1]
     (inner / f"{_stem(present)}.{suffix}").write_text("")
     loaded = load(tmp_path)
     assert not loaded.has(name)
@@ -189,7 +224,7 @@ def test_every_attribute_reads_its_own_file(name: str, tmp_path: Path) -> None:
 
 
 def _stem(name: str) -> str:
-    return FRAMES[name].stem if name in FRAMES else DOCUMENTS[name]
+    return declarations()[name].stem
 
 
 def test_a_name_that_is_none(tmp_path: Path) -> None:
@@ -199,7 +234,7 @@ def test_a_name_that_is_none(tmp_path: Path) -> None:
     ):
         loaded.has("activation")
     with pytest.raises(AttributeError):
-        _ = loaded.activation  # type: ignore[attr-defined]
+        _ = loaded.activation
 
 
 def test_a_column_that_is_missing(tmp_path: Path) -> None:
@@ -246,5 +281,5 @@ def test_of_a_run_without_gpu_work(tmp_path: Path) -> None:
         export.rows[f"CUPTI_ACTIVITY_KIND_{table}"] = []
     loaded = load(written(tmp_path, export).folder)
     assert loaded.layer_timings["kernel_time_ns"].sum() == 0
-    for name, frame in FRAMES.items():
-        assert dict(getattr(loaded, name).schema) == frame.columns, name
+    for name, declared in tables().items():
+        assert dict(loaded.frame(name).schema) == declared.types, name

@@ -11,8 +11,8 @@ from nvtxmoe.capture.recording import cuda_counter, cuda_graphs, recorder
 from nvtxmoe.capture.sinks import journal
 from nvtxmoe.capture.startup import settings
 from nvtxmoe.capture.vllm.adapters import ADAPTERS
+from nvtxmoe.doctor.examinations.vllm import CPU_SINCE
 from nvtxmoe.doctor.settings import value_text
-from nvtxmoe.doctor.vllm import CPU_SINCE
 from nvtxmoe.nsys_compatibility import NVTX_FOR_ALL, nvtx_records_under, version_numbers
 from scripts import check_vllm_source as script
 from tests.support.paths import ROOT

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe.formats import schema
-from nvtxmoe_analysis import outputs
 from nvtxmoe_analysis.core.grouping import in_order
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts, read_capture
@@ -27,6 +26,7 @@ from nvtxmoe_analysis.metrics import token_paths
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.outputs import write
 from nvtxmoe_analysis.outputs.capture_validation import validate
+from nvtxmoe_analysis.outputs.registry import document_builders, table_builders
 from nvtxmoe_analysis.outputs.write import as_text, write_set
 from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.run.row_order import order_of
@@ -100,7 +100,7 @@ def by_order(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
     groups += [[(rank,) for rank in order] for order in list(permutations(range(4)))[::9]]
     for ranks in groups:
         got = written(tmp_path_factory.mktemp("ordered"), *(one_report(one) for one in ranks))
-        found.append({stem: got.text(stem) for stem in outputs.TABLES if (got.folder / f"{stem}.csv").exists()})
+        found.append({stem: got.text(stem) for stem in table_builders() if (got.folder / f"{stem}.csv").exists()})
         found[-1]["rows"] = str(got.rows("moe_layer_timings", "rank", "step", "layer_idx", "kernel_time_ns"))
     return found
 
@@ -168,8 +168,8 @@ def metrics(reports: Sequence[CaptureFacts]) -> RunMetrics:
 
 
 def everything(results: RunMetrics) -> list[Any]:
-    tables = [build(results).to_dicts() for build in outputs.TABLES.values()]
-    return [*tables, *(build(results) for build in outputs.DOCUMENTS.values()), validate(results)[1]]
+    tables = [build(results).to_dicts() for build in table_builders().values()]
+    return [*tables, *(build(results) for build in document_builders().values())]
 
 
 def test_facts_to_merge_give_the_same(tmp_path: Path) -> None:

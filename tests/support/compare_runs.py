@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.outputs.spec import FOLDER, FRAMES
+from nvtxmoe_analysis.outputs.registry import tables
+from nvtxmoe_analysis.outputs.spec import FOLDER
 
 Floats = npt.NDArray[np.float64]
 
@@ -101,6 +102,6 @@ def _write(folder: Path, load: Load, times: pl.DataFrame, counts: pl.DataFrame) 
 
 def _as_frame(table: pl.DataFrame, name: str) -> pl.DataFrame:
     """With all columns of the frame, null where a comparison does not look."""
-    missing = [pl.lit(None, dtype).alias(column) for column, dtype in FRAMES[name].columns.items()]
+    missing = [pl.lit(None, dtype).alias(column) for column, dtype in tables()[name].types.items()]
     absent = [one for one in missing if one.meta.output_name() not in table.columns]
-    return table.with_columns(absent).select(*FRAMES[name].columns)
+    return table.with_columns(absent).select(*tables()[name].types)

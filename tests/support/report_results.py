@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.outputs.spec import FOLDER, FRAMES
+from nvtxmoe_analysis.outputs.registry import tables
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.outputs.write import as_text
 
 #: A name that would do harm where it is not escaped.
 EVIL = '</script><script>document.title="evil"</script><img src=x onerror="document.title=\'evil\'">'
 #: Type by column, by the file's stem.
-TYPES = {frame.stem: frame.columns for frame in FRAMES.values()}
+TYPES = {table.stem: table.types for table in tables().values()}
 PHASES = ("route", "dispatch", "experts", "combine", "shared", "collective", "other")
 CLASSES = ("attention", "collective", "sampling", "dense", "norm", "memory", "recording", "other", "unplaced")
 

@@ -9,6 +9,9 @@ from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.events.capture_state import CaptureState
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 80
+EXPORTS_ONLY = False
+
 NAME = "capture_healthy"
 
 

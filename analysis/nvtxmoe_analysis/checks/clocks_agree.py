@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, JsonValue, not_applicable, pass
 from nvtxmoe_analysis.metrics.clock_verdict import AGREE, CORRECTED, NOTHING, describe
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 240
+EXPORTS_ONLY = True
+
 NAME = "clocks_agree"
 
 

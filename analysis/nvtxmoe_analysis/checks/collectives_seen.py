@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 230
+EXPORTS_ONLY = True
+
 NAME = "collectives_seen"
 
 

@@ -8,6 +8,9 @@ import polars as pl
 from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 120
+EXPORTS_ONLY = False
+
 NAME = "counts_sum"
 
 

@@ -7,6 +7,9 @@ from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 160
+EXPORTS_ONLY = True
+
 NAME = "cuda_tracing"
 
 

@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 200
+EXPORTS_ONLY = True
+
 NAME = "graph_nodes"
 
 

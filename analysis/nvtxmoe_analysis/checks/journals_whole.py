@@ -9,6 +9,9 @@ from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 70
+EXPORTS_ONLY = False
+
 NAME = "journals_whole"
 #: Journals that a message names.
 MOST_NAMES = 8

@@ -10,6 +10,9 @@ from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.expected_cells import with_tokens
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 180
+EXPORTS_ONLY = True
+
 NAME = "launches_have_work"
 
 

@@ -10,6 +10,9 @@ from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.expected_cells import first_cells, wanted_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 190
+EXPORTS_ONLY = True
+
 NAME = "layers_have_work"
 
 

@@ -7,6 +7,9 @@ from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 20
+EXPORTS_ONLY = False
+
 NAME = "meta_present"
 
 

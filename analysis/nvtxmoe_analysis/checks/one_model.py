@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 40
+EXPORTS_ONLY = False
+
 NAME = "one_model"
 
 

@@ -9,6 +9,9 @@ from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicab
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 220
+EXPORTS_ONLY = True
+
 NAME = "operations_placed"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from nvtxmoe_analysis.checks.check import Check, passed, warned
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 250
+EXPORTS_ONLY = True
+
 NAME = "profiler_warnings"
 
 

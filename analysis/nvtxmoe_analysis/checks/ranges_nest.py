@@ -5,6 +5,9 @@ from __future__ import annotations
 from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 210
+EXPORTS_ONLY = True
+
 NAME = "ranges_nest"
 
 

@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicab
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 30
+EXPORTS_ONLY = False
+
 NAME = "ranks_present"
 
 

@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 90
+EXPORTS_ONLY = True
+
 NAME = "steps_closed"
 
 

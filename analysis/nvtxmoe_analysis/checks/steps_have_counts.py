@@ -7,6 +7,9 @@ from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.expected_cells import counted_cells, first_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 110
+EXPORTS_ONLY = False
+
 NAME = "steps_have_counts"
 
 

@@ -6,6 +6,9 @@ from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.run.routing import combine
 
+ORDER = 150
+EXPORTS_ONLY = False
+
 NAME = "tensor_parallel_copies"
 
 

@@ -7,6 +7,9 @@ import polars as pl
 from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 130
+EXPORTS_ONLY = False
+
 NAME = "tokens_agree"
 
 

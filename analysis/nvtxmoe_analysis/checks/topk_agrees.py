@@ -10,6 +10,9 @@ from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
+ORDER = 140
+EXPORTS_ONLY = False
+
 NAME = "topk_agrees"
 
 

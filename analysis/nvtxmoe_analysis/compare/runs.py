@@ -97,7 +97,7 @@ def _whole_cells(loaded: Results, experts: dict[int, tuple[int, int]]) -> pl.Dat
     Raises:
         NvtxmoeError: a cell has not as many counts as its layer has experts.
     """
-    counts = loaded.step_activations.filter(pl.col("step").is_not_null(), pl.col("counts").list.sum() > 0)
+    counts = loaded.frame("step_activations").filter(pl.col("step").is_not_null(), pl.col("counts").list.sum() > 0)
     wanted = pl.col("layer_idx").replace_strict(
         {n: said[0] for n, said in experts.items()}, default=None, return_dtype=pl.Int64
     )

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="activations",
+    stem="moe_expert_activations",
+    order=10,
+    meaning="how often each expert was chosen",
+    columns=(
+        Column("layer_idx", INTEGER),
+        Column("expert_id", INTEGER),
+        Column("activation_count", INTEGER),
+        Column("percentage", FLOAT, "0 to 100, of the layer"),
+    ),
+    note="every expert has a row, also at zero",
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row an expert of a layer, also at zero.
-
-    Columns: ``layer_idx``, ``expert_id``, ``activation_count``, ``percentage`` (0 to 100, of the layer; null when
-    the layer has no activation at all).
-    """
+    """One row per expert of a layer. ``percentage`` is null where the layer has no activation at all."""
     parts = [
         pl.DataFrame(
             {

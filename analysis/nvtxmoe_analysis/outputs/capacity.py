@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
@@ -11,9 +12,31 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.parallel import CHUNK
-from nvtxmoe_analysis.events.tables import CountTable
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
-from nvtxmoe_analysis.run.run_facts import CAPACITY_FACTORS
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.events.tables import CountTable
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="capacity",
+    stem="moe_capacity",
+    order=70,
+    meaning="tokens over capacity and empty slots, by capacity factor",
+    columns=(
+        Column("layer_idx", INTEGER, "null: all layers"),
+        Column("capacity_factor", FLOAT, "1, 1.25, 1.5, 2 and what `--capacity-factor` gives"),
+        Column("cells", INTEGER, "with tokens: a step of a group"),
+        Column("assignments", INTEGER, "tokens x top_k"),
+        Column("slots", INTEGER, "experts x capacity"),
+        Column("over_capacity", INTEGER, "assignments beyond their expert's capacity"),
+        Column("over_capacity_pct", FLOAT, "of assignments"),
+        Column("empty_slots", INTEGER),
+        Column("empty_slots_pct", FLOAT, "of slots"),
+        Column("cells_over", INTEGER, "in which any expert is over"),
+    ),
+    note="[definition](metrics.md#capacity)",
+)
 
 #: A factor is taken as a fraction with no larger denominator, so that capacities are computed in integers.
 MOST_DENOMINATOR = 1_000_000
@@ -27,6 +50,8 @@ def factors(given: Iterable[float]) -> tuple[float, ...]:
     Raises:
         NvtxmoeError: one is not above 0 and at most ``MOST_FACTOR``.
     """
+    from nvtxmoe_analysis.run.run_facts import CAPACITY_FACTORS  # noqa: PLC0415  see registry
+
     every = {*CAPACITY_FACTORS, *(float(factor) for factor in given)}
     for factor in every:
         if not 0 < factor <= MOST_FACTOR:
@@ -35,12 +60,9 @@ def factors(given: Iterable[float]) -> tuple[float, ...]:
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a (layer, capacity factor), then those of all layers together (``layer_idx`` null).
+    """One row per (layer, capacity factor), then those of all layers together (``layer_idx`` null).
 
-    Columns: ``layer_idx``, ``capacity_factor``, ``cells`` ((step, layer) of a group of ranks that shares tokens, with
-    tokens), ``assignments`` (tokens x top_k), ``slots`` (experts x capacity), ``over_capacity`` (assignments beyond
-    their expert's capacity), ``over_capacity_pct`` (of assignments), ``empty_slots``, ``empty_slots_pct`` (of slots),
-    ``cells_over`` (cells in which any expert is over). Percentages of nothing are null.
+    Percentages of nothing are null.
     """
     counts = results.routing.counts
     parts = [

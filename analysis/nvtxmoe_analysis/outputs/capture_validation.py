@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution.gpu_operations import KINDS
-from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS
-from nvtxmoe_analysis.checks import run_checks, verdict
-from nvtxmoe_analysis.checks.check import FAIL, Check
-from nvtxmoe_analysis.events.journal_file import JournalFile
-from nvtxmoe_analysis.events.meta import Meta
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import VALIDATION, Document
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.checks.check import Check
+    from nvtxmoe_analysis.events.journal_file import JournalFile
+    from nvtxmoe_analysis.events.meta import Meta
+    from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+DOCUMENT = Document(
+    name="validation",
+    stem=VALIDATION,
+    order=20,
+    meaning="verdict, checks, coverage, inputs",
+)
+
 
 #: Names of work in steps outside layers that are listed.
 TOP_OUTSIDE = 20
 
 
+def document(results: RunMetrics) -> dict[str, Any]:
+    """Checks, coverage, versions, options and inputs as one JSON value."""
+    return validate(results)[1]
+
+
 def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
     """Run the checks; their outcomes, and the document for moe_capture_validation.json."""
+    from nvtxmoe_analysis.checks.check import FAIL  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.checks.registry import run_checks, verdict  # noqa: PLC0415  see registry
+
     checks = run_checks(results)
     return checks, {
         "verdict": verdict(checks),
@@ -51,6 +67,9 @@ def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
 
 def coverage(reports: Sequence[CaptureFacts]) -> dict[str, Any]:
     """Operations and GPU time by class, with reasons and kinds; shares are of the GPU time inside steps."""
+    from nvtxmoe_analysis.attribution.gpu_operations import KINDS  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS  # noqa: PLC0415  see registry
+
     total = (
         pl.concat([report.coverage for report in reports])
         .group_by("class", "reason", "kind")

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.core.arrays import AnyInts
 from nvtxmoe_analysis.core.grouping import codes, narrowed, packed
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import BOOLEAN, INTEGER, TEXT, Column, Table
 
-ORDER = ("step", "layer", "kernel_name", "ordinal", "phase", "rank")
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="collectives",
+    stem="moe_collectives",
+    order=150,
+    meaning="waiting and transfer of each collective on each rank",
+    gpu=True,
+    columns=(
+        Column("step", INTEGER),
+        Column("layer_idx", INTEGER, "null: tied to none"),
+        Column(
+            "ordinal",
+            INTEGER,
+            "of the rank's kernels of this name in this phase of the layer, or outside layers in the step, "
+            "the how manieth, from 0",
+        ),
+        Column("kernel_name", TEXT),
+        Column("inferred", BOOLEAN, "the layer was not told by ranges"),
+        Column("rank", INTEGER),
+        Column("start_ns", INTEGER, "the report's own time"),
+        Column("duration_ns", INTEGER),
+        Column("wait_ns", INTEGER, "until the last rank began"),
+        Column("transfer_ns", INTEGER, "the rest"),
+        Column("last_rank", INTEGER, "which one began last"),
+        Column("phase", TEXT),
+        Column("group_kind", TEXT, "expert, data, tensor"),
+        Column("group", INTEGER, "its lowest rank"),
+        Column("ranks", INTEGER, "in it"),
+        Column("reason", TEXT, "why it could not be split; then these from the wait on are null, but the phase"),
+    ),
+    note="one row for every collective kernel in a step, none with one rank",
+)
+
+SORTED_BY = ("step", "layer", "kernel_name", "ordinal", "phase", "rank")
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a collective kernel in a step; empty where no rank works with another.
-
-    Columns: ``step``, ``layer_idx`` (null: tied to none), ``ordinal`` (of the rank's kernels of this name in this
-    layer's phase of the step, or outside layers in the step, the how manieth, from 0), ``kernel_name``, ``inferred``
-    (the layer was not told by ranges), ``rank``, ``start_ns`` (the report's own time), ``duration_ns``, ``wait_ns``
-    (until the last rank began), ``transfer_ns`` (the rest), ``last_rank`` (which one began last), ``phase``,
-    ``group_kind`` (expert, data, tensor: what kind of group took part), ``group`` (its lowest rank), ``ranks`` (how
-    many it has), ``reason`` (why it could not be split: then the columns from ``wait_ns`` on but ``phase`` are null).
-    """
+    """One row per collective kernel in a step; empty where no rank works with another."""
     split = results.collective_split.frame
     rows = split["kept"].arg_true() if results.several_ranks else pl.Series([], dtype=pl.UInt32)
     return split.select(
@@ -45,11 +74,11 @@ def build(results: RunMetrics) -> pl.DataFrame:
 
 
 def _in_order(split: pl.DataFrame, rows: pl.Series) -> pl.Series:
-    """Positions of rows, by the columns of ORDER, nulls last: UInt32.
+    """Positions of rows, by the columns of SORTED_BY, nulls last: UInt32.
 
     With one number for all of them; a sort by several columns would take many bytes a row.
     """
-    key = pl.Series(packed([_numbers(split[name]) for name in ORDER]))
+    key = pl.Series(packed([_numbers(split[name]) for name in SORTED_BY]))
     return rows.gather(key.gather(rows).arg_sort())
 
 

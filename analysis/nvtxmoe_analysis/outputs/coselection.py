@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.events.meta import Meta
-from nvtxmoe_analysis.events.tables import PairTable
-from nvtxmoe_analysis.facts.selection import Selection
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.events.meta import Meta
+    from nvtxmoe_analysis.events.tables import PairTable
+    from nvtxmoe_analysis.facts.selection import Selection
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="coselection",
+    stem="moe_expert_coselection",
+    order=20,
+    meaning="pairs of experts chosen for one token",
+    columns=(
+        Column("layer_idx", INTEGER),
+        Column("expert_id_1", INTEGER),
+        Column("expert_id_2", INTEGER, "above the first"),
+        Column("coselection_count", INTEGER, "pairs within a token's top-k"),
+        Column("tokens", INTEGER, "how many were looked at: all with moe.pairs, else the sampled ones"),
+    ),
+)
+
 
 Triangle = npt.NDArray[np.int64]
 
@@ -25,19 +44,13 @@ Pairs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int, int]
 DENSE_FACTOR = 16
 DENSE_CONSTANT = 1 << 20
 
-SCHEMA = dict.fromkeys(("layer_idx", "expert_id_1", "expert_id_2", "coselection_count", "tokens"), pl.Int64)
-
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a pair of experts that was chosen together at least once.
-
-    Columns: ``layer_idx``, ``expert_id_1`` < ``expert_id_2``, ``coselection_count``, ``tokens`` (looked at: all of
-    them where capture accumulated moe.pairs, else the sampled ones).
-    """
+    """One row per pair of experts that was chosen together at least once."""
     sampled = _from_samples(results)
     exact = _from_pairs(results)
     rows = [_rows(layer, exact.get(layer) or sampled[layer]) for layer in sorted({*sampled, *exact})]
-    return pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
+    return pl.concat([pl.DataFrame(schema=TABLE.types), *rows])
 
 
 def _rows(layer: int, pairs: Pairs) -> pl.DataFrame:

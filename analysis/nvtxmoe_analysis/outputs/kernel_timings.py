@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, TEXT, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="kernel_timings",
+    stem="moe_kernel_timings",
+    order=110,
+    meaning="GPU operations by name",
+    gpu=True,
+    columns=(
+        Column("rank", INTEGER),
+        Column("layer_idx", INTEGER),
+        Column("phase", TEXT),
+        Column("kernel_name", TEXT, "demangled; copies and memsets as `nsys stats` names them"),
+        Column("launched_by", TEXT),
+        Column("count", INTEGER),
+        Column("total_ns", INTEGER),
+        Column("mean_ns", FLOAT),
+        Column("min_ns", INTEGER),
+        Column("max_ns", INTEGER),
+    ),
+    note=(
+        "operations in layers, and with an empty layer those outside: [phases](attribution.md#work-outside-the-"
+        "layers) step_attention to step_other, step_unplaced, between_steps, idle"
+    ),
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a rank, layer, phase, name and way of launch; the longest first within a layer, then those
-    outside layers.
-
-    Columns: ``rank``, ``layer_idx`` (null: outside layers), ``phase``, ``kernel_name`` (demangled; copies and memsets
-    as ``nsys stats`` spells them), ``launched_by``, ``count``, ``total_ns``, ``mean_ns``, ``min_ns``, ``max_ns``.
+    """One row per rank, layer, phase, name and way of launch: the longest first within a layer, then outside layers.
 
     In a layer ``phase`` is route, dispatch, experts, combine, shared, collective, or other (in the layer but in no
     phase). Outside it is one of ``work.SLOTS``: step_attention, step_collective, step_sampling, step_dense, step_norm,

@@ -2,33 +2,85 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, TEXT, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="layer_correlation",
+    stem="moe_layer_correlation",
+    order=120,
+    meaning="what the counts say beside what the GPU took, by (rank, step, layer)",
+    gpu=True,
+    columns=(
+        Column("rank", INTEGER),
+        Column("step", INTEGER),
+        Column("layer_idx", INTEGER),
+        Column("num_tokens", INTEGER),
+        Column("prefill_tokens", INTEGER),
+        Column("decode_tokens", INTEGER),
+        Column("top_k", INTEGER),
+        Column("total_activations", INTEGER),
+        Column("active_experts", INTEGER, "that got a token"),
+        Column("max_count", INTEGER),
+        Column("mean_count", FLOAT),
+        Column("std_dev", FLOAT, "population"),
+        Column("max_mean_ratio", FLOAT),
+        Column("block_m", INTEGER, "rows of an expert tile"),
+        Column("expert_tiles", INTEGER, "sum over experts of ceil(count / block_m)"),
+        Column("kernel_count", INTEGER),
+        Column("kernel_time_ns", INTEGER),
+        Column("busy_ns", INTEGER, "union of intervals"),
+        Column("launched_by", TEXT),
+        Column("step_kind", TEXT, "prefill, decode, mixed, none; null where not known"),
+        Column("cv", FLOAT, "std_dev / mean_count"),
+        Column("entropy_bits", FLOAT),
+        Column("gini", FLOAT),
+        Column("block_m_source", TEXT, "moe.meta or default"),
+        Column("local_experts", INTEGER, "that this rank holds; the next five are of them"),
+        Column("local_activations", INTEGER),
+        Column("local_active_experts", INTEGER),
+        Column("local_max_count", INTEGER),
+        Column("local_expert_tiles", INTEGER),
+        Column("weight_bytes", INTEGER),
+        Column("route_ns", INTEGER),
+        Column("dispatch_ns", INTEGER),
+        Column("experts_ns", INTEGER),
+        Column("combine_ns", INTEGER),
+        Column("shared_ns", INTEGER),
+        Column("collective_ns", INTEGER),
+        Column("other_ns", INTEGER, "in the layer but in no phase; with the six before it, kernel_time_ns"),
+        Column("collective_inferred_ns", INTEGER, "of collectives tied to the layer by inference"),
+        Column("own_ns", INTEGER, "kernel_time_ns less collectives"),
+        Column("step_gpu_ns", INTEGER, "of the whole step on this rank"),
+        Column("step_attention_ns", INTEGER),
+        Column("step_collective_ns", INTEGER),
+        Column("step_sampling_ns", INTEGER),
+        Column("step_dense_ns", INTEGER),
+        Column("step_norm_ns", INTEGER),
+        Column("step_memory_ns", INTEGER, "copies, memsets"),
+        Column("step_recording_ns", INTEGER, "nvtxmoe's own kernel"),
+        Column("step_other_ns", INTEGER),
+        Column("step_unplaced_ns", INTEGER, "can't be placed in a layer or outside"),
+        Column("between_steps_ns", INTEGER, "after the step and before the process's next"),
+        Column("step_share_pct", FLOAT, "of the layer in the whole step's"),
+    ),
+    note="[below](#moe_layer_correlation)",
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
     """The counts' features joined with GPU time. Times are integer nanoseconds, sums of durations unless they say else.
 
-    - ``rank``, ``step``, ``layer_idx``; ``num_tokens``, ``prefill_tokens``, ``decode_tokens``.
-    - Features, null where a cell has no counts: ``top_k``, ``total_activations``, ``active_experts`` (that got a
-      token), ``max_count``, ``mean_count``, ``std_dev`` (population), ``max_mean_ratio``, ``block_m`` (rows of an
-      expert tile), ``expert_tiles`` (sum over experts of ceil(count / block_m)).
-    - ``kernel_count``, ``kernel_time_ns``, ``busy_ns`` (union of intervals), ``launched_by``.
-    - ``step_kind``: prefill, decode, mixed, none; null where not known.
-    - More features: ``cv`` (std_dev / mean_count), ``entropy_bits``, ``gini`` (see ``features.unevenness``; null
-      without assignments), ``block_m_source`` (moe.meta or default, see ``tiles``).
-    - The rank's own experts, null where not known (see ``local_load``): ``local_experts`` (how many),
-      ``local_activations``, ``local_active_experts``, ``local_max_count``, ``local_expert_tiles``, ``weight_bytes``.
-    - Kernel time by phase: ``route_ns``, ``dispatch_ns``, ``experts_ns``, ``combine_ns``, ``shared_ns``,
-      ``collective_ns``, ``other_ns``; they add up to kernel_time_ns.
-    - ``collective_inferred_ns``: collectives tied to the layer by inference (see ``collectives``), which are not in
-      kernel_time_ns. ``own_ns``: kernel_time_ns less collectives; null where the GPU did nothing.
-    - Of the whole step on this rank, the same in each of its layers' rows, null where the step has no range:
-      ``step_gpu_ns`` (kernels, copies and memsets launched in it) and its parts outside layers, ``step_attention_ns``,
-      ``step_collective_ns``, ``step_sampling_ns``, ``step_dense_ns``, ``step_norm_ns``, ``step_memory_ns`` (copies,
-      memsets), ``step_recording_ns`` (nvtxmoe's own kernel), ``step_other_ns``, ``step_unplaced_ns`` (that can't be
-      placed in a layer or outside); what is left is in layers. ``between_steps_ns``: launched after the step and
-      before the process's next. ``step_share_pct``: the layer's kernels, copies and memsets in % of step_gpu_ns.
+    Features are null where a cell has no counts; ``cv``, ``entropy_bits`` and ``gini`` without assignments too (see
+    ``features.unevenness``). The rank's own experts are null where they are not known (see ``local_load``), and
+    ``own_ns`` where the GPU did nothing. The columns of the step are the same in each of its layers' rows, and null
+    where the step has no range; what its parts leave of ``step_gpu_ns`` is in layers. ``block_m_source``: see
+    ``expert_tiles``.
     """
     return results.correlation

@@ -3,48 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from nvtxmoe_analysis.metrics.layer_model import choose, estimates, samples
-from nvtxmoe_analysis.metrics.layer_model.choice import Choice, Term
-from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
-from nvtxmoe_analysis.stats import huber
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, TEXT, Column, Document, Table
 
-SCHEMA = {
-    "layer_idx": pl.Int64,
-    "step_kind": pl.String,
-    "target": pl.String,
-    "feature": pl.String,
-    "role": pl.String,
-    "status": pl.String,
-    "rows": pl.Int64,
-    "steps": pl.Int64,
-    "slope_ns_per_unit": pl.Float64,
-    "slope_ci_low": pl.Float64,
-    "slope_ci_high": pl.Float64,
-    "intercept_ns": pl.Float64,
-    "r2": pl.Float64,
-    "cv_error_ns": pl.Float64,
-    "cv_error_constant_ns": pl.Float64,
-    "reason": pl.String,
-    "sentence": pl.String,
-    "p_value": pl.Float64,
-    "correlation": pl.Float64,
-    "best_slope_ns_per_unit": pl.Float64,
-    "best_slope_ci_low": pl.Float64,
-    "best_slope_ci_high": pl.Float64,
-}
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.layer_model.choice import Choice, Term
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="layer_model",
+    stem="moe_layer_model",
+    order=130,
+    meaning="which feature explains each layer's time",
+    gpu=True,
+    columns=(
+        Column("layer_idx", INTEGER, "null: all layers"),
+        Column("step_kind", TEXT),
+        Column("target", TEXT),
+        Column("feature", TEXT),
+        Column(
+            "role",
+            TEXT,
+            "best, one per layer and kind; alternative: another feature by itself; added: one beside the best",
+        ),
+        Column("status", TEXT),
+        Column("rows", INTEGER),
+        Column("steps", INTEGER),
+        Column("slope_ns_per_unit", FLOAT),
+        Column("slope_ci_low", FLOAT),
+        Column("slope_ci_high", FLOAT),
+        Column("intercept_ns", FLOAT),
+        Column("r2", FLOAT),
+        Column("cv_error_ns", FLOAT),
+        Column("cv_error_constant_ns", FLOAT),
+        Column("reason", TEXT),
+        Column("sentence", TEXT),
+        Column("p_value", FLOAT),
+        Column("correlation", FLOAT),
+        Column("best_slope_ns_per_unit", FLOAT),
+        Column("best_slope_ci_low", FLOAT),
+        Column("best_slope_ci_high", FLOAT),
+    ),
+    note="[which feature explains a layer's time](models.md)",
+)
+
+DOCUMENT = Document(
+    name="layer_model_document",
+    stem="moe_layer_model",
+    order=30,
+    meaning="the models nested by layer and kind of step, with their options",
+    gpu=True,
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a feature in a role, of every layer (null: of all) and kind of step that has rows.
-
-    Columns: see docs/models.md. ``role`` is ``best`` (one a layer and kind), ``alternative`` (each other feature by
-    itself) or ``added`` (each other feature beside the best one).
-    """
+    """One row per feature in a role, of every layer and kind of step that has rows. See docs/models.md."""
     return table(results.models)
 
 
@@ -56,7 +72,7 @@ def document(results: RunMetrics) -> dict[str, Any]:
 def table(choices: Iterable[Choice]) -> pl.DataFrame:
     """The rows of moe_layer_model."""
     rows = [row for choice in choices for row in _rows(choice)]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
+    return pl.DataFrame(rows, schema=TABLE.types, orient="row")
 
 
 def nested(choices: Iterable[Choice]) -> dict[str, Any]:
@@ -66,7 +82,7 @@ def nested(choices: Iterable[Choice]) -> dict[str, Any]:
         layer = choice.sample.layer
         best, *others = _rows(choice)
         outer = dict.fromkeys(("layer_idx", "step_kind", "target", "rows", "steps", "sentence", "cv_error_constant_ns"))
-        inner = [{name: row[name] for name in SCHEMA if name not in outer} for row in others]
+        inner = [{name: row[name] for name in TABLE.types if name not in outer} for row in others]
         layers.setdefault("all" if layer is None else f"layer_{layer}", {})[choice.sample.kind] = {
             **{name: value for name, value in best.items() if name not in ("layer_idx", "step_kind", "role")},
             "alternatives": [row for row in inner if row["role"] == "alternative"],
@@ -77,6 +93,9 @@ def nested(choices: Iterable[Choice]) -> dict[str, Any]:
 
 def options() -> dict[str, Any]:
     """How it was computed: docs/models.md explains each."""
+    from nvtxmoe_analysis.metrics.layer_model import choose, estimates, samples  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.stats import huber  # noqa: PLC0415  see registry
+
     return {
         "method": "Huber regression, an intercept each layer, rank and way of launch",
         "target": choose.TARGET,
@@ -96,16 +115,20 @@ def options() -> dict[str, Any]:
 
 
 def _rows(choice: Choice) -> Iterator[dict[str, Any]]:
+    from nvtxmoe_analysis.metrics.layer_model.sentences import sentence  # noqa: PLC0415  see registry
+
     for term in (choice.best, *choice.alternatives, *choice.added):
         yield _row(choice, term, sentence(choice) if term is choice.best else None)
 
 
 def _row(choice: Choice, term: Term, words: str | None) -> dict[str, Any]:
+    from nvtxmoe_analysis.metrics.layer_model.choose import TARGET  # noqa: PLC0415  see registry
+
     sample = choice.sample
     row = {
         "layer_idx": sample.layer,
         "step_kind": sample.kind,
-        "target": choose.TARGET,
+        "target": TARGET,
         "feature": term.feature,
         "role": term.role,
         "status": term.status,

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import polars as pl
 
-from nvtxmoe_analysis.attribution.layer_sums import TIMING_COLUMNS
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import INTEGER, TEXT, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="layer_timings",
+    stem="moe_layer_timings",
+    order=100,
+    meaning="GPU time of every (rank, step, layer)",
+    gpu=True,
+    columns=(
+        Column("rank", INTEGER),
+        Column("step", INTEGER),
+        Column("layer_idx", INTEGER),
+        Column("num_tokens", INTEGER),
+        Column("prefill_tokens", INTEGER),
+        Column("decode_tokens", INTEGER),
+        Column("kernel_count", INTEGER),
+        Column("kernel_time_ns", INTEGER, "sum of durations"),
+        Column("memcpy_count", INTEGER),
+        Column("memcpy_time_ns", INTEGER),
+        Column("memset_count", INTEGER),
+        Column("memset_time_ns", INTEGER),
+        Column("busy_ns", INTEGER, "union of intervals"),
+        Column("gpu_start_ns", INTEGER),
+        Column("gpu_end_ns", INTEGER, "the report's own time"),
+        Column("launched_by", TEXT, "eager, graph, mixed, none"),
+    ),
+    note="one row for every (rank, step, layer) captured",
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row for every (rank, step, layer) captured, zeros and nulls where the GPU did nothing.
-
-    Columns: ``rank``, ``step``, ``layer_idx``, ``num_tokens``, ``prefill_tokens``, ``decode_tokens``,
-    ``kernel_count``, ``kernel_time_ns`` (sum of durations), the same for memcpy and memset, ``busy_ns`` (union of
-    intervals), ``gpu_start_ns`` and ``gpu_end_ns`` (in the report's own time), ``launched_by`` (eager, graph,
-    mixed, none).
-    """
-    return results.layers.select(
-        "rank",
-        "step",
-        pl.col("layer").alias("layer_idx"),
-        "num_tokens",
-        "prefill_tokens",
-        "decode_tokens",
-        *TIMING_COLUMNS,
-    )
+    """One row for every (rank, step, layer) captured, zeros and nulls where the GPU did nothing."""
+    return results.layers.rename({"layer": "layer_idx"}).select(*TABLE.types)

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.core.grouping import in_order, runs
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="load_imbalance",
+    stem="moe_load_imbalance",
+    order=40,
+    meaning="how unevenly each step loaded each layer's experts",
+    columns=(
+        Column("layer_idx", INTEGER),
+        Column(
+            "timestamp_sec",
+            FLOAT,
+            "since the first captured step began; of the same report, where the reports' clocks can't be aligned",
+        ),
+        Column("std_dev", FLOAT, "population, over the counts of all experts"),
+        Column("max_min_ratio", FLOAT, "null where an expert got nothing"),
+        Column("max_mean_ratio", FLOAT),
+        Column("step", INTEGER),
+        Column("num_tokens", INTEGER),
+        Column("rank", INTEGER, "the lowest of the group"),
+    ),
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a (step, layer) of each group of ranks that shares tokens.
+    """One row per (step, layer) of each group of ranks that shares tokens.
 
-    Columns: ``layer_idx``, ``timestamp_sec`` (since the first captured step began; null where the step's range was
-    not captured), ``std_dev`` (population, over the counts of all experts), ``max_min_ratio`` (null where an
-    expert got nothing), ``max_mean_ratio``, ``step``, ``num_tokens``, ``rank`` (the lowest of the group).
+    ``timestamp_sec`` is null where the step's range was not captured.
     """
     begun = results.steps.select("rank", "step", "timestamp_ns").unique(["rank", "step"], keep="first")
     # Divided by numpy: polars multiplies by a scalar's reciprocal, which rounds twice.

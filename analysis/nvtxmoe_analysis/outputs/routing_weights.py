@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="routing_weights",
+    stem="moe_routing_weights_hist",
+    order=30,
+    meaning="experts and weights of sampled tokens",
+    columns=(
+        Column("layer_idx", INTEGER),
+        Column("token_idx", INTEGER, "within its step"),
+        Column("expert_id", INTEGER),
+        Column("weight", FLOAT),
+        Column("step", INTEGER),
+        Column("rank", INTEGER),
+    ),
+    note="sampled tokens",
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row an expert of a sampled token, in routing order, by rank, step, layer and token.
+    """One row per expert of a sampled token, in routing order, by rank, step, layer and token.
 
-    Columns: ``layer_idx``, ``token_idx`` (within its step), ``expert_id``, ``weight``, ``step``, ``rank``. Integers
-    are Int32 where payloads are, in the file Int64.
+    Integers are Int32 where payloads are, in the file Int64.
     """
     topk = results.routing.topk
     runs = topk.runs

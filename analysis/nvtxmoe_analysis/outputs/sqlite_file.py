@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import polars as pl
-import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.files import reach
@@ -69,6 +68,8 @@ def _cannot_write(error: Exception, path: Path) -> NvtxmoeError:
 
 
 def _fill(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
+    import sqlite_utils  # noqa: PLC0415  takes a second, and `load` imports this module to look for outputs
+
     connection = sqlite3.connect(path)
     try:
         database = sqlite_utils.Database(connection)

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import polars as pl
-import pyarrow as pa
 
 from nvtxmoe_analysis.core.grouping import in_order
-from nvtxmoe_analysis.events.tables import CountTable
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import COUNTS, INTEGER, Column, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.events.tables import CountTable
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="step_activations",
+    stem="moe_step_activations",
+    order=50,
+    meaning="the counts of every (rank, step, layer), as a list by expert",
+    forms=("parquet",),
+    columns=(
+        Column("rank", INTEGER, "the lowest of the group"),
+        Column("step", INTEGER),
+        Column("layer_idx", INTEGER),
+        Column("num_tokens", INTEGER),
+        Column("counts", COUNTS, "List(UInt32): assignments of expert 0, 1, ...; as many as the cell has experts"),
+    ),
+    note=(
+        "one row for every cell of counts, from which every other number about counts can be made again; always "
+        "Parquet (zstd), not in `--sqlite`"
+    ),
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a (step, layer) of each group of ranks that shares tokens.
+    """One row per (step, layer) of each group of ranks that shares tokens.
 
-    Columns: ``rank`` (the lowest of the group), ``step``, ``layer_idx``, ``num_tokens`` (Int64), ``counts`` (lists of
-    the smallest unsigned type that holds all counts, in the file List(UInt32): assignments of expert 0, 1, ..., as many
-    as the cell has experts).
+    The lists have the smallest unsigned type that holds all counts, in the file UInt32.
     """
     counts = results.routing.counts
     frame = counts.cells.select("rank", "step", pl.col("layer").alias("layer_idx"), "num_tokens")
@@ -28,7 +49,9 @@ def build(results: RunMetrics) -> pl.DataFrame:
 
 
 def _lists(counts: CountTable) -> pl.Series:
-    """A list a cell, without its padding; on the matrix's own memory where there is none."""
+    """A list per cell, without its padding; on the matrix's own memory where there is none."""
+    import pyarrow as pa  # noqa: PLC0415  takes a third of a second
+
     number = counts.cells["num_experts"].to_numpy()
     width = counts.matrix.shape[1]
     full = bool(np.all(number == width))

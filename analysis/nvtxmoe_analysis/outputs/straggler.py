@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from nvtxmoe_analysis.metrics.clock_verdict import describe
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
-from nvtxmoe_analysis.metrics.straggler import stragglers
-from nvtxmoe_analysis.metrics.straggler_totals import cost, waiting
-from nvtxmoe_analysis.run.parallel_groups import EXPERT
+from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, Column, Document, Table
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+TABLE = Table(
+    name="straggler",
+    stem="moe_straggler",
+    order=140,
+    meaning="what unequal ranks cost, by (step, layer)",
+    gpu=True,
+    columns=(
+        Column("step", INTEGER),
+        Column("layer_idx", INTEGER),
+        Column("group", INTEGER, "its lowest rank"),
+        Column("ranks", INTEGER, "whose time is known"),
+        Column("ranks_in_group", INTEGER),
+        Column("mean_own_ns", FLOAT),
+        Column("max_own_ns", INTEGER, "over the ranks, of the layer's kernels but its collectives"),
+        Column("excess_ns", FLOAT, "max - mean; null where not all ranks are known"),
+        Column("slowest_rank", INTEGER, "likewise"),
+        Column("collectives", INTEGER, "tied to the layer, split"),
+        Column("wait_ns", INTEGER),
+        Column("transfer_ns", INTEGER, "sums over them and the ranks; null without any"),
+    ),
+    note="one row for every (step, layer) of each group of several ranks: [stragglers](straggler.md)",
+)
+
+DOCUMENT = Document(
+    name="straggler_document",
+    stem="moe_straggler",
+    order=40,
+    meaning="totals, and how the clocks were aligned",
+    gpu=True,
+)
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row a (step, layer) of each group of ranks that share the layer's experts; empty where none does.
+    """One row per (step, layer) of each group of ranks that share the layer's experts; empty where none does."""
+    from nvtxmoe_analysis.metrics.straggler import stragglers  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.run.parallel_groups import EXPERT  # noqa: PLC0415  see registry
 
-    Columns: ``step``, ``layer_idx``, ``group`` (its lowest rank), ``ranks`` (whose time is known), ``ranks_in_group``,
-    ``mean_own_ns`` and ``max_own_ns`` (over the ranks, of the layer's kernels but its collectives), ``excess_ns``
-    (max - mean; null where not all ranks are known), ``slowest_rank`` (likewise), ``collectives`` (tied to the layer,
-    split), ``wait_ns`` and ``transfer_ns`` (sums over them and the ranks; null without any).
-    """
     split = results.collective_split.frame.lazy().filter("kept")
     return stragglers(results.correlation, results.rank_groups[EXPERT], split)
 
@@ -28,9 +55,13 @@ def build(results: RunMetrics) -> pl.DataFrame:
 def document(results: RunMetrics) -> dict[str, Any]:
     """Totals, per layer, per step; waiting and transfer; how the clocks were aligned. ``reason`` where there is nothing
     to compare; then the other keys but ``ranks`` and ``groups`` are null."""
+    from nvtxmoe_analysis.metrics.clock_verdict import describe  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.metrics.straggler_totals import cost, waiting  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.run.parallel_groups import EXPERT  # noqa: PLC0415  see registry
+
     groups = results.rank_groups[EXPERT]
     said: dict[str, Any] = {
-        "reason": _reason(results),
+        "reason": _reason(results, groups),
         "ranks": sorted(groups["rank"].to_list()),
         "groups": [
             {"group": group, "ranks": mine["rank"].to_list(), "ranks_in_group": int(mine["size"][0])}
@@ -47,10 +78,10 @@ def document(results: RunMetrics) -> dict[str, Any]:
     }
 
 
-def _reason(results: RunMetrics) -> str | None:
+def _reason(results: RunMetrics, groups: pl.DataFrame) -> str | None:
     if results.several_ranks:
         return None
-    ranks = results.rank_groups[EXPERT]["rank"].to_list()
+    ranks = groups["rank"].to_list()
     if not ranks:
         return "No moe.meta says which ranks work together."
     if len(ranks) == 1:

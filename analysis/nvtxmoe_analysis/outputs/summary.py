@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.outputs.spec import Document
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+DOCUMENT = Document(
+    name="summary",
+    stem="moe_summary",
+    order=10,
+    meaning="each layer in ten numbers",
+)
 
 
-def build(results: RunMetrics) -> Mapping[str, Mapping[str, int | float | None]]:
+def document(results: RunMetrics) -> Mapping[str, Mapping[str, int | float | None]]:
     """``{"layer_0": {...}, ...}`` and nothing else at top level.
 
     ``load_balance_ratio`` is the largest over the smallest count of all experts, null where one got nothing;

@@ -9,7 +9,7 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs.read import Results
-from nvtxmoe_analysis.outputs.spec import DOCUMENTS, FRAMES
+from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
 #: Why a run that was recorded without nsys has no tables of GPU work.
@@ -30,10 +30,10 @@ class Source:
         self._frames: dict[str, pl.DataFrame] = {}
 
     def frame(self, name: str, columns: Iterable[str] = (), *, rows: bool = True) -> pl.DataFrame | None:
-        """A frame of ``outputs.spec.FRAMES``, or None where it is absent, damaged, has no row (unless it need have
+        """A frame of ``outputs.registry.tables``, or None where it is absent, damaged, has no row (unless it need have
         none), or lacks one of these columns, as in a folder of an older version; the reason is then in ``absent``."""
         try:
-            found: pl.DataFrame = getattr(self.loaded, name)
+            found = self.loaded.frame(name)
         except NvtxmoeError as error:
             self._without(name, _clause(error))
             return None
@@ -67,7 +67,7 @@ class Source:
     def document(self, name: str) -> dict[str, Any]:
         """A JSON document; empty where it is absent or damaged, with the reason in ``absent``."""
         try:
-            found: dict[str, Any] = getattr(self.loaded, name)
+            found = self.loaded.document(name)
         except NvtxmoeError as error:
             self._without(name, _clause(error))
             return {}
@@ -85,7 +85,8 @@ class Source:
         path = self.loaded.path(name)
         if path is not None:
             return path.name
-        return f"{FRAMES[name].stem}.{FRAMES[name].forms[-1]}" if name in FRAMES else f"{DOCUMENTS[name]}.json"
+        declared = declarations()[name]
+        return f"{declared.stem}.{declared.forms[-1]}"
 
     @property
     def direct(self) -> bool:
@@ -94,7 +95,7 @@ class Source:
         return "coverage" in validation and validation["coverage"] is None
 
     def _without(self, name: str, reason: str) -> None:
-        gpu = name in FRAMES and FRAMES[name].gpu
+        gpu = name in tables() and tables()[name].gpu
         if gpu and not self.loaded.has(name) and self.direct:
             reason = NO_GPU
         self.absent[name] = f"{self.file(name)}: {reason}" if self.file(name) not in reason else reason

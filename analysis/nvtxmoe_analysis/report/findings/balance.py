@@ -8,6 +8,8 @@ from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, sentence
 
+ORDER = 40
+
 COUNTS = "activations"
 
 

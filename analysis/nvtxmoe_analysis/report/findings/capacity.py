@@ -8,6 +8,8 @@ from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Where, sentence
 
+ORDER = 50
+
 NAME = "capacity"
 COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")
 #: The capacity factor of the headline, if the results have it.

@@ -11,6 +11,8 @@ from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, percent, sentence, times
 from nvtxmoe_analysis.report.pairs import with_lift
 
+ORDER = 60
+
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
 #: Below this share of the entropy, one layer does not predict another.

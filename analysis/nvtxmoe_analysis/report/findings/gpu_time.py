@@ -11,6 +11,8 @@ from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference,
 from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
 from nvtxmoe_analysis.report.theme import CLASSES, PHASES
 
+ORDER = 10
+
 #: Layers whose time is within this of their mean cost about the same.
 EVEN = 0.05
 #: Share of the steps' time from which the wait time in collectives gets a warning.

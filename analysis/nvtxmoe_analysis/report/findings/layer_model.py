@@ -11,6 +11,8 @@ from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 from nvtxmoe_analysis.report.numbers import Sentence, Where, difference, duration, sentence
 from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
 
+ORDER = 20
+
 MODEL = "layer_model"
 COLUMNS = (
     *("layer_idx", "step_kind", "feature", "role", "status", "rows", "steps", "slope_ns_per_unit", "slope_ci_low"),

@@ -6,6 +6,9 @@ from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
 
+#: Comes last: only then is known what the others could not use.
+ORDER = 1000
+
 CORRELATION = "layer_correlation"
 
 

@@ -9,6 +9,8 @@ from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, duration, pct, sentence, together
 
+ORDER = 30
+
 DOCUMENT = "straggler_document"
 #: Below this share of the steps' time, imbalance between ranks is a note rather than a cost.
 SMALL_PCT = 1.0

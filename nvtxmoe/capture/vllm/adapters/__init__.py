@@ -1,14 +1,23 @@
-"""One module a shape of vLLM. The right one is found by what it needs, not by a version number alone."""
+"""One module per shape of vLLM, found by being here. The right one is chosen by what it needs, not by a version number.
+
+An adapter has NAME, VERSIONS (as checked), ORDER (low numbers are tried first), NEEDS, and ``install(capture)``.
+"""
 
 from __future__ import annotations
 
+import pkgutil
+from importlib import import_module
 from types import ModuleType
 
-from nvtxmoe.capture.vllm.adapters import layer_owns_runner, runner_is_layer
 from nvtxmoe.capture.vllm.requirements import missing
 
-#: Each has NAME, VERSIONS (as checked), NEEDS, and ``install(capture)``.
-ADAPTERS: tuple[ModuleType, ...] = (runner_is_layer, layer_owns_runner)
+#: Every adapter, in the order in which they are tried.
+ADAPTERS: tuple[ModuleType, ...] = tuple(
+    sorted(
+        (import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)),
+        key=lambda adapter: (adapter.ORDER, adapter.NAME),
+    )
+)
 
 
 def choose() -> tuple[ModuleType | None, dict[str, list[str]]]:

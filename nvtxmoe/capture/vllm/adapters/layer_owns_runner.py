@@ -12,6 +12,7 @@ from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "layer_owns_runner"
 VERSIONS = "0.20 to 0.23"
+ORDER = 20
 
 FUSED = "vllm.model_executor.layers.fused_moe"
 RUNNER = f"{FUSED}.runner.moe_runner"

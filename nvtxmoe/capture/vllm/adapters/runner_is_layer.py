@@ -12,6 +12,7 @@ from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "runner_is_layer"
 VERSIONS = "0.24 to 0.33"
+ORDER = 10
 
 FUSED = "vllm.model_executor.layers.fused_moe"
 RUNNER = f"{FUSED}.runner.moe_runner"

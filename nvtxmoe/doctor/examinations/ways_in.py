@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.doctor.context import Context
+from nvtxmoe.doctor.diagnosis import NOTE, OK, Finding
 from nvtxmoe.doctor.probe import ROOT, Installed
+
+ORDER = 40
 
 PLUGIN = "nvtxmoe"
 ALLOWED = "VLLM_PLUGINS"
 SITE = ROOT / "nvtxmoe" / "site"
+
+
+def diagnose(context: Context) -> Iterator[Finding]:
+    """The plugin and the path, together: one of them is enough."""
+    yield from ways_in(context.installed, context.environ)
 
 
 def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -53,16 +61,3 @@ def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def _is_ours(file: Path) -> bool:
     return file.parent.name == "site" and file.parent.parent.name == PLUGIN
-
-
-def nvtx(found: Installed) -> Iterator[Finding]:
-    """The nvtx package, which capture imports in either mode."""
-    if found.nvtx is None or "nvtx" not in found.versions:
-        yield Finding(
-            "nvtx",
-            PROBLEM if found.vllm else NOTE,
-            f"{found.path} has no nvtx",
-            f"Run {found.path} -m pip install nvtx",
-        )
-    else:
-        yield Finding("nvtx", OK, found.versions["nvtx"])
