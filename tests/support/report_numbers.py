@@ -96,4 +96,4 @@ def _lift(rows: list[dict[str, str]], figure: SourcedNumber, summary: Mapping[st
     others = summary[f"layer_{figure.where['layer_idx']}"]["top_k"] - 1
     a, b = (int(figure.where[name] or 0) for name in ("expert_id_1", "expert_id_2"))
     share = {e: sum(n for pair, n in pairs.items() if e in pair) / others / tokens for e in (a, b)}
-    return pairs[a, b] / tokens / (share[a] * share[b])
+    return float(pairs[a, b] / tokens / (share[a] * share[b]))
