@@ -86,7 +86,7 @@ def picture() -> str:
         *drawn("analysis/nvtxmoe_analysis/", "A", "nvtxmoe_analysis"),
         *drawn("nvtxmoe/capture/", "C", "nvtxmoe.capture"),
         f"  N{analysis} -.-> A",
-        f"  C -. formats only .-> N{formats}",
+        f"  C -. formats .-> N{formats}",
         "```",
     ]
     return "\n".join(lines) + "\n"

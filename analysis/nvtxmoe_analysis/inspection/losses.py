@@ -24,52 +24,50 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         calls: number of CUDA API calls.
         graph_tracing: see ``inspect.Inspected``.
     """
-    reasons = _payload_losses(export, events) + event_losses(events) if events else []
+    found = _payload_losses(export, events) + event_losses(events) if events else []
     if not operations and not calls:
-        reasons.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
+        found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
     elif not operations:
-        reasons.append(f"{calls:,} CUDA calls but no GPU operation")
+        found.append(f"{calls:,} CUDA calls but no GPU operation")
     elif not calls:
-        reasons.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
+        found.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
     if graph_tracing == "graph":
-        reasons.append(
-            "CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node"
-        )
+        found.append("CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node")
     elif graph_tracing not in {"node", "none used", "unknown"}:
-        reasons.append(
+        found.append(
             "CUDA graphs were launched but none of their nodes recorded; capture with --cuda-graph-trace=node, from "
             "before the graphs are made"
         )
-    return reasons
+    return found
 
 
 def _payload_losses(export: Export, events: Events) -> list[str]:
-    reasons = []
+    found = []
     if count := events.problems["blobs_missing"]:
         remedy = (
             "export again with --include-blobs=true"
             if export.has_blob_column()
             else "this version of nsys has no column for them"
         )
-        reasons.append(f"{_number(count, 'event')} lost the payload: {remedy}")
+        found.append(f"{_number(count, 'event')} lost the payload: {remedy}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
-        reasons.append(f"{_number(count, 'payload')} spelled as words broke off")
-    return reasons
+        found.append(f"{_number(count, 'payload')} spelled as words broke off")
+    return found
 
 
 def event_losses(events: Events) -> list[str]:
     """Return what the events of an export or a session lack, one sentence each."""
-    reasons = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
+    found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
-        reasons.append("no step: nothing was scheduled while the capture ran")
+        found.append("no step: nothing was scheduled while the capture ran")
     if count := events.steps["end"].null_count() * (not events.journals):
-        reasons.append(f"{_number(count, 'step')} still open when the capture ended")
+        found.append(f"{_number(count, 'step')} still open when the capture ended")
     pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    reasons += [f"process {pid} has steps but no moe.meta" for pid in pids_without_meta]
+    found += [f"process {pid} has steps but no moe.meta" for pid in pids_without_meta]
     cells = counted_cells(events, events.steps)
     if missing_cells := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
-        reasons.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")
-    return reasons
+        found.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")
+    return found
 
 
 def missing_ranks(metas: Sequence[Meta]) -> list[str]:
@@ -85,19 +83,19 @@ def missing_ranks(metas: Sequence[Meta]) -> list[str]:
 
 
 def _rank_losses(members: Sequence[Meta]) -> list[str]:
-    reasons = []
+    found = []
     sizes = sorted({meta.world_size for meta in members})
     ranks = Counter(meta.rank for meta in members)
     if len(sizes) > 1:
-        reasons.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
+        found.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
     missing = sorted(set(range(sizes[-1])) - set(ranks))
     if missing:
         listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        reasons.append(f"world_size says {_number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
+        found.append(f"world_size says {_number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
     repeated = sorted(rank for rank, times in ranks.items() if times > 1)
     if repeated:
-        reasons.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
-    return reasons
+        found.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
+    return found
 
 
 def reservations(export: Export) -> list[str]:

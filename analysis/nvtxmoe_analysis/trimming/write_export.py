@@ -122,7 +122,7 @@ def write_export(frames: Frames, out: Path) -> None:
 
 @contextlib.contextmanager
 def _staged(out: Path) -> Iterator[Path]:
-    """Yield a path beside ``out``, which replaces ``out`` if the block succeeds and is removed if it fails."""
+    """A name beside ``out`` that takes its place when the block ends well, and goes when it does not."""
     target = out.resolve()
     stage = target.with_name(f".{target.name}.{os.getpid()}.new")
     _remove(stage)

@@ -1,4 +1,4 @@
-"""Where the recorder's events go: NVTX, or the journal of direct mode."""
+"""Sinks for the recorder's events: NVTX, and the journal of direct mode."""
 
 from __future__ import annotations
 
