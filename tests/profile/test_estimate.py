@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe.capture.recording import recorder
@@ -212,7 +212,6 @@ def figures(found: Estimate) -> list[int]:
     return [*(one or 0 for one in sizes), found.journal, found.results_direct, found.results_nsys]
 
 
-@settings(deadline=None)
 @given(
     layers=st.integers(1, 100),
     experts=st.integers(8, 600),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,19 +18,6 @@ CHARTS = {
     "step_share", "layer_phases", "top_kernels", "time_and_feature", "stragglers", "expert_heatmap", "imbalance_time",
     "coselection", "routing_weights",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def downloads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the browser saves files."""
-    return tmp_path_factory.mktemp("downloads")
-
-
-@pytest.fixture(scope="module")
-def browser(downloads: Path) -> Iterator[Browser]:
-    """One browser for all tests."""
-    with opened(downloads) as found:
-        yield found
 
 
 @pytest.fixture

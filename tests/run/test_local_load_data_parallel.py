@@ -332,7 +332,7 @@ def runs(draw: st.DrawFn) -> list[list[Batch]]:
     return ranks
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(runs(), st.booleans(), st.sampled_from(["binary", "words"]))
 def test_random_runs(ranks: list[list[Batch]], apart: bool, encoding: str) -> None:
     held = [[e for e in range(4) if e % len(ranks) == rank] for rank in range(len(ranks))]

@@ -23,7 +23,6 @@ from tests.support.written_results import file_set
 ENCODINGS = ("binary", "words")
 FUZZ = settings(
     max_examples=60,
-    deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),
     suppress_health_check=[HealthCheck.too_slow],
