@@ -10,15 +10,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM
 
 #: Fixtures, and the marker that each puts on the tests which use it.
 MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
 
-# No example has a time limit: how long one takes depends on what else runs on the machine.
-settings.register_profile("nvtxmoe", deadline=None)
+# Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
+settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nvtxmoe")
 
 

@@ -74,7 +74,7 @@ class Cluster:
     def _address(self) -> str:
         import json  # noqa: PLC0415
 
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while time.monotonic() < until:
             with contextlib.suppress(OSError, ValueError):
                 return str(json.loads(self._file.read_text())["address"])
@@ -189,7 +189,7 @@ def test_a_scheduler_that_goes_away(own_cluster: Cluster, tmp_path: Path) -> Non
 
     def kill(outcome: Outcome) -> None:
         assert outcome.source == paths[0]
-        until = time.monotonic() + 60
+        until = time.monotonic() + 600
         while not Path(f"{paths[1]}.pid").exists() and time.monotonic() < until:
             time.sleep(0.05)
         own_cluster.stop(own_cluster.scheduler)

@@ -11,7 +11,7 @@ import pytest
 from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.report import report
 from nvtxmoe_analysis.report.result import Report
-from tests.support.chromium import Browser, opened
+from tests.support.chromium import PATIENCE_S, Browser, opened
 from tests.support.report_results import EVIL, Made, write
 
 CHARTS = {
@@ -101,7 +101,7 @@ def test_the_scheme_can_be_chosen(made: Report, fresh: Browser) -> None:
     fresh.run("localStorage.clear()")
     fresh.open(made.page)
     fresh.scheme("dark")  # the system changes while the page is open
-    until = time.perf_counter() + 10
+    until = time.perf_counter() + PATIENCE_S
     while background(fresh) == light and time.perf_counter() < until:
         time.sleep(0.02)
     fresh.wait_drawn()
@@ -147,7 +147,7 @@ def test_another_layer_can_be_chosen(made: Report, fresh: Browser) -> None:
         "const s = document.querySelector('#chart-time_and_feature select');"
         "s.value = '1'; s.dispatchEvent(new Event('change', {bubbles: true}))"
     )
-    until = time.perf_counter() + 10
+    until = time.perf_counter() + PATIENCE_S
     while "2.00 us a unit (1.90 us to 2.10 us), R2 0.98" not in fresh.run(words):
         assert time.perf_counter() < until, fresh.run(words)
         time.sleep(0.02)
@@ -158,7 +158,7 @@ def test_another_layer_can_be_chosen(made: Report, fresh: Browser) -> None:
 def test_a_chart_can_be_saved(form: str, begins: bytes, made: Report, fresh: Browser, downloads: Path) -> None:
     fresh.open(made.page)
     fresh.run(f"document.querySelector('#chart-stragglers button[data-save={form}]').click()")
-    file, until = downloads / f"stragglers.{form}", time.perf_counter() + 15
+    file, until = downloads / f"stragglers.{form}", time.perf_counter() + PATIENCE_S
     while not file.exists():
         assert time.perf_counter() < until, list(downloads.iterdir())
         time.sleep(0.05)

@@ -169,7 +169,7 @@ def do(run: Run, folder: Path, python: Path, nsys: Path | None) -> Done:
         assert nsys is not None
         command = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", "report", *command]
     done = subprocess.run(
-        command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False, timeout=280
+        command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False, timeout=800
     )
     (folder / "stderr.txt").write_text(done.stderr)
     assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"

@@ -197,7 +197,7 @@ def scheduler(nsys_path: Path, tmp_path: Path) -> Iterator[str]:
         ]
         running = [subprocess.Popen(c, stdout=log, stderr=log, env=environment, cwd=tmp_path) for c in commands]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while (tmp_path / "dask.log").read_text().count("Registered to:") < 2:
             assert time.monotonic() < deadline, (tmp_path / "dask.log").read_text()
             time.sleep(0.1)
