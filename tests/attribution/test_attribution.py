@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -275,6 +276,7 @@ RANGES = ["step", "layer0", "layer1", "experts", "route", "collective", "idle"]
 ACTIONS = [*RANGES, "pop", "kernel", "copy", "set", "node", "clone", "replay", "lost", "orphan", "failed"]
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.sampled_from(ACTIONS)), max_size=60),

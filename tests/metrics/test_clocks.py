@@ -333,6 +333,7 @@ def test_groups_within_reports_need_no_common_clock(tmp_path: Path) -> None:
     assert [one["aligned_by"] for one in found.json("moe_straggler")["clock"]["by_report"]] == ["its own time"] * 2
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(
     own=st.lists(st.integers(1000, 60_000), min_size=16, max_size=16),

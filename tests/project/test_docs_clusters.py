@@ -102,6 +102,7 @@ SCONTROL = """#!/bin/bash
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "fails"), [(2, 0), (3, 0), (2, 1)])
 def test_the_job(nodes: int, fails: int, tmp_path: Path) -> None:
     """The first node serves and gets the load, the others are asked to end after it; then all is analysed."""

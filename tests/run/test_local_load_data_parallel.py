@@ -332,6 +332,7 @@ def runs(draw: st.DrawFn) -> list[list[Batch]]:
     return ranks
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(runs(), st.booleans(), st.sampled_from(["binary", "words"]))
 def test_random_runs(ranks: list[list[Batch]], apart: bool, encoding: str) -> None:

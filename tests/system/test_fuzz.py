@@ -20,6 +20,8 @@ from tests.support.constructed_runs import make_nodes, replay
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import file_set
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ("binary", "words")
 FUZZ = settings(
     max_examples=60,
