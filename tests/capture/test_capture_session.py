@@ -53,6 +53,7 @@ def steps_in(folder: Path) -> int:
     return sum(event == "counts" for event, _, _ in Journal(file).records())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_ended_loses_an_interval_at_most(kill: signal.Signals, tmp_path: Path) -> None:
     interval_s = 0.2

@@ -61,7 +61,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @READERS
 @given(sent=blocks)
-@settings(deadline=None)
 def test_records_come_back_in_order(path: Path, read: Reader, sent: list[Found]) -> None:
     path.unlink(missing_ok=True)
     writer = JournalWriter(path)
@@ -106,7 +105,7 @@ def test_payloads_of_one_size_as_a_matrix(path: Path) -> None:
 
 
 @given(raw=st.binary(max_size=120))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_readers_refuse_the_same_blocks(path: Path, raw: bytes) -> None:
     """Blocks that are whole, but hold anything."""
     path.write_bytes(MAGIC + block(raw))
@@ -119,7 +118,7 @@ def test_both_readers_refuse_the_same_blocks(path: Path, raw: bytes) -> None:
     byte=st.integers(0, 255),
     cut=st.integers(0, 8),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_readers_refuse_the_same_records(path: Path, sent: Found, at: int, byte: int, cut: int) -> None:
     """Records of which one byte is another, and the last bytes are lost."""
     raw = bytearray(b"".join(record(*one) for one in sent))

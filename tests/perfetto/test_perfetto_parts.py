@@ -40,7 +40,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(row, max_size=20))
 def test_messages_equal_protobufs(rows: list[tuple[int, int, bool, float, bool, bool]]) -> None:
     """Numbers of all sizes, negative ones, doubles, fields and messages that are absent in some, no byte more."""
@@ -127,7 +127,7 @@ def test_fields_are_numbered_as_perfetto_numbers_them() -> None:
 span = st.tuples(st.integers(0, 30), st.integers(0, 12)).map(lambda one: (one[0], one[0] + one[1]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(span, max_size=25), st.booleans())
 def test_lanes_are_stacks(spans: list[tuple[int, int]], nested: bool) -> None:
     """Each slice begins and ends once, on one lane; what begins last ends first; times rise."""

@@ -113,6 +113,7 @@ def test_analyzing_does_not_pay_for_charts(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own(results: Path) -> None:
     ran = spawn("report", results)
     assert (ran.code, ran.err) == (0, "")

@@ -14,6 +14,8 @@ from nvtxmoe_analysis.stats.block_bootstrap import Part, draws, spread
 from nvtxmoe_analysis.stats.block_length import Dependence, autocovariance, cut, dependence
 from nvtxmoe_analysis.stats.divergence import js_bits, js_gradient
 
+pytestmark = pytest.mark.slow
+
 Floats = npt.NDArray[np.float64]
 
 

@@ -19,6 +19,8 @@ from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
 from nvtxmoe_analysis.stats.intervals import holm, t_quantile, t_tail
 from tests.support.compare_runs import Load, make_results
 
+pytestmark = pytest.mark.slow
+
 Floats = npt.NDArray[np.float64]
 RUNS = 40
 #: So many of RUNS a rate of 5 % passes once in 5,000.

@@ -346,7 +346,7 @@ def test_huber_is_narrower_under_outliers() -> None:
 # Properties --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.1, 100), st.floats(-1e6, 1e6))
 def test_units_of_time_do_not_matter(seed: int, factor: float, shift: float) -> None:
     """Slopes and errors follow them, degrees of freedom stay; what a whole stratum takes longer changes no slope."""
