@@ -25,9 +25,23 @@ _KINDS = (
 )
 
 
-def size_bytes(path: Path) -> int:
-    """Return the size of a file, or of the files in a folder."""
-    return sum(f.stat().st_size for f in path.iterdir() if f.is_file()) if path.is_dir() else path.stat().st_size
+def size_bytes(path: Path, unknown: int | None = None) -> int:
+    """Return the size of a file, or of all files in a folder and its folders.
+
+    Parameters:
+        unknown: returned if the size cannot be read. Default: raise.
+
+    Raises:
+        OSError: nothing is there, or it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return path.stat().st_size
+    except OSError:
+        if unknown is None:
+            raise
+        return unknown
 
 
 def check_folder(folder: Path) -> None:

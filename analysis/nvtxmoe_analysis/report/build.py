@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
@@ -14,7 +15,6 @@ from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
-from nvtxmoe_analysis.report.numbers import listed
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
 from nvtxmoe_analysis.report.results import Source
