@@ -23,6 +23,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import Journal
 from tests.support.cli import run
+from tests.support.journal_reader import records_of_journal
 from tests.support.paths import ROOT
 
 #: Emits a step every 5 ms, and says how many it has emitted.
@@ -50,7 +51,7 @@ for number in range(10_000):
 def steps_in(folder: Path) -> int:
     """Steps in the one journal of a session."""
     (file,) = folder.glob("ranks/*.journal")
-    return sum(event == "counts" for event, _, _ in Journal(file).records())
+    return sum(event == "counts" for event, _, _ in records_of_journal(Journal(file)))
 
 
 @pytest.mark.slow
@@ -90,7 +91,7 @@ def test_a_forked_child_does_not_write_the_parents_records(tmp_path: Path) -> No
     os.waitpid(child, 0)
     assert sink.path.stat().st_size == 8
     sink.close({"steps": 1})
-    assert [event for event, _, _ in Journal(sink.path).records()] == ["step"]
+    assert [event for event, _, _ in records_of_journal(Journal(sink.path))] == ["step"]
 
 
 def test_a_slow_disk_drops_events_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_a_slow_disk_drops_events_and_says_so(tmp_path: Path, monkeypatch: pytes
         sink.step_begins(Step(number, 0, 1, 1, 1, 0))
     sink.close({"steps": 100, "lost": {}})
     record = Journal(sink.path)
-    kept = len(list(record.records()))
+    kept = len(list(records_of_journal(record)))
     assert 0 < kept < 100
     assert record.ended is not None
     assert f'"the disk was slower than the events": {100 - kept}' in record.ended.decode()
@@ -135,7 +136,7 @@ def test_rows_are_records(tmp_path: Path) -> None:
     rows = np.array([(7, layer, 0, 2, 2, [1, 1, 1, 1]) for layer in range(3)], schema.counts_dtype(4))
     sink.payloads(schema.COUNTS, rows)
     sink.close({})
-    found = [payload for _, _, payload in Journal(sink.path).records()]
+    found = [payload for _, _, payload in records_of_journal(Journal(sink.path))]
     assert found == [row.tobytes() for row in rows]
 
 

@@ -134,7 +134,7 @@ def test_few_steps_are_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("b", "said"),
     [
-        (replace(LOAD, layers=4), "the runs have different layers: A 0 to 2, B 0 to 3"),
+        (replace(LOAD, layers=4), "the runs have different layers: A 0-2, B 0-3"),
         (replace(LOAD, experts=8), "layer 0 has 16 experts in A and 8 in B"),
         (replace(LOAD, top_k=4), r"layer 0 has 2 experts a token \(top-k\) in A and 4 in B"),
     ],

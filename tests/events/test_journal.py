@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import EVENTS, MAGIC, MOST_RAW_BYTES, Journal, JournalWriter, block, record, records_of
+from tests.support.journal_reader import records_of_journal
 
 Found = list[tuple[str, int, bytes]]
 
@@ -34,7 +35,7 @@ def packed(parts: list[Found]) -> bytes:
 
 def one_by_one(path: Path) -> tuple[Journal, Found]:
     journal = Journal(path)
-    return journal, list(journal.records())
+    return journal, list(records_of_journal(journal))
 
 
 def in_bulk(path: Path) -> tuple[Journal, Found]:
@@ -186,7 +187,7 @@ def test_a_journal_that_is_still_written(path: Path, read: Reader) -> None:
     path.unlink(missing_ok=True)
     writer = JournalWriter(path)
     writer.append(b"".join(record(*one) for one in PARTS[0]))
-    reading = Journal(path).records()
+    reading = records_of_journal(Journal(path))
     assert next(reading) == PARTS[0][0]
     writer.append(b"".join(record(*one) for one in PARTS[1]))
     assert list(reading) == PARTS[0][1:]

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.perfetto import messages as m
 from nvtxmoe_analysis.perfetto.export import export_trace
 from nvtxmoe_analysis.perfetto.lanes import lay
-from nvtxmoe_analysis.perfetto.operations import short_name
 from nvtxmoe_analysis.perfetto.protobuf_columns import (
     Doubles,
     Encoded,
@@ -179,6 +179,7 @@ def test_the_first_of_equal_slices_is_the_outer_one() -> None:
         ("fused_moe_kernel", "fused_moe_kernel"),
         ("[CUDA memcpy Device-to-Device]", "[CUDA memcpy Device-to-Device]"),
         ("<lambda>(int)", "<lambda>(int)"),
+        ("void (anonymous namespace)::k<int>(int)", "(anonymous namespace)::k<int>(int)"),
         ("", ""),
     ],
 )

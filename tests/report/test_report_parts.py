@@ -13,11 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from nvtxmoe_analysis.core.text import listed, short_name
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import charts, report
 from nvtxmoe_analysis.report.chart import SECTIONS
-from nvtxmoe_analysis.report.chart_tools import short_name, table, thinned
+from nvtxmoe_analysis.report.chart_tools import MOST_NAME, table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.ledger import Ledger
@@ -25,7 +26,6 @@ from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
     difference,
     duration,
-    listed,
     percent,
     ratio,
     sentence,
@@ -232,7 +232,7 @@ def test_tables_say_what_they_leave_out() -> None:
     ],
 )
 def test_short_names(name: str, short: str) -> None:
-    assert short_name(name) == short
+    assert short_name(name, MOST_NAME) == short
 
 
 # Registry ------------------------------------------------------------------------------------------------------------

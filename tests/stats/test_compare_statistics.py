@@ -16,7 +16,7 @@ from nvtxmoe_analysis.compare.divergence_noise import chi_square_tail
 from nvtxmoe_analysis.stats.block_bootstrap import Part, draws, spread
 from nvtxmoe_analysis.stats.block_length import autocovariance, cut, dependence
 from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
-from nvtxmoe_analysis.stats.intervals import holm, t_quantile, t_tail
+from nvtxmoe_analysis.stats.multiple_testing import holm
 from tests.support.compare_runs import Load, make_results
 
 pytestmark = pytest.mark.slow
@@ -93,16 +93,6 @@ def test_a_planted_change_lies_in_its_interval(tmp_path: Path) -> None:
 
 
 # Tools ----------------------------------------------------------------------------------------------------------------
-
-
-def test_students_t() -> None:
-    for freedom in (5.0, 8.0, 30.0, 500.0):
-        degrees = np.array([freedom])
-        for t in (0.5, 1.0, 2.0, 3.0):
-            assert t_tail(np.array([t]), degrees)[0] == pytest.approx(2 * stats.t.sf(t, freedom), rel=0.02)
-        assert t_quantile(0.95, degrees)[0] == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
-    assert t_tail(np.array([np.inf]), np.array([5.0]))[0] == 0.0
-    assert np.isnan(t_tail(np.array([np.nan]), np.array([5.0]))[0])
 
 
 def test_chi_square() -> None:

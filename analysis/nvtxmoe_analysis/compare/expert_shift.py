@@ -20,8 +20,9 @@ from nvtxmoe_analysis.compare.plan import Kind
 from nvtxmoe_analysis.compare.runs import Run
 from nvtxmoe_analysis.compare.tables import ACTIVATIONS, ALL, EXPERTS, finished
 from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.stats import student_t
 from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
-from nvtxmoe_analysis.stats.intervals import holm, t_quantile, t_tail
+from nvtxmoe_analysis.stats.multiple_testing import holm
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,9 @@ def _rows(
     if silent is None:
         count = np.array([sum(not np.isnan(one.found) for one in found), *[1] * len(found)])
         least = np.array([min(blocks for kind in kinds for blocks in kind.blocks) - 1.0])
-        half = t_quantile(confidence, least) * np.array([_error(one, n) for one, n in zip(whole, count, strict=True)])
+        half = student_t.quantile(confidence, least) * np.array(
+            [_error(one, n) for one, n in zip(whole, count, strict=True)]
+        )
         columns |= {
             "ci_low": np.maximum(values - noise - half, 0.0),
             "ci_high": np.maximum(values - noise + half, 0.0),
@@ -142,8 +145,8 @@ def _experts(layer: int, a: RunShares, b: RunShares, silent: bool, confidence: f
         error = np.sqrt(variances.sum(axis=0))
         with np.errstate(divide="ignore", invalid="ignore"):
             degrees = variances.sum(axis=0) ** 2 / (variances**2 / freedom).sum(axis=0)
-            p = np.where(difference == 0.0, 1.0, t_tail(np.abs(difference) / error, degrees))
-            half = np.where(error > 0, error * t_quantile(confidence, degrees), 0.0)
+            p = np.where(difference == 0.0, 1.0, student_t.p_value(difference / error, degrees))
+            half = np.where(error > 0, error * student_t.quantile(confidence, degrees), 0.0)
     return pl.DataFrame(
         {
             "layer_idx": np.full(len(difference), layer, dtype=np.int64),

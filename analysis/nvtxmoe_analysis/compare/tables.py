@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.core.arrays import Floats
-from nvtxmoe_analysis.stats.intervals import holm
+from nvtxmoe_analysis.stats.multiple_testing import holm
 
 Schema = Mapping[str, type[pl.DataType]]
 

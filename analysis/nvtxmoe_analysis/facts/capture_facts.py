@@ -14,6 +14,7 @@ from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
 from nvtxmoe_analysis.attribution.step_sums import in_steps, outside_timings, step_work
+from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.decode import Events, decode_events
 from nvtxmoe_analysis.events.journals import read_session
@@ -150,7 +151,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
     return CaptureFacts(
         source=export.source,
         kind=export.kind,
-        size_bytes=sum(file.size_bytes for file in events.journals.values()) or _size_bytes(export.path),
+        size_bytes=sum(file.size_bytes for file in events.journals.values()) or size_bytes(export.path),
         events=events,
         metas=events.metas,
         steps=steps,
@@ -260,12 +261,6 @@ def _warnings(export: Export) -> tuple[str, ...]:
     texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
     serious = texts.filter(texts.str.contains(r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"))
     return tuple(sorted(set(serious.to_list())))
-
-
-def _size_bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
-    return path.stat().st_size
 
 
 def _steps(events: Events, selection: Selection) -> pl.DataFrame:

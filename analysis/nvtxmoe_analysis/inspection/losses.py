@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.capture_healthy import sentences
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.facts.expected_cells import counted_cells
@@ -49,9 +50,9 @@ def _payload_losses(export: Export, events: Events) -> list[str]:
             if export.has_blob_column()
             else "this version of nsys has no column for them"
         )
-        found.append(f"{_number(count, 'event')} lost the payload: {remedy}")
+        found.append(f"{number(count, 'event')} lost the payload: {remedy}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
-        found.append(f"{_number(count, 'payload')} spelled as words broke off")
+        found.append(f"{number(count, 'payload')} spelled as words broke off")
     return found
 
 
@@ -61,7 +62,7 @@ def event_losses(events: Events) -> list[str]:
     if events.steps.is_empty():
         found.append("no step: nothing was scheduled while the capture ran")
     if count := events.steps["end"].null_count() * (not events.journals):
-        found.append(f"{_number(count, 'step')} still open when the capture ended")
+        found.append(f"{number(count, 'step')} still open when the capture ended")
     pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
     found += [f"process {pid} has steps but no moe.meta" for pid in pids_without_meta]
     cells = counted_cells(events, events.steps)
@@ -91,7 +92,7 @@ def _rank_losses(members: Sequence[Meta]) -> list[str]:
     missing = sorted(set(range(sizes[-1])) - set(ranks))
     if missing:
         listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        found.append(f"world_size says {_number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
+        found.append(f"world_size says {number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
     repeated = sorted(rank for rank, times in ranks.items() if times > 1)
     if repeated:
         found.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
@@ -102,7 +103,3 @@ def reservations(export: Export) -> list[str]:
     """Return diagnostics of nsys about lost events. They are no proof: complete captures have had them too."""
     texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
     return [f"nsys says: {text}" for text in sorted(set(texts.filter(texts.str.contains(_LOSS_PATTERN)).to_list()))]
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"

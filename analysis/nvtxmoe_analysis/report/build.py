@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import check_folder
+from nvtxmoe_analysis.core.file_set import replace_set, staging
+from nvtxmoe_analysis.core.files import cannot_write, check_folder
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
@@ -16,7 +15,6 @@ from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
-from nvtxmoe_analysis.report.numbers import listed
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
 from nvtxmoe_analysis.report.results import Source
@@ -86,27 +84,12 @@ def _subtitle(source: Source) -> str:
 
 
 def _write(folder: Path, contents: Mapping[str, bytes], stale: set[str]) -> None:
-    """Write each file whole or not at all, the last one last; and remove images of charts that are no more."""
+    """Replace the files of the report together, and remove images of charts that are no more."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            handle, temporary = tempfile.mkstemp(prefix=".nvtxmoe-", dir=folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                Path(temporary).chmod(0o666 & ~_umask())
-                Path(temporary).replace(folder / name)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
+        with staging(folder) as stage:
+            for name, content in contents.items():
+                (stage / name).write_bytes(content)
+            replace_set(folder, stage, list(contents), sorted(stale))
     except OSError as error:
-        what = f"cannot write the report: {error.strerror or error}"
-        raise NvtxmoeError(what, where=folder, remedy="Make room, or make the folder writable") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        raise cannot_write(error, folder, "the report", "Make room, or make the folder writable") from error

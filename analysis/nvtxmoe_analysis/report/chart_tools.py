@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -66,10 +65,3 @@ def table(
 def significant(values: pl.Expr, digits: int = 4) -> pl.Expr:
     """Round to ``digits`` significant digits: a chart looks the same, and the page is smaller."""
     return values.round_sig_figs(digits)
-
-
-def short_name(kernel_name: str) -> str:
-    """A C++ kernel's name without its template arguments and parameters, of bounded length."""
-    name = kernel_name.removeprefix("void ")
-    name = name if name.startswith(("[", "(")) else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name
-    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"

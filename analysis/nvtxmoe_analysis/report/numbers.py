@@ -193,10 +193,3 @@ def times(value: Value) -> str:
 def count(value: Value) -> str:
     """Format a count; a fraction has three digits."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def listed(items: Sequence[str], most: int = 6) -> str:
-    """``a, b and c``; of many the first and how many more."""
-    if len(items) > most:
-        return f"{', '.join(items[:most])} and {len(items) - most:,} more"
-    return " and ".join(part for part in (", ".join(items[:-1]), items[-1] if items else "") if part)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvtxmoe_analysis.core.arrays import Floats
-from nvtxmoe_analysis.stats.intervals import t_quantile, t_tail
+from nvtxmoe_analysis.stats import student_t
 
 
 def draws(random: np.random.Generator, blocks: int, number: int) -> Floats:
@@ -45,12 +45,12 @@ class Spread:
     def p_value(self, difference: Floats) -> Floats:
         """Two-sided, that there is no difference; 1 where nothing differs, NaN where nothing is known."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = t_tail(np.abs(difference) / self.error, self.freedom)
+            p = student_t.p_value(difference / self.error, self.freedom)
         return np.where(difference == 0.0, 1.0, p)
 
     def half_width(self, confidence: float) -> Floats:
         """Half the width of the confidence interval around the difference."""
-        return self.error * t_quantile(confidence, self.freedom)
+        return self.error * student_t.quantile(confidence, self.freedom)
 
 
 def spread(whole: Floats, parts: list[Part]) -> Spread:

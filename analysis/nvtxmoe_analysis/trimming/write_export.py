@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.files import whole_file, whole_folder
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
 from nvtxmoe_analysis.readers.nsys_tables import Table
@@ -110,49 +108,15 @@ def write_export(frames: Frames, out: Path) -> None:
         NvtxmoeError: ``out`` can't be written.
     """
     try:
-        with _staged(out) as stage:
-            if is_sqlite(out):
+        if is_sqlite(out):
+            with whole_file(out) as stage:
                 _write_sqlite(frames, stage)
-            else:
+        else:
+            with whole_folder(out) as stage:
                 _write_parquet(frames, stage)
     except (OSError, sqlite3.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise NvtxmoeError(f"cannot be written: {reason}", where=out, remedy="Name another output") from error
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A name beside ``out`` that takes its place when the block ends well, and goes when it does not."""
-    target = out.resolve()
-    stage = target.with_name(f".{target.name}.{os.getpid()}.new")
-    _remove(stage)
-    try:
-        yield stage
-        _put(stage, target)
-    finally:
-        _remove(stage)
-
-
-def _put(stage: Path, target: Path) -> None:
-    if not target.is_dir():
-        stage.replace(target)
-        return
-    # A folder can't be replaced in one go: it is moved aside, and back if the new one can't have its place.
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.rename(old)
-    try:
-        stage.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_sqlite(frames: Frames, path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, percent, ratio, sentence
 
 ORDER = 40
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.report.chart_tools import short_name
+from nvtxmoe_analysis.core.text import short_name
+from nvtxmoe_analysis.report.chart_tools import MOST_NAME
 from nvtxmoe_analysis.report.finding import COST, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
@@ -180,4 +181,4 @@ def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
         return []
     name = str(layer_kernels.sort(["total_ns", "kernel_name"], descending=[True, False])["kernel_name"][0])
     took = ledger.take("kernel_timings", "total_ns", "sum", where={"layer_idx": layer, "kernel_name": name})
-    return [sentence("Its longest operation is {}, with {}.", short_name(name), took)]
+    return [sentence("Its longest operation is {}, with {}.", short_name(name, MOST_NAME), took)]
