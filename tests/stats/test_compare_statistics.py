@@ -31,7 +31,7 @@ def pairs(folder: Path, a: Load, b: Load, seed: int = 100) -> list[Comparison]:
     for i in range(RUNS):
         one = make_results(folder / f"a{i}", a, seed + 2 * i)
         other = make_results(folder / f"b{i}", b, seed + 2 * i + 1)
-        found.append(compare(one, other, resamples=300))
+        found.append(compare(one, other))
     return found
 
 
