@@ -26,6 +26,8 @@ DRAWS = 200
 DRAWN_COUNTS = 1 << 16
 #: A run is worth this many times its assignments at most: choices of a token are distinct, and so scatter less.
 MOST_WORTH = 20.0
+#: More directions of scatter make no estimate surer.
+MOST_DIRECTIONS = 1e4
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,7 @@ class Scatter:
     @cached_property
     def runs(self) -> tuple[LongRun, LongRun]:
         """Trace of the covariance of each run's shares, with what the memory of the routing adds; one column each."""
-        a, b = (
-            long_run(np.diagonal(inner)[:, None] * len(inner), max(1.0, _directions(inner))) for inner in self.within
-        )
+        a, b = (long_run(np.diagonal(inner)[:, None] * len(inner), _directions(inner)) for inner in self.within)
         return a, b
 
     @property
@@ -108,9 +108,9 @@ def _square(inner: Floats) -> float:
 
 
 def _directions(inner: Floats) -> float:
-    """Number of independent directions in which shares scatter."""
+    """Number of independent directions in which shares scatter, at least 1."""
     square = _square(inner)
-    return float(np.trace(inner)) ** 2 / square if square > 0 else math.inf
+    return max(1.0, min(MOST_DIRECTIONS, float(np.trace(inner)) ** 2 / square)) if square > 0 else 1.0
 
 
 def scatter(a: RunShares, b: RunShares) -> Scatter:

@@ -110,7 +110,7 @@ def _prepared(metric: Metric, cells: pl.DataFrame, numbers: Mapping[int, int]) -
     if metric.whole is None:
         return cells.with_columns(y, layer=pl.lit(ALL_LAYERS, pl.Int64))
     of_step = y.sum() if metric.whole == "sum" else y.mean()
-    whole = cells.group_by(*KEY, "step_kind").agg(pl.col("num_tokens").max(), of_step)
+    whole = cells.group_by(*KEY, "step_kind", maintain_order=True).agg(pl.col("num_tokens").max(), of_step)
     names = ("step", "step_kind", "num_tokens", "layer", "y")
     each = cells.with_columns(y, layer=pl.col("layer_idx").replace_strict(dict(numbers), return_dtype=pl.Int64))
     return pl.concat([whole.with_columns(layer=pl.lit(ALL_LAYERS, pl.Int64)).select(names), each.select(names)])
