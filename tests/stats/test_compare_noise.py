@@ -17,7 +17,7 @@ from tests.support.compare_simulations import memory
 Floats = npt.NDArray[np.float64]
 
 
-# The variance of sums over steps ---------------------------------------------------------------------------------------
+# The variance of sums over steps --------------------------------------------------------------------------------------
 
 
 def long_runs(steps: int, correlation: float, columns: int = 400) -> tuple[LongRun, Floats]:
@@ -92,7 +92,8 @@ def test_noise_is_what_equal_runs_have(experts: int, steps: int, picks: tuple[in
         significant += noise_tail(divergence / noise, min(freedom, scattered.freedom), scattered.noise_freedom) < 0.05
         found.append(divergence)
         expected.append(noise)
-    assert np.mean(expected) == pytest.approx(np.mean(found), rel=0.06)
+    # A few dozen steps can't exclude memory, so the expectation is a little large.
+    assert 0.94 < np.mean(expected) / np.mean(found) < 1.12
     assert significant / 300 <= 0.09
 
 
