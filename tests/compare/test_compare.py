@@ -225,16 +225,15 @@ def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
     folders = pair(tmp_path, LOAD, LOAD)
     one, same, other = (run("compare", *folders, "--json", "--seed", seed).json for seed in (3, 3, 4))
     assert one == same
-    assert one["metrics"][0]["ci_low"] != other["metrics"][0]["ci_low"]
-    assert one["metrics"][0]["difference"] == other["metrics"][0]["difference"]
+    assert one["activations"][0]["noise_bits"] != other["activations"][0]["noise_bits"]
+    assert one["metrics"] == other["metrics"]
 
 
-def test_confidence_and_resamples(tmp_path: Path) -> None:
+def test_confidence(tmp_path: Path) -> None:
     folders = pair(tmp_path, LOAD, LOAD)
     narrow, wide = (of(compare(*folders, confidence=c), "kernel_time").row(0, named=True) for c in (0.8, 0.99))
     assert narrow["ci_high"] - narrow["ci_low"] < wide["ci_high"] - wide["ci_low"]
     assert narrow["p_value"] == wide["p_value"]
-    assert run("compare", *folders, "--resamples", 10).code == 2
 
 
 def test_on_the_terminal(tmp_path: Path) -> None:
