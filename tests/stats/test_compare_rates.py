@@ -89,7 +89,8 @@ def divergence_rates(steps: int, correlation: float, moved: float = 0.0, experts
         a, b = routed(random, shares, steps, correlation), routed(random, shares, steps, correlation, moved)
         found = scatter(a, b)
         noise, freedom = expected_noise(a, b, found, random)
-        if drifts(*(np.array([one]) for one in found.drift))[0]:
+        of_a, of_b = found.drift
+        if drifts(np.array([of_a]), np.array([of_b]))[0]:
             undecided += 1
             continue
         quotient = float(js_bits(a.shares, b.shares)) / noise

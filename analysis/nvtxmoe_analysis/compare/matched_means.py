@@ -29,9 +29,17 @@ class Means(Protocol):
         mass: weight among kinds, float64 [layers].
     """
 
-    kind: Kind
-    value: tuple[Floats, Floats]
-    mass: Floats
+    @property
+    def kind(self) -> Kind:
+        """The steps."""
+
+    @property
+    def value(self) -> tuple[Floats, Floats]:
+        """Mean times mass of both runs."""
+
+    @property
+    def mass(self) -> Floats:
+        """Weight among kinds."""
 
     def moves(self, scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
         """Return how much each step of each run moves ``scale[1] * value[1] - scale[0] * value[0]``.
@@ -168,7 +176,7 @@ def token_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: in
     """The sum over all steps of the kind per token. Kinds weigh as their tokens in both runs together."""
     rows = _token_rows(kind, cells[0], 0), _token_rows(kind, cells[1], 1)
     mass = np.full(layers, float(sum(kind.tokens)))
-    tokens = [np.bincount(one.layer, one.x, layers) for one in rows]
+    tokens = [np.bincount(one.layer, one.x, layers).astype(np.float64) for one in rows]
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = [np.bincount(one.layer, one.y, layers) / n for one, n in zip(rows, tokens, strict=True)]
     return TokenMeans(
@@ -221,4 +229,5 @@ def _enlarged(rows: _Rows, groups: int) -> Floats:
 
 
 def _by_step(rows: _Rows, moved: Floats, steps: int, layers: int) -> Floats:
-    return np.bincount(rows.step * layers + rows.layer, moved, steps * layers).reshape(steps, layers)
+    flat: Floats = np.bincount(rows.step * layers + rows.layer, moved, steps * layers).astype(np.float64)
+    return flat.reshape(steps, layers)
