@@ -1,21 +1,31 @@
-.PHONY: demo test lint format bench
+.PHONY: all quick test lint typing format demo bench
 
-demo:
-	scripts/quickstart.sh
-
-test:
+# Linters and every test: sets up a real nsys, Chromium and a real vLLM first.
+all:
 	scripts/test.sh
 
+# A loop of two minutes, without tools of the system.
+quick:
+	scripts/test.sh -m "not nsys and not vllm and not browser and not dask and not slow"
+
+# All tests that need no tools of the system.
+test:
+	scripts/test.sh -m "not nsys and not vllm and not browser"
+
 lint:
+	scripts/lint.sh
+
+typing:
 	scripts/setup_env.sh test
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
 format:
 	scripts/setup_env.sh test
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
+
+demo:
+	scripts/quickstart.sh
 
 bench:
 	scripts/setup_env.sh test

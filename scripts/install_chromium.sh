@@ -4,9 +4,9 @@
 #   scripts/install_chromium.sh
 #
 # The last line, and the only one on standard output, is the path of the browser. Nothing is done where both are there.
-# Debian 11 and later: as root, or with sudo; about 400 MB on disk. Ubuntu's package is a snap, which containers do not
-# run: install Chromium and chromedriver yourself there, and name them in NVTXMOE_TEST_CHROMIUM and
-# NVTXMOE_TEST_CHROMEDRIVER.
+# Debian 11 and later: as root, or with sudo; about 400 MB on disk. Not Ubuntu: its package is a snap, which containers do
+# not run. Install Chromium and chromedriver yourself there, and name them in NVTXMOE_TEST_CHROMIUM and
+# NVTXMOE_TEST_CHROMEDRIVER; or leave these tests out: scripts/test.sh -m "not browser" needs neither.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,7 +20,7 @@ if [ ! -x "$browser" ] || [ ! -x "$driver" ]; then
     # shellcheck source=/dev/null
     [ "$(. /etc/os-release && echo "${ID:-}")" = debian ] ||
         die "only Debian is supported: install Chromium and chromedriver, name them in NVTXMOE_TEST_CHROMIUM and" \
-            "NVTXMOE_TEST_CHROMEDRIVER"
+            "NVTXMOE_TEST_CHROMEDRIVER; or leave out the tests that need them: scripts/test.sh -m 'not browser'"
     apt_install chromium chromium-driver
 fi
 "$driver" --version >&2 || die "$driver does not run"

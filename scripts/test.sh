@@ -1,16 +1,40 @@
 #!/usr/bin/env bash
-# From a fresh clone to passed tests: sets up .venv, a real nsys (from the distribution's packages, into .cache),
-# Chromium (likewise, on the system) and a real vLLM for CPUs (.venv-vllm), runs the linters, the type checker and the
-# tests.
+# From a fresh clone to passed tests: sets up .venv and runs the linters, the type checker, the import contracts and the
+# tests, in two processes. Tools are set up where a chosen test needs them: a real nsys (from the distribution's
+# packages, into .cache), Chromium (likewise, on the system), a real vLLM for CPUs (.venv-vllm, 2 GB).
 #
-#   scripts/test.sh [options of pytest]
+#   scripts/test.sh                                   everything
+#   scripts/test.sh -m "not vllm and not browser"     with options of pytest: these tests alone, without the linters
+#
+# Markers: nsys, vllm, browser (the tools), dask, slow. NVTXMOE_TEST_PROCESSES: how many processes (2); 0 runs all tests
+# in this one, as a debugger wants it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Hundreds of tests start a Python: each would compile the same modules again.
+unset PYTHONDONTWRITEBYTECODE
 scripts/setup_env.sh test
-scripts/install_nsys.sh .cache/nsys >/dev/null
-scripts/install_chromium.sh >/dev/null
-scripts/setup_vllm.sh
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+
+tools() { # options of pytest: the tools that the chosen tests need
+    local work status=0
+    work=$(mktemp -d)
+    .venv/bin/python -m pytest -p no:cacheprovider -p tests.support.needed --needed "$work/needed" \
+        --collect-only -q "$@" >"$work/log" 2>&1 || status=$?
+    [ "$status" -eq 0 ] || tail -n 30 "$work/log" >&2
+    cat "$work/needed" 2>/dev/null || true
+    rm -rf "$work"
+    return "$status"
+}
+
+needed=$(printf '%s\n' nsys vllm browser)
+[ $# -eq 0 ] || needed=$(tools "$@")
+for tool in $needed; do
+    case $tool in
+    nsys) scripts/install_nsys.sh .cache/nsys >/dev/null ;;
+    vllm) scripts/setup_vllm.sh ;;
+    browser) scripts/install_chromium.sh >/dev/null ;;
+    esac
+done
+if [ $# -eq 0 ]; then
+    scripts/lint.sh
+fi
+exec .venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-2}" --dist loadgroup "$@"

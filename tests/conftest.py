@@ -1,4 +1,4 @@
-"""What tests share: the golden captures, unpacked once a session, and runs of a real vLLM."""
+"""What tests of all folders share: golden captures unpacked once per process, nsys and vLLM, and markers by fixture."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import os
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM
-from tests.support.vllm_runs import RUNS, Runs
+
+#: Fixtures, and the marker that each puts on the tests which use it.
+MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
+
+# Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
+settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("nvtxmoe")
 
 
 def _unpacked(name: str, folder: Path) -> Path:
@@ -100,24 +106,13 @@ def vllm_python() -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
-def vllm_runs(
-    vllm_python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Runs]:
-    """Runs of a real vLLM by name. Those that the chosen tests' marks name begin in the order of the tests."""
-    marks = [mark for item in request.session.items for mark in item.iter_markers("vllm_runs")]
-    names = dict.fromkeys(name for mark in marks for name in mark.args)
-    nsys = request.getfixturevalue("nsys_path") if any(RUNS[name].nsys for name in names) else None
-    runs = Runs(tmp_path_factory.mktemp("vllm"), vllm_python, nsys, names)
-    yield runs
-    runs.close()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Marks of our own."""
-    config.addinivalue_line(
-        "markers", "vllm_runs(*names): the runs of tests.support.vllm_runs.RUNS that a test looks at"
-    )
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by the fixtures that they use."""
+    for item in items:
+        for fixture in getattr(item, "fixturenames", ()):
+            if fixture in MARKERS:
+                item.add_marker(MARKERS[fixture])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,6 +1,6 @@
-"""The polars pipeline over Nsight Systems exports: open, decode, attribute, check, write. No torch, vllm or CUDA.
+"""Analyse Nsight Systems exports with polars: open, decode, attribute, check, write. Needs no torch, vllm or CUDA.
 
-``load`` reads a folder of results back (docs/loading.md).
+``load`` reads a results folder back (docs/loading.md); docs/development/architecture.md shows the packages.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ __all__ = ["Results", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """``load`` and ``Results``, imported when they are asked for: modules here import the package, and need neither."""
+    """Import ``load`` and ``Results`` on first use: most modules of the package need neither."""
     name = "Results" if name == "Loaded" else name  # its name up to November 2026
     if name in __all__:
         from nvtxmoe_analysis.outputs import read  # noqa: PLC0415

@@ -8,6 +8,7 @@ import polars as pl
 
 from nvtxmoe_analysis.analyze import Analysis
 from nvtxmoe_analysis.attribution.layer_sums import TIMED_KINDS
+from nvtxmoe_analysis.attribution.step_sums import STEP_PHASES
 from nvtxmoe_analysis.checks.check import FAIL, PASS, WARN
 from nvtxmoe_analysis.metrics.layer_model.choice import REFUSED
 from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
@@ -47,16 +48,17 @@ def overview(analysis: Analysis) -> dict[str, Any]:
 
 
 def _gpu(analysis: Analysis) -> dict[str, Any]:
-    layers, cover, filtered = (
-        analysis.results.layers,
-        analysis.validation["coverage"],
-        analysis.results.selection.active,
-    )
+    run, cover = analysis.results, analysis.validation["coverage"]
+    in_layer_ns = sum(int(run.layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS)
+    share = cover["in_layer_pct_of_step_time"]
+    if run.selection.active:
+        in_steps_ns = _in_steps_ns(run)
+        share = 100.0 * in_layer_ns / in_steps_ns if in_steps_ns else None
     return {
-        "in_layer_ns": sum(int(layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
-        "in_layer_pct": None if filtered else cover["in_layer_pct_of_step_time"],
+        "in_layer_ns": in_layer_ns,
+        "in_layer_pct": share,
         "kernels": _kernels(analysis),
-        "outside": [] if filtered else _outside(cover),
+        "outside": _outside(run),
         "explained": _explained(analysis.results),
     }
 
@@ -145,16 +147,32 @@ def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
     return [{**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0} for row in top.iter_rows(named=True)]
 
 
-def _outside(cover: dict[str, Any]) -> list[dict[str, Any]]:
-    """Longest work of steps outside layers, of the whole capture; ``pct`` of all such work."""
-    total = cover["classes"]["in_step"]["time_ns"]
+def _in_steps_ns(run: RunMetrics) -> int:
+    """Return the GPU time of the kept steps, in all their layers and outside layers, in ns."""
+    total = 0
+    for report in run.reports:
+        kept = report.steps.with_row_index("step_row").filter("kept")["step_row"]
+        work = report.step_work.filter(pl.col("step_row").is_in(kept.implode()))
+        total += sum(int(work[slot].sum()) for slot in (*STEP_PHASES, "step_unplaced", "layers"))
+    return total
+
+
+def _outside(run: RunMetrics) -> list[dict[str, Any]]:
+    """Return the longest work of the kept steps outside layers; ``pct`` is the share of all such work."""
+    named = (
+        pl.concat([report.outside_kept for report in run.reports])
+        .group_by("name")
+        .agg(pl.col("operations").sum(), pl.col("time_ns").sum())
+        .sort(["time_ns", "name"], descending=[True, False])
+    )
+    total = int(named["time_ns"].sum())
     return [
         {
             "phase": "",
-            "kernel_name": one["name"],
-            "count": one["operations"],
-            "total_ns": one["time_ns"],
-            "pct": 100.0 * one["time_ns"] / total if total else 0.0,
+            "kernel_name": row["name"],
+            "count": row["operations"],
+            "total_ns": row["time_ns"],
+            "pct": 100.0 * row["time_ns"] / total if total else 0.0,
         }
-        for one in cover["in_step_outside_layers_names"][:TOP_OUTSIDE]
+        for row in named.head(TOP_OUTSIDE).iter_rows(named=True)
     ]

@@ -82,3 +82,20 @@ partial_option = click.option(
     help="Of several inputs, some may fail: exit with 0, not 2, if any could be read (--strict: 3).",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def renew_report(folder: Path, tell: Callable[[str, float | None], None], *, wanted: bool) -> list[str]:
+    """Write report.html where it is wanted, or where one of earlier results stands, which would contradict the tables.
+
+    Parameters:
+        folder: of the result files; the page is beside it.
+
+    Returns:
+        The page's path, or nothing.
+    """
+    if not wanted and not (folder.parent / "report.html").is_file():
+        return []
+    from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair only where it is asked for
+
+    tell("report", None)
+    return [str(report(folder).page)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, ending, json_option, opening_options, partial_option
+from nvtxmoe.commands._common import PATH, command, ending, json_option, opening_options, partial_option, renew_report
 from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
@@ -104,15 +104,7 @@ def analyze(
             tell=tell,
         )
         found = overview(done)
-        if with_report:
-            from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair only where it is asked for
-
-            tell("report", None)
-            found["files"].append(str(report(done.folder).page))
-        elif (output / "report.html").exists():
-            found["warnings"].append(
-                f"{output / 'report.html'} is of an earlier analysis; make it anew: nvtxmoe report {output}"
-            )
+        found["files"] += renew_report(done.folder, tell, wanted=with_report)
     if as_json:
         print_json(found)
     else:

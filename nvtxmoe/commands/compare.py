@@ -44,14 +44,13 @@ from nvtxmoe.printing.console import print_json, stderr, stdout
     help="Of the intervals; what is left is the probability of calling noise a difference.",
 )
 @click.option(
-    "--resamples",
+    "--seed",
     metavar="N",
-    type=click.IntRange(200, 100_000),
-    default=2000,
+    type=click.IntRange(min=0),
+    default=0,
     show_default=True,
-    help="How often steps are drawn again.",
+    help="Of the draws behind the noise of js.",
 )
-@click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the draws.")
 @json_option
 def compare(
     before: Path,
@@ -60,7 +59,6 @@ def compare(
     rule: str,
     output: Path | None,
     confidence: float,
-    resamples: int,
     seed: int,
     as_json: bool,
 ) -> int:
@@ -88,9 +86,7 @@ def compare(
     from nvtxmoe_analysis.compare.compare import document, write  # noqa: PLC0415
 
     with stderr().status("comparing"):
-        done = run(
-            before, after, fail_if=fail_if, rule=rule, resamples=resamples, confidence=confidence / 100.0, seed=seed
-        )
+        done = run(before, after, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
         files = [] if output is None else write(done, output)
     found = {**document(done), "files": [str(file) for file in files]}
     if as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, ending, json_option, partial_option
+from nvtxmoe.commands._common import PATH, command, ending, json_option, partial_option, renew_report
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
 
@@ -55,7 +55,8 @@ def merge(
     chosen = session_folder(sessions[0]) if output is None else output
     with progress_bar() as tell:
         done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=tell)
-    found = overview(done)
+        found = overview(done)
+        found["files"] += renew_report(done.folder, tell, wanted=False)
     if as_json:
         print_json(found)
     else:

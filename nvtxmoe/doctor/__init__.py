@@ -1,1 +1,1 @@
-"""Whether a capture can work here, found out before it is made: what `nvtxmoe doctor` reports."""
+"""Test before a capture whether it can work on this machine: `nvtxmoe doctor`."""

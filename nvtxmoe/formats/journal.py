@@ -151,20 +151,11 @@ class Journal:
     truncated: bool = False
     ended: bytes | None = field(default=None, repr=False)
 
-    def records(self) -> Iterator[tuple[str, int, bytes]]:
-        """Yield (event, unix time in ns, payload) in file order; the ``end`` record is kept in ``ended``.
+    def bulk(self) -> Iterator[Records]:
+        """Yield the records of each block in file order, except ``end``, whose payload is kept in ``ended``.
 
         Raises:
             NvtxmoeError: no journal, or one that is damaged before its end.
-        """
-        for at, raw in self._blocks():
-            yield from self._records(raw, at)
-
-    def bulk(self) -> Iterator[Records]:
-        """Yield the same a block at a time, without an object a record.
-
-        Raises:
-            NvtxmoeError: as :meth:`records`.
         """
         end = EVENTS.index("end")
         for at, raw in self._blocks():
@@ -230,23 +221,6 @@ class Journal:
         if len(raw) != raw_bytes:
             raise self._damaged(at)
         return raw
-
-    def _records(self, raw: bytes, at: int) -> Iterator[tuple[str, int, bytes]]:
-        place = 0
-        while place < len(raw):
-            if place + _RECORD.size > len(raw):
-                raise self._damaged(at)
-            code, size_bytes, time_ns = _RECORD.unpack_from(raw, place)
-            place += _RECORD.size
-            if code >= len(EVENTS) or place + size_bytes > len(raw):
-                raise self._damaged(at)
-            payload = raw[place : place + size_bytes]
-            place += size_bytes
-            if EVENTS[code] == "end":
-                self.ended = payload
-            else:
-                self.ended = None  # it went on
-                yield EVENTS[code], time_ns, payload
 
     def _damaged(self, at: int) -> NvtxmoeError:
         return NvtxmoeError(

@@ -1,4 +1,4 @@
-"""What ``analyze``, ``demo`` and ``merge`` print for people."""
+"""Print the overview of an analysis: ``analyze``, ``demo``, ``merge``, ``profile``."""
 
 from __future__ import annotations
 
@@ -9,36 +9,36 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-#: Layers listed on the terminal; the files have all.
+#: Most layers listed in the terminal; the files have all.
 MOST_LAYERS = 16
 
 
-def show_analysis(console: Console, found: dict[str, Any]) -> None:
-    """Print an overview (see nvtxmoe_analysis.overview); of sessions of direct mode nothing of the GPU is in it."""
-    timed = "in_layer_ns" in found
-    if found["verdict"] != "complete":
+def show_analysis(console: Console, overview: dict[str, Any]) -> None:
+    """Print an overview (see ``nvtxmoe_analysis.overview``). The overview of a session has no GPU time."""
+    timed = "in_layer_ns" in overview
+    if overview["verdict"] != "complete":
         console.print("Capture [bold red]incomplete[/bold red], see below: the numbers lack what is missing.")
     console.print(
-        f"{_many(found['ranks'], 'rank')}, {_many(found['steps_kept'], 'step')}"
-        + (f" of {found['steps_captured']:,}" if found["steps_kept"] != found["steps_captured"] else "")
-        + f", {_many(len(found['layers']), 'MoE layer')}, {_many(found['tokens'], 'token')}"
+        f"{_counted(overview['ranks'], 'rank')}, {_counted(overview['steps_kept'], 'step')}"
+        + (f" of {overview['steps_captured']:,}" if overview["steps_kept"] != overview["steps_captured"] else "")
+        + f", {_counted(len(overview['layers']), 'MoE layer')}, {_counted(overview['tokens'], 'token')}"
     )
     if timed:
         console.print(
-            f"{_us(found['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
-            + (f": {found['in_layer_pct']:.1f} % of all in steps" if found["in_layer_pct"] is not None else "")
+            f"{_duration(overview['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
+            + (f": {overview['in_layer_pct']:.1f} % of all in steps" if overview["in_layer_pct"] is not None else "")
         )
-    console.print(_layer_table(found["layers"], timed))
-    if len(found["layers"]) > MOST_LAYERS:
+    console.print(_layer_table(overview["layers"], timed))
+    if len(overview["layers"]) > MOST_LAYERS:
         most = "most kernel time" if timed else "highest max/mean"
-        console.print(f"The {MOST_LAYERS} layers with the {most} of {len(found['layers'])}; the files have all.")
+        console.print(f"The {MOST_LAYERS} layers with the {most} of {len(overview['layers'])}; the files have all.")
     if timed:
-        _show_operations(console, "Most GPU time in MoE layers:", found["kernels"])
-        _show_operations(console, "Most GPU time of steps outside MoE layers:", found["outside"])
-        _show_explained(console, found["explained"])
-    _show_verdict(console, found)
-    console.print(f"Results in [bold]{escape(found['folder'])}[/bold]:", soft_wrap=True)
-    for file in found["files"]:
+        _show_operations(console, "Most GPU time in MoE layers:", overview["kernels"])
+        _show_operations(console, "Most GPU time of steps outside MoE layers:", overview["outside"])
+        _show_explained(console, overview["explained"])
+    _show_verdict(console, overview)
+    console.print(f"Results in [bold]{escape(overview['folder'])}[/bold]:", soft_wrap=True)
+    for file in overview["files"]:
         console.print(f"  {escape(file)}", soft_wrap=True)
 
 
@@ -47,24 +47,26 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     times = ("kernels", "copies", "kernels a step", "of it own") if timed else ()
     for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
         table.add_column(name, justify="right")
-    shown = sorted(layers, key=lambda one: -(one["kernel_time_ns"] if timed else one["max_mean"] or 0))[:MOST_LAYERS]
-    for one in sorted(shown, key=lambda each: each["layer"]):
+    shown = sorted(layers, key=lambda layer: -(layer["kernel_time_ns"] if timed else layer["max_mean"] or 0))[
+        :MOST_LAYERS
+    ]
+    for layer in sorted(shown, key=lambda layer: layer["layer"]):
         table.add_row(
-            str(one["layer"]),
-            *("-" if one[key] is None else str(one[key]) for key in ("num_experts", "top_k", "used")),
-            "-" if one["hottest"] is None else f"{one['hottest']} ({one['hottest_pct']:.1f} %)",
-            "-" if one["max_mean"] is None else f"{one['max_mean']:.2f}",
-            *(_times(one) if timed else ()),
+            str(layer["layer"]),
+            *("-" if layer[key] is None else str(layer[key]) for key in ("num_experts", "top_k", "used")),
+            "-" if layer["hottest"] is None else f"{layer['hottest']} ({layer['hottest_pct']:.1f} %)",
+            "-" if layer["max_mean"] is None else f"{layer['max_mean']:.2f}",
+            *(_times(layer) if timed else ()),
         )
     return table
 
 
-def _times(one: dict[str, Any]) -> tuple[str, ...]:
-    a_step = (one["kernel_time_ns_per_step"], one["own_ns_per_step"])
+def _times(layer: dict[str, Any]) -> tuple[str, ...]:
+    per_step_ns = (layer["kernel_time_ns_per_step"], layer["own_ns_per_step"])
     return (
-        _us(one["kernel_time_ns"]),
-        _us(one["copy_time_ns"]),
-        *("-" if time is None else _us(time) for time in a_step),
+        _duration(layer["kernel_time_ns"]),
+        _duration(layer["copy_time_ns"]),
+        *("-" if ns is None else _duration(ns) for ns in per_step_ns),
     )
 
 
@@ -76,9 +78,12 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
     for justify in ("right", "right", "left"):
         table.add_column(justify=justify, no_wrap=True, overflow="fold")
     table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for one in operations:
+    for operation in operations:
         table.add_row(
-            f"  {_us(one['total_ns'])}", f"{one['pct']:.1f} %", one["phase"], escape(_short(one["kernel_name"]))
+            f"  {_duration(operation['total_ns'])}",
+            f"{operation['pct']:.1f} %",
+            operation["phase"],
+            escape(_short(operation["kernel_name"])),
         )
     console.print(table)
 
@@ -86,32 +91,32 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
 def _show_explained(console: Console, sentences: list[str]) -> None:
     if sentences:
         console.print("What explains the layers' time (docs/models.md):")
-    for one in sentences:
-        console.print(f"  {escape(one)}", soft_wrap=True)
+    for sentence in sentences:
+        console.print(f"  {escape(sentence)}", soft_wrap=True)
 
 
 def _short(kernel_name: str) -> str:
-    """A C++ kernel's name without its template arguments and parameters."""
+    """Return a C++ kernel's name without its template arguments and parameters."""
     name = kernel_name.removeprefix("void ")
     return name if name.startswith("[") else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name
 
 
-def _show_verdict(console: Console, found: dict[str, Any]) -> None:
-    if found["verdict"] == "complete":
-        console.print(f"Capture [bold green]complete[/bold green]: {found['checks_passed']} checks passed.")
+def _show_verdict(console: Console, overview: dict[str, Any]) -> None:
+    if overview["verdict"] == "complete":
+        console.print(f"Capture [bold green]complete[/bold green]: {overview['checks_passed']} checks passed.")
     else:
         console.print("Capture [bold red]incomplete[/bold red]:")
-        for reason in found["reasons"]:
+        for reason in overview["reasons"]:
             console.print(f"  - {escape(reason)}", soft_wrap=True)
-    for warning in found["warnings"]:
+    for warning in overview["warnings"]:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
 
 
-def _many(count: int, what: str) -> str:
+def _counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _us(nanoseconds: float) -> str:
+def _duration(nanoseconds: float) -> str:
     if nanoseconds >= 1e9:
         return f"{nanoseconds / 1e9:,.2f} s"
     if nanoseconds >= 1e7:

@@ -1,4 +1,4 @@
-"""What ``compare`` prints for people."""
+"""Print a comparison of two results: ``compare``."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-#: Layers, and experts, that are listed; the files have all.
+#: Most layers and experts listed in the terminal; the files have all.
 MOST_MOVERS = 5
 TIMES = ("kernel_time", "own_time", "step_time", "kernel_time_per_token")
 
 
-def show_comparison(console: Console, found: dict[str, Any]) -> None:
-    """Print a comparison (see nvtxmoe_analysis.compare.compare.document)."""
+def show_comparison(console: Console, document: dict[str, Any]) -> None:
+    """Print a comparison (see ``nvtxmoe_analysis.compare.compare.document``)."""
     for name in ("a", "b"):
-        side = found[name]
+        side = document[name]
         console.print(
             f"{name.upper()} [bold]{escape(side['folder'])}[/bold]: {side['steps']:,} steps, "
             f"{side['ranks']} rank{'' if side['ranks'] == 1 else 's'}, {side['layers']} MoE layers",
             soft_wrap=True,
         )
-    console.print(_whole(found))
+    console.print(_all_layers_table(document))
     for name in ("kernel_time", "imbalance"):
-        _show_layers(console, name, found["layers"][name])
-    _show_routing(console, found["layers"]["js"])
-    _show_experts(console, found["experts"])
-    for gate in found["gates"]:
+        _show_layers(console, name, document["layers"][name])
+    _show_routing(console, document["layers"]["js"])
+    _show_experts(console, document["experts"])
+    for gate in document["gates"]:
         _show_gate(console, gate)
-    for note in found["notes"]:
+    for note in document["notes"]:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}", soft_wrap=True)
     console.print("Significance is against steps within these runs, not against other runs of the same thing.")
-    if found["files"]:
+    if document["files"]:
         console.print("Written:")
-    for file in found["files"]:
+    for file in document["files"]:
         console.print(f"  {escape(file)}", soft_wrap=True)
 
 
@@ -45,11 +45,11 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _whole(found: dict[str, Any]) -> Table:
-    """All layers together. Where one kind of step is all that is compared, it stands for all."""
-    percent = f"{100 * found['options']['confidence']:g} % interval"
+def _all_layers_table(document: dict[str, Any]) -> Table:
+    """Return the table of all layers together. If only one kind of step is compared, its row replaces "all"."""
+    percent = f"{100 * document['options']['confidence']:g} % interval"
     table = _table("", "steps", "A", "B", "change", percent, "p", "differs")
-    for row in _told(found["metrics"], ("metric",), "value_b"):
+    for row in _without_repeats(document["metrics"], ("metric",), "value_b"):
         table.add_row(
             row["metric"],
             row["step_kind"],
@@ -60,7 +60,7 @@ def _whole(found: dict[str, Any]) -> Table:
             _p(row["p_value"]),
             _verdict(row),
         )
-    for row in _told(found["activations"], (), "js_bits"):
+    for row in _without_repeats(document["activations"], (), "js_bits"):
         noise = "" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f}"
         table.add_row(
             "js", row["step_kind"], noise, f"{row['js_bits']:.4f}", _bits(row["excess_bits"]),
@@ -69,8 +69,8 @@ def _whole(found: dict[str, Any]) -> Table:
     return table
 
 
-def _told(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
-    """Rows that say something: what all kinds of step say is left out where one of them says the same."""
+def _without_repeats(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
+    """Return rows with a value, without the row of all kinds of step if one kind has the same value."""
     known = [row for row in rows if row[value] is not None]
     kinds = {(*(row[name] for name in key), row[value]) for row in known if row["step_kind"] != "all"}
     return [

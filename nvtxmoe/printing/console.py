@@ -1,4 +1,4 @@
-"""The terminal: consoles, JSON, progress."""
+"""Open consoles, and print JSON and progress."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
-    """A bar on standard error for ``analyze``'s ``tell``; nothing at all where that is not a terminal."""
+    """Show a progress bar on standard error and yield ``analyze``'s ``tell``; show nothing if it is no terminal."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it is shown
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
@@ -28,19 +28,19 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
 
 
 def print_json(value: object) -> None:
-    """Write JSON to standard output, nothing else."""
+    """Write a value as JSON to standard output."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def stdout() -> Console:
-    """The console for results. Not a terminal: plain text, and wide enough not to fold tables."""
+    """Return the console for results. If it is no terminal: plain text, wide enough for unfolded tables."""
     from rich.console import Console  # noqa: PLC0415  not for JSON
 
     return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
-    """The console for progress. It shows none where standard output is read by a program."""
+    """Return the console for progress, which is quiet if a program reads standard output."""
     from rich.console import Console  # noqa: PLC0415  not for JSON
 
     return Console(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())

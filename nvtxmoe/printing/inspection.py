@@ -1,4 +1,4 @@
-"""What ``inspect`` prints for people."""
+"""Print the contents of exports: ``inspect``."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ if TYPE_CHECKING:
     from nvtxmoe_analysis.inspection.inspect import Contents, Inspected, Inspection, LayerInfo
 
 
-def show_inspection(console: Console, found: Inspection) -> None:
+def show_inspection(console: Console, inspection: Inspection) -> None:
     """Print each input and the verdict so far."""
-    for one in found.inputs:
-        console.print(f"[bold]{escape(one.path)}[/bold]", soft_wrap=True)
-        console.print(_overview(one))
-        if one.contents is not None:
-            console.print(_processes(one.contents))
+    for inspected in inspection.inputs:
+        console.print(f"[bold]{escape(inspected.path)}[/bold]", soft_wrap=True)
+        console.print(_overview(inspected))
+        if inspected.contents is not None:
+            console.print(_processes(inspected.contents))
         console.print()
-    _verdict(console, found)
+    _verdict(console, inspection)
 
 
-def _overview(one: Inspected) -> Table:
+def _overview(inspected: Inspected) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _rows(one):
+    for name, value in _rows(inspected):
         table.add_row(f"  {name}", escape(value))
     return table
 
 
-def _rows(one: Inspected) -> list[tuple[str, str]]:
-    if one.journals is not None and one.contents is not None:
-        files = f"{one.journals:,} journal{'' if one.journals == 1 else 's'}"
-        return [("session", f"{files}, {_size(one.size_bytes)}"), *_content_rows(one.contents)]
-    kind = "SQLite export" if one.kind == "sqlite" else "folder of Parquet files"
-    nsys = f"{one.nsys_product or 'nsys'} {one.nsys_version or '(version unknown)'}"
+def _rows(inspected: Inspected) -> list[tuple[str, str]]:
+    if inspected.journals is not None and inspected.contents is not None:
+        files = f"{inspected.journals:,} journal{'' if inspected.journals == 1 else 's'}"
+        return [("session", f"{files}, {_size(inspected.size_bytes)}"), *_content_rows(inspected.contents)]
+    kind = "SQLite export" if inspected.kind == "sqlite" else "folder of Parquet files"
+    nsys = f"{inspected.nsys_product or 'nsys'} {inspected.nsys_version or '(version unknown)'}"
     rows = [
-        ("file", f"{kind}, {_size(one.size_bytes)}"),
-        ("profiler", f"{nsys}, export schema {one.export_schema or 'unknown'}"),
+        ("file", f"{kind}, {_size(inspected.size_bytes)}"),
+        ("profiler", f"{nsys}, export schema {inspected.export_schema or 'unknown'}"),
     ]
-    if one.gpus:
-        rows.append(("GPUs", ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(sorted(one.gpus)))))
-    if one.contents is not None:
-        rows += _content_rows(one.contents)
-    operations = ", ".join(f"{count:,} {kind}" for kind, count in one.gpu_operations.items() if count) or "none"
-    rows.append(("GPU operations", f"{operations}; {one.runtime_calls:,} CUDA calls"))
-    rows.append(("graph tracing", one.graph_tracing))
+    if inspected.gpus:
+        rows.append(
+            ("GPUs", ", ".join(f"{len(list(names))} x {name}" for name, names in groupby(sorted(inspected.gpus))))
+        )
+    if inspected.contents is not None:
+        rows += _content_rows(inspected.contents)
+    operations = ", ".join(f"{count:,} {kind}" for kind, count in inspected.gpu_operations.items() if count) or "none"
+    rows.append(("GPU operations", f"{operations}; {inspected.runtime_calls:,} CUDA calls"))
+    rows.append(("graph tracing", inspected.graph_tracing))
     return rows
 
 
@@ -68,35 +70,37 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
 
 
 def _layers(layers: list[LayerInfo]) -> str:
-    """``0-3, 5: 32 experts, top-4``, of layers that are alike together."""
+    """Return ``0-3, 5: 32 experts, top-4``: numbers of layers grouped by their shape."""
     from nvtxmoe_analysis.core.text import spans  # noqa: PLC0415  only when needed
 
-    alike: dict[tuple[int, int], list[int]] = {}
-    for one in layers:
-        alike.setdefault((one.num_experts, one.top_k), []).append(one.layer)
-    return "; ".join(f"{spans(numbers)}: {experts} experts, top-{k}" for (experts, k), numbers in alike.items())
+    layers_by_shape: dict[tuple[int, int], list[int]] = {}
+    for layer in layers:
+        layers_by_shape.setdefault((layer.num_experts, layer.top_k), []).append(layer.layer)
+    return "; ".join(
+        f"{spans(numbers)}: {experts} experts, top-{k}" for (experts, k), numbers in layers_by_shape.items()
+    )
 
 
 def _processes(contents: Contents) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("  rank", "pid", "tp", "ep", "dp", "steps", "first..last", "prefill tokens", "decode tokens"):
         table.add_column(name, justify="right")
-    for one in contents.processes:
+    for process in contents.processes:
         table.add_row(
-            _known(one.rank),
-            str(one.pid),
-            _of(one.tp_rank, one.tp_size),
-            _of(one.ep_rank, one.ep_size),
-            _of(one.dp_rank, one.dp_size),
-            f"{one.steps:,}",
-            f"{one.first_step}..{one.last_step}" if one.first_step is not None else "",
-            f"{one.prefill_tokens:,}",
-            f"{one.decode_tokens:,}",
+            _known(process.rank),
+            str(process.pid),
+            _rank_of_size(process.tp_rank, process.tp_size),
+            _rank_of_size(process.ep_rank, process.ep_size),
+            _rank_of_size(process.dp_rank, process.dp_size),
+            f"{process.steps:,}",
+            f"{process.first_step}..{process.last_step}" if process.first_step is not None else "",
+            f"{process.prefill_tokens:,}",
+            f"{process.decode_tokens:,}",
         )
     return table
 
 
-def _of(rank: int | None, size: int | None) -> str:
+def _rank_of_size(rank: int | None, size: int | None) -> str:
     return "" if rank is None and size is None else f"{_known(rank)} of {_known(size)}"
 
 
@@ -104,16 +108,16 @@ def _known(number: int | None) -> str:
     return "?" if number is None else str(number)
 
 
-def _verdict(console: Console, found: Inspection) -> None:
-    if found.missing:
+def _verdict(console: Console, inspection: Inspection) -> None:
+    if inspection.missing:
         console.print("[bold red]Something is missing:[/bold red]")
-        for reason in found.missing:
+        for reason in inspection.missing:
             console.print(f"  - {escape(reason)}", soft_wrap=True)
     else:
-        direct = all(one.journals is not None for one in found.inputs)
+        direct = all(inspected.journals is not None for inspected in inspection.inputs)
         more = "`nvtxmoe merge` checks every count." if direct else "`nvtxmoe analyze` checks every launch."
         console.print(f"[bold green]So far nothing is missing[/bold green]; {more}")
-    for warning in found.warnings:
+    for warning in inspection.warnings:
         console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
 
 

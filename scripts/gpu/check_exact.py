@@ -212,14 +212,18 @@ def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: i
 def compare(journal: Path, oracle: Oracle) -> dict[str, Any]:
     """Counts of every cell and experts of every token."""
     from nvtxmoe.formats import schema  # noqa: PLC0415
-    from nvtxmoe.formats.journal import Journal  # noqa: PLC0415
+    from nvtxmoe.formats.journal import EVENTS, Journal  # noqa: PLC0415
 
     layer_at = {layer: at for at, layer in enumerate(oracle.layers)}
     found = {"steps": 0, "cells": 0, "cells_equal": 0, "tokens": 0, "tokens_equal": 0, "weights": 0, "weights_equal": 0}
     found |= {"physical": 0, "physical_equal": 0, "mapped": 0, "pairs": 0, "pairs_equal": 0}
     meta: dict[str, Any] = {}
     record = Journal(journal)
-    for event, _, payload in record.records():
+    for event, payload in (
+        (EVENTS[int(part.event[at])], part.payloads(np.array([at])).tobytes())
+        for part in record.bulk()
+        for at in range(len(part))
+    ):
         if event == "meta":
             meta = json.loads(payload)
             shape = {layer["layer"]: (layer["num_experts"], layer["top_k"]) for layer in meta["layers"]}

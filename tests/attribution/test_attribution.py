@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import polars as pl
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -275,7 +276,8 @@ RANGES = ["step", "layer0", "layer1", "experts", "route", "collective", "idle"]
 ACTIONS = [*RANGES, "pop", "kernel", "copy", "set", "node", "clone", "replay", "lost", "orphan", "failed"]
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=150)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.sampled_from(ACTIONS)), max_size=60),
     st.lists(st.tuples(st.integers(0, 40), st.integers(-30, 30)), max_size=2),

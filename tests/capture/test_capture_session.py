@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import Journal
 from tests.support.cli import run
+from tests.support.journal_reader import records_of_journal
 from tests.support.paths import ROOT
 
 #: Emits a step every 5 ms, and says how many it has emitted.
@@ -49,9 +51,10 @@ for number in range(10_000):
 def steps_in(folder: Path) -> int:
     """Steps in the one journal of a session."""
     (file,) = folder.glob("ranks/*.journal")
-    return sum(event == "counts" for event, _, _ in Journal(file).records())
+    return sum(event == "counts" for event, _, _ in records_of_journal(Journal(file)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_ended_loses_an_interval_at_most(kill: signal.Signals, tmp_path: Path) -> None:
     interval_s = 0.2
@@ -88,7 +91,7 @@ def test_a_forked_child_does_not_write_the_parents_records(tmp_path: Path) -> No
     os.waitpid(child, 0)
     assert sink.path.stat().st_size == 8
     sink.close({"steps": 1})
-    assert [event for event, _, _ in Journal(sink.path).records()] == ["step"]
+    assert [event for event, _, _ in records_of_journal(Journal(sink.path))] == ["step"]
 
 
 def test_a_slow_disk_drops_events_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +101,7 @@ def test_a_slow_disk_drops_events_and_says_so(tmp_path: Path, monkeypatch: pytes
         sink.step_begins(Step(number, 0, 1, 1, 1, 0))
     sink.close({"steps": 100, "lost": {}})
     record = Journal(sink.path)
-    kept = len(list(record.records()))
+    kept = len(list(records_of_journal(record)))
     assert 0 < kept < 100
     assert record.ended is not None
     assert f'"the disk was slower than the events": {100 - kept}' in record.ended.decode()
@@ -133,7 +136,7 @@ def test_rows_are_records(tmp_path: Path) -> None:
     rows = np.array([(7, layer, 0, 2, 2, [1, 1, 1, 1]) for layer in range(3)], schema.counts_dtype(4))
     sink.payloads(schema.COUNTS, rows)
     sink.close({})
-    found = [payload for _, _, payload in Journal(sink.path).records()]
+    found = [payload for _, _, payload in records_of_journal(Journal(sink.path))]
     assert found == [row.tobytes() for row in rows]
 
 
@@ -150,3 +153,40 @@ def test_a_folder_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert first.is_dir()
     session.merge_at_exit(first, os.getpid())  # nothing was recorded
     assert not first.exists()
+
+
+def test_the_last_line_has_the_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A journal without its end: the terminal says what the validation file says, and what to do."""
+    whole = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(tmp_path), "0.05"], env=whole, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        while steps_in(tmp_path) < 3 if any(tmp_path.glob("ranks/*.journal")) else True:
+            process.stdout.readline()
+        process.kill()
+    session.merge_at_exit(tmp_path, os.getpid())
+    (line,) = capfd.readouterr().err.splitlines()
+    validation = json.loads((tmp_path / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
+    assert line.startswith("nvtxmoe: capture INCOMPLETE: ")
+    assert f" in {tmp_path / 'moe_expert_tracking'}. {validation['reasons'][0]}" in line
+    assert line.endswith(session.REMEDY)
+
+
+def test_the_last_line_of_a_complete_run() -> None:
+    overview = {"verdict": "complete", "reasons": [], "steps_captured": 1234, "tokens": 5678, "folder": "/tmp/s"}
+    assert session.verdict_line(overview) == "capture complete: 1,234 steps, 5,678 tokens in /tmp/s"
+
+
+def test_programs_in_the_working_directory_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The merge at exit imports what is installed, not what stands where the user does."""
+    session_folder, here = tmp_path / "session", tmp_path / "here"
+    sink = JournalSink(session_folder, 0, 3600)
+    sink.step_begins(Step(0, 0, 1, 1, 1, 0))
+    sink.close({"steps": 1})
+    here.mkdir()
+    (here / "click.py").write_text("import pathlib; pathlib.Path('planted').touch(); raise SystemExit(0)")
+    monkeypatch.chdir(here)
+    session.merge_at_exit(session_folder, os.getpid())
+    assert not (here / "planted").exists()
+    assert (session_folder / "moe_expert_tracking").is_dir()

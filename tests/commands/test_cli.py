@@ -123,6 +123,7 @@ def test_metadata_with_numbers_that_json_has_not(tmp_path: Path) -> None:
     analyze(source, tmp_path / "results")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_pipes_get_plain_text(small: Path, tmp_path: Path, more: list[str]) -> None:
     ran = spawn("analyze", small, "-o", tmp_path / "results", *more, env=os.environ | {"TERM": "xterm-256color"})
@@ -294,6 +295,7 @@ def test_interrupted(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # demo ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     ran = run("demo")

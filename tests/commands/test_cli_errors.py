@@ -260,6 +260,7 @@ def test_a_file_nobody_may_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     refused(ran, f"{source}: cannot be read: Permission denied")
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     source = saved(tmp_path, steps=200)

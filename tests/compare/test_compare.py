@@ -134,7 +134,7 @@ def test_few_steps_are_silent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("b", "said"),
     [
-        (replace(LOAD, layers=4), "the runs have different layers: A 0 to 2, B 0 to 3"),
+        (replace(LOAD, layers=4), "the runs have different layers: A 0-2, B 0-3"),
         (replace(LOAD, experts=8), "layer 0 has 16 experts in A and 8 in B"),
         (replace(LOAD, top_k=4), r"layer 0 has 2 experts a token \(top-k\) in A and 4 in B"),
     ],
@@ -225,16 +225,15 @@ def test_the_same_seed_gives_the_same_figures(tmp_path: Path) -> None:
     folders = pair(tmp_path, LOAD, LOAD)
     one, same, other = (run("compare", *folders, "--json", "--seed", seed).json for seed in (3, 3, 4))
     assert one == same
-    assert one["metrics"][0]["ci_low"] != other["metrics"][0]["ci_low"]
-    assert one["metrics"][0]["difference"] == other["metrics"][0]["difference"]
+    assert one["activations"][0]["noise_bits"] != other["activations"][0]["noise_bits"]
+    assert one["metrics"] == other["metrics"]
 
 
-def test_confidence_and_resamples(tmp_path: Path) -> None:
+def test_confidence(tmp_path: Path) -> None:
     folders = pair(tmp_path, LOAD, LOAD)
     narrow, wide = (of(compare(*folders, confidence=c), "kernel_time").row(0, named=True) for c in (0.8, 0.99))
     assert narrow["ci_high"] - narrow["ci_low"] < wide["ci_high"] - wide["ci_low"]
     assert narrow["p_value"] == wide["p_value"]
-    assert run("compare", *folders, "--resamples", 10).code == 2
 
 
 def test_on_the_terminal(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import EVENTS, MAGIC, MOST_RAW_BYTES, Journal, JournalWriter, block, record, records_of
+from tests.support.journal_reader import records_of_journal
 
 Found = list[tuple[str, int, bytes]]
 
@@ -34,7 +35,7 @@ def packed(parts: list[Found]) -> bytes:
 
 def one_by_one(path: Path) -> tuple[Journal, Found]:
     journal = Journal(path)
-    return journal, list(journal.records())
+    return journal, list(records_of_journal(journal))
 
 
 def in_bulk(path: Path) -> tuple[Journal, Found]:
@@ -61,7 +62,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @READERS
 @given(sent=blocks)
-@settings(deadline=None)
 def test_records_come_back_in_order(path: Path, read: Reader, sent: list[Found]) -> None:
     path.unlink(missing_ok=True)
     writer = JournalWriter(path)
@@ -106,7 +106,7 @@ def test_payloads_of_one_size_as_a_matrix(path: Path) -> None:
 
 
 @given(raw=st.binary(max_size=120))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_readers_refuse_the_same_blocks(path: Path, raw: bytes) -> None:
     """Blocks that are whole, but hold anything."""
     path.write_bytes(MAGIC + block(raw))
@@ -119,7 +119,7 @@ def test_both_readers_refuse_the_same_blocks(path: Path, raw: bytes) -> None:
     byte=st.integers(0, 255),
     cut=st.integers(0, 8),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_both_readers_refuse_the_same_records(path: Path, sent: Found, at: int, byte: int, cut: int) -> None:
     """Records of which one byte is another, and the last bytes are lost."""
     raw = bytearray(b"".join(record(*one) for one in sent))
@@ -187,7 +187,7 @@ def test_a_journal_that_is_still_written(path: Path, read: Reader) -> None:
     path.unlink(missing_ok=True)
     writer = JournalWriter(path)
     writer.append(b"".join(record(*one) for one in PARTS[0]))
-    reading = Journal(path).records()
+    reading = records_of_journal(Journal(path))
     assert next(reading) == PARTS[0][0]
     writer.append(b"".join(record(*one) for one in PARTS[1]))
     assert list(reading) == PARTS[0][1:]

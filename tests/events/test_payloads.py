@@ -302,7 +302,7 @@ def test_a_payload_of_another_layout_is_named(tmp_path: Path) -> None:
         read_events(open_export(export.save(tmp_path / "other.sqlite")))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(0, 10_000), st.binary(max_size=12), st.booleans())
 def test_changed_bytes_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, at: int, new: bytes, cut: bool

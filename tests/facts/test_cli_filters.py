@@ -203,3 +203,48 @@ def test_a_step_with_nothing_in_it(tmp_path: Path, form: str) -> None:
         # The rows of what was captured are there, zeros where the GPU did nothing.
         assert len(narrowed) == (2 if stem in ("moe_layer_timings", "moe_layer_correlation") else 0), stem
     assert json.loads((tmp_path / "results" / RESULTS / "moe_summary.json").read_text()) == {}
+
+
+SHARES = [
+    ([], 600, 100.0 * 600 / 1400, {"attention": 800}),
+    (["--steps", "1:1"], 400, 100.0 * 400 / 900, {"attention": 500}),
+    (["--layers", "1"], 300, 100.0 * 300 / 1400, {"attention": 800}),
+    (["--steps", "0:0", "--layers", "0"], 100, 100.0 * 100 / 500, {"attention": 300}),
+]
+
+
+@pytest.mark.parametrize(("options", "in_layer_ns", "share", "outside"), SHARES)
+def test_shares_and_work_outside_layers_are_of_the_kept_steps(
+    tmp_path: Path, options: list[str], in_layer_ns: int, share: float, outside: dict[str, int]
+) -> None:
+    """Step 0: 100 ns in each of two layers, 300 ns of attention; step 1: 200 ns in each layer, 500 ns of attention."""
+    export = Export()
+    worker = Process(export, layers=2)
+    worker.send_meta()
+    for step, (ns, attention_ns) in enumerate([(100, 300), (200, 500)]):
+        with worker.step(step):
+            worker.kernel(attention_ns, "attention")
+            for layer in range(2):
+                with worker.layer(layer):
+                    worker.kernel(ns, "experts")
+        for layer in range(2):
+            worker.counts(step, layer, [2, 2, 1, 1])
+    ran = run("analyze", export.save(tmp_path / "built.sqlite"), "-o", tmp_path / "out", "--json", *options)
+    found = json.loads(ran.out)
+    assert (found["in_layer_ns"], found["in_layer_pct"]) == (in_layer_ns, pytest.approx(share))
+    assert {row["kernel_name"]: row["total_ns"] for row in found["outside"]} == outside
+    assert [row["pct"] for row in found["outside"]] == [100.0]
+
+
+def test_an_earlier_report_is_made_anew(tmp_path: Path) -> None:
+    """A page beside newer tables would contradict them."""
+    source, output = decoding(tmp_path), tmp_path / "results"
+    page = output / "report.html"
+    assert run("analyze", source, "-o", output).code == 0
+    assert not page.exists()
+    assert run("analyze", source, "-o", output, "--report").code == 0
+    whole = page.read_text()
+    ran = run("analyze", source, "-o", output, "--steps", "1:1")
+    assert ran.code == 0
+    assert str(page) in ran.out
+    assert page.read_text() != whole

@@ -170,10 +170,10 @@ def test_many_cells_in_little_time() -> None:
     )
     routing = Routing(CountTable(frame, matrix), _no_topk(), {}, Agreement(0, 0, None))
     results = RunMetrics((), Selection(), routing, pl.DataFrame(), 0, aligned=True)
-    begun = time.perf_counter()
+    begun = time.process_time()
     table = step_activations.build(results)
     table.write_parquet(io.BytesIO(), compression="zstd")
-    assert time.perf_counter() - begun < 10
+    assert time.process_time() - begun < 100  # it takes less than one
     assert np.array_equal(table["counts"].explode().to_numpy().reshape(cells, experts), matrix)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,9 +25,12 @@ from tests.support.cli import Ran, everything, refused, run
 from tests.support.many_captures import Slow, deadly, reports, tasks
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.dask
+
 FORMATS = ("--format", "csv", "--format", "parquet")
 #: How often workers may die at a task before it is given up: the scheduler's allowed-failures.
 DEATHS = 1
+PATIENCE_S = 600
 
 
 class Cluster:
@@ -35,6 +40,7 @@ class Cluster:
         self._folder, self._stack, self._number = folder, stack, 0
         self._file = folder / "scheduler.json"
         self.workers: list[subprocess.Popen[bytes]] = []
+        self.logs: dict[subprocess.Popen[bytes], Path] = {}
         self.environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'analysis'}",
@@ -45,7 +51,8 @@ class Cluster:
 
     def start(self, module: str, *options: str) -> subprocess.Popen[bytes]:
         self._number += 1
-        log = self._stack.enter_context((self._folder / f"{self._number}.log").open("wb"))
+        path = self._folder / f"{self._number}.log"
+        log = self._stack.enter_context(path.open("wb"))
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{module}", *options, "--no-dashboard"],
             cwd=self._folder,
@@ -54,6 +61,7 @@ class Cluster:
             stderr=log,
             start_new_session=True,  # a worker's nanny and the worker end together
         )
+        self.logs[process] = path
         self._stack.callback(self.stop, process)
         return process
 
@@ -71,10 +79,16 @@ class Cluster:
                 )
             )
 
-    def _address(self) -> str:
-        import json  # noqa: PLC0415
+    def wait_for_log(self, process: subprocess.Popen[bytes], *words: str) -> None:
+        """Wait until a process has written all of these."""
+        log = self.logs[process]
+        until = time.monotonic() + PATIENCE_S
+        while not all(word in log.read_text() for word in words):
+            assert time.monotonic() < until and process.poll() is None, log.read_text()
+            time.sleep(0.05)
 
-        until = time.monotonic() + 60
+    def _address(self) -> str:
+        until = time.monotonic() + PATIENCE_S
         while time.monotonic() < until:
             with contextlib.suppress(OSError, ValueError):
                 return str(json.loads(self._file.read_text())["address"])
@@ -87,6 +101,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with contextlib.ExitStack() as stack:
         made = Cluster(tmp_path_factory.mktemp("cluster"), stack)
         made.add_workers(2)
+        for worker in made.workers:
+            made.wait_for_log(worker, "Registered to:")
         yield made
 
 
@@ -99,6 +115,21 @@ def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def ignore(_: Outcome) -> None:
     pass
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, *, with_first_worker: bool = False) -> None:
+    """Wait a second for workers, once the scheduler has answered and, unless told otherwise, the first worker too."""
+    check = dask_pool._check_workers
+
+    def checked(client: Any, address: str) -> int:
+        if with_first_worker:
+            monkeypatch.setattr(dask_pool, "CONNECT_S", 1)
+        found = check(client, address)
+        monkeypatch.setattr(dask_pool, "CONNECT_S", 1)
+        return found
+
+    monkeypatch.setattr(dask_pool, "CONNECT_S", PATIENCE_S)
+    monkeypatch.setattr(dask_pool, "_check_workers", checked)
 
 
 def analyzed(paths: list[Path], output: Path, *options: object) -> Ran:
@@ -184,13 +215,15 @@ def test_no_more_at_once_than_asked_for(cluster: Cluster, tmp_path: Path, monkey
 def test_a_scheduler_that_goes_away(own_cluster: Cluster, tmp_path: Path) -> None:
     """What has come by then is kept; the others are named."""
     own_cluster.add_workers(1)
+    own_cluster.wait_for_log(own_cluster.workers[0], "Registered to:")
     paths: list[Path] = reports(tmp_path)
     paths[1] = Slow(paths[1])
 
     def kill(outcome: Outcome) -> None:
         assert outcome.source == paths[0]
-        until = time.monotonic() + 60
-        while not Path(f"{paths[1]}.pid").exists() and time.monotonic() < until:
+        until = time.monotonic() + PATIENCE_S
+        while not Path(f"{paths[1]}.pid").exists():
+            assert time.monotonic() < until
             time.sleep(0.05)
         own_cluster.stop(own_cluster.scheduler)
 
@@ -199,17 +232,18 @@ def test_a_scheduler_that_goes_away(own_cluster: Cluster, tmp_path: Path) -> Non
     assert isinstance(found[0], CaptureFacts)
     errors = [one.error for one in found[1:] if isinstance(one, Failure)]
     assert len(errors) == 3
-    assert all("the Dask scheduler was lost before it was read" in error for error in errors)
+    assert all("the Dask scheduler was lost before it was read" in error for error in errors), errors
 
 
 def test_all_workers_go_away(own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_cluster.add_workers(1)
+    own_cluster.wait_for_log(own_cluster.workers[0], "Registered to:")
     paths: list[Path] = reports(tmp_path)
     paths[1] = Slow(paths[1])
 
     def kill(outcome: Outcome) -> None:
         assert outcome.source == paths[0]
-        monkeypatch.setattr(dask_pool, "CONNECT_S", 2)
+        monkeypatch.setattr(dask_pool, "CONNECT_S", 1)
         own_cluster.stop(own_cluster.workers[0])
 
     found = dask_pool.run(tasks(paths), own_cluster.address, 1, kill)
@@ -223,7 +257,8 @@ def test_workers_that_are_paused(own_cluster: Cluster, tmp_path: Path, monkeypat
     """Their memory is full before they have begun: nobody waits for ever."""
     own_cluster.environment["DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE"] = "0.01"
     own_cluster.add_workers(1, "--memory-limit", "2GiB")
-    monkeypatch.setattr(dask_pool, "CONNECT_S", 5)
+    own_cluster.wait_for_log(own_cluster.workers[0], "Registered to:", "Pausing worker")
+    impatient(monkeypatch)
     found = dask_pool.run(tasks(reports(tmp_path)), own_cluster.address, None, ignore)
     errors = [one.error for one in found if isinstance(one, Failure)]
     assert len(errors) == 4
@@ -234,7 +269,7 @@ def test_workers_that_are_paused(own_cluster: Cluster, tmp_path: Path, monkeypat
 def test_no_worker(
     own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(dask_pool, "CONNECT_S", 1)
+    impatient(monkeypatch, with_first_worker=True)
     ran = analyzed(reports(tmp_path, 2), tmp_path / "out", "--dask", own_cluster.address, *more)
     refused(ran, f"{own_cluster.address}: the Dask cluster has no worker. Start some: `dask worker")
 

@@ -43,6 +43,7 @@ def ignore(_: Outcome) -> None:
 # Processes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_files(tmp_path: Path) -> None:
     paths = reports(tmp_path)
     alone = analyzed(paths, tmp_path / "alone", "-j", 1, *FORMATS)
@@ -56,6 +57,7 @@ def test_processes_give_the_same_files(tmp_path: Path) -> None:
     assert (read["status"], read["message"]) == ("pass", "All 4 reports were read.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--steps", "1:20", "--layers", "1,2", "--skip-first", "2")])
 def test_a_real_capture_taken_apart(golden_2gpu: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     """Ranks that meet in collectives, in a report each: clocks, collectives and stragglers too."""
@@ -66,6 +68,7 @@ def test_a_real_capture_taken_apart(golden_2gpu: Path, tmp_path: Path, options: 
     assert everything(tmp_path / "1") == everything(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_of_the_inputs_the_order_counts_not_that_of_the_ends(tmp_path: Path) -> None:
     paths = reports(tmp_path)[::-1]
     found = process_pool.run(tasks(paths), 2, ignore)
@@ -75,6 +78,7 @@ def test_of_the_inputs_the_order_counts_not_that_of_the_ends(tmp_path: Path) -> 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     """The report that it was reading is read again; the others lose nothing."""
     paths: list[Path] = reports(tmp_path)
@@ -84,6 +88,7 @@ def test_a_process_that_is_killed_is_replaced(tmp_path: Path) -> None:
     assert Path(f"{paths[1]}.deaths").read_text() == "0"
 
 
+@pytest.mark.slow
 def test_a_report_that_kills_each_process_is_given_up(tmp_path: Path) -> None:
     paths: list[Path] = reports(tmp_path)
     paths[2] = deadly(paths[2], 100)
@@ -133,29 +138,31 @@ def started_slowly(tmp_path: Path) -> tuple[subprocess.Popen[str], list[Path]]:
         start_new_session=True,
     )
     told = [Path(f"{path}.pid") for path in paths[:2]]
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while not all(file.exists() and file.read_text() for file in told):
         assert time.monotonic() < until and process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False], ids=["group", "parent"])
 def test_an_interrupt_ends_the_processes_too(tmp_path: Path, whole_group: bool) -> None:
     process, told = started_slowly(tmp_path)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert (process.returncode, out, err) == (0, "interrupted\n", "")
     assert not any(alive(int(file.read_text())) for file in told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     process, told = started_slowly(tmp_path)
     process.send_signal(number)
-    process.communicate(timeout=60)  # they hold its output
+    process.communicate(timeout=600)  # they hold its output
     assert process.returncode == -number
-    until = time.monotonic() + 30
+    until = time.monotonic() + 600
     while any(alive(int(file.read_text())) for file in told):
         assert time.monotonic() < until
         time.sleep(0.1)
@@ -264,6 +271,7 @@ def test_sessions_are_merged_likewise(tmp_path: Path) -> None:
     assert run("merge", good, bad, "-o", tmp_path / "out", "--partial-ok", "--strict").code == 3
 
 
+@pytest.mark.slow
 def test_a_report_that_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "PAUSE_S", 0)
     paths = reports(tmp_path, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe_analysis.facts.selection import Selection
@@ -343,7 +343,6 @@ MEASURES: dict[str, tuple[Callable[..., Any], Callable[[Sequence[int]], float]]]
 
 
 @pytest.mark.parametrize("name", MEASURES)
-@settings(deadline=None)
 @given(loads=LOADS)
 def test_measures(name: str, loads: list[list[int]]) -> None:
     ours, plain = MEASURES[name]
@@ -351,7 +350,6 @@ def test_measures(name: str, loads: list[list[int]]) -> None:
     assert ours(of(loads)).tolist() == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(loads=LOADS)
 def test_sglangs_measure_knows_empty_steps(loads: list[list[int]]) -> None:
     wanted = [(mean(row) + 1e-5) / (max(row) + 1e-5) for row in loads]

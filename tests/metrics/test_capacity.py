@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe.errors import NvtxmoeError
@@ -162,7 +162,6 @@ def test_the_two_gpu_capture(golden_2gpu: Path, tmp_path: Path) -> None:
     assert_simulated(written(tmp_path, golden_2gpu), cells, DEFAULT)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 512), st.sampled_from([1.0, 1.1, 1.25, 1.3, 1.7, 2.0, 0.3, 2.55, 1000.0]))
 def test_capacity_is_exact(assignments: int, experts: int, factor: float) -> None:
     """Where floats would round up once too often: 1.1 x 50 is 55.00000000000001 there."""

@@ -104,7 +104,7 @@ def oracle(time: Ints, low: Ints, high: Ints) -> tuple[float, float | None]:
 bound = st.tuples(st.integers(0, 10**10), st.integers(1, 50_000), st.integers(1, 50_000))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(bound, min_size=1, max_size=40), st.floats(-300e-6, 300e-6), st.integers(-(10**9), 10**9))
 def test_line_against_linear_programming(bounds: list[tuple[int, int, int]], drift: float, offset: int) -> None:
     """The true line keeps between the bounds, so one fits; it is as far from them as can be, and the truth is no
@@ -122,7 +122,7 @@ def test_line_against_linear_programming(bounds: list[tuple[int, int, int]], dri
     assert widest / 2 - 2 <= residual.reach_ns.max() <= widest + 2
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(-9000, 9000), st.integers(-5000, 9000)), min_size=1))
 def test_any_bounds_against_linear_programming(bounds: list[tuple[int, int, int]]) -> None:
     """Also those between which no line fits."""
@@ -333,7 +333,8 @@ def test_groups_within_reports_need_no_common_clock(tmp_path: Path) -> None:
     assert [one["aligned_by"] for one in found.json("moe_straggler")["clock"]["by_report"]] == ["its own time"] * 2
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=15)
 @given(
     own=st.lists(st.integers(1000, 60_000), min_size=16, max_size=16),
     tails=st.lists(st.integers(2000, 9000), min_size=8, max_size=8),

@@ -40,7 +40,7 @@ kernel = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(kernel, max_size=60, unique_by=lambda row: (row[0], row[5])))
 def test_against_plain_matching(rows: list[tuple[Any, ...]]) -> None:
     """Also when the steps are matched one after the other: then the collectives come in the same order."""
@@ -103,7 +103,7 @@ def test_collectives_come_by_group_then_step(monkeypatch: pytest.MonkeyPatch, at
     assert met.rows.tolist() == [[0, 1], [4, 5], [12, 13], [8, 9], [2, 3], [6, 7], [14, 15], [10, 11]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(kernel, st.integers(0, 2), st.booleans()), max_size=30))
 def test_order_of_the_table(rows: list[tuple[tuple[Any, ...], int, bool]]) -> None:
     """moe_collectives is sorted as polars would sort it, nulls last."""
@@ -121,7 +121,7 @@ def test_order_of_the_table(rows: list[tuple[tuple[Any, ...], int, bool]]) -> No
     assert table.rename({"layer_idx": "layer"}).select(keys).equals(wanted)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_what_reports_see_against_dense_tables(data: st.DataObject) -> None:
     """Collectives of groups of several sizes over any reports, as kept by report and in tables of all reports."""

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -90,7 +90,6 @@ def test_chance_makes_no_paths() -> None:
     assert sum(seen) <= 5
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(60, 200), st.data())
 def test_the_bound_holds(of_a: int, of_b: int, tokens: int, data: st.DataObject) -> None:
     """It is never below the exact chance, of draws without replacement and of Poisson's."""
@@ -103,7 +102,6 @@ def test_the_bound_holds(of_a: int, of_b: int, tokens: int, data: st.DataObject)
         assert bound < 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 500), st.data())
 def test_wilson(tries: int, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, tries))

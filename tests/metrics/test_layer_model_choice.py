@@ -105,6 +105,7 @@ def test_a_second_cause_is_added() -> None:
 # No effect ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["constant", "wandering"])
 def test_no_effect_is_claimed_seldom(tokens: str) -> None:
     """Of 120 runs with four layers each and no cause at all, 5 % may claim anything: 6, and by chance 12 at most."""

@@ -224,7 +224,7 @@ def test_groups_of_ranks() -> None:
 # Against a plain computation ----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.dictionaries(
         st.tuples(st.integers(0, 3), st.integers(0, 2), st.integers(0, 4)),
@@ -289,7 +289,7 @@ KERNEL = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(KERNEL, max_size=12))
 def test_waiting_in_parts(rows: list[tuple[Any, ...]]) -> None:
     """The document's totals do not depend on how many kernels are looked at at a time; nor do they lose any."""

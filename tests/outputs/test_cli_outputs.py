@@ -14,6 +14,7 @@ import pytest
 
 from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.write import as_text, write_set
 from tests.support.cli import DEMO, PROC, RESULTS, analyze, everything, files, refused, run
 from tests.support.constructed_runs import simple
@@ -184,18 +185,22 @@ def test_the_command_restores_the_old_set(
     assert everything(tmp_path) == before
 
 
-def test_what_cannot_be_put_back_is_kept(
+def test_what_cannot_be_put_back_is_finished_by_the_next_reader(
     tmp_path: Path, sources: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, new = sources
     output = tmp_path / "results"
     analyze(old, output)
-    before = everything(output / RESULTS)
     patched(monkeypatch, lambda n, call: call() if n <= len(CSV) + 3 else full(call))
     ran = run("analyze", new, "-o", output)
-    (kept,) = (output / RESULTS).glob(".nvtxmoe-*/old")
-    refused(ran, "cannot replace the results: ", f"earlier results, which could not be put back, are in {kept}")
-    assert everything(kept) == before
+    refused(ran, "cannot replace the files: No space left on device; the earlier ones could not be put back: ")
+    monkeypatch.undo()
+    load(output)
+    analyze(new, tmp_path / "alone")
+    assert everything(output / RESULTS).keys() == everything(tmp_path / "alone" / RESULTS).keys()
+    for stem in TABLES:
+        name = f"{stem}.csv"
+        assert (output / RESULTS / name).read_bytes() == (tmp_path / "alone" / RESULTS / name).read_bytes()
 
 
 def test_an_interrupt_while_files_are_written(

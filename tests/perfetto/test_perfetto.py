@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 import pytest
 
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.perfetto.export import Exported, export_trace
-from nvtxmoe_analysis.perfetto.operations import short_name
 from tests.metrics.test_straggler_golden import taken_apart
 from tests.support.perfetto_reader import Slice, Trace, read
 from tests.support.written_results import Written, written

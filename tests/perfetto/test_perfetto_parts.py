@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from perfetto.protos.perfetto.trace import perfetto_trace_pb2 as proto
 
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.perfetto import messages as m
 from nvtxmoe_analysis.perfetto.export import export_trace
 from nvtxmoe_analysis.perfetto.lanes import lay
-from nvtxmoe_analysis.perfetto.operations import short_name
 from nvtxmoe_analysis.perfetto.protobuf_columns import (
     Doubles,
     Encoded,
@@ -40,7 +40,7 @@ row = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(row, max_size=20))
 def test_messages_equal_protobufs(rows: list[tuple[int, int, bool, float, bool, bool]]) -> None:
     """Numbers of all sizes, negative ones, doubles, fields and messages that are absent in some, no byte more."""
@@ -127,7 +127,7 @@ def test_fields_are_numbered_as_perfetto_numbers_them() -> None:
 span = st.tuples(st.integers(0, 30), st.integers(0, 12)).map(lambda one: (one[0], one[0] + one[1]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(span, max_size=25), st.booleans())
 def test_lanes_are_stacks(spans: list[tuple[int, int]], nested: bool) -> None:
     """Each slice begins and ends once, on one lane; what begins last ends first; times rise."""
@@ -179,6 +179,7 @@ def test_the_first_of_equal_slices_is_the_outer_one() -> None:
         ("fused_moe_kernel", "fused_moe_kernel"),
         ("[CUDA memcpy Device-to-Device]", "[CUDA memcpy Device-to-Device]"),
         ("<lambda>(int)", "<lambda>(int)"),
+        ("void (anonymous namespace)::k<int>(int)", "(anonymous namespace)::k<int>(int)"),
         ("", ""),
     ],
 )

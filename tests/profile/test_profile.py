@@ -218,6 +218,7 @@ def test_a_folder_that_holds_something(tmp_path: Path, nsys_path: Path) -> None:
 JOURNALS = PROGRAMS / "write_journals.py"
 
 
+@pytest.mark.slow
 def test_mode_moe_needs_no_nsys(tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = profile(out, "--mode", "moe", "--", sys.executable, JOURNALS, nsys=tmp_path / "none")
@@ -229,6 +230,7 @@ def test_mode_moe_needs_no_nsys(tmp_path: Path) -> None:
     assert "Capture complete" in ran.out
 
 
+@pytest.mark.slow
 def test_mode_moe_waits_for_what_is_left_behind(tmp_path: Path) -> None:
     out = tmp_path / "out"
     ran = profile(out, "--mode", "moe", "--", sys.executable, JOURNALS, 2)
@@ -237,6 +239,7 @@ def test_mode_moe_waits_for_what_is_left_behind(tmp_path: Path) -> None:
     assert activations(out) == emit_words.expected()["activations"]
 
 
+@pytest.mark.slow
 def test_mode_moe_ends_what_is_left_behind_for_too_long(tmp_path: Path) -> None:
     ran = profile(tmp_path / "out", "--mode", "moe", "--stop-timeout", 1, "--", sys.executable, JOURNALS, 600)
     assert ran.code == 2
@@ -244,6 +247,7 @@ def test_mode_moe_ends_what_is_left_behind_for_too_long(tmp_path: Path) -> None:
     assert ran.err.startswith(f"nvtxmoe: {tmp_path / 'out'}: nothing was recorded. Run it again with --verbose")
 
 
+@pytest.mark.slow
 def test_mode_moe_and_ctrl_c(tmp_path: Path) -> None:
     out, ready = tmp_path / "out", tmp_path / "ready"
     waiting = program(
@@ -286,6 +290,7 @@ def test_mode_both(tmp_path: Path, nsys_path: Path) -> None:
     assert activations(out) == emit_words.expected()["activations"]
 
 
+@pytest.mark.slow
 def test_a_report_that_is_never_written(tmp_path: Path) -> None:
     """One Ctrl-C more does not yet give up what nsys is about to write; two do."""
     shift = 'while [ "$1" != -o ]; do shift; done; shift 2'
@@ -324,6 +329,7 @@ def importing_nsys(folder: Path, failures: int) -> Path:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 2])
 def test_a_report_that_nsys_could_not_make(failures: int, tmp_path: Path) -> None:
     """The real nsys does that once in a while, whatever was recorded; its raw file imports on another try."""

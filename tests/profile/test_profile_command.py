@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.profile import interpreter
 from nvtxmoe.profile.server import Server, address, check_port, is_vllm_server, option, patient
 from tests.support.cli import refused, run
-from tests.support.profile_plans import dry_run, executable, forget_settings, make_nsys, shown_command
+from tests.support.profile_plans import dry_run, executable, forget_settings, shown_command
 
 SERVE = ["vllm", "serve", "M"]
 
@@ -23,11 +22,6 @@ SERVE = ["vllm", "serve", "M"]
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_settings(monkeypatch)
-
-
-@pytest.fixture
-def nsys(tmp_path: Path) -> Callable[..., Path]:
-    return partial(make_nsys, tmp_path)
 
 
 # The command's Python

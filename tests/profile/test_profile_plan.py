@@ -18,7 +18,6 @@ from tests.support.profile_plans import (
     executable,
     forget_settings,
     install_nvtx,
-    make_nsys,
     no_run,
     shown_command,
     variables,
@@ -30,11 +29,6 @@ SITE = str(Path(nvtxmoe.__file__).parent / "site")
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_settings(monkeypatch)
-
-
-@pytest.fixture
-def nsys(tmp_path: Path) -> Callable[..., Path]:
-    return partial(make_nsys, tmp_path)
 
 
 @pytest.fixture

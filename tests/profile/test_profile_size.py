@@ -6,7 +6,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,18 +17,13 @@ from nvtxmoe.sizing.estimate import estimate
 from nvtxmoe.sizing.model_config import model_shape
 from scripts.make_tiny_model import write_model
 from tests.support.cli import everything, refused, run
-from tests.support.profile_plans import Usage, dry_run, executable, forget_settings, make_nsys, no_run
+from tests.support.profile_plans import Usage, dry_run, executable, forget_settings, no_run
 from tests.support.profile_runs import free_port
 
 
 @pytest.fixture(autouse=True)
 def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
     forget_settings(monkeypatch)
-
-
-@pytest.fixture
-def nsys(tmp_path: Path) -> Callable[..., Path]:
-    return partial(make_nsys, tmp_path)
 
 
 # Disk and folder

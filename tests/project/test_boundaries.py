@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -96,6 +97,17 @@ def test_the_analysis_module_by_module(file: Path) -> None:
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert names & {"print", "input", "breakpoint"} == set()
     assert attributes & {"sys.stdout", "sys.stderr", "sys.exit", "os._exit"} == set()
+
+
+def test_the_import_contracts_are_kept() -> None:
+    """import-linter's contracts of pyproject.toml, as scripts/lint.sh runs them."""
+    lint = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'analysis'}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^Contracts: [1-9]\d* kept, 0 broken\.$", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_importing_the_analysis_prints_nothing() -> None:

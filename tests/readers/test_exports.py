@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
+import subprocess
+import sys
+import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import polars as pl
@@ -107,3 +112,70 @@ def test_the_older_name_of_the_node_table(golden_1gpu: Path, tmp_path: Path) -> 
     with sqlite3.connect(copy) as db:
         db.execute("ALTER TABLE CUDA_GRAPH_EVENTS RENAME COLUMN graphNodeId TO graphId")
     assert not open_export(copy).has(nsys_tables.GRAPH_NODES)
+
+
+# Reading changes nothing ----------------------------------------------------------------------------------------------
+
+#: Copies FILE to OUT in WAL mode, adds a text to it, and ends without closing: the text stays in the log.
+LEAVES_A_LOG = """
+import os, shutil, sqlite3, sys
+shutil.copy(sys.argv[1], sys.argv[2])
+database = sqlite3.connect(sys.argv[2], isolation_level=None)
+database.execute("PRAGMA journal_mode = WAL")
+database.execute("INSERT INTO StringIds VALUES (900000001, 'in the log')")
+os._exit(0)
+"""
+
+
+def state(folder: Path) -> dict[str, tuple[int, int, bytes]]:
+    """Mode, time of change and bytes of each file."""
+    return {path.name: (path.stat().st_mode, path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("everything_is_large")
+@pytest.mark.parametrize("mode", [0o444, 0o644])
+@pytest.mark.parametrize("log", ["none", "clean", "with an index", "without an index"])
+def test_reading_leaves_the_folder_as_it_is(golden_1gpu: Path, tmp_path: Path, log: str, mode: int) -> None:
+    folder = tmp_path / "a folder?&%41"
+    folder.mkdir()
+    file = folder / "run#1.sqlite"
+    if log == "none":
+        file.write_bytes(golden_1gpu.read_bytes())
+    elif log == "clean":
+        file.write_bytes(golden_1gpu.read_bytes())
+        with closing(sqlite3.connect(file)) as database:
+            assert database.execute("PRAGMA journal_mode = WAL").fetchone() == ("wal",)
+    else:
+        subprocess.run([sys.executable, "-c", LEAVES_A_LOG, golden_1gpu, file], check=True)
+        assert (folder / "run#1.sqlite-wal").stat().st_size > 0
+        if log == "without an index":
+            (folder / "run#1.sqlite-shm").unlink()
+    file.chmod(mode)
+    before = state(folder)
+    export = open_export(file)
+    for table in nsys_tables.ALL:
+        if table is nsys_tables.STRINGS:
+            continue
+        assert_frame_equal(export.read(table), open_export(golden_1gpu).read(table))
+    in_log = {900000001: "in the log"} if log.endswith("index") else {}
+    assert export.strings([900000001]) == in_log
+    assert export.read(nsys_tables.STRINGS)["value"].str.contains("in the log").sum() == len(in_log)
+    assert len(export.read_blobs([1])) > 0
+    assert state(folder) == before
+    del export
+    gc.collect()
+    assert state(folder) == before
+
+
+def test_the_copy_of_a_database_with_a_log_goes(
+    golden_1gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, copies = tmp_path / "run.sqlite", tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    subprocess.run([sys.executable, "-c", LEAVES_A_LOG, golden_1gpu, file], check=True)
+    export = open_export(file)
+    assert len(list(copies.iterdir())) == 1
+    del export
+    gc.collect()
+    assert list(copies.iterdir()) == []

@@ -481,9 +481,9 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 600
     while not condition():
-        assert time.monotonic() < end, "waited for 30 s"
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
@@ -501,7 +501,7 @@ def test_interrupt_kills_nsys_and_cleans_up(report: Path, stand_in: StandIn) -> 
     pids = [int(pid) for pid in pids_file.read_text().split()]
     assert len(list(report.parent.iterdir())) == 2
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=600)
     assert b"KeyboardInterrupt" in errors
     wait_for(lambda: not any(map(alive, pids)))
     assert list(report.parent.iterdir()) == [report]

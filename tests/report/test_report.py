@@ -49,7 +49,7 @@ def golden(golden_2gpu: Path, tmp_path_factory: pytest.TempPathFactory) -> Repor
 
 
 def test_every_number_of_the_real_captures_report_is_in_the_files(golden: Report) -> None:
-    figures = [figure for finding in golden.findings for figure in finding.figures]
+    figures = [figure for finding in golden.findings for figure in finding.numbers]
     assert len(figures) > 40
     for figure in figures:
         check_figure(figure, golden.page.parent / FOLDER)
@@ -57,7 +57,7 @@ def test_every_number_of_the_real_captures_report_is_in_the_files(golden: Report
 
 def test_every_number_of_a_made_report_is_in_the_files(tmp_path: Path) -> None:
     found = made_report(tmp_path)
-    figures = [figure for finding in found.findings for figure in finding.figures]
+    figures = [figure for finding in found.findings for figure in finding.numbers]
     assert {figure.how for figure in figures} >= {"cell", "sum", "rows", "mean", "median", "max", "distinct", "wins"}
     for figure in figures:
         check_figure(figure, tmp_path / "results" / FOLDER)
@@ -66,7 +66,7 @@ def test_every_number_of_a_made_report_is_in_the_files(tmp_path: Path) -> None:
 def test_each_number_names_its_file_and_rows_on_the_page(golden: Report) -> None:
     text = text_of(golden.page)
     for finding in golden.findings:
-        for figure in finding.figures:
+        for figure in finding.numbers:
             assert " ".join(f"{figure.text} {figure.origin}".split()) in text
             assert figure.parts or figure.file in figure.origin
         for sentence in finding.sentences:
@@ -76,7 +76,7 @@ def test_each_number_names_its_file_and_rows_on_the_page(golden: Report) -> None
 def test_the_real_captures_reference_figures(golden: Report) -> None:
     """tests/golden/README.md: found by brute force over the whole capture."""
     found = by_topic(golden)
-    kernels = found["Time of MoE layers"].headline.figures[0]
+    kernels = found["Time of MoE layers"].headline.numbers[0]
     assert kernels.value == 14_442_661
     assert "layer 0 takes most, 3.74 ms of own kernel time" in str(found["The layer that costs most"].headline)
     assert "expert 0 of layer 2: 4.19 times the mean, 13.1 %" in str(found["Balance of experts"].headline)
@@ -140,7 +140,7 @@ def test_a_second_feature_is_said_with_its_numbers(tmp_path: Path) -> None:
         "against 9.00 us of a constant; beside num_tokens (50 ns a unit, 95 % CI 40 ns to 60 ns): 1.50 us a unit, "
         "95 % CI 1.40 us to 1.60 us, error 0.50 us; 72 rows of 36 steps."
     ) in str(why.confidence)
-    for figure in why.figures:
+    for figure in why.numbers:
         check_figure(figure, tmp_path / FOLDER)
 
 
@@ -305,7 +305,7 @@ def test_an_incomplete_capture_is_said_at_the_top(tmp_path: Path) -> None:
 
 def test_parquet_results_are_named_by_their_files(tmp_path: Path) -> None:
     found = made_report(tmp_path, parquet=True)
-    files = {figure.file for finding in found.findings for figure in finding.figures if figure.file}
+    files = {figure.file for finding in found.findings for figure in finding.numbers if figure.file}
     assert files and all(name.endswith((".parquet", ".json")) for name in files)
     assert found.missing == {}
 

@@ -262,6 +262,7 @@ def test_every_chart_is_described(tmp_path: Path) -> None:
         assert set(re.findall(r'"data": \{"name": "(\w+)"\}', spec)) == set(found.data), name
 
 
+@pytest.mark.slow
 def test_pictures_stand_beside_the_page(tmp_path: Path) -> None:
     made = Made()
     folder = write(tmp_path, made.tables(), made.documents())

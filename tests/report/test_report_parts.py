@@ -13,11 +13,12 @@ from typing import Any
 import polars as pl
 import pytest
 
+from nvtxmoe_analysis.core.text import listed, short_name
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import charts, report
 from nvtxmoe_analysis.report.chart import SECTIONS
-from nvtxmoe_analysis.report.chart_tools import short_name, table, thinned
+from nvtxmoe_analysis.report.chart_tools import MOST_NAME, table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.ledger import Ledger
@@ -25,7 +26,6 @@ from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
     difference,
     duration,
-    listed,
     percent,
     ratio,
     sentence,
@@ -84,7 +84,7 @@ def test_sentences_take_figures_sentences_and_text() -> None:
     figure = SourcedNumber(1, "one")
     said = sentence("{} and {}: {}.", figure, "two", together([sentence("a {}", figure), sentence("b"), sentence("c")]))
     assert str(said) == "one and two: a one, b and c."
-    assert said.figures == [figure, figure]
+    assert said.numbers == [figure, figure]
     with pytest.raises(ValueError, match="more values than places"):
         sentence("{}", "a", "b")
     assert str(sentence("{}", "{not a place}")) == "{not a place}"
@@ -190,7 +190,7 @@ def test_what_capturing_cost() -> None:
 def test_what_this_capture_tells_of_its_cost(tmp_path: Path) -> None:
     made = Made()
     box = trust(Source(load(write(tmp_path, made.tables(), made.documents()))))
-    own, whole = box.overhead[-1].figures[0], box.overhead[-1].figures[1].parts[1]
+    own, whole = box.overhead[-1].numbers[0], box.overhead[-1].numbers[1].parts[1]
     assert own.value == 80 * 400
     for figure in (own, whole):
         check_figure(figure, tmp_path / FOLDER)
@@ -232,7 +232,7 @@ def test_tables_say_what_they_leave_out() -> None:
     ],
 )
 def test_short_names(name: str, short: str) -> None:
-    assert short_name(name) == short
+    assert short_name(name, MOST_NAME) == short
 
 
 # Registry ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe.formats import schema
@@ -332,7 +332,8 @@ def runs(draw: st.DrawFn) -> list[list[Batch]]:
     return ranks
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@pytest.mark.slow
+@settings(max_examples=40)
 @given(runs(), st.booleans(), st.sampled_from(["binary", "words"]))
 def test_random_runs(ranks: list[list[Batch]], apart: bool, encoding: str) -> None:
     held = [[e for e in range(4) if e % len(ranks) == rank] for rank in range(len(ranks))]

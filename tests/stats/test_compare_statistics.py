@@ -12,11 +12,9 @@ from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
 from nvtxmoe_analysis.compare.compare import Comparison, compare
-from nvtxmoe_analysis.compare.divergence_noise import chi_square_tail
-from nvtxmoe_analysis.stats.block_bootstrap import Part, draws, spread
-from nvtxmoe_analysis.stats.block_length import autocovariance, cut, dependence
+from nvtxmoe_analysis.compare.divergence_noise import noise_tail
 from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
-from nvtxmoe_analysis.stats.intervals import holm, t_quantile, t_tail
+from nvtxmoe_analysis.stats.welch import spread
 from tests.support.compare_runs import Load, make_results
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +29,7 @@ def pairs(folder: Path, a: Load, b: Load, seed: int = 100) -> list[Comparison]:
     for i in range(RUNS):
         one = make_results(folder / f"a{i}", a, seed + 2 * i)
         other = make_results(folder / f"b{i}", b, seed + 2 * i + 1)
-        found.append(compare(one, other, resamples=300))
+        found.append(compare(one, other))
     return found
 
 
@@ -61,7 +59,6 @@ def test_runs_of_the_same_thing_whose_steps_are_alike(tmp_path: Path) -> None:
     load = Load(steps=200, experts=8, layers=2, correlation=0.7)
     found = pairs(tmp_path, load, load)
     assert max(alarms(found).values()) <= MOST, alarms(found)
-    assert np.median([one.kinds[0].length[0] for one in found]) > 2
     naive = 0
     for one in found:
         means, errors = [], []
@@ -93,28 +90,15 @@ def test_a_planted_change_lies_in_its_interval(tmp_path: Path) -> None:
 # Tools ----------------------------------------------------------------------------------------------------------------
 
 
-def test_students_t() -> None:
-    for freedom in (5.0, 8.0, 30.0, 500.0):
-        degrees = np.array([freedom])
-        for t in (0.5, 1.0, 2.0, 3.0):
-            assert t_tail(np.array([t]), degrees)[0] == pytest.approx(2 * stats.t.sf(t, freedom), rel=0.02)
-        assert t_quantile(0.95, degrees)[0] == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.01)
-    assert t_tail(np.array([np.inf]), np.array([5.0]))[0] == 0.0
-    assert np.isnan(t_tail(np.array([np.nan]), np.array([5.0]))[0])
-
-
-def test_chi_square() -> None:
+def test_tail_of_the_noise() -> None:
     """Near the limits that matter; further out it is too large, the more so the fewer degrees of freedom."""
     for freedom, far in ((3.0, 0.14), (15.0, 0.05), (255.0, 0.01)):
         for p, near in ((0.5, 0.02), (0.05, 0.02), (0.01, 0.02), (0.001, far)):
             quotient = stats.chi2.isf(p, freedom) / freedom
-            assert chi_square_tail(quotient, freedom) == pytest.approx(p, rel=near), (freedom, p)
-
-
-def test_holm_by_hand() -> None:
-    """The smallest of four times 4, the next times 3...; never below the one before."""
-    found = holm(np.array([0.04, 0.01, np.nan, 0.03, 0.02]))
-    np.testing.assert_allclose(found, [0.06, 0.04, np.nan, 0.06, 0.06])
+            assert noise_tail(quotient, freedom) == pytest.approx(p, rel=near), (freedom, p)
+    for freedom, of_noise in ((15.0, 100.0), (60.0, 400.0)):
+        for p in (0.5, 0.05, 0.01):
+            assert noise_tail(stats.f.isf(p, freedom, of_noise), freedom, of_noise) == pytest.approx(p, rel=0.03)
 
 
 def test_divergence_is_scipys() -> None:
@@ -127,40 +111,12 @@ def test_divergence_is_scipys() -> None:
     assert float(js_bits(np.eye(2)[0], np.eye(2)[1])) == 1.0
 
 
-def test_draws_take_as_many_blocks_as_there_are() -> None:
-    found = draws(np.random.default_rng(0), 7, 5000)
-    assert (found.sum(axis=1) == 7).all()
-    np.testing.assert_allclose(found.mean(axis=0), 1.0, atol=0.06)
-
-
 def test_the_spread_of_means_is_welchs() -> None:
     random = np.random.default_rng(3)
     a, b = random.normal(0, 1, 12), random.normal(0.5, 2, 20)
-    moved = [draws(random, len(x), 40_000) @ x[:, None] / len(x) for x in (a, b)]
-    found = spread(moved[1] - moved[0], [Part(len(x), 1.0, m) for x, m in zip((a, b), moved, strict=True)])
+    found = spread(np.array([[x.var(ddof=1) / len(x)] for x in (a, b)]), np.array([[len(x) - 1.0] for x in (a, b)]))
     welch = stats.ttest_ind(b, a, equal_var=False)
-    assert found.freedom[0] == pytest.approx(welch.df, rel=0.05)
-    assert found.p_value(np.array([b.mean() - a.mean()]))[0] == pytest.approx(welch.pvalue, rel=0.05)
+    assert found.df[0] == pytest.approx(welch.df, rel=1e-9)
+    assert found.p_value(np.array([b.mean() - a.mean()]))[0] == pytest.approx(welch.pvalue, rel=1e-9)
     low, high = welch.confidence_interval()
-    assert 2 * found.half_width(0.95)[0] == pytest.approx(high - low, rel=0.02)
-
-
-def test_blocks_of_independent_and_of_alike_steps() -> None:
-    random = np.random.default_rng(5)
-    noise = random.normal(0, 1, 400)
-    alike = noise.copy()
-    for i in range(1, 400):
-        alike[i] = 0.8 * alike[i - 1] + noise[i]
-    single, long = (dependence([autocovariance(one[:, None])], 400) for one in (noise, alike))
-    assert single.length <= 3 < long.length < 400 // 6
-    assert dependence([autocovariance(np.ones((50, 1)))], 50).length == 1
-    by_hand = [float((alike[: 400 - k] - alike.mean()) @ (alike[k:] - alike.mean())) / 400 for k in range(4)]
-    np.testing.assert_allclose(autocovariance(alike[:, None])[:4], by_hand)
-
-
-def test_blocks_are_consecutive_and_as_equal_as_can_be() -> None:
-    for steps, length in ((10, 3), (7, 7), (5, 9), (100, 1)):
-        found = cut(steps, length)
-        assert (np.diff(found) >= 0).all() and set(np.diff(found)) <= {0, 1}
-        sizes = np.bincount(found)
-        assert sizes.max() - sizes.min() <= 1 and sizes.min() >= min(length, steps)
+    assert 2 * found.half_width(0.95)[0] == pytest.approx(high - low, rel=1e-6)

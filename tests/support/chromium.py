@@ -20,7 +20,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
 )  # fmt: skip
 #: How long a page may take to draw its charts, on a machine that is busy with other things.
-PATIENCE_S = 60
+PATIENCE_S = 600
 
 
 class Browser:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,33 @@ from typing import Any
 import numpy as np
 
 from nvtxmoe.formats import schema
-from nvtxmoe.formats.journal import RANKS, SUFFIX, Journal
+from nvtxmoe.formats.journal import EVENTS, RANKS, SUFFIX, Journal
+
+_RECORD = struct.Struct("<IIq")
+
+
+def records_of_journal(journal: Journal) -> Iterator[tuple[str, int, bytes]]:
+    """Yield (event, unix time in ns, payload) record by record, as the format is described; sets ``journal.ended``.
+
+    Raises:
+        NvtxmoeError: no journal, or one that is damaged before its end.
+    """
+    for at, raw in journal._blocks():
+        place = 0
+        while place < len(raw):
+            if place + _RECORD.size > len(raw):
+                raise journal._damaged(at)
+            code, size_bytes, time_ns = _RECORD.unpack_from(raw, place)
+            place += _RECORD.size
+            if code >= len(EVENTS) or place + size_bytes > len(raw):
+                raise journal._damaged(at)
+            payload = raw[place : place + size_bytes]
+            place += size_bytes
+            if EVENTS[code] == "end":
+                journal.ended = payload
+            else:
+                journal.ended = None  # it went on
+                yield EVENTS[code], time_ns, payload
 
 
 @dataclass
@@ -52,7 +80,7 @@ def only_session(base: Path) -> Path:
 def read_rank(path: Path) -> Captured:
     """A journal. A second payload for one (step, layer) is an error: something counted twice."""
     journal, read = Journal(path), Captured()
-    for event, _, payload in journal.records():
+    for event, _, payload in records_of_journal(journal):
         read.events[event] = read.events.get(event, 0) + 1
         if event == "meta":
             read.meta = json.loads(payload)

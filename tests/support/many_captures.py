@@ -29,7 +29,7 @@ class Slow(type(Path())):  # type: ignore[misc]
 
     def is_dir(self) -> bool:
         Path(f"{self}.pid").write_text(str(os.getpid()))
-        time.sleep(60)
+        time.sleep(3600)
         return False
 
 

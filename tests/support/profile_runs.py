@@ -18,7 +18,7 @@ from tests.support.paths import ROOT
 
 PROGRAMS = ROOT / "tests" / "programs"
 SERVER = PROGRAMS / "serve_stand_in.py"
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -25,6 +25,8 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
         rows = list(csv.DictReader(file))
     if figure.how == "wins":
         return _wins(rows, figure)
+    if figure.how == "lift":
+        return _lift(rows, figure, json.loads((folder / "moe_summary.json").read_text()))
     rows = [row for row in rows if all(_equal(row[name], value) for name, value in figure.where.items())]
     if figure.once:
         rows = list({tuple(row[name] for name in figure.once): row for row in reversed(rows)}.values())
@@ -83,3 +85,15 @@ def _equal(cell: str, value: int | float | str | None) -> bool:
     if isinstance(value, str):
         return cell == value
     return cell != "" and float(cell) == value
+
+
+def _lift(rows: list[dict[str, str]], figure: SourcedNumber, summary: Mapping[str, Any]) -> float:
+    """Tokens that chose both, over those that chance would give: each expert's tokens as a share of all."""
+    layer = [row for row in rows if float(row["layer_idx"]) == figure.where["layer_idx"]]
+    tokens = float(layer[0]["tokens"])
+    pairs = {(int(row["expert_id_1"]), int(row["expert_id_2"])): int(row["coselection_count"]) for row in layer}
+    # Each expert of a token is in top_k - 1 of its pairs.
+    others = summary[f"layer_{figure.where['layer_idx']}"]["top_k"] - 1
+    a, b = (int(figure.where[name] or 0) for name in ("expert_id_1", "expert_id_2"))
+    share = {e: sum(n for pair, n in pairs.items() if e in pair) / others / tokens for e in (a, b)}
+    return float(pairs[a, b] / tokens / (share[a] * share[b]))

@@ -1,14 +1,16 @@
-"""Runs of programs/run_vllm.py that tests share: each is done once a session, two at a time."""
+"""Runs of programs/run_vllm.py that tests share: each is done once per session, two at a time."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from scripts.make_tiny_model import write_model
@@ -19,6 +21,7 @@ from tests.support.router_oracle import Step, expected_steps
 PROGRAMS = ROOT / "tests" / "programs"
 SITE = ROOT / "nvtxmoe" / "site"
 AT_ONCE = 2
+PATIENCE_S = 800
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 SAMPLE_EVERY = 2
 
@@ -53,6 +56,11 @@ class Run:
     eager: bool = True
     faults: bool = False
     nsys: bool = False
+
+    @property
+    def forks(self) -> bool:
+        """Whether it may begin as a fork of a process that has imported vLLM: nothing has to be in place before."""
+        return self.mode == "inproc" and self.way == "plugin" and self.eager and not self.nsys
 
 
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_oss")
@@ -158,21 +166,63 @@ def environment(run: Run, folder: Path) -> dict[str, str]:
     return kept
 
 
-def do(run: Run, folder: Path, python: Path, nsys: Path | None) -> Done:
+class Forks:
+    """A process that has imported vLLM and forks for each run; see programs/fork_vllm.py. Begun when it is needed."""
+
+    def __init__(self, python: Path, folder: Path) -> None:
+        self._python, self._folder, self._lock = python, folder, Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def _begun(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            kept = {k: v for k, v in os.environ.items() if not k.startswith(("NVTXMOE_", "VLLM_", "PYTHONPATH"))}
+            self._process = subprocess.Popen(
+                [str(self._python), str(PROGRAMS / "fork_vllm.py")],
+                stdin=subprocess.PIPE, text=True, env=kept, cwd=self._folder,
+            )  # fmt: skip
+        return self._process
+
+    def run(self, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run the spec of a folder to its end."""
+        with self._lock:
+            process = self._begun()
+            assert process.stdin is not None
+            process.stdin.write(json.dumps({"folder": str(folder), "environment": environment}) + "\n")
+            process.stdin.flush()
+        until = time.monotonic() + PATIENCE_S
+        while not (folder / "status.txt").exists():
+            assert process.poll() is None, f"fork_vllm.py ended with {process.returncode}"
+            assert time.monotonic() < until, f"{folder}: no end in {PATIENCE_S} s"
+            time.sleep(0.05)
+        out, err = ((folder / f"std{name}.txt").read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(["fork_vllm.py"], int((folder / "status.txt").read_text()), out, err)
+
+    def close(self) -> None:
+        """End the process; its runs have ended."""
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
+            self._process.wait()
+
+
+def do(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Forks) -> Done:
     """Run it in an empty folder. A process that fails is an AssertionError with what it wrote."""
     folder.mkdir()
     model = write_model(folder / "model", run.family, layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
     (folder / "spec.json").write_text(json.dumps(specification(run, model)))
-    program = PROGRAMS / ("run_vllm_faults.py" if run.faults else "run_vllm.py")
-    command = [str(python), str(program), "spec.json", "out"]
-    if run.nsys:
-        assert nsys is not None
-        command = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", "report", *command]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False, timeout=280
-    )
-    (folder / "stderr.txt").write_text(done.stderr)
-    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    if run.forks:
+        done = forks.run(folder, environment(run, folder))
+    else:
+        program = PROGRAMS / ("run_vllm_faults.py" if run.faults else "run_vllm.py")
+        command = [str(python), str(program), "spec.json", "out"]
+        if run.nsys:
+            assert nsys is not None
+            command = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", "report", *command]
+        done = subprocess.run(
+            command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False,
+            timeout=PATIENCE_S,
+        )  # fmt: skip
+        (folder / "stderr.txt").write_text(done.stderr)
+    assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     config = json.loads((model / "config.json").read_text())
     return Done(run, folder, config, json.loads((folder / "out.json").read_text()), done.stderr)
 
@@ -182,7 +232,7 @@ class Runs:
 
     def __init__(self, folder: Path, python: Path, nsys: Path | None, first: Iterable[str]) -> None:
         self._folder, self._python, self._nsys = folder, python, nsys
-        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._pool, self._forks = ThreadPoolExecutor(AT_ONCE), Forks(python, folder)
         self._futures: dict[str, Future[Done]] = {}
         for name in first:
             self._begin(name)
@@ -190,7 +240,7 @@ class Runs:
     def _begin(self, name: str) -> Future[Done]:
         if name not in self._futures:
             folder = self._folder / name.replace(" ", "-")
-            self._futures[name] = self._pool.submit(do, RUNS[name], folder, self._python, self._nsys)
+            self._futures[name] = self._pool.submit(do, RUNS[name], folder, self._python, self._nsys, self._forks)
         return self._futures[name]
 
     def __getitem__(self, name: str) -> Done:
@@ -200,3 +250,4 @@ class Runs:
     def close(self) -> None:
         """Forget what has not begun; wait for what has."""
         self._pool.shutdown(cancel_futures=True)
+        self._forks.close()

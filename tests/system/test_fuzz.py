@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe.formats import schema
@@ -20,13 +20,13 @@ from tests.support.constructed_runs import make_nodes, replay
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import file_set
 
+pytestmark = pytest.mark.slow
+
 ENCODINGS = ("binary", "words")
 FUZZ = settings(
     max_examples=60,
-    deadline=None,
     database=None,
     phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow],
 )
 
 

@@ -25,7 +25,7 @@ from tests.project.test_boundaries import loaded_by
 from tests.support.recipe_runs import RECIPES, Ran, capture, nsys_recipe, packages, with_kept_export
 
 NAMES = ("moe_expert_sum", "moe_layer_corr", "moe_straggler")
-MODES = ("none", "concurrent", "dask-futures")
+MODES = ("none", "concurrent", pytest.param("dask-futures", marks=pytest.mark.dask))
 NOTEBOOK = "analysis.ipynb"
 
 
@@ -188,7 +188,7 @@ def scheduler(nsys_path: Path, tmp_path: Path) -> Iterator[str]:
         ]
         running = [subprocess.Popen(c, stdout=log, stderr=log, env=environment, cwd=tmp_path) for c in commands]
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while (tmp_path / "dask.log").read_text().count("Registered to:") < 2:
             assert time.monotonic() < deadline, (tmp_path / "dask.log").read_text()
             time.sleep(0.1)
@@ -200,6 +200,7 @@ def scheduler(nsys_path: Path, tmp_path: Path) -> Iterator[str]:
             process.wait()
 
 
+@pytest.mark.dask
 def test_workers_of_a_cluster(scheduler: str, reports: Path, analysis: Path, nsys_path: Path, tmp_path: Path) -> None:
     ran = nsys_recipe(
         nsys_path, "moe_expert_sum", "--input", str(reports), "--mode", "dask-futures",

@@ -41,6 +41,9 @@ class Kept:
     def payloads(self, event: str, rows: Any) -> None:
         self.events += [(event, row.copy()) for row in rows]
 
+    def pause(self) -> None:
+        """Nothing waits here."""
+
     def conclude(self, summary: Mapping[str, Any]) -> None:
         self.events.append(("conclude", None))
 

@@ -182,7 +182,7 @@ def test_the_end_says_how_it_went() -> None:
     assert sink.events[-1][0] != "step"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_counts_and_pairs_equal_plain_python(data: st.DataObject) -> None:
     recorder, sink = made(emit=frozenset({"counts", "pairs"}), sample_every=0)

@@ -150,10 +150,15 @@ def add(parts: Sequence[Work]) -> Work:
     )
 
 
-def in_steps(done: Work) -> pl.DataFrame:
-    """Work in steps outside layers: ``name``, ``kind``, ``operations``, ``time_ns``, sorted by name and kind."""
+def in_steps(done: Work, *, kept: bool = False) -> pl.DataFrame:
+    """Work in steps outside layers: ``name``, ``kind``, ``operations``, ``time_ns``, sorted by name and kind.
+
+    Parameters:
+        kept: only of steps inside the selection.
+    """
+    inside = pl.col("kept") if kept else pl.lit(True)
     return (
-        done.by_name.filter(pl.col("slot") < len(STEP_PHASES))
+        done.by_name.filter((pl.col("slot") < len(STEP_PHASES)) & inside)
         .group_by("name", "kind")
         .agg(pl.col("count").sum().alias("operations"), pl.col("total_ns").sum().alias("time_ns"))
         .sort("name", "kind")

@@ -1,1 +1,1 @@
-"""Two runs side by side: what differs, by how much, and whether steps scatter too much to say so."""
+"""Compare two results: differences, their intervals, and whether they exceed the scatter between steps."""

@@ -18,7 +18,7 @@ from nvtxmoe_analysis.compare.measures import METRICS, measure
 from nvtxmoe_analysis.compare.plan import Kind, plan
 from nvtxmoe_analysis.compare.runs import Run, open_runs
 from nvtxmoe_analysis.compare.tables import ALL
-from nvtxmoe_analysis.compare.workload import notes, workloads
+from nvtxmoe_analysis.compare.workload import drift_notes, notes, workloads
 from nvtxmoe_analysis.core.files import check_folder
 from nvtxmoe_analysis.outputs.write import write_set
 
@@ -66,7 +66,6 @@ def compare(
     *,
     fail_if: Sequence[str] = (),
     rule: str = SIGNIFICANT,
-    resamples: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Comparison:
@@ -76,9 +75,8 @@ def compare(
         folder_a, folder_b: folders of results, see ``loading.load``.
         fail_if: conditions, see ``gate.parse``.
         rule: how sure a difference must be to fail one, see ``gate.judge``.
-        resamples: how often steps are drawn again.
         confidence: of intervals; a p-value below 1 - confidence is significant.
-        seed: of the draws: the same seed gives the same figures.
+        seed: of the draws behind the noise of the divergence: the same seed gives the same figures.
 
     Raises:
         NvtxmoeError: a condition can't be read, a folder holds no results, or the runs can't be compared.
@@ -86,7 +84,7 @@ def compare(
     gates = [parse(text) for text in fail_if]
     sides = open_runs(folder_a, folder_b)
     random = np.random.default_rng(seed)
-    kinds = plan(*sides, random, resamples)
+    kinds = plan(*sides)
     layers = sorted(sides[0].experts)
     metrics = pl.concat([measure(metric, sides, kinds, layers, confidence) for metric in METRICS.values()])
     activations, experts = compare_activations(sides, kinds, layers, confidence, random)
@@ -98,11 +96,10 @@ def compare(
         activations=activations,
         experts=experts,
         workloads=loads,
-        notes=notes(sides, kinds, loads),
+        notes=[*notes(sides, kinds, loads), *drift_notes(metrics, activations)],
         outcomes=[judge(gate, metrics, activations, rule, 1.0 - confidence) for gate in gates],
         options={
             "nvtxmoe": __version__,
-            "resamples": resamples,
             "confidence": confidence,
             "seed": seed,
             "rule": rule,
@@ -134,9 +131,6 @@ def document(found: Comparison) -> dict[str, Any]:
         "gates": [_outcome(outcome) for outcome in found.outcomes],
         "notes": found.notes,
         "workloads": found.workloads,
-        "blocks": [
-            {"step_kind": kind.name, "steps_a": kind.length[0], "steps_b": kind.length[1]} for kind in found.kinds
-        ],
         "metrics": found.metrics.filter(whole).drop("layer_idx").to_dicts(),
         "activations": found.activations.filter(whole).drop("layer_idx").to_dicts(),
         "layers": {

@@ -1,21 +1,24 @@
-"""What Jensen-Shannon divergence two samples of one distribution have, when steps are the units that were sampled.
+"""Jensen-Shannon divergence between two samples of one distribution, when steps are the units that were sampled.
 
 Choices within a step, and in steps near each other, are alike. After J. N. K. Rao and A. J. Scott, The analysis of
 categorical data from complex sample surveys, JASA 76 (1981): a run's assignments are worth as many independent ones as
-give its shares the scatter that they have between blocks of steps; and as that scatter is not the same in all
+give its shares the scatter that they have between stretches of steps; and as that scatter is not the same in all
 directions, the divergence has fewer degrees of freedom than experts (their second-order correction, Satterthwaite's).
+The scatter includes what the memory of the routing adds, see ``stats.long_run``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from nvtxmoe_analysis.compare.expert_shares import RunShares
 from nvtxmoe_analysis.core.arrays import Floats
 from nvtxmoe_analysis.stats.divergence import js_bits, js_gradient
+from nvtxmoe_analysis.stats.long_run import LongRun, long_run
 
 #: Pairs of samples drawn for the expectation: at least so many, and more where experts are few, for then they scatter
 #: more and cost less.
@@ -23,72 +26,103 @@ DRAWS = 200
 DRAWN_COUNTS = 1 << 16
 #: A run is worth this many times its assignments at most: choices of a token are distinct, and so scatter less.
 MOST_WORTH = 20.0
+#: More directions of scatter make no estimate surer.
+MOST_DIRECTIONS = 1e4
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """The scatter of a difference of shares, in units of the shares' own: what layers add up.
+    """Scatter of a difference of shares, in units of the shares' own, for steps without memory: layers add up.
 
     Attributes:
-        trace: of the covariance of each run.
-        within: of each run, inner products of its blocks' pulls, float64 [blocks, blocks].
-        between: those of A's with B's, float64 [blocks of A, blocks of B].
-        blocks: of each kind in each run.
-        slope: how far each block of each run moves the divergence itself, in bits.
+        within: of each run, inner products of its pulls over their number, float64 [cosines, cosines]; the trace is
+            that of the shares' covariance.
+        between: inner products of A's with B's over the root of both numbers, float64 [cosines of A, cosines of B].
+        slope: how far each pull of each run moves the divergence itself, in bits, over the root of their number.
     """
 
-    trace: tuple[float, float]
     within: tuple[Floats, Floats]
     between: Floats
-    blocks: tuple[tuple[int, ...], tuple[int, ...]]
     slope: tuple[Floats, Floats]
 
     def __add__(self, other: Scatter) -> Scatter:
-        """Of two layers together; their steps are the same, so their blocks are too."""
+        """Add two layers; their steps are the same, so their cosines are too."""
         return Scatter(
-            (self.trace[0] + other.trace[0], self.trace[1] + other.trace[1]),
             (self.within[0] + other.within[0], self.within[1] + other.within[1]),
             self.between + other.between,
-            self.blocks,
             (self.slope[0] + other.slope[0], self.slope[1] + other.slope[1]),
         )
+
+    @cached_property
+    def runs(self) -> tuple[LongRun, LongRun]:
+        """Trace of the covariance of each run's shares, with what the memory of the routing adds; one column each."""
+        a, b = (long_run(np.diagonal(inner)[:, None] * len(inner), _directions(inner)) for inner in self.within)
+        return a, b
+
+    @property
+    def trace(self) -> tuple[float, float]:
+        """See ``runs``."""
+        return float(self.runs[0].variance[0]), float(self.runs[1].variance[0])
+
+    @property
+    def drift(self) -> tuple[float, float]:
+        """Evidence of each run that its routing drifts, see ``long_run``."""
+        return float(self.runs[0].drift[0]), float(self.runs[1].drift[0])
+
+    @cached_property
+    def growth(self) -> tuple[float, float]:
+        """Factor of each run by which memory enlarges its scatter."""
+        a, b = (
+            trace / float(np.trace(inner)) if np.trace(inner) > 0 else 1.0
+            for trace, inner in zip(self.trace, self.within, strict=True)
+        )
+        return a, b
 
     @property
     def freedom(self) -> float:
         """Degrees of freedom: square of the covariance's trace over the trace of its square, without bias."""
-        square = 2.0 * float((self.between**2).sum())
-        for inner, blocks in zip(self.within, self.blocks, strict=True):
-            square += max(0.0, float((inner**2).sum()) - _square_of_chance(inner, blocks))
+        square = 2.0 * self.growth[0] * self.growth[1] * float((self.between**2).sum())
+        square += sum(grown**2 * _square(inner) for grown, inner in zip(self.growth, self.within, strict=True))
         total = sum(self.trace) ** 2
         return total / square if square > 0 else math.inf
 
     @property
+    def noise_freedom(self) -> float:
+        """Degrees of freedom that the estimate of the traces is worth."""
+        parts = sum(trace**2 / float(run.df[0]) for trace, run in zip(self.trace, self.runs, strict=True))
+        return sum(self.trace) ** 2 / parts if parts > 0 else math.inf
+
+    @property
     def slope_variance(self) -> float:
         """Variance of the divergence to first order, bits squared: 0 where nothing differs."""
-        return float(sum((one**2).sum() for one in self.slope))
+        return float(sum(grown * (one**2).sum() for grown, one in zip(self.growth, self.slope, strict=True)))
 
 
-def _square_of_chance(inner: Floats, blocks: tuple[int, ...]) -> float:
-    """What the trace of a covariance's square has too much when so few blocks stand for it."""
-    ends = np.cumsum(blocks)
-    traces = np.array(
-        [float(np.trace(inner[end - n : end, end - n : end])) for end, n in zip(ends, blocks, strict=True)]
-    )
-    return float((traces**2 / np.maximum(1, np.array(blocks) - 1)).sum())
+def _square(inner: Floats) -> float:
+    """Trace of the square of a covariance, from products of different cosines: those of one with itself are larger by
+    chance.
+    """
+    number = len(inner)
+    apart = float((inner**2).sum() - (np.diagonal(inner) ** 2).sum())
+    return max(0.0, apart * number / (number - 1.0))
+
+
+def _directions(inner: Floats) -> float:
+    """Number of independent directions in which shares scatter, at least 1."""
+    square = _square(inner)
+    return max(1.0, min(MOST_DIRECTIONS, float(np.trace(inner)) ** 2 / square)) if square > 0 else 1.0
 
 
 def scatter(a: RunShares, b: RunShares) -> Scatter:
-    """Of one layer."""
+    """Scatter of one layer."""
     middle = (a.shares + b.shares) / 2.0
     scale = np.divide(1.0, np.sqrt(middle), out=np.zeros_like(middle), where=middle > 0)
-    one, other = a.pulls * scale, b.pulls * scale
+    one, other = (run.pulls * scale / np.sqrt(len(run.pulls)) for run in (a, b))
     slope_a, slope_b = js_gradient(a.shares, b.shares), js_gradient(b.shares, a.shares)
     return Scatter(
-        (float((one**2).sum()), float((other**2).sum())),
         (one @ one.T, other @ other.T),
         one @ other.T,
-        (a.blocks, b.blocks),
-        (a.pulls @ slope_a, b.pulls @ slope_b),
+        (a.pulls @ slope_a / np.sqrt(len(a.pulls)), b.pulls @ slope_b / np.sqrt(len(b.pulls))),
     )
 
 
@@ -122,11 +156,19 @@ def _worth(run: RunShares, trace: float, middle: Floats) -> float:
     return float(np.clip(single / trace, 1.0, MOST_WORTH * total)) if trace > 0 else MOST_WORTH * total
 
 
-def chi_square_tail(quotient: float, freedom: float) -> float:
-    """P(chi-square / its degrees of freedom >= quotient), by the cube root of E. B. Wilson and M. M. Hilferty (PNAS
-    17, 1931). Off by less than 2 % for p-values down to 0.01; at 0.001 too large by 5 % with 15 degrees, 13 % with 3.
+def noise_tail(quotient: float, freedom: float, noise_freedom: float = math.inf) -> float:
+    """Probability that a divergence over its expected noise is at least ``quotient`` when nothing differs.
+
+    The quotient has the F distribution, by the approximation of E. Paulson (Ann. Math. Stat. 13, 1942); with a certain
+    noise chi-square over its degrees of freedom, by E. B. Wilson and M. M. Hilferty (PNAS 17, 1931). Off by less than
+    2 % for p-values down to 0.01; at 0.001 too large by 5 % with 15 degrees, 13 % with 3.
+
+    Parameters:
+        freedom, noise_freedom: degrees of freedom of the divergence and of the estimated noise.
     """
-    if math.isinf(freedom):
+    width, noise_width = 2.0 / (9.0 * freedom), 2.0 / (9.0 * noise_freedom)
+    if width + noise_width == 0.0:
         return 1.0 if quotient <= 1.0 else 0.0
-    width = 2.0 / (9.0 * freedom)
-    return math.erfc((quotient ** (1 / 3) - (1.0 - width)) / math.sqrt(2.0 * width)) / 2.0
+    root = quotient ** (1 / 3)
+    deviate = (root * (1.0 - noise_width) - (1.0 - width)) / math.sqrt(width + root**2 * noise_width)
+    return math.erfc(deviate / math.sqrt(2.0)) / 2.0

@@ -14,14 +14,18 @@ from operator import add
 import numpy as np
 import polars as pl
 
-from nvtxmoe_analysis.compare.divergence_noise import Scatter, chi_square_tail, expected_noise, scatter
+from nvtxmoe_analysis.compare.divergence_noise import Scatter, expected_noise, noise_tail, scatter
 from nvtxmoe_analysis.compare.expert_shares import RunShares, by_kind_and_layer, shares_of
 from nvtxmoe_analysis.compare.plan import Kind
 from nvtxmoe_analysis.compare.runs import Run
+from nvtxmoe_analysis.compare.step_moves import drift_reason
 from nvtxmoe_analysis.compare.tables import ACTIVATIONS, ALL, EXPERTS, finished
-from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.core.arrays import Bools, Floats
+from nvtxmoe_analysis.stats import student_t
 from nvtxmoe_analysis.stats.divergence import js_bits, js_terms
-from nvtxmoe_analysis.stats.intervals import holm, t_quantile, t_tail
+from nvtxmoe_analysis.stats.long_run import drifts
+from nvtxmoe_analysis.stats.multiple_testing import holm
+from nvtxmoe_analysis.stats.welch import spread
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class _Layer:
         """Degrees of freedom of the noise: steps scatter in fewer directions than assignments."""
         return self.freedom if self.scatter is None else min(self.freedom, self.scatter.freedom)
 
+    @property
+    def drift(self) -> tuple[float, float]:
+        """Evidence of each run that its routing drifts; 0 where nothing is known."""
+        return (0.0, 0.0) if self.scatter is None else self.scatter.drift
+
 
 def compare_activations(
     sides: tuple[Run, Run],
@@ -59,19 +68,23 @@ def compare_activations(
     scopes = {ALL: sure or list(kinds), **{kind.name: [kind] for kind in kinds}}
     cells = [by_kind_and_layer(side) for side in sides]
     found: dict[str, list[_Layer]] = {name: [] for name in scopes}
-    experts = []
+    shares: list[tuple[RunShares, RunShares] | None] = []
     for layer in layers:
         width = sides[0].experts[layer][0]
         for name, members in scopes.items():
             a, b = (shares_of(members, one, run, layer, width) for run, one in enumerate(cells))
+            both = None if a is None or b is None else (a, b)
             silent = any(kind.silent for kind in members)
-            if a is None or b is None:
-                found[name].append(_Layer(float("nan")))
-                continue
-            found[name].append(_layer(a, b, silent, random))
+            found[name].append(_Layer(float("nan")) if both is None else _layer(*both, silent, random))
             if name == ALL:
-                experts.append(_experts(layer, a, b, silent, confidence))
+                shares.append(both)
     rows = [_rows(name, members, found[name], layers, confidence) for name, members in scopes.items() if members]
+    undecided = _undecided([_mean(found[ALL]), *found[ALL]])[1:]
+    experts = [
+        _experts(layer, *both, one.scatter if not gone else None, confidence)
+        for layer, both, one, gone in zip(layers, shares, found[ALL], undecided, strict=True)
+        if both is not None
+    ]
     return pl.concat([pl.DataFrame(schema=ACTIVATIONS), *rows]), _ranked(experts, 1.0 - confidence)
 
 
@@ -106,17 +119,37 @@ def _rows(
     values, noise = (np.array([getattr(one, what) for one in whole]) for what in ("found", "noise"))
     columns = {"js_bits": values, "noise_bits": noise, "excess_bits": np.maximum(values - noise, 0.0)}
     silent = next((kind.silent for kind in kinds if kind.silent is not None), None)
+    reasons: list[str | None] = [silent] * len(whole)
     if silent is None:
+        undecided = _undecided(whole)
         count = np.array([sum(not np.isnan(one.found) for one in found), *[1] * len(found)])
-        least = np.array([min(blocks for kind in kinds for blocks in kind.blocks) - 1.0])
-        half = t_quantile(confidence, least) * np.array([_error(one, n) for one, n in zip(whole, count, strict=True)])
+        error = np.array([_error(one, n) for one, n in zip(whole, count, strict=True)])
+        half = np.where(undecided, np.nan, error * student_t.quantile(confidence, _least(whole)))
         columns |= {
             "ci_low": np.maximum(values - noise - half, 0.0),
             "ci_high": np.maximum(values - noise + half, 0.0),
-            "p_value": np.array([_p_value(one) for one in whole]),
+            "p_value": np.where(undecided, np.nan, [_p_value(one) for one in whole]),
         }
-    said = [f"no {name} steps with counts in both runs" if np.isnan(one) else silent for one in values]
-    return finished(columns, ACTIVATIONS, layers, said, 1.0 - confidence, step_kind=name)
+        steps = (sum(kind.steps[0] for kind in kinds), sum(kind.steps[1] for kind in kinds))
+        reasons = [
+            drift_reason("routing", name, steps, one.drift) if gone else None
+            for one, gone in zip(whole, undecided, strict=True)
+        ]
+    nothing = f"no {name} steps with counts in both runs"
+    reasons = [nothing if np.isnan(one) else why for one, why in zip(values, reasons, strict=True)]
+    return finished(columns, ACTIVATIONS, layers, reasons, 1.0 - confidence, step_kind=name)
+
+
+def _least(whole: Sequence[_Layer]) -> Floats:
+    """Degrees of freedom of the divergence's own slope: the fewer cosines of the two runs, [layers]."""
+    return np.array([1.0 if one.scatter is None else min(one.scatter.between.shape) for one in whole])
+
+
+def _undecided(whole: Sequence[_Layer]) -> Bools:
+    """Where drift of the routing leaves the divergence undecided. Drift of all layers together is drift of each."""
+    a, b = (np.array([one.drift[run] for one in whole]) for run in (0, 1))
+    mean = drifts(a[:1], b[:1])
+    return np.concatenate([mean, drifts(a[1:], b[1:], max(1, len(whole) - 1)) | mean])
 
 
 def _p_value(one: _Layer) -> float:
@@ -124,7 +157,7 @@ def _p_value(one: _Layer) -> float:
         return float("nan")
     if one.noise <= 0:
         return 1.0 if one.found <= 0 else 0.0
-    return chi_square_tail(one.found / one.noise, one.tail)
+    return noise_tail(one.found / one.noise, one.tail, one.scatter.noise_freedom)
 
 
 def _error(one: _Layer, layers: int) -> float:
@@ -134,16 +167,18 @@ def _error(one: _Layer, layers: int) -> float:
     return float(np.sqrt(one.scatter.slope_variance / layers**2 + 2.0 * one.noise**2 / one.tail))
 
 
-def _experts(layer: int, a: RunShares, b: RunShares, silent: bool, confidence: float) -> pl.DataFrame:
+def _experts(layer: int, a: RunShares, b: RunShares, scattered: Scatter | None, confidence: float) -> pl.DataFrame:
+    """Rows of EXPERTS of one layer, without adjustment; no p-values where ``scattered`` is None."""
     difference = b.shares - a.shares
     half = p = np.full(len(difference), np.nan)
-    if not silent:
-        variances, freedom = _by_part(a, b)
-        error = np.sqrt(variances.sum(axis=0))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            degrees = variances.sum(axis=0) ** 2 / (variances**2 / freedom).sum(axis=0)
-            p = np.where(difference == 0.0, 1.0, t_tail(np.abs(difference) / error, degrees))
-            half = np.where(error > 0, error * t_quantile(confidence, degrees), 0.0)
+    if scattered is not None:
+        cosines = [len(run.pulls) for run in (a, b)]
+        variances = [
+            grown * np.square(run.pulls).sum(axis=0) / number
+            for grown, run, number in zip(scattered.growth, (a, b), cosines, strict=True)
+        ]
+        found = spread(np.stack(variances), np.array(cosines, dtype=np.float64)[:, None])
+        p, half = found.p_value(difference), found.half_width(confidence)
     return pl.DataFrame(
         {
             "layer_idx": np.full(len(difference), layer, dtype=np.int64),
@@ -159,23 +194,13 @@ def _experts(layer: int, a: RunShares, b: RunShares, silent: bool, confidence: f
     )
 
 
-def _by_part(a: RunShares, b: RunShares) -> tuple[Floats, Floats]:
-    """Variance of each expert's share by run and kind, float64 [parts, experts], and degrees of freedom [parts, 1]."""
-    variances, freedom = [], []
-    for run in (a, b):
-        for end, blocks in zip(np.cumsum(run.blocks), run.blocks, strict=True):
-            variances.append((run.pulls[end - blocks : end] ** 2).sum(axis=0))
-            freedom.append([blocks - 1.0])
-    return np.stack(variances), np.array(freedom)
-
-
 def _ranked(experts: Sequence[pl.DataFrame], alpha: float) -> pl.DataFrame:
     """With Holm's adjustment over all experts of all layers."""
     if not experts:
         return pl.DataFrame(schema=EXPERTS)
     whole = pl.concat(experts)
     return (
-        whole.with_columns(p_adjusted=holm(whole["p_value"].to_numpy()))
+        whole.with_columns(p_adjusted=holm(whole["p_value"].to_numpy()[None])[0])
         .with_columns(pl.when(pl.col(pl.Float64).is_finite()).then(pl.col(pl.Float64)))
         .with_columns(significant=pl.col("p_adjusted") < alpha)
         .select(*EXPERTS)

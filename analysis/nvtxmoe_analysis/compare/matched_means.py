@@ -1,4 +1,4 @@
-"""The mean of a figure over like steps of two runs.
+"""Means of a metric over like steps of two runs, and how much each step moves their difference.
 
 Steps are grouped by kind and class of token numbers. Within a class the token numbers of the runs may still differ,
 so the means are taken at the same number, along a slope common to both runs (analysis of covariance). Classes are
@@ -7,121 +7,227 @@ weighted by how many steps they have in both runs together: the difference of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.compare.plan import Kind, token_class
-from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
 
-#: Sums that are kept of each class and layer: rows, x, x^2, y, xy.
-ROWS, X, XX, Y, XY = range(5)
-#: Numbers worked on at a time.
-CHUNK = 1 << 24
+#: Parameters that a class fits per run: its mean, and half of the slope that both runs share.
+FITTED = 1.5
+
+
+class Means(Protocol):
+    """Means of both runs over the steps of one kind, by layer; pairs are (A, B).
+
+    Attributes:
+        kind: the steps.
+        value: mean times mass, float64 [layers].
+        mass: weight among kinds, float64 [layers].
+    """
+
+    @property
+    def kind(self) -> Kind:
+        """The steps."""
+
+    @property
+    def value(self) -> tuple[Floats, Floats]:
+        """Mean times mass of both runs."""
+
+    @property
+    def mass(self) -> Floats:
+        """Weight among kinds."""
+
+    def moves(self, scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+        """Return how much each step of each run moves ``scale[1] * value[1] - scale[0] * value[0]``.
+
+        To first order, given the numbers of tokens: float64 [steps of the run, layers].
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Sums from which means are made, by layer: float64 [..., layers], the pair being (A, B).
+class _Rows:
+    """Rows of one run: the step and class of each, tokens relative to the class's mean, metric; all [rows]."""
 
-    A kind's mean is ``value / mass``; a mean over kinds is the sum of values over the sum of masses.
+    step: Ints
+    group: Ints
+    layer: Ints
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True)
+class LikeMeans:
+    """Means at equal numbers of tokens; see :class:`Means`.
+
+    Attributes:
+        rows: of each run.
+        groups: number of (class, layer) groups; group g is of layer g modulo the number of layers.
+        weight: of each group, 0 where a run lacks it, float64 [groups].
+        slope: of the metric along tokens, float64 [groups]; ``free`` where it is estimated.
+        centre: mean tokens of both runs together; ``mean_x``, ``mean_y``, ``number`` of each run, float64 [groups].
+        squares: sum of squares of tokens around the means of each run, both together, float64 [groups].
     """
 
+    kind: Kind
     value: tuple[Floats, Floats]
     mass: Floats
+    rows: tuple[_Rows, _Rows]
+    weight: Floats
+    slope: Floats
+    free: Bools
+    centre: Floats
+    mean_x: tuple[Floats, Floats]
+    mean_y: tuple[Floats, Floats]
+    number: tuple[Floats, Floats]
+    squares: Floats
+
+    def moves(self, scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+        """See :class:`Means`."""
+        layers = len(self.mass)
+        of_group = np.arange(len(self.weight)) % layers
+        reach = [(self.centre - mean) * one[of_group] for mean, one in zip(self.mean_x, scale, strict=True)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            through_slope = np.where(self.free, self.weight * (reach[1] - reach[0]) / self.squares, 0.0)
+        out = []
+        for run, sign in ((0, -1.0), (1, 1.0)):
+            rows = self.rows[run]
+            g = rows.group
+            off = rows.x - self.mean_x[run][g]
+            rest = (rows.y - self.mean_y[run][g] - self.slope[g] * off) * _enlarged(rows, len(self.weight))[g]
+            direct = sign * self.weight[g] * scale[run][rows.layer] / self.number[run][g]
+            moved = np.where(self.weight[g] > 0, rest * (direct + through_slope[g] * off), 0.0)
+            out.append(_by_step(rows, moved, self.kind.steps[run], layers))
+        return out[0], out[1]
 
 
-def like_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int) -> tuple[Mean, Mean]:
-    """The mean over like steps of one kind: of what was measured, and in every resample.
+@dataclass(frozen=True)
+class TokenMeans:
+    """Sums over steps per token, times ``mass``; see :class:`Means`. ``tokens``, ``ratio`` per run, [layers]."""
+
+    kind: Kind
+    value: tuple[Floats, Floats]
+    mass: Floats
+    rows: tuple[_Rows, _Rows]
+    tokens: tuple[Floats, Floats]
+    ratio: tuple[Floats, Floats]
+
+    def moves(self, scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+        """See :class:`Means`. A step with many tokens moves the ratio through them too."""
+        out = []
+        for run, sign in ((0, -1.0), (1, 1.0)):
+            rows = self.rows[run]
+            layer = rows.layer
+            rest = rows.y - self.ratio[run][layer] * rows.x
+            moved = sign * (scale[run] * self.mass)[layer] * rest / self.tokens[run][layer]
+            out.append(_by_step(rows, moved, self.kind.steps[run], len(self.mass)))
+        return out[0], out[1]
+
+
+def like_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int) -> LikeMeans:
+    """Means over like steps of one kind.
 
     Parameters:
         cells: of each run ``step``, ``num_tokens``, ``layer`` (0 to ``layers`` - 1) and ``y``, of this kind.
     """
-    sums = [_by_class(kind, frame, block, layers) for frame, block in zip(cells, kind.block, strict=True)]
-    weight = sum((one[:, ROWS].sum(axis=0) for one in sums), np.zeros(sums[0].shape[2:]))
-    whole = _means(sums[0].sum(axis=0), sums[1].sum(axis=0), weight)
-    drawn = [_means(a, b, weight) for a, b in _resampled(kind, sums)]
-    joined = [np.concatenate([part[i] for part in drawn]) for i in range(3)]
-    return Mean(whole[:2], whole[2]), Mean((joined[0], joined[1]), joined[2])
-
-
-def token_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int) -> tuple[Mean, Mean]:
-    """The same of the sum over all steps of the kind, a token. Kinds weigh as their tokens in both runs together."""
-    sums = [_per_token(frame, block, layers) for frame, block in zip(cells, kind.block, strict=True)]
-    mass = np.full(layers, float(sum(kind.tokens)))
+    rows = _like_rows(kind, cells[0], 0, layers), _like_rows(kind, cells[1], 1, layers)
+    groups = max(1, len(kind.classes)) * layers
+    number, x, y = ([_summed(one, what, groups) for one in rows] for what in ("one", "x", "y"))
+    both = (number[0] > 0) & (number[1] > 0)
+    weight = np.where(both, number[0] + number[1], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        whole = [mass * one[:, 1].sum(axis=0) / one[:, 0].sum(axis=0) for one in sums]
-        drawn = []
-        for weights, one in zip(kind.weights, sums, strict=True):
-            again = np.tensordot(weights, one, axes=(1, 0))
-            drawn.append(mass * again[:, 1] / again[:, 0])
-    return Mean((whole[0], whole[1]), mass), Mean((drawn[0], drawn[1]), np.broadcast_to(mass, drawn[0].shape))
-
-
-def _resampled(kind: Kind, sums: Sequence[Floats]) -> list[tuple[Floats, Floats]]:
-    number = len(kind.weights[0])
-    size = max(1, CHUNK // max(1, sums[0][0].size))
-    return [
-        (
-            np.tensordot(kind.weights[0][at : at + size], sums[0], axes=(1, 0)),
-            np.tensordot(kind.weights[1][at : at + size], sums[1], axes=(1, 0)),
-        )
-        for at in range(0, number, size)
-    ]
-
-
-def _by_class(kind: Kind, cells: pl.DataFrame, block: pl.DataFrame, layers: int) -> Floats:
-    """float64 [blocks, 5, classes, layers]; x is relative to the class's mean number of tokens."""
-    numbers = {name: i for i, name in enumerate(kind.classes)}
-    frame = (
-        cells.with_columns(token_class())
-        .filter(pl.col("token_class").is_in(list(numbers)))
-        .join(block, on="step", how="inner")
+        mean_x = [a / n for a, n in zip(x, number, strict=True)]
+        mean_y = [a / n for a, n in zip(y, number, strict=True)]
+        # Sums of squares within each run, so that a difference of the runs is no slope.
+        squares, products = np.zeros(groups), np.zeros(groups)
+        for one, mean in zip(rows, mean_x, strict=True):
+            off = one.x - mean[one.group]
+            squares += np.bincount(one.group, off * off, groups)
+            products += np.bincount(one.group, off * one.y, groups)
+        total = number[0] + number[1]
+        centre, level = (x[0] + x[1]) / total, np.abs((y[0] + y[1]) / total)
+        fitted = np.where(squares > 1e-9 * total, products / squares, 0.0)
+        # A metric of a step neither falls nor rises faster than in proportion to its tokens.
+        slope = np.clip(fitted, -level, level)
+        means = [my + slope * (centre - mx) for mx, my in zip(mean_x, mean_y, strict=True)]
+    shape = (-1, layers)
+    values = [np.where(both, mean * weight, 0.0).reshape(shape).sum(axis=0) for mean in means]
+    return LikeMeans(
+        kind=kind,
+        value=(values[0], values[1]),
+        mass=weight.reshape(shape).sum(axis=0),
+        rows=rows,
+        weight=weight,
+        slope=slope,
+        free=(slope == fitted) & (squares > 1e-9 * total),
+        centre=centre,
+        mean_x=(mean_x[0], mean_x[1]),
+        mean_y=(mean_y[0], mean_y[1]),
+        number=(number[0], number[1]),
+        squares=squares,
     )
-    blocks = int(block["block"].max()) + 1  # type: ignore[arg-type]
-    shape = (blocks, len(numbers), layers)
-    at = frame["token_class"].replace_strict(numbers, return_dtype=pl.Int64).to_numpy() if numbers else np.zeros(0, int)
-    place = (frame["block"].to_numpy() * len(numbers) + at) * layers + frame["layer"].to_numpy()
-    middle = np.array(list(kind.classes.values()))[at]
+
+
+def token_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int) -> TokenMeans:
+    """The sum over all steps of the kind per token. Kinds weigh as their tokens in both runs together."""
+    rows = _token_rows(kind, cells[0], 0), _token_rows(kind, cells[1], 1)
+    mass = np.full(layers, float(sum(kind.tokens)))
+    tokens = [np.bincount(one.layer, one.x, layers).astype(np.float64) for one in rows]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = [np.bincount(one.layer, one.y, layers) / n for one, n in zip(rows, tokens, strict=True)]
+    return TokenMeans(
+        kind=kind,
+        value=(mass * ratio[0], mass * ratio[1]),
+        mass=mass,
+        rows=rows,
+        tokens=(tokens[0], tokens[1]),
+        ratio=(ratio[0], ratio[1]),
+    )
+
+
+def _like_rows(kind: Kind, cells: pl.DataFrame, run: int, layers: int) -> _Rows:
+    """Rows in compared classes; tokens are relative to the class's mean number."""
+    numbers = {name: i for i, name in enumerate(kind.classes)}
+    frame = cells.with_columns(token_class()).filter(pl.col("token_class").is_in(list(numbers)))
+    place = frame["token_class"].replace_strict(numbers, return_dtype=pl.Int64).to_numpy() if numbers else _NONE
+    layer = frame["layer"].to_numpy()
+    middle = np.array(list(kind.classes.values()))[place]
     x = frame["num_tokens"].to_numpy() / middle - 1.0
     y = frame["y"].to_numpy().astype(np.float64)
-    size = int(np.prod(shape))
-    summed = [np.bincount(place, part, minlength=size).reshape(shape) for part in (np.ones_like(x), x, x * x, y, x * y)]
-    return np.stack(summed, axis=1)
+    return _Rows(_steps(kind, frame, run), place * layers + layer, layer, x, y)
 
 
-def _per_token(cells: pl.DataFrame, block: pl.DataFrame, layers: int) -> Floats:
-    """float64 [blocks, 2, layers]: tokens, y."""
-    frame = cells.join(block, on="step", how="inner")
-    blocks = int(block["block"].max()) + 1  # type: ignore[arg-type]
-    place = frame["block"].to_numpy() * layers + frame["layer"].to_numpy()
-    parts = [frame[name].to_numpy().astype(np.float64) for name in ("num_tokens", "y")]
-    return np.stack(
-        [np.bincount(place, part, minlength=blocks * layers).reshape(blocks, layers) for part in parts], axis=1
-    )
+def _token_rows(kind: Kind, cells: pl.DataFrame, run: int) -> _Rows:
+    layer = cells["layer"].to_numpy()
+    x, y = (cells[name].to_numpy().astype(np.float64) for name in ("num_tokens", "y"))
+    return _Rows(_steps(kind, cells, run), layer, layer, x, y)
 
 
-def _means(a: Floats, b: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
-    """Sums over classes of weight x mean of each run, and of the weights: float64 [..., layers].
+_NONE = np.zeros(0, dtype=np.int64)
 
-    Parameters:
-        a, b: float64 [..., 5, classes, layers].
-        weight: float64 [classes, layers].
-    """
-    one, other = np.moveaxis(a, -3, 0), np.moveaxis(b, -3, 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        # Sums of squares within each run, so that a difference of the runs is no slope.
-        squares = sum(s[XX] - s[X] ** 2 / s[ROWS] for s in (one, other))
-        products = sum(s[XY] - s[X] * s[Y] / s[ROWS] for s in (one, other))
-        rows = one[ROWS] + other[ROWS]
-        middle, level = (one[X] + other[X]) / rows, (one[Y] + other[Y]) / rows
-        slope = np.where(squares > 1e-9 * rows, products / squares, 0.0)
-        # A figure of a step neither falls nor rises faster than in proportion to its tokens.
-        slope = np.clip(slope, -np.abs(level), np.abs(level))
-        means = [s[Y] / s[ROWS] + slope * (middle - s[X] / s[ROWS]) for s in (one, other)]
-    both = (one[ROWS] > 0) & (other[ROWS] > 0)
-    weight = np.where(both, weight, 0.0)
-    values = [np.where(both, mean * weight, 0.0).sum(axis=-2) for mean in means]
-    return values[0], values[1], weight.sum(axis=-2)
+
+def _steps(kind: Kind, cells: pl.DataFrame, run: int) -> Ints:
+    """The place of each row's step among the kind's steps."""
+    return np.searchsorted(kind.numbers[run], cells["step"].to_numpy())
+
+
+def _summed(rows: _Rows, what: str, groups: int) -> Floats:
+    weights = None if what == "one" else getattr(rows, what)
+    return np.bincount(rows.group, weights, groups).astype(np.float64)
+
+
+def _enlarged(rows: _Rows, groups: int) -> Floats:
+    """Factor by which residuals are too small because their group's mean and slope were fitted, [groups]."""
+    width = int(rows.step.max(initial=0)) + 1
+    steps = np.bincount(np.unique(rows.group * width + rows.step) // width, minlength=groups)
+    factor: Floats = np.sqrt(steps / np.maximum(steps - FITTED, 1.0))
+    return factor
+
+
+def _by_step(rows: _Rows, moved: Floats, steps: int, layers: int) -> Floats:
+    flat: Floats = np.bincount(rows.step * layers + rows.layer, moved, steps * layers).astype(np.float64)
+    return flat.reshape(steps, layers)

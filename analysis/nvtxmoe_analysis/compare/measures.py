@@ -9,12 +9,12 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.compare import tables
-from nvtxmoe_analysis.compare.matched_means import Mean, like_means, token_means
-from nvtxmoe_analysis.compare.plan import Kind, max_mean_ratio
+from nvtxmoe_analysis.compare.matched_means import Means, like_means, token_means
+from nvtxmoe_analysis.compare.plan import Kind
 from nvtxmoe_analysis.compare.runs import KEY, Run
+from nvtxmoe_analysis.compare.step_moves import drift_reason, in_time_order, uncertainty
 from nvtxmoe_analysis.compare.tables import ALL, finished
 from nvtxmoe_analysis.core.arrays import Floats
-from nvtxmoe_analysis.stats.block_bootstrap import Part, spread
 
 Cells = Callable[[Run], "pl.DataFrame | None"]
 
@@ -60,7 +60,8 @@ def _step_time(side: Run) -> pl.DataFrame | None:
 
 
 def _imbalance(side: Run) -> pl.DataFrame:
-    return side.counts.select(*_CELL, max_mean_ratio().alias("y"))
+    """Maximum over mean of the counts of each cell, over all experts."""
+    return side.counts.select(*_CELL, (pl.col("counts").list.max() / pl.col("counts").list.mean()).alias("y"))
 
 
 _CELL = (*KEY, "step_kind", "num_tokens", "layer_idx")
@@ -92,12 +93,12 @@ def measure(
     numbers = {layer: i for i, layer in enumerate(layers, start=1)} if metric.whole else {}
     prepared = [_prepared(metric, frame, numbers) for frame in (a, b)]
     means = token_means if metric.per_token else like_means
-    by_kind: dict[str, tuple[Kind, Mean, Mean]] = {}
+    by_kind: dict[str, Means] = {}
     for kind in kinds:
-        mine = (prepared[0].filter(step_kind=kind.name), prepared[1].filter(step_kind=kind.name))
-        if not mine[0].is_empty() and not mine[1].is_empty():
-            by_kind[kind.name] = (kind, *means(kind, mine, len(numbers) + 1))
-    sure = [name for name, (kind, *_) in by_kind.items() if kind.silent is None]
+        of_kind = (prepared[0].filter(step_kind=kind.name), prepared[1].filter(step_kind=kind.name))
+        if not of_kind[0].is_empty() and not of_kind[1].is_empty():
+            by_kind[kind.name] = means(kind, of_kind, len(numbers) + 1)
+    sure = [name for name, found in by_kind.items() if found.kind.silent is None]
     out = [_rows(metric, ALL, [by_kind[name] for name in sure or by_kind], numbers, confidence)]
     out += [_rows(metric, name, [found], numbers, confidence) for name, found in by_kind.items()]
     return pl.concat(out)
@@ -109,59 +110,53 @@ def _prepared(metric: Metric, cells: pl.DataFrame, numbers: Mapping[int, int]) -
     if metric.whole is None:
         return cells.with_columns(y, layer=pl.lit(ALL_LAYERS, pl.Int64))
     of_step = y.sum() if metric.whole == "sum" else y.mean()
-    whole = cells.group_by(*KEY, "step_kind").agg(pl.col("num_tokens").max(), of_step)
+    whole = cells.group_by(*KEY, "step_kind", maintain_order=True).agg(pl.col("num_tokens").max(), of_step)
     names = ("step", "step_kind", "num_tokens", "layer", "y")
     each = cells.with_columns(y, layer=pl.col("layer_idx").replace_strict(dict(numbers), return_dtype=pl.Int64))
     return pl.concat([whole.with_columns(layer=pl.lit(ALL_LAYERS, pl.Int64)).select(names), each.select(names)])
 
 
 def _rows(
-    metric: Metric,
-    name: str,
-    kinds: Sequence[tuple[Kind, Mean, Mean]],
-    numbers: Mapping[int, int],
-    confidence: float,
+    metric: Metric, name: str, kinds: Sequence[Means], numbers: Mapping[int, int], confidence: float
 ) -> pl.DataFrame:
     with np.errstate(divide="ignore", invalid="ignore"):
-        one, other = (_over_kinds([whole for _, whole, _ in kinds], run) for run in (0, 1))
-        drawn = [_over_kinds([again for *_, again in kinds], run) for run in (0, 1)]
-        ratio, ratios = np.log(other / one), np.log(drawn[1] / drawn[0])
-    ratio, ratios = np.where(np.isfinite(ratio), ratio, np.nan), np.where(np.isfinite(ratios), ratios, np.nan)
-    reason = next((kind.silent for kind, *_ in kinds if kind.silent is not None), None)
-    columns: dict[str, Floats] = {"value_a": one, "value_b": other, "difference": other - one}
+        mass: Floats = np.sum([means.mass for means in kinds], axis=0)
+        a, b = (np.sum([means.value[run] for means in kinds], axis=0) / mass for run in (0, 1))
+        ratio = np.log(b / a)
+    ratio = np.where(np.isfinite(ratio), ratio, np.nan)
+    columns: dict[str, Floats] = {"value_a": a, "value_b": b, "difference": b - a}
     columns["change_pct"] = 100.0 * np.expm1(ratio)
-    if reason is None and kinds:
-        absolute = spread(drawn[1] - drawn[0], _parts(kinds, None)).half_width(confidence)
-        relative = spread(ratios, _parts(kinds, (one, other)))
-        half = relative.half_width(confidence)
+    reasons: list[str | None] = [None] * len(a)
+    silent = next((means.kind.silent for means in kinds if means.kind.silent is not None), None)
+    if silent is None and kinds:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            absolute = uncertainty(_moves(kinds, (1.0 / mass, 1.0 / mass)))
+            relative = uncertainty(_moves(kinds, (1.0 / (mass * a), 1.0 / (mass * b))))
+        undecided = relative.undecided
+        half, half_log = (
+            np.where(undecided, np.nan, one.spread.half_width(confidence)) for one in (absolute, relative)
+        )
         columns |= {
-            "ci_low": other - one - absolute,
-            "ci_high": other - one + absolute,
-            "change_pct_ci_low": 100.0 * np.expm1(ratio - half),
-            "change_pct_ci_high": 100.0 * np.expm1(ratio + half),
-            "p_value": relative.p_value(ratio),
+            "ci_low": b - a - half,
+            "ci_high": b - a + half,
+            "change_pct_ci_low": 100.0 * np.expm1(ratio - half_log),
+            "change_pct_ci_high": 100.0 * np.expm1(ratio + half_log),
+            "p_value": np.where(undecided, np.nan, relative.spread.p_value(ratio)),
         }
-    nothing = f"no {' or '.join(kind.name for kind, *_ in kinds)} steps with like numbers of tokens in both runs"
-    said = [reason or (nothing if gone else None) for gone in np.isnan(other - one)]
-    alpha = 1.0 - confidence
+        steps = (sum(means.kind.steps[0] for means in kinds), sum(means.kind.steps[1] for means in kinds))
+        for i in np.flatnonzero(undecided):
+            reasons[i] = drift_reason(metric.name, name, steps, (relative.drift[0][i], relative.drift[1][i]))
+    nothing = f"no {' or '.join(means.kind.name for means in kinds)} steps with like numbers of tokens in both runs"
+    reasons = [silent or (nothing if gone else why) for gone, why in zip(np.isnan(b - a), reasons, strict=True)]
     same = {"metric": metric.name, "unit": metric.unit, "step_kind": name}
-    return finished(columns, tables.METRICS, list(numbers), said, alpha, **same)
+    return finished(columns, tables.METRICS, list(numbers), reasons, 1.0 - confidence, **same)
 
 
-def _over_kinds(means: Sequence[Mean], run: int) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total: Floats = np.sum([mean.value[run] for mean in means], axis=0)
-        mass: Floats = np.sum([mean.mass for mean in means], axis=0)
-        return total / mass
-
-
-def _parts(kinds: Sequence[tuple[Kind, Mean, Mean]], levels: tuple[Floats, Floats] | None) -> list[Part]:
-    """The parts of a difference, or with both runs' levels of a logarithm of a quotient, to first order."""
-    mass: Floats = np.sum([again.mass for *_, again in kinds], axis=0)
-    out = []
-    for kind, _, again in kinds:
-        for run in (0, 1):
-            with np.errstate(divide="ignore", invalid="ignore"):
-                moved = again.value[run] / mass
-                out.append(Part(kind.blocks[run], kind.enlarged[run], moved if levels is None else moved / levels[run]))
-    return out
+def _moves(kinds: Sequence[Means], scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """How much each step of each run moves the scaled difference over all these kinds, in the order of the steps."""
+    clean = (np.where(np.isfinite(scale[0]), scale[0], 0.0), np.where(np.isfinite(scale[1]), scale[1], 0.0))
+    by_kind = [means.moves(clean) for means in kinds]
+    a, b = (
+        in_time_order([means.kind.numbers[run] for means in kinds], [one[run] for one in by_kind]) for run in (0, 1)
+    )
+    return a, b

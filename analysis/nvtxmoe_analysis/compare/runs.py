@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.outputs.read import Results, load
 
 #: Kind of all steps where nothing tells prefill from decode.
@@ -121,7 +122,7 @@ def _refuse_unlike(a: Run, b: Run) -> None:
             raise NvtxmoeError("nothing was counted in this run", where=side.folder, remedy=remedy)
     if a.experts.keys() != b.experts.keys():
         raise NvtxmoeError(
-            f"the runs have different layers: A {_listed(a.experts)}, B {_listed(b.experts)}",
+            f"the runs have different layers: A {spans(sorted(a.experts))}, B {spans(sorted(b.experts))}",
             where=b.folder,
             remedy="Compare runs of models of one shape, or choose the layers with `nvtxmoe analyze --layers`",
         )
@@ -133,10 +134,3 @@ def _refuse_unlike(a: Run, b: Run) -> None:
                     where=b.folder,
                     remedy="Compare runs of models of one shape",
                 )
-
-
-def _listed(layers: dict[int, tuple[int, int]]) -> str:
-    numbers = sorted(layers)
-    if numbers == list(range(numbers[0], numbers[-1] + 1)):
-        return f"{numbers[0]} to {numbers[-1]}"
-    return ", ".join(map(str, numbers))

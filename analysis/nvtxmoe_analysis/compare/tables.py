@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.core.arrays import Floats
-from nvtxmoe_analysis.stats.intervals import holm
+from nvtxmoe_analysis.stats.multiple_testing import holm
 
 Schema = Mapping[str, type[pl.DataType]]
 
@@ -63,7 +63,7 @@ def finished(
     """
     none = np.full(len(layers) + 1, np.nan)
     floats = {name: columns.get(name, none) for name, dtype in schema.items() if dtype == pl.Float64}
-    floats["p_adjusted"] = np.concatenate([floats["p_value"][:1], holm(floats["p_value"][1:])])
+    floats["p_adjusted"] = np.concatenate([floats["p_value"][:1], holm(floats["p_value"][None, 1:])[0]])
     return (
         pl.DataFrame(floats)
         .with_columns(pl.when(pl.all().is_finite()).then(pl.all()))

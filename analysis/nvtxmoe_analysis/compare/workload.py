@@ -36,7 +36,6 @@ def workloads(sides: tuple[Run, Run], kinds: Sequence[Kind]) -> list[dict[str, A
         for i, (letter, frame) in enumerate(zip("ab", mine, strict=True)):
             row[f"steps_{letter}"] = frame["step"].n_unique()
             row[f"compared_{letter}"] = kind.matched[i] if kind else 0
-            row[f"independent_{letter}"] = kind.blocks[i] if kind else 0
             row[f"tokens_{letter}"] = int(tokens[i].sum())
             row[f"median_tokens_{letter}"] = float(np.median(tokens[i])) if len(tokens[i]) else None
         row["distance"] = _distance(*tokens) if all(len(one) for one in tokens) else None
@@ -53,6 +52,13 @@ def _distance(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> float
 def notes(sides: tuple[Run, Run], kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> list[str]:
     """What a reader must know before believing a difference, one sentence each."""
     return [*_captures(sides), *_loads(loads), *_silences(kinds, loads)]
+
+
+def drift_notes(metrics: pl.DataFrame, activations: pl.DataFrame) -> list[str]:
+    """One sentence for each metric of all layers together whose significance a drift leaves undecided."""
+    whole = pl.col("layer_idx").is_null() & pl.col("reason").str.contains(" drifts ", literal=True)
+    rows = pl.concat([metrics.filter(whole).select("reason"), activations.filter(whole).select("reason")])
+    return [f"Can't tell: {reason}. Capture more steps." for reason in rows["reason"].unique(maintain_order=True)]
 
 
 def _captures(sides: tuple[Run, Run]) -> Iterator[str]:

@@ -1,1 +1,1 @@
-"""What every layer uses and what knows nothing of captures: arrays, files, text, threads."""
+"""Tools for every layer, independent of captures: arrays, files, text, threads."""

@@ -1,33 +1,63 @@
-"""Files and folders of results: their size, and whether they can be written."""
+"""Writing one file whole or not at all; checks of what is at its name. Sets of files: ``core.file_set``."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
 
+#: Begins the hidden names of files and folders that are being written.
+STAGE_PREFIX = ".nvtxmoe-"
 
-def size_bytes(path: Path) -> int:
-    """Size of a file, or of the files of a folder."""
-    return sum(f.stat().st_size for f in path.iterdir() if f.is_file()) if path.is_dir() else path.stat().st_size
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def size_bytes(path: Path, unknown: int | None = None) -> int:
+    """Return the size of a file, or of all files in a folder and its folders.
+
+    Parameters:
+        unknown: returned if the size cannot be read. Default: raise.
+
+    Raises:
+        OSError: nothing is there, or it cannot be read.
+    """
+    try:
+        if path.is_dir():
+            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        return path.stat().st_size
+    except OSError:
+        if unknown is None:
+            raise
+        return unknown
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse early what :func:`write_set` could not make or write into.
+    """Refuse early a folder of results that cannot be made or written into.
 
     Raises:
-        NvtxmoeError: something on the way is no folder, or not writable.
+        NvtxmoeError: a parent is not a folder, or is not writable.
     """
     try:
         reach(folder)
     except OSError as error:
-        raise _cannot_write(error, folder) from error
+        raise cannot_write_results(error, folder) from error
 
 
 def reach(folder: Path) -> None:
-    """Raise OSError where a folder can't be made, or nothing be put into it, as far as that can be told."""
+    """Raise OSError if a folder cannot be made or written into, as far as permissions show it."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
@@ -35,8 +65,82 @@ def reach(folder: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there)
 
 
-def _cannot_write(error: Exception, folder: Path) -> NvtxmoeError:
+def check_file(path: Path) -> None:
+    """Refuse a name at which there is something other than a regular file or a symbolic link to one.
+
+    Raises:
+        NvtxmoeError: a folder, device, FIFO or socket is there, or a link to one.
+        OSError: links lead in a circle, or the parent cannot be searched.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+        raise NvtxmoeError(
+            f"{kind}, where a file would be written", where=path, remedy="Name another file, or remove what is there"
+        )
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a name to write to. What was written there takes the place of ``path`` when the block ends well.
+
+    The name is in a hidden folder beside the target, which goes when the block ends, with everything in it. A symbolic
+    link at ``path`` stays: the file to which it leads is replaced.
+
+    Raises:
+        NvtxmoeError: something other than a regular file is at ``path``.
+        OSError: it cannot be written.
+    """
+    check_file(path)
+    with _beside(path) as (stage, target):
+        yield stage
+        stage.replace(target)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield a name at which to make a folder, which takes the place of ``path`` when the block ends well.
+
+    A folder that is at ``path`` is moved aside first, and back if the new one cannot take its place.
+
+    Raises:
+        OSError: it cannot be written, or a file is at ``path``.
+    """
+    with _beside(path) as (stage, target):
+        yield stage
+        old = stage.with_name("old")
+        if target.is_dir():
+            target.rename(old)
+        try:
+            stage.rename(target)
+        except BaseException:
+            if old.exists():
+                old.rename(target)
+            raise
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield a name in a hidden folder beside the file to which ``path`` leads, and that file's own name."""
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=target.parent))
+    try:
+        yield folder / "new", target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cannot_write(error: Exception, where: Path, what: str, remedy: str) -> NvtxmoeError:
+    """Return the error to show if ``what`` cannot be written, with the system's reason."""
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    where = error.filename if isinstance(error, OSError) and error.filename else folder
-    remedy = "Choose another folder with -o, or make room"
-    return NvtxmoeError(f"cannot write the results: {reason}", where=where, remedy=remedy)
+    return NvtxmoeError(f"cannot write {what}: {reason}", where=where, remedy=remedy)
+
+
+def cannot_write_results(error: Exception, folder: Path) -> NvtxmoeError:
+    """Return the error to show if a folder of results cannot be written; it names the system's file, if any."""
+    named = error.filename if isinstance(error, OSError) and error.filename else folder
+    return cannot_write(error, named, "the results", "Choose another folder with -o, or make room")

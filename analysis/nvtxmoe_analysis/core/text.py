@@ -1,13 +1,14 @@
-"""Numbers for people: 0-3, 5."""
+"""Numbers, lists and kernel names as people read them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import groupby
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Rising numbers, neighbours together."""
+    """Return rising numbers with neighbours together: ``0-3, 5``."""
     found = []
     for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
         members = [number for _, number in run]
@@ -16,5 +17,25 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def number(count: int, singular: str, plural: str | None = None) -> str:
-    """``1 step``, ``1,234 steps``."""
+    """Return ``1 step``, ``1,234 steps``."""
     return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
+
+
+def listed(items: Sequence[str], most: int = 6) -> str:
+    """Return ``a, b and c``; of more than ``most`` items, the first ones and how many more."""
+    if len(items) > most:
+        return f"{', '.join(items[:most])} and {len(items) - most:,} more"
+    return " and ".join(part for part in (", ".join(items[:-1]), items[-1] if items else "") if part)
+
+
+def short_name(kernel_name: str, most: int | None = None) -> str:
+    """Return a kernel's name without return type, template arguments and parameters.
+
+    A name that begins with a bracket, and so would be empty, stays whole.
+
+    Parameters:
+        most: characters of the result; a longer one is cut, and ends in an ellipsis.
+    """
+    name = kernel_name.removeprefix("void ")
+    name = name if name.startswith("[") else re.split(r"[<(]", name, maxsplit=1)[0] or name
+    return name if most is None or len(name) <= most else f"{name[: most - 1]}…"

@@ -13,7 +13,8 @@ from nvtxmoe_analysis.attribution.attribute import Attribution, attribute
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
-from nvtxmoe_analysis.attribution.step_sums import outside_timings, step_work
+from nvtxmoe_analysis.attribution.step_sums import in_steps, outside_timings, step_work
+from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.decode import Events, decode_events
 from nvtxmoe_analysis.events.journals import read_session
@@ -52,6 +53,7 @@ class CaptureFacts:
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
         coverage, outside_layers: see ``Attribution``; the whole export.
+        outside_kept: as ``outside_layers``, of the steps inside the selection.
         launches: those in steps; the whole export.
         collective_ranges: how many ``moe.collective`` ranges there are.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
@@ -74,6 +76,7 @@ class CaptureFacts:
     collectives: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
+    outside_kept: pl.DataFrame
     launches: LaunchFacts
     runtime_calls: int
     repeated_calls: int
@@ -148,7 +151,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
     return CaptureFacts(
         source=export.source,
         kind=export.kind,
-        size_bytes=sum(file.size_bytes for file in events.journals.values()) or _size_bytes(export.path),
+        size_bytes=sum(file.size_bytes for file in events.journals.values()) or size_bytes(export.path),
         events=events,
         metas=events.metas,
         steps=steps,
@@ -156,6 +159,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         topk=of_topk(events, steps, selection),
         coverage=placed.coverage,
         outside_layers=_named(placed.outside_layers, placed.names),
+        outside_kept=_named(in_steps(placed.work, kept=True), placed.names),
         launches=launch_facts(
             launches.in_steps().with_columns(
                 partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist())
@@ -257,12 +261,6 @@ def _warnings(export: Export) -> tuple[str, ...]:
     texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
     serious = texts.filter(texts.str.contains(r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"))
     return tuple(sorted(set(serious.to_list())))
-
-
-def _size_bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(f.stat().st_size for f in path.iterdir() if f.is_file())
-    return path.stat().st_size
 
 
 def _steps(events: Events, selection: Selection) -> pl.DataFrame:

@@ -70,6 +70,8 @@ def _map(client: Any, tasks: Sequence[Task], at_once: int, done: Callable[[Outco
         if client.status != "running":
             break
         workers = client.scheduler_info()["workers"].values()
+        if client.status != "running":  # it asks the scheduler, and may have waited for one that is gone
+            break
         if any(_at_work(worker) for worker in workers):
             seen = time.monotonic()
         elif time.monotonic() - seen > CONNECT_S:  # new ones may come, as where a batch system starts them again

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.ingest import process_pool
-from nvtxmoe_analysis.ingest.memory_budget import size_bytes, workers
+from nvtxmoe_analysis.ingest.memory_budget import workers
 from nvtxmoe_analysis.ingest.task import Failure, Outcome, Task, attempt, read
 
 
@@ -41,7 +42,7 @@ def ingest(
         return [read(tasks[0], progress)], []
     number = 0
     # The largest first: what is left at the end is short.
-    order = sorted(range(len(tasks)), key=lambda i: -size_bytes(inputs[i]))
+    order = sorted(range(len(tasks)), key=lambda i: -size_bytes(inputs[i], unknown=0))
     tasks = [tasks[i] for i in order]
 
     def done(outcome: Outcome) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
 from nvtxmoe_analysis.readers.session import is_session
 
@@ -29,17 +30,7 @@ _MEMINFO = Path("/proc/meminfo")
 
 def needed_bytes(path: Path) -> int:
     """About what reading a report takes at its peak; 0 for what is not there."""
-    return PROCESS_BYTES + round(_factor(path) * size_bytes(path)) if path.exists() else 0
-
-
-def size_bytes(path: Path) -> int:
-    """Bytes of a file, or of the files in a folder; 0 where nothing can be seen."""
-    try:
-        if path.is_dir():
-            return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return path.stat().st_size
-    except OSError:
-        return 0
+    return PROCESS_BYTES + round(_factor(path) * size_bytes(path, unknown=0)) if path.exists() else 0
 
 
 def _factor(path: Path) -> float:
@@ -79,7 +70,7 @@ def workers(paths: Sequence[Path], jobs: int | None = None) -> int:
     """
     if jobs is not None:
         return max(1, min(jobs, len(paths)))
-    if sum(size_bytes(path) for path in paths) < SMALL_BYTES:
+    if sum(size_bytes(path, unknown=0) for path in paths) < SMALL_BYTES:
         return 1
     most = min(cores(), len(paths))
     room = available_bytes()

@@ -1,4 +1,4 @@
-"""What is in an export, in a second: the NVTX rows are read, of the CUDA tables only their sizes. Or in a session."""
+"""Look into an export or a session: read its NVTX rows or journals, and count the rows of the CUDA tables."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOTHING_MISSING, INCOMPLETE, NO_EVENTS = "nothing missing so far", "incomplete",
 
 @dataclass(frozen=True)
 class Process:
-    """One process that captured routing; null where neither moe.meta nor moe.step tells."""
+    """One process that captured routing. A value is null if neither moe.meta nor moe.step contains it."""
 
     pid: int
     rank: int | None
@@ -63,16 +63,16 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class Contents:
-    """What nvtxmoe wrote into one export.
+    """The nvtxmoe events of one export or session.
 
     Attributes:
-        versions: of vllm, torch, nvtxmoe, and the device's name; several values where processes differ.
+        versions: of vllm, torch, nvtxmoe, and the device's name; several values if processes differ.
         counts: number of ``moe.counts`` payloads.
-        samples: number of ``moe.topk`` payloads, of ``sampled_tokens`` tokens in all.
+        samples: number of ``moe.topk`` payloads; they hold ``sampled_tokens`` tokens in total.
         encoding: ``binary``, ``words``, ``journal`` or ``none``.
-        blobs: whether binary payloads are there: ``present``, ``missing`` (exported without), ``unsupported``
-            (this nsys has no column for them).
-        span_ns: first event to last, nanoseconds.
+        blobs: ``present``, ``missing`` (the report was exported without binary payloads), or ``unsupported`` (this nsys
+            has no column for them).
+        span_ns: time from the first event to the last, nanoseconds.
     """
 
     versions: dict[str, list[str]]
@@ -89,18 +89,18 @@ class Contents:
 
 @dataclass(frozen=True)
 class Inspected:
-    """One input.
+    """One inspected input.
 
     Attributes:
-        gpu_operations: rows by kind of operation.
-        runtime_calls: rows of CUDA API calls.
+        gpu_operations: number of rows per kind of operation.
+        runtime_calls: number of CUDA API calls.
         graph_tracing: ``node``, ``graph`` (no kernels inside graphs), ``launched, but no node recorded``, ``none
             used``, or ``unknown``.
-        journals: of a session of direct mode, the number of its files; else null. Nothing of nsys and the GPU is in
-            one.
-        contents: null when there are no nvtxmoe events that can be read.
-        missing: why the capture can't be whole.
-        warnings: what is worth knowing but need not be a loss.
+        contents: null if the input has no readable nvtxmoe events.
+        missing: reasons why the capture is incomplete.
+        warnings: notes that need not mean a loss.
+        journals: number of files of a session of direct mode, which holds no data of nsys or the GPU; null for an
+            export.
     """
 
     path: str
@@ -121,7 +121,7 @@ class Inspected:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All inputs of one run. ``missing`` and ``warnings`` are those of the inputs, and of the run as a whole."""
+    """All inputs of one run. ``missing`` and ``warnings`` are those of the inputs and of the run as a whole."""
 
     inputs: list[Inspected]
     missing: list[str]
@@ -129,41 +129,42 @@ class Inspection:
 
     @property
     def verdict(self) -> str:
-        """What can be said so far."""
-        if any(one.contents is None for one in self.inputs):
+        """``no readable nvtxmoe events``, ``incomplete`` or ``nothing missing so far``."""
+        if any(inspected.contents is None for inspected in self.inputs):
             return NO_EVENTS
         return INCOMPLETE if self.missing else NOTHING_MISSING
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the inspection and its verdict, JSON-ready."""
         return {"verdict": self.verdict, **asdict(self)}
 
 
 def inspect(exports: Sequence[Export]) -> Inspection:
-    """Look into the exports of one run.
+    """Look into the exports or sessions of one run.
 
     Raises:
-        NvtxmoeError: an export is damaged. One without nvtxmoe events is not an error here: the verdict says so.
+        NvtxmoeError: an export is damaged. An export without nvtxmoe events is no error: the verdict shows it.
     """
     inputs: list[Inspected] = []
     metas: list[Meta] = []
     for export in exports:
-        one, found = _inspect_session(export) if isinstance(export, Session) else _inspect_one(export)
-        inputs.append(one)
-        metas.extend(found)
+        inspected, export_metas = _inspect_session(export) if isinstance(export, Session) else _inspect_export(export)
+        inputs.append(inspected)
+        metas.extend(export_metas)
     several = len(inputs) > 1
 
-    def told(one: Inspected, text: str) -> str:
-        return f"{Path(one.path).name}: {text}" if several else text
+    def with_name(inspected: Inspected, text: str) -> str:
+        return f"{Path(inspected.path).name}: {text}" if several else text
 
     return Inspection(
         inputs=inputs,
-        missing=[told(one, text) for one in inputs for text in one.missing] + missing_ranks(metas),
-        warnings=[told(one, text) for one in inputs for text in one.warnings],
+        missing=[with_name(inspected, text) for inspected in inputs for text in inspected.missing]
+        + missing_ranks(metas),
+        warnings=[with_name(inspected, text) for inspected in inputs for text in inspected.warnings],
     )
 
 
-def _inspect_one(export: Export) -> tuple[Inspected, list[Meta]]:
+def _inspect_export(export: Export) -> tuple[Inspected, list[Meta]]:
     operations = {table.name.removeprefix("CUPTI_ACTIVITY_KIND_").lower(): export.rows(table) for table in OPERATIONS}
     calls = export.rows(nsys_tables.RUNTIME)
     tracing = _graph_tracing(export)
@@ -174,7 +175,7 @@ def _inspect_one(export: Export) -> tuple[Inspected, list[Meta]]:
         events = read_events(export)
     except NvtxmoeError as error:
         unreadable = [". ".join(filter(None, (error.what, error.remedy)))]
-    found = Inspected(
+    inspected = Inspected(
         path=str(export.source),
         kind=export.kind,
         size_bytes=size_bytes(export.path),
@@ -189,14 +190,14 @@ def _inspect_one(export: Export) -> tuple[Inspected, list[Meta]]:
         missing=unreadable + losses(export, events, sum(operations.values()), calls, tracing),
         warnings=reservations(export),
     )
-    return found, list(events.metas.values()) if events else []
+    return inspected, list(events.metas.values()) if events else []
 
 
 def _inspect_session(session: Session) -> tuple[Inspected, list[Meta]]:
     events = read_session(session)
     files = list(events.journals.values())
     warning = unfinished(files)
-    found = Inspected(
+    inspected = Inspected(
         path=str(session.source),
         kind=session.kind,
         size_bytes=sum(file.size_bytes for file in files),
@@ -212,19 +213,21 @@ def _inspect_session(session: Session) -> tuple[Inspected, list[Meta]]:
         warnings=[warning] if warning else [],
         journals=len(files),
     )
-    return found, list(events.metas.values())
+    return inspected, list(events.metas.values())
 
 
 def _graph_tracing(export: Export) -> str:
-    """How CUDA graphs were traced: by what is there, else by what was asked for."""
+    """Return how CUDA graphs were traced: from the tables that exist, otherwise from the options of the capture."""
     if export.rows(nsys_tables.GRAPH_TRACE):
         return "graph"
     if export.rows(nsys_tables.GRAPH_NODES):
         return "node"
     if any(re.match(GRAPH_LAUNCH_PATTERN, text) for text in export.read(nsys_tables.STRINGS)["value"].to_list()):
         return UNRECORDED
-    asked = [v for k, v in export.metadata(nsys_tables.CAPTURE_META).items() if k.endswith(_MODE_NAME)]
-    return "none used" if asked and export.rows(nsys_tables.RUNTIME) else "unknown"
+    requested_modes = [
+        value for name, value in export.metadata(nsys_tables.CAPTURE_META).items() if name.endswith(_MODE_NAME)
+    ]
+    return "none used" if requested_modes and export.rows(nsys_tables.RUNTIME) else "unknown"
 
 
 def _contents(events: Events, blobs: str) -> Contents:
@@ -234,7 +237,7 @@ def _contents(events: Events, blobs: str) -> Contents:
         for key in VERSIONS:
             if meta.raw.get(key) is not None:
                 versions[key].add(str(meta.raw[key]))
-        layers |= {n: LayerInfo(n, one.name, one.num_experts, one.top_k) for n, one in meta.layers.items()}
+        layers |= {n: LayerInfo(n, layer.name, layer.num_experts, layer.top_k) for n, layer in meta.layers.items()}
     samples = events.topk.runs.select("pid", "step", "layer")
     return Contents(
         versions={key: sorted(versions[key]) for key in VERSIONS if key in versions},
@@ -265,28 +268,28 @@ def _span_ns(events: Events) -> int:
 def _processes(events: Events) -> list[Process]:
     pids = set(events.metas) | set(events.steps["pid"].to_list()) | set(events.counts.cells["pid"].to_list())
     processes = [_process(pid, events.metas.get(pid), events.steps.filter(pid=pid)) for pid in sorted(pids)]
-    return sorted(processes, key=lambda one: (one.rank is None, one.rank, one.pid))
+    return sorted(processes, key=lambda process: (process.rank is None, process.rank, process.pid))
 
 
 def _process(pid: int, meta: Meta | None, steps: pl.DataFrame) -> Process:
-    said = meta.raw if meta else {}
+    raw_meta = meta.raw if meta else {}
     known = steps["rank"].drop_nulls()
     numbers = steps["step"].drop_nulls()
 
-    def size(key: str) -> int | None:
-        value = said.get(key)
+    def meta_number(key: str) -> int | None:
+        value = raw_meta.get(key)
         return value if isinstance(value, int) else None
 
     return Process(
         pid=pid,
         rank=meta.rank if meta else (int(known[0]) if len(known) else None),
         world_size=meta.world_size if meta else None,
-        tp_rank=size("tp_rank"),
-        tp_size=size("tp_size"),
-        ep_rank=size("ep_rank"),
-        ep_size=size("ep_size"),
-        dp_rank=size("dp_rank"),
-        dp_size=size("dp_size"),
+        tp_rank=meta_number("tp_rank"),
+        tp_size=meta_number("tp_size"),
+        ep_rank=meta_number("ep_rank"),
+        ep_size=meta_number("ep_size"),
+        dp_rank=meta_number("dp_rank"),
+        dp_size=meta_number("dp_size"),
         steps=len(steps),
         first_step=int(numbers.min()) if len(numbers) else None,  # type: ignore[arg-type]
         last_step=int(numbers.max()) if len(numbers) else None,  # type: ignore[arg-type]

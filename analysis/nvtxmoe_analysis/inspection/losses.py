@@ -1,4 +1,4 @@
-"""What an export lacks as far as can be told without reading its CUDA tables."""
+"""Find what an export lacks, without reading its CUDA tables."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.capture_healthy import sentences
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.facts.expected_cells import counted_cells
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 
-_WORRYING = r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"
+_LOSS_PATTERN = r"(?i)might not have been collected|\bnot all\b|\bdropped\b|\blost\b"
 
 
 def losses(export: Export, events: Events | None, operations: int, calls: int, graph_tracing: str) -> list[str]:
-    """Why the capture can't be whole, one sentence each.
+    """Return the reasons why the capture is incomplete, one sentence each.
 
     Parameters:
-        events: null when they couldn't be read.
+        events: None if they could not be read.
         operations: number of GPU operations.
         calls: number of CUDA API calls.
         graph_tracing: see ``inspect.Inspected``.
     """
-    found = _unread(export, events) + event_losses(events) if events else []
+    found = _payload_losses(export, events) + event_losses(events) if events else []
     if not operations and not calls:
         found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
     elif not operations:
@@ -41,7 +42,7 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
     return found
 
 
-def _unread(export: Export, events: Events) -> list[str]:
+def _payload_losses(export: Export, events: Events) -> list[str]:
     found = []
     if count := events.problems["blobs_missing"]:
         remedy = (
@@ -49,29 +50,29 @@ def _unread(export: Export, events: Events) -> list[str]:
             if export.has_blob_column()
             else "this version of nsys has no column for them"
         )
-        found.append(f"{_number(count, 'event')} lost the payload: {remedy}")
+        found.append(f"{number(count, 'event')} lost the payload: {remedy}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
-        found.append(f"{_number(count, 'payload')} spelled as words broke off")
+        found.append(f"{number(count, 'payload')} spelled as words broke off")
     return found
 
 
 def event_losses(events: Events) -> list[str]:
-    """What the events of an export, or of a session of direct mode, lack."""
+    """Return what the events of an export or a session lack, one sentence each."""
     found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
         found.append("no step: nothing was scheduled while the capture ran")
     if count := events.steps["end"].null_count() * (not events.journals):
-        found.append(f"{_number(count, 'step')} still open when the capture ended")
-    silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    found += [f"process {pid} has steps but no moe.meta" for pid in silent]
+        found.append(f"{number(count, 'step')} still open when the capture ended")
+    pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
+    found += [f"process {pid} has steps but no moe.meta" for pid in pids_without_meta]
     cells = counted_cells(events, events.steps)
-    if absent := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
-        found.append(f"{absent:,} of {len(cells):,} (rank, step, layer) have no counts")
+    if missing_cells := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
+        found.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")
     return found
 
 
 def missing_ranks(metas: Sequence[Meta]) -> list[str]:
-    """Ranks that the world size promises but no input has; runs are told apart by ``run_id`` where it is there."""
+    """Return the ranks that the world size implies but no input has, per ``run_id``, one sentence each."""
     runs: dict[str, list[Meta]] = defaultdict(list)
     for meta in metas:
         runs[str(meta.raw.get("run_id", ""))].append(meta)
@@ -88,10 +89,10 @@ def _rank_losses(members: Sequence[Meta]) -> list[str]:
     ranks = Counter(meta.rank for meta in members)
     if len(sizes) > 1:
         found.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
-    absent = sorted(set(range(sizes[-1])) - set(ranks))
-    if absent:
-        listed = ", ".join(map(str, absent[:8])) + (", ..." if len(absent) > 8 else "")
-        found.append(f"world_size says {_number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
+    missing = sorted(set(range(sizes[-1])) - set(ranks))
+    if missing:
+        listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+        found.append(f"world_size says {number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
     repeated = sorted(rank for rank, times in ranks.items() if times > 1)
     if repeated:
         found.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
@@ -99,10 +100,6 @@ def _rank_losses(members: Sequence[Meta]) -> list[str]:
 
 
 def reservations(export: Export) -> list[str]:
-    """Diagnostics of nsys that speak of lost events. Captures with one have been found whole."""
+    """Return diagnostics of nsys about lost events. They are no proof: complete captures have had them too."""
     texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
-    return [f"nsys says: {text}" for text in sorted(set(texts.filter(texts.str.contains(_WORRYING)).to_list()))]
-
-
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return [f"nsys says: {text}" for text in sorted(set(texts.filter(texts.str.contains(_LOSS_PATTERN)).to_list()))]

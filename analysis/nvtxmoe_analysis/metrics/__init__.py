@@ -1,1 +1,1 @@
-"""Compute figures from the facts of a run: balance, correlation, models, waiting."""
+"""Compute tables from the facts of a run: balance, own time, layer models, wait time."""

@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.file_set import recover
 from nvtxmoe_analysis.outputs.registry import declarations, documents, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER, Table
 
@@ -22,12 +23,14 @@ def load(folder: str | PathLike[str]) -> Results:
         folder: DIR of ``nvtxmoe analyze -o DIR`` or ``nvtxmoe merge``, or ``moe_expert_tracking`` inside it.
 
     Raises:
-        NvtxmoeError: no such folder, or no result file in it. A frame is read when it is first asked for, and what
-            is wrong with its file is said then.
+        NvtxmoeError: no such folder, no result file in it, or files that a killed program was replacing and that cannot
+            be put in place now. A frame is read when it is first asked for, and what is wrong with its file is said
+            then.
     """
     path = Path(folder)
     inner = path / FOLDER
     for candidate in (inner, path):
+        recover(candidate)
         if any(_file(candidate, name) is not None for name in declarations()):
             return Results(candidate)
     what = "no such folder" if not path.exists() else "no folder" if not path.is_dir() else "no result file in it"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import reach
+from nvtxmoe_analysis.core.files import cannot_write, check_file, reach, whole_file
 
 
 def check_database(path: Path, tables: Collection[str]) -> None:
@@ -26,6 +24,8 @@ def check_database(path: Path, tables: Collection[str]) -> None:
     """
     try:
         reach(path.parent)
+        if not path.is_dir():
+            check_file(path)
     except OSError as error:
         raise _cannot_write(error, path) from error
     if path.exists() and not _is_ours(path, tables):
@@ -45,26 +45,16 @@ def writing_database(path: Path, tables: Mapping[str, pl.DataFrame]) -> Iterator
         NvtxmoeError: the file can't be written, or is something other than a database of ours.
     """
     check_database(path, tables)
-    handle = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        os.close(handle)
-        _fill(Path(name), tables)
-        os.chmod(name, 0o644)  # noqa: PTH101  mkstemp's own is for one user
-        yield
-        Path(name).replace(path)
+        with whole_file(path) as stage:
+            _fill(stage, tables)
+            yield
     except (OSError, sqlite3.Error) as error:
         raise _cannot_write(error, path) from error
-    finally:
-        if handle is not None:
-            Path(name).unlink(missing_ok=True)
 
 
 def _cannot_write(error: Exception, path: Path) -> NvtxmoeError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    remedy = "Choose another name for --sqlite, or make room"
-    return NvtxmoeError(f"cannot write the database: {reason}", where=path, remedy=remedy)
+    return cannot_write(error, path, "the database", "Choose another name for --sqlite, or make room")
 
 
 def _fill(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:

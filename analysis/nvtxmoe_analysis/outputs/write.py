@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import _cannot_write
+from nvtxmoe_analysis.core.file_set import check_set, replace_set, staging
+from nvtxmoe_analysis.core.files import cannot_write_results
 from nvtxmoe_analysis.core.parallel import ordered_map
 
 FORMATS = ("csv", "parquet")
-#: Where the earlier results are while new ones take their names.
-OLD = "old"
 #: Rows of a table whose numbers are text in memory at a time.
 BLOCK_ROWS = 1 << 16
 
@@ -35,73 +30,31 @@ def write_set(
 
     Tables named ``parquet_only``, which CSV has no words for, are Parquet whatever was asked for.
 
-    Everything is first written beside the folder's own files; only when all of it is there are the names replaced,
-    and put back if that fails half-way. A table of ours in a format not asked for now is removed, and so are tables and
-    documents named ``absent``, which this analysis does not have: they would be another analysis's.
+    The files are replaced together (``core.file_set``): after a failure or a kill the folder holds the earlier set or
+    the new one. A table of ours in a format not asked for now is removed, and so are tables and documents named
+    ``absent``, which this analysis does not have: they would be another analysis's.
 
     Raises:
-        NvtxmoeError: the folder can't be written.
+        NvtxmoeError: the folder can't be written, or something other than a regular file has the name of a result.
     """
+    forms = {stem: ("parquet",) if stem in parquet_only else tuple(formats) for stem in tables}
+    files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in forms[stem]]
+    names = [*(name for _, name, _ in files), *(f"{stem}.json" for stem in documents)]
+    stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in forms[stem]]
+    stale += [f"{stem}.{form}" for stem in absent for form in (*FORMATS, "json")]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _staging(folder) as stage:
-            forms = {stem: ("parquet",) if stem in parquet_only else tuple(formats) for stem in tables}
-            files = [(table, f"{stem}.{form}", form) for stem, table in tables.items() for form in forms[stem]]
+        with staging(folder) as stage:
+            check_set(folder, (*names, *stale))
             # list() runs no Python of its own: an interrupt comes inside ordered_map, which then waits for its threads.
             # Else they could go on writing into a folder that is being removed.
             list(ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files))
-            names = [name for _, name, _ in files]
             for stem, document in documents.items():
-                names.append(f"{stem}.json")
-                (stage / names[-1]).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
-            stale = [f"{stem}.{form}" for stem in tables for form in FORMATS if form not in forms[stem]]
-            stale += [f"{stem}.{form}" for stem in absent for form in (*FORMATS, "json")]
-            _replace(folder, stage, names, stale)
+                (stage / f"{stem}.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            replace_set(folder, stage, names, stale)
     except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the latter
-        raise _cannot_write(error, folder) from error
+        raise cannot_write_results(error, folder) from error
     return [folder / name for name in names]
-
-
-@contextlib.contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    stage = Path(tempfile.mkdtemp(prefix=".nvtxmoe-", dir=folder))
-    try:
-        yield stage
-    finally:
-        if not (stage / OLD).exists():
-            shutil.rmtree(stage, ignore_errors=True)
-
-
-def _replace(folder: Path, stage: Path, names: Sequence[str], stale: Sequence[str]) -> None:
-    old = stage / OLD
-    old.mkdir()
-    try:
-        for name in (*names, *stale):
-            if (folder / name).exists():
-                (folder / name).replace(old / name)
-        for name in names:
-            (stage / name).replace(folder / name)
-    except BaseException as error:
-        _put_back(folder, stage, names)
-        if not old.exists():
-            raise
-        where = f"earlier results, which could not be put back, are in {old}"
-        raise NvtxmoeError(f"cannot replace the results: {error}; {where}", where=folder) from error
-    old.rename(stage / "replaced")
-
-
-def _put_back(folder: Path, stage: Path, names: Sequence[str]) -> None:
-    """Undo what of the replacing has been done, as the folders tell: an interrupt may come between any two steps."""
-    old = stage / OLD
-    for name in names:
-        if not (stage / name).exists() and not (old / name).exists():
-            with contextlib.suppress(OSError):
-                (folder / name).unlink(missing_ok=True)
-    for file in list(old.iterdir()):
-        with contextlib.suppress(OSError):
-            file.replace(folder / file.name)
-    with contextlib.suppress(OSError):  # not empty: _staging leaves it
-        old.rmdir()
 
 
 def _write_table(table: pl.DataFrame, path: Path, form: str) -> None:

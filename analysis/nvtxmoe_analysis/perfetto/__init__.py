@@ -1,1 +1,1 @@
-"""Results as a Perfetto trace: what ui.perfetto.dev and trace_processor open. docs/perfetto.md."""
+"""Write a capture as a Perfetto trace for ui.perfetto.dev and trace_processor (docs/perfetto.md)."""

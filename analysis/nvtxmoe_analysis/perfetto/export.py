@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import reach
+from nvtxmoe_analysis.core.files import cannot_write, check_file, reach, whole_file
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.facts.capture_facts import read_capture
 from nvtxmoe_analysis.facts.selection import Selection
@@ -99,8 +95,12 @@ def export_trace(
         return open_export(inputs[index], cache_dir=cache_dir, nsys=nsys)
 
     totals = Totals()
-    with _written(out) as file:
-        _pour(trace(results, axis, reopen, totals, everything=everything, experts=experts, progress=progress), file)
+    parts = trace(results, axis, reopen, totals, everything=everything, experts=experts, progress=progress)
+    try:
+        with whole_file(out) as stage:
+            _write(parts, stage, compressed=out.suffix == GZIP_SUFFIX)
+    except OSError as error:
+        raise _cannot_write(out, error) from error
     return Exported(out, out.stat().st_size, totals, axis, results)
 
 
@@ -111,56 +111,28 @@ def operations_of(results: RunMetrics, *, everything: bool) -> int:
 
 
 def check_target(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse early an output that is an input or can't be written.
+    """Refuse early an output that is an input, is no regular file, or can't be written.
 
     Raises:
         NvtxmoeError: it is so.
     """
     if any(out.resolve() == one.resolve() for one in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
-    if out.is_dir():
-        raise NvtxmoeError("a folder, where a file would be written", where=out, remedy="Name a file in it")
     try:
+        check_file(out)
         reach(out.parent)
     except OSError as error:
         raise _cannot_write(out, error) from error
 
 
-def _pour(parts: Iterable[bytes], file: IO[bytes]) -> None:
-    for part in parts:
-        file.write(part)
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the name only when it is whole."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".nvtxmoe-", dir=out.parent)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    stage = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as raw:
-            if out.suffix == GZIP_SUFFIX:
-                with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
-                    yield packed  # type: ignore[misc]
-            else:
-                yield raw
-        stage.chmod(0o666 & ~_umask())
-        stage.replace(out)
-    except OSError as error:
-        raise _cannot_write(out, error) from error
-    finally:
-        stage.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _write(parts: Iterable[bytes], stage: Path, *, compressed: bool) -> None:
+    with stage.open("wb") as raw:
+        if compressed:
+            with gzip.GzipFile("", "wb", _GZIP_LEVEL, raw, mtime=0) as packed:
+                packed.writelines(parts)
+        else:
+            raw.writelines(parts)
 
 
 def _cannot_write(out: Path, error: OSError) -> NvtxmoeError:
-    remedy = "Name another file, or make room"
-    return NvtxmoeError(f"cannot write the trace: {error.strerror or error}", where=out, remedy=remedy)
+    return cannot_write(error, out, "the trace", "Name another file, or make room")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -151,9 +150,3 @@ def _inside(
         pl.col("deviceId").alias("device"), pl.col("streamId").alias("stream"), "start", "end", "name"
     )[rows]
     return pl.DataFrame(columns).hstack(taken).cast(COLUMNS)  # type: ignore[arg-type]
-
-
-def short_name(kernel_name: str) -> str:
-    """A kernel's name without return type, template arguments and parameters; all of it where nothing is left."""
-    name = kernel_name.removeprefix("void ")
-    return name if name.startswith("[") else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name

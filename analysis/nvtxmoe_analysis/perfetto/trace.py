@@ -11,12 +11,13 @@ import polars as pl
 
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES
 from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.perfetto import counters, tracks
 from nvtxmoe_analysis.perfetto import messages as m
 from nvtxmoe_analysis.perfetto.lanes import lay
-from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, read_placed, short_name
+from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, read_placed
 from nvtxmoe_analysis.perfetto.slices import Slices, of_track
 from nvtxmoe_analysis.perfetto.time_axis import Axis
 from nvtxmoe_analysis.readers.base import Export

@@ -8,9 +8,10 @@ from __future__ import annotations
 import polars as pl
 
 from nvtxmoe_analysis.attribution.ranges import IDLE, LAYER, PHASE, PHASE_NAMES, STEP, classify
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import Selection
-from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, short_name
+from nvtxmoe_analysis.perfetto.operations import PHASES, Placed
 
 #: Category of what belongs to MoE layers.
 MOE, HOST, COLLECTIVE = "moe", "host", "collective"

@@ -13,14 +13,15 @@ import shlex
 import shutil
 import signal
 import sqlite3
+import stat
 import subprocess
-import tempfile
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.files import whole_file
 
 NSYS_ENV = "NVTXMOE_NSYS"
 CACHE_SUFFIX = ".nvtxmoe.sqlite"
@@ -118,7 +119,10 @@ def _cache_path(report: Path, cache_dir: Path | None) -> Path:
 def _is_reusable(cache: Path, report: Path, fingerprint: str, nsys: Path | None) -> bool:
     """Whether a kept export is whole, newer than its report, made of it, and with all that nsys can give."""
     try:
-        if cache.stat().st_mtime_ns <= report.stat().st_mtime_ns:  # an equal time may hide a later write
+        kept = cache.stat()
+        if not stat.S_ISREG(kept.st_mode):  # opening a FIFO would wait for a writer
+            return False
+        if kept.st_mtime_ns <= report.stat().st_mtime_ns:  # an equal time may hide a later write
             return False
     except OSError:
         return False
@@ -180,14 +184,12 @@ def _export(report: Path, cache: Path, nsys: Path, fingerprint: str) -> None:
     blobs = _knows_blobs(nsys)
     options = ["--type", "sqlite", *([f"{BLOBS_OPTION}=true"] if blobs else [])]
     try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # A folder of its own, so that journals go with it.
-        with tempfile.TemporaryDirectory(prefix=f".{cache.name}.", dir=cache.parent) as folder:
-            part = Path(folder) / "export.sqlite"
+        with whole_file(cache) as stage:
+            part = stage.with_name("export.sqlite")  # the ending that nsys wants
             result = _run(nsys, "export", *options, "-o", str(part), str(report.absolute()))
             _check(report, part, cache, nsys, result)
             _write_stamp(part, fingerprint, blobs)
-            part.replace(cache)
+            part.replace(stage)
     except (OSError, sqlite3.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise NvtxmoeError(

@@ -1,8 +1,15 @@
-"""SQLite exports: schema by sqlite-utils, columns by connectorx, the payload bytes by sqlite3."""
+"""SQLite exports: schema by sqlite-utils, large tables by connectorx, the rest by sqlite3. The file stays as it is.
+
+Reading 1,000,000 rows of 8 integers in two spans at a time takes 0.84 s of CPU with connectorx 0.4.6, 1.15 s with
+adbc-driver-sqlite 1.13 and 3.8 s with sqlite3 and polars (Python 3.11). connectorx opens what it is given as a URI, so
+``mode=ro`` keeps it from writing; without that it would fold a write-ahead log beside the file into it, and delete it.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +30,8 @@ MAGIC = b"SQLite format 3\0"
 MOST_PATH_BYTES = 512
 #: What reading a damaged file raises: sqlite3 decodes even the messages of its errors.
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
+#: Name of a database in a folder of our own.
+_COPY = "export.sqlite"
 #: From this many rows on connectorx is faster than sqlite3.
 LARGE_ROWS = 10_000
 
@@ -35,8 +44,10 @@ class SqliteExport(Export):
     def __init__(self, path: Path, source: Path | None = None) -> None:
         check_whole(path, source or path)
         try:
-            self._db = sqlite3.connect(f"file:{quote(str(path.resolve()))}?mode=ro", uri=True, check_same_thread=False)
-        except SQLITE_ERRORS as error:
+            self._private = _private_copy(path)
+            self._uri = _read_only_uri(path if self._private is None else Path(self._private.name, _COPY))
+            self._db = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
+        except (*SQLITE_ERRORS, OSError) as error:
             remedy = f"Check who may read it; SQLite takes paths of {MOST_PATH_BYTES} bytes"
             raise NvtxmoeError(f"cannot be opened: {error}", where=source or path, remedy=remedy) from error
         self._lock = threading.Lock()
@@ -97,7 +108,7 @@ class SqliteExport(Export):
     def _read_large(self, query: str, name: str) -> pl.DataFrame:
         try:
             # One query a call: of several, connectorx returns the rows in the order in which they finish.
-            arrow = connectorx.read_sql("sqlite://" + quote(str(self.path.resolve())), query, return_type="arrow")
+            arrow = connectorx.read_sql("sqlite://" + quote(self._uri), query, return_type="arrow")
         except RuntimeError as error:  # connectorx raises nothing more particular
             raise self._damaged(error, name) from error
         frame = pl.from_arrow(arrow)
@@ -190,6 +201,53 @@ def check_whole(path: Path, source: Path) -> None:
             where=source,
             remedy="Copy or export it again",
         )
+
+
+def _read_only_uri(path: Path) -> str:
+    """Return the URI with which SQLite neither changes a database nor makes a file beside it.
+
+    A database in WAL mode needs ``immutable=1``: SQLite would make an empty log and its index even to read. For others
+    ``mode=ro`` does, and sees a lock and the journal of a program that was killed.
+    """
+    uri = f"file:{quote(str(path.resolve()))}?mode=ro"
+    return f"{uri}&immutable=1" if _is_in_wal_mode(path) and not _log_bytes(path) else uri
+
+
+def _private_copy(path: Path) -> tempfile.TemporaryDirectory[str] | None:
+    """Copy a database whose write-ahead log holds changes, with the log, into a folder of its own; else None.
+
+    SQLite cannot read the log without making or changing its index, which is beside the database.
+
+    Raises:
+        OSError: there is no room for the copy.
+        sqlite3.OperationalError: another program wrote meanwhile.
+    """
+    if not _is_in_wal_mode(path) or not _log_bytes(path):
+        return None
+    originals = (path.resolve(), _log(path))
+    before = [(file.stat().st_size, file.stat().st_mtime_ns) for file in originals]
+    folder = tempfile.TemporaryDirectory(prefix="nvtxmoe-")
+    for file, name in zip(originals, (_COPY, f"{_COPY}-wal"), strict=True):
+        shutil.copyfile(file, Path(folder.name, name))
+    if before != [(file.stat().st_size, file.stat().st_mtime_ns) for file in originals]:
+        raise sqlite3.OperationalError("another program is writing it")
+    return folder
+
+
+def _is_in_wal_mode(path: Path) -> bool:
+    """Whether the header's read version (byte 19) is 2, SQLite file format 1.3.1."""
+    with path.open("rb") as file:
+        return file.read(20)[19:] == b"\x02"
+
+
+def _log(path: Path) -> Path:
+    resolved = path.resolve()
+    return resolved.with_name(f"{resolved.name}-wal")
+
+
+def _log_bytes(path: Path) -> int:
+    log = _log(path)
+    return log.stat().st_size if log.is_file() else 0
 
 
 def _quoted(column: str) -> str:

@@ -1,4 +1,4 @@
-"""The report: what the result files say, as one HTML page that needs nothing else."""
+"""Write the report: the findings and charts of a results folder as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def report(folder: Path, *, images: bool = False) -> Report:
 
     Parameters:
         folder: DIR of ``analyze`` or ``merge``, or ``moe_expert_tracking`` inside it.
-        images: also each chart as SVG and PNG beside the page.
+        images: write each chart as SVG and PNG beside the page too.
 
     Raises:
-        NvtxmoeError: no results there, or the page can't be written. What is absent or damaged among the results is
-            said in the page.
+        NvtxmoeError: the folder has no results, or the page can't be written. The page itself lists results that are
+            absent or damaged.
     """
     from nvtxmoe_analysis.report.build import build  # noqa: PLC0415  altair only when a report is made
 

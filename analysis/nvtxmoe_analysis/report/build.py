@@ -1,14 +1,13 @@
-"""From a folder of results to the files of the report."""
+"""Build the files of the report from a results folder."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import check_folder
+from nvtxmoe_analysis.core.file_set import replace_set, staging
+from nvtxmoe_analysis.core.files import cannot_write, check_folder
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
@@ -16,7 +15,6 @@ from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
-from nvtxmoe_analysis.report.numbers import listed
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
 from nvtxmoe_analysis.report.results import Source
@@ -29,14 +27,14 @@ def build(folder: Path, *, images: bool) -> Report:
     results = source.loaded.folder
     output = results.parent if results.name == FOLDER else results
     check_folder(output)
-    found = findings(source)
+    report_findings = findings(source)
     charts = [_placed(source, name, module) for name, module in chart_modules().items()]
-    box = trust(source)
+    trust_box = trust(source)
     html = page(
-        found,
+        report_findings,
         charts,
-        box,
-        tiles(found, box),
+        trust_box,
+        tiles(report_findings, trust_box),
         subtitle=_subtitle(source),
         folder=str(results),
         absent=sorted(set(source.absent.values())),
@@ -50,7 +48,7 @@ def build(folder: Path, *, images: bool) -> Report:
     _write(output, {**written, f"{REPORT}.html": html.encode()}, stale if images else set())
     return Report(
         output / f"{REPORT}.html",
-        found,
+        report_findings,
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
         [output / name for name in written],
@@ -59,24 +57,24 @@ def build(folder: Path, *, images: bool) -> Report:
 
 
 def _placed(source: Source, name: str, module: ChartModule) -> Placed:
-    made = module.build(source)
-    spec = made.chart.to_dict() if isinstance(made, Drawing) else {}
+    drawing = module.build(source)
+    spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
     for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
         spec.pop(key, None)
-    return Placed(name, module.TITLE, module.SECTION, made, spec)
+    return Placed(name, module.TITLE, module.SECTION, drawing, spec)
 
 
 def _subtitle(source: Source) -> str:
-    """What was captured, in a line: device, versions, ranks, steps, layers."""
+    """Return one line about the capture: device, versions, ranks, steps, layers."""
     validation = source.document("validation")
-    told = processes(validation)
-    devices = sorted({str(process["device"]) for process in told if process.get("device")})
-    versions = sorted({f"vLLM {process['vllm']}" for process in told if process.get("vllm")})
+    captured = processes(validation)
+    devices = sorted({str(process["device"]) for process in captured if process.get("device")})
+    versions = sorted({f"vLLM {process['vllm']}" for process in captured if process.get("vllm")})
     layers = source.document("summary")
     steps = (validation.get("selection") or {}).get("steps_kept")
     shapes = sorted({f"{layer['num_experts']} experts, top-{layer['top_k']}" for layer in layers.values()})
     parts = [
-        f"{len(told)} x {listed(devices)}" if devices else f"{len(told)} processes" if told else "",
+        f"{len(captured)} x {listed(devices)}" if devices else f"{len(captured)} processes" if captured else "",
         *versions,
         f"{len(layers)} MoE layers of {listed(shapes, 2)}" if layers else "",
         f"{steps:,} steps of all ranks" if isinstance(steps, int) else "",
@@ -86,27 +84,12 @@ def _subtitle(source: Source) -> str:
 
 
 def _write(folder: Path, contents: Mapping[str, bytes], stale: set[str]) -> None:
-    """Write each file whole or not at all, the last one last; and remove images of charts that are no more."""
+    """Replace the files of the report together, and remove images of charts that are no more."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            handle, temporary = tempfile.mkstemp(prefix=".nvtxmoe-", dir=folder)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                Path(temporary).chmod(0o666 & ~_umask())
-                Path(temporary).replace(folder / name)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
-        for name in stale:
-            (folder / name).unlink(missing_ok=True)
+        with staging(folder) as stage:
+            for name, content in contents.items():
+                (stage / name).write_bytes(content)
+            replace_set(folder, stage, list(contents), sorted(stale))
     except OSError as error:
-        what = f"cannot write the report: {error.strerror or error}"
-        raise NvtxmoeError(what, where=folder, remedy="Make room, or make the folder writable") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        raise cannot_write(error, folder, "the report", "Make room, or make the folder writable") from error

@@ -1,4 +1,4 @@
-"""What a chart of the report is: a module of ``report.charts`` with ``TITLE``, ``SECTION``, ``ORDER`` and ``build``."""
+"""Types of a chart: a module of ``report.charts`` with ``TITLE``, ``SECTION``, ``ORDER`` and ``build``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ TIME, WHY, ROUTING, RANKS = (
 )
 SECTIONS = (TIME, WHY, RANKS, ROUTING)
 
-#: Up to so many rows are drawn as SVG, more on a canvas.
+#: Most rows that are drawn as SVG; more are drawn on a canvas.
 SVG_ROWS = 1500
-#: Rows of a chart's text table that are shown.
+#: Most rows shown of a chart's text table.
 TABLE_ROWS = 40
 
 
 @dataclass(frozen=True)
 class Table:
-    """The chart as text.
+    """A chart as text.
 
     Attributes:
         columns: headings.
         rows: cells as they are shown.
-        note: which rows these are, and where all are.
+        note: which rows are shown, and which file has all.
     """
 
     columns: Sequence[str]
@@ -50,10 +50,9 @@ class Drawing:
     Attributes:
         chart: an altair chart whose data are named, not embedded.
         data: the frames by those names.
-        caption: what is shown, of which files, and what was summed up or left out.
-        alt: what there is to see, for those who can't see it.
-        table: the same as text.
-        select: label by name of the chart's parameters that readers may set.
+        caption: the data shown, their files, and what was summed up or left out.
+        alt: a description for readers who can't see the chart.
+        table: the chart's data as text.
     """
 
     chart: alt.TopLevelMixin
@@ -65,19 +64,19 @@ class Drawing:
 
     @property
     def renderer(self) -> str:
-        """``svg``, or ``canvas`` where there is much to draw."""
+        """``svg``, or ``canvas`` for more than ``SVG_ROWS`` rows."""
         return "canvas" if sum(map(len, self.data.values())) > SVG_ROWS else "svg"
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A chart that can't be drawn, and why, in a sentence."""
+    """A chart that can't be drawn, with the reason in one sentence."""
 
     reason: str
 
 
 class ChartModule(Protocol):
-    """A module of ``report.charts``; its name is the chart's."""
+    """A module of ``report.charts``. The chart has the module's name."""
 
     TITLE: str
     SECTION: str
@@ -85,4 +84,4 @@ class ChartModule(Protocol):
 
     @staticmethod
     def build(source: Source) -> Drawing | Missing:
-        """The chart of these results."""
+        """Return the chart of these results, or the reason why there is none."""

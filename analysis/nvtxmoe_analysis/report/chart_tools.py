@@ -1,8 +1,7 @@
-"""What several charts do with frames and with altair."""
+"""Helpers for charts: axes, scales, thinning of rows, text tables."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -12,33 +11,33 @@ from nvtxmoe_analysis.report.chart import TABLE_ROWS, Table
 
 #: Kinds of steps, in the order in which they are shown.
 STEP_KINDS = ("decode", "prefill", "mixed", "none")
-#: Longer names of kernels are cut.
+#: Most characters of a kernel's name.
 MOST_NAME = 64
 
 
 def base(data: str) -> alt.Chart:
-    """A chart over named data: the page holds the rows once, in columns."""
+    """Return a chart over named data: the page holds the rows once, in columns."""
     return alt.Chart(alt.NamedData(name=data))
 
 
 def colours(palette: Mapping[str, str], present: Sequence[str]) -> alt.Scale:
-    """The palette's colours for those of its names that are present."""
+    """Return the palette's colours for the names that are present."""
     names = [name for name in palette if name in present]
     return alt.Scale(domain=names, range=[palette[name] for name in names])
 
 
 def id_axis(title: str = "layer") -> alt.Axis:
-    """An axis of layers, experts or steps that stays readable with many."""
+    """Return an axis of layers, experts or steps that stays readable with many of them."""
     return alt.Axis(title=title, labelAngle=0, labelOverlap=True, labelSeparation=4)
 
 
 def row_height(rows: int, *, most: int = 22, total: int = 560, least: int = 4) -> int:
-    """Pixels a row, so that many rows still fit on a page."""
+    """Return pixels per row, so that many rows still fit on a page."""
     return max(least, min(most, total // max(1, rows)))
 
 
 def thinned(frame: pl.DataFrame, by: Sequence[str], most: int) -> pl.DataFrame:
-    """At most so many rows a group: every k-th, in the frame's order, the first one among them."""
+    """Keep at most ``most`` rows per group: every k-th in the frame's order, from the first on."""
     size = pl.len().over(*by)
     number = pl.int_range(pl.len()).over(*by)
     every = ((size + most - 1) // most).cast(pl.Int64)
@@ -48,12 +47,12 @@ def thinned(frame: pl.DataFrame, by: Sequence[str], most: int) -> pl.DataFrame:
 def table(
     columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: str, total: int | None = None, which: str = ""
 ) -> Table:
-    """A text table, cut to ``TABLE_ROWS``.
+    """Return a text table, cut to ``TABLE_ROWS``.
 
     Parameters:
-        whole: the file that has all of it.
-        total: how many rows there are, where ``rows`` are not all.
-        which: what decides the order, as ``by time``.
+        whole: the file that has all rows.
+        total: number of all rows, if ``rows`` are only a part.
+        which: the order, such as ``by time``.
     """
     number = len(rows) if total is None else total
     shown = [["" if cell is None else str(cell) for cell in row] for row in rows[:TABLE_ROWS]]
@@ -64,12 +63,5 @@ def table(
 
 
 def significant(values: pl.Expr, digits: int = 4) -> pl.Expr:
-    """Rounded to so many digits, which a chart shows as well and the page holds in less."""
+    """Round to ``digits`` significant digits: a chart looks the same, and the page is smaller."""
     return values.round_sig_figs(digits)
-
-
-def short_name(kernel_name: str) -> str:
-    """A C++ kernel's name without its template arguments and parameters, of bounded length."""
-    name = kernel_name.removeprefix("void ")
-    name = name if name.startswith(("[", "(")) else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name
-    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"

@@ -1,4 +1,4 @@
-"""Whether a JSON document has the shape that the report reads: of another shape it counts as damaged."""
+"""Check that a JSON document has the shape that the report reads. Otherwise it counts as damaged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ OTHER = "it has another shape: another program changed it, or another version of
 
 
 def fits(name: str, document: Mapping[str, Any]) -> bool:
-    """Whether the report can read it."""
+    """Return True if the report can read the document."""
     return {"summary": _summary, "validation": _validation, "straggler_document": _straggler}.get(name, _any)(document)
 
 
@@ -27,28 +27,28 @@ def _validation(document: Mapping[str, Any]) -> bool:
     if not (objects and isinstance(reasons, list) and _objects(checks) and _objects(inputs)):
         return False
     named = all({"name", "status", "message"} <= check.keys() for check in checks)
-    return named and all(_objects(given.get("processes", [])) for given in inputs)
+    return named and all(_objects(item.get("processes", [])) for item in inputs)
 
 
 def _straggler(document: Mapping[str, Any]) -> bool:
     if not all(isinstance(document.get(key) or {}, dict) for key in ("straggler", "collectives", "clock")):
         return False
-    said, met = document.get("straggler") or {}, document.get("collectives") or {}
-    if said.get("cells"):
-        layers = said.get("per_layer") or []
-        if not _has(said.get("perfect_balance"), "saves_us") or not _objects(layers):
+    straggler, collectives = document.get("straggler") or {}, document.get("collectives") or {}
+    if straggler.get("cells"):
+        layers = straggler.get("per_layer") or []
+        if not _has(straggler.get("perfect_balance"), "saves_us") or not _objects(layers):
             return False
         if not all(_has(layer, "layer_idx", "excess_us") for layer in layers):
             return False
-        if not _objects(said.get("slowest_rank") or []):
+        if not _objects(straggler.get("slowest_rank") or []):
             return False
-    return not met.get("split") or _has(met, "wait_us", "transfer_us", "kernels", "split")
+    return not collectives.get("split") or _has(collectives, "wait_us", "transfer_us", "kernels", "split")
 
 
 def _objects(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _has(value: object, *keys: str) -> bool:
-    """Whether it is an object with a number at each of these keys."""
+    """Return True for an object with a number at each of the keys."""
     return isinstance(value, dict) and all(isinstance(value.get(key), int | float) for key in keys)

@@ -1,4 +1,4 @@
-"""Values inside an HTML page: data in columns, scripts that can't end early, a policy that lets nothing else run."""
+"""Embed data and scripts in an HTML page: columns as JSON, escaped scripts, a Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import polars as pl
 
 
 def columns_of(frame: pl.DataFrame) -> dict[str, Any]:
-    """A frame by columns, as the page's script reads it: texts as positions in a list of the distinct ones.
+    """Return a frame by columns, as the page's script reads it: texts as positions in a list of distinct texts.
 
-    Floats that are whole are written as integers, and what is not finite as null.
+    Whole floats become integers; infinity and NaN become null.
     """
     columns: dict[str, list[Any]] = {}
     texts: dict[str, list[str]] = {}
@@ -40,12 +40,12 @@ def _short(value: Any) -> Any:
 
 
 def rows_of(frame: pl.DataFrame) -> list[dict[str, Any]]:
-    """A frame as rows that JSON can hold."""
+    """Return a frame as rows that JSON can hold."""
     return [{name: _short(value) for name, value in row.items()} for row in frame.iter_rows(named=True)]
 
 
 def json_in_html(value: object) -> str:
-    """JSON that can stand inside a script element: no character of it can end the element or begin a comment."""
+    """Return JSON for a script element: no character in it can end the element or begin a comment."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -53,17 +53,17 @@ def json_in_html(value: object) -> str:
 
 
 def script_in_html(text: str) -> str:
-    """A script whose texts can't end the script element that it stands in."""
+    """Return a script whose texts can't end its script element."""
     return re.sub(r"</(?=script)|<!--(?=)", lambda match: match[0].replace("<", "\\x3C"), text, flags=re.IGNORECASE)
 
 
 def policy(scripts: Sequence[str]) -> str:
-    """A Content-Security-Policy under which just these scripts run and nothing is loaded from anywhere."""
+    """Return a Content-Security-Policy that runs only these scripts and loads nothing."""
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     rules = ["default-src 'none'", f"script-src {hashes}", "style-src 'unsafe-inline'", "img-src data: blob:"]
     return "; ".join([*rules, "base-uri 'none'", "form-action 'none'"])
 
 
 def chart_of(spec: Mapping[str, Any], data: Mapping[str, pl.DataFrame], renderer: str) -> dict[str, Any]:
-    """What the page's script needs to draw a chart."""
+    """Return the data that the page's script needs to draw a chart."""
     return {"spec": spec, "data": {name: columns_of(frame) for name, frame in data.items()}, "renderer": renderer}

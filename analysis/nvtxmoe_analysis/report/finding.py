@@ -1,4 +1,4 @@
-"""What a finding is."""
+"""Types of a finding."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber
 
-#: How a finding is to be read: it costs time; it is worth knowing; what it rests on is weak; it can't be known.
+#: Kinds of findings: costs time; worth knowing; weak evidence; can't be known.
 COST, NOTE, WEAK, UNSEEN = "cost", "note", "weak", "unseen"
 
 
 @dataclass(frozen=True)
 class Headline:
-    """A finding's number for the top of the page, with a label and a few words below it."""
+    """Number of a finding for the top of the page, with a label, and a few words below it."""
 
     label: str
-    figure: SourcedNumber
+    number: SourcedNumber
     sub: str = ""
 
 
@@ -45,28 +45,28 @@ class Finding:
 
     @property
     def sentences(self) -> list[Sentence]:
-        """All of it in order."""
+        """All sentences in order."""
         return [self.headline, *self.details, *([] if self.confidence is None else [self.confidence])]
 
     @property
-    def figures(self) -> list[SourcedNumber]:
-        """Every figure once, in order; after one that was computed those that it was computed from."""
-        found: dict[tuple[str, str], SourcedNumber] = {}
-        rest = [figure for sentence in self.sentences for figure in sentence.figures][::-1]
-        while rest:
-            figure = rest.pop()
-            found.setdefault((figure.text, figure.origin), figure)
-            rest += figure.parts[::-1]
-        return list(found.values())
+    def numbers(self) -> list[SourcedNumber]:
+        """Every number once, in order; a computed number is followed by its parts."""
+        distinct: dict[tuple[str, str], SourcedNumber] = {}
+        pending = [number for sentence in self.sentences for number in sentence.numbers][::-1]
+        while pending:
+            number = pending.pop()
+            distinct.setdefault((number.text, number.origin), number)
+            pending += number.parts[::-1]
+        return list(distinct.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready."""
+        """Return the finding, JSON-ready."""
         return {
             "topic": self.topic,
             "tone": self.kind,
             "headline": str(self.headline),
-            "details": [str(said) for said in self.details],
+            "details": [str(detail) for detail in self.details],
             "sure": None if self.confidence is None else str(self.confidence),
-            "figures": [figure.as_dict() for figure in self.figures],
+            "figures": [number.as_dict() for number in self.numbers],
             "chart": self.chart,
         }

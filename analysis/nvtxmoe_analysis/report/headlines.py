@@ -1,4 +1,4 @@
-"""The report in a handful of numbers."""
+"""Numbers at the top of the page."""
 
 from __future__ import annotations
 
@@ -26,13 +26,19 @@ class Tile:
     origin: str = ""
 
 
-def tiles(found: Sequence[Finding], trust: Trust) -> list[Tile]:
-    """Those that findings have, and the verdict."""
-    shown = [finding.headline_number for finding in found if finding.headline_number is not None]
+def tiles(findings: Sequence[Finding], trust: Trust) -> list[Tile]:
+    """Return the numbers of findings, and the verdict."""
+    headlines = [finding.headline_number for finding in findings if finding.headline_number is not None]
     verdict = Tile(
         "capture",
         "complete" if trust.complete else "incomplete",
         trust.in_short,
         "good" if trust.complete else "bad",
     )
-    return [*(Tile(one.label, one.figure.text, one.sub, "", one.figure.origin) for one in shown), verdict]
+    return [
+        *(
+            Tile(headline.label, headline.number.text, headline.sub, "", headline.number.origin)
+            for headline in headlines
+        ),
+        verdict,
+    ]

@@ -1,4 +1,4 @@
-"""Charts as pictures: SVG and PNG, drawn without a browser."""
+"""Draw charts as SVG and PNG, without a browser."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import vl_convert
 from nvtxmoe_analysis.report.embed import rows_of
 from nvtxmoe_analysis.report.theme import CONFIG
 
-#: Pixels of a chart that fills the width of its container, which a picture has none of.
+#: Pixels of a chart that fills the width of its container on the page: an image has no container.
 CONTAINER = 1000
 PNG_SCALE = 2
 
 
 def image_files(stem: str, spec: Mapping[str, Any], data: Mapping[str, pl.DataFrame]) -> dict[str, bytes]:
-    """Both pictures of a chart by file name, on white, as it looks when the page opens."""
+    """Return SVG and PNG of a chart by file name, on white, as it looks when the page opens."""
     whole = {**spec, "datasets": {name: rows_of(frame) for name, frame in data.items()}}
     if whole.get("width") == "container":
         whole["width"] = CONTAINER

@@ -1,4 +1,4 @@
-"""Taking figures out of the result files."""
+"""Take numbers from the result files, with file, column and rows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from nvtxmoe_analysis.report.results import Source
 
 
 def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
-    """The rows whose columns have these values; None is an empty cell."""
+    """Return the rows whose columns have these values; None is an empty cell."""
     for name, value in where.items():
         frame = frame.filter(pl.col(name).is_null() if value is None else pl.col(name) == value)
     return frame
 
 
 class Ledger:
-    """Figures of one results folder."""
+    """Numbers of one results folder."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -34,13 +34,14 @@ class Ledger:
         once: Sequence[str] = (),
         text: str | None = None,
     ) -> SourcedNumber:
-        """A figure of a frame that is there.
+        """Take a number from a frame that exists.
 
         Parameters:
-            name: the frame's.
-            how: see ``SourcedNumber.how``; for ``cell`` the rows must be one.
+            name: name of the frame.
+            how: see ``SourcedNumber.how``; ``cell`` needs exactly one row.
+            where: the rows: value by column.
             once: columns of which each combination counts once.
-            text: how to write it, where the column does not tell.
+            text: the number for people; default: by the column's unit.
         """
         chosen = rows_where(getattr(self.source.loaded, name), where or {})
         if once:
@@ -58,18 +59,20 @@ class Ledger:
         )
 
     def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> SourcedNumber:
-        """In how many groups of equal ``of`` the row of ``where`` has the largest value of all; groups of one row, and
-        ties, do not count as won."""
+        """Count the groups of equal ``of`` in which the row of ``where`` has the largest value. Groups of one row and
+        ties do not count."""
         frame: pl.DataFrame = getattr(self.source.loaded, name)
         largest = pl.col(column).max().over(*of)
         ties = (pl.col(column) == largest).sum().over(*of)
-        several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(pl.len().over(*of) > 1)
-        won = int(rows_where(several, where)["won"].sum())
-        groups = several.select(pl.struct(*of).n_unique()).item() if len(several) else 0
+        groups_of_several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(
+            pl.len().over(*of) > 1
+        )
+        won = int(rows_where(groups_of_several, where)["won"].sum())
+        groups = groups_of_several.select(pl.struct(*of).n_unique()).item() if len(groups_of_several) else 0
         return SourcedNumber(won, shown(won), self.source.file(name), column, "wins", dict(where), tuple(of), groups)
 
-    def told(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
-        """A number of a JSON document that is there, by its path of keys."""
+    def from_document(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
+        """Take a number from a JSON document that exists, by its path of keys."""
         value: Any = self.source.document(name)
         for key in keys:
             value = value[key]
@@ -78,19 +81,19 @@ class Ledger:
 
 
 def _reduced(values: pl.Series, how: str) -> Value:
-    """One number from a column; of no value at all, not a number."""
+    """Reduce a column to one number; NaN if it has no value."""
     if how == "rows":
         return len(values)
     if how == "distinct":
         return values.drop_nulls().n_unique()
     if how == "cell":
-        (found,) = values.to_list()
+        (number,) = values.to_list()
     else:
-        found = {
+        number = {
             "sum": values.sum,
             "mean": values.mean,
             "median": values.median,
             "min": values.min,
             "max": values.max,
         }[how]()
-    return float("nan") if found is None else found
+    return float("nan") if number is None else number

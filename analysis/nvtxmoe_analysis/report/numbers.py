@@ -1,4 +1,4 @@
-"""Numbers that say where they come from: each can be found again in the result files."""
+"""Numbers with their origin (file, column, rows), sentences of such numbers, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ Where = Mapping[str, int | float | str | None]
 
 @dataclass(frozen=True)
 class SourcedNumber:
-    """A number as it is shown, with its origin.
+    """Number as it is shown, with its origin.
 
     Attributes:
         value: the number, in the unit of its column.
         text: the number for people.
-        file: the file it was taken from; empty for one that was computed from ``parts``.
+        file: the file it was taken from; empty if it was computed from ``parts``.
         column: the column, or the path of keys in a JSON document.
         how: ``cell`` (as it stands there), ``sum``, ``mean``, ``median``, ``min``, ``max``, ``rows`` (their number),
             ``distinct`` (values, empty cells left out), ``wins`` (of the ``once`` groups, those in which the row of
-            ``where`` has the largest value); of parts ``ratio``, ``percent``, ``difference``.
+            ``where`` has the largest value), ``lift`` (of a pair of experts, see ``pairs.with_lift``); of parts
+            ``ratio``, ``percent``, ``difference``.
         where: the rows: value by column, None for an empty cell.
-        once: columns of which each combination counts once, where a value is repeated in several rows.
-        rows: how many rows that is.
-        parts: what it was computed from.
+        once: columns of which each combination counts once, if several rows repeat a value.
+        rows: number of these rows.
+        parts: the numbers that it was computed from.
     """
 
     value: Value
@@ -44,7 +45,7 @@ class SourcedNumber:
         return self.text
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: value, text, and where it is."""
+        """Return value, text and origin, JSON-ready."""
         return {
             "value": self.value if math.isfinite(self.value) else None,
             "text": self.text,
@@ -58,7 +59,7 @@ class SourcedNumber:
 
     @property
     def origin(self) -> str:
-        """Where the number can be found, in words; of one that was computed, from which numbers."""
+        """File, column and rows of the number in words; the parts of a computed number."""
         if self.parts:
             verb = {"ratio": "over", "percent": "as a share of", "difference": "minus"}[self.how]
             return f"{self.parts[0].text} {verb} {self.parts[1].text}"
@@ -70,6 +71,8 @@ class SourcedNumber:
         once = f", each ({', '.join(self.once)}) once" if self.once else ""
         if self.how == "wins":
             return f"{self.file}: of {self.rows:,} ({', '.join(self.once)}) those with the largest {self.column}{scope}"
+        if self.how == "lift":
+            return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
         if self.how == "rows":
             return f"{self.file}: number of rows{scope}"
         if self.how == "cell":
@@ -80,10 +83,10 @@ class SourcedNumber:
 
 @dataclass(frozen=True)
 class Sentence:
-    """Text with figures in it.
+    """Text with numbers in it.
 
     Attributes:
-        parts: texts and figures in order.
+        parts: texts and numbers in order.
     """
 
     parts: tuple[str | SourcedNumber, ...]
@@ -92,13 +95,17 @@ class Sentence:
         return "".join(map(str, self.parts))
 
     @property
-    def figures(self) -> list[SourcedNumber]:
-        """The figures in order."""
+    def numbers(self) -> list[SourcedNumber]:
+        """The numbers in order."""
         return [part for part in self.parts if isinstance(part, SourcedNumber)]
 
 
 def sentence(template: str, *values: SourcedNumber | Sentence | str | int) -> Sentence:
-    """A sentence: each ``{}`` of the template is the next value. What is no figure becomes text."""
+    """Fill a template: each ``{}`` is replaced by the next value. Values that are no ``SourcedNumber`` become text.
+
+    Raises:
+        ValueError: more values than ``{}``.
+    """
     parts: list[str | SourcedNumber] = []
     rest = list(values)
     for text, hole, _, _ in Formatter().parse(template):
@@ -117,7 +124,7 @@ def sentence(template: str, *values: SourcedNumber | Sentence | str | int) -> Se
 
 
 def together(clauses: Sequence[Sentence]) -> Sentence:
-    """``a, b and c``."""
+    """Join clauses as ``a, b and c``."""
     parts: list[str | SourcedNumber] = []
     for i, clause in enumerate(clauses):
         if i:
@@ -127,19 +134,19 @@ def together(clauses: Sequence[Sentence]) -> Sentence:
 
 
 def ratio(first: SourcedNumber, second: SourcedNumber, column: str = "_ratio") -> SourcedNumber:
-    """How many times the second the first is; ``column`` tells the unit, as a column's suffix does."""
+    """Divide the first by the second; the suffix of ``column`` sets the unit."""
     value = first.value / second.value if second.value else float("nan")
     return SourcedNumber(value, shown(value, column), how="ratio", parts=(first, second))
 
 
 def percent(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
-    """The first as a share of the second, 0 to 100."""
+    """Return the first as a share of the second, 0 to 100."""
     value = 100.0 * first.value / second.value if second.value else float("nan")
     return SourcedNumber(value, pct(value), how="percent", parts=(first, second))
 
 
 def difference(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
-    """The first minus the second, in their unit."""
+    """Return the first minus the second, in their unit."""
     value = first.value - second.value
     unit = first.column or second.column
     return SourcedNumber(value, shown(value, unit), how="difference", parts=(first, second))
@@ -149,7 +156,7 @@ def difference(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
 
 
 def shown(value: Value, column: str = "") -> str:
-    """A number for people; the column's suffix tells its unit."""
+    """Format a number for people; the column's suffix sets the unit."""
     if value != value:  # noqa: PLR0124  not a number
         return "not known"
     if column.endswith("_ns"):
@@ -164,7 +171,7 @@ def shown(value: Value, column: str = "") -> str:
 
 
 def duration(ns: Value) -> str:
-    """Nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.3 s``."""
+    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``."""
     size = abs(ns)
     for limit, unit, digits in ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2)):
         if size >= limit:
@@ -174,22 +181,15 @@ def duration(ns: Value) -> str:
 
 
 def pct(value: Value) -> str:
-    """A share, 0 to 100."""
+    """Format a share, 0 to 100."""
     return f"{value:.2f} %" if 0 < abs(value) < 0.95 else f"{value:.1f} %"
 
 
 def times(value: Value) -> str:
-    """A ratio."""
+    """Format a ratio."""
     return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def count(value: Value) -> str:
-    """A number of things; of fractions three digits."""
+    """Format a count; a fraction has three digits."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-
-
-def listed(items: Sequence[str], most: int = 6) -> str:
-    """``a, b and c``; of many the first and how many more."""
-    if len(items) > most:
-        return f"{', '.join(items[:most])} and {len(items) - most:,} more"
-    return " and ".join(part for part in (", ".join(items[:-1]), items[-1] if items else "") if part)

@@ -42,29 +42,29 @@ class Placed:
 
     @property
     def drawing(self) -> Drawing | None:
-        """The chart, if there is one."""
+        """The chart, or None if it can't be drawn."""
         return self.made if isinstance(self.made, Drawing) else None
 
     @property
     def reason(self) -> str:
-        """Why there is none."""
+        """The reason why the chart can't be drawn; empty for a drawn one."""
         return self.made.reason if isinstance(self.made, Missing) else ""
 
 
 def asset(name: str) -> str:
-    """The text of a file of ``report/assets``."""
+    """Return the text of a file of ``report/assets``."""
     return (files("nvtxmoe_analysis.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 @cache
 def bundle() -> str:
-    """Vega, Vega-Lite and Vega-Embed as one script that keeps its names to itself."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script that defines no global names."""
     scripts = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # a snippet beside them is optional
     return f"(() => {{\n{scripts}\n}})();"
 
 
 def page(
-    found: Sequence[Finding],
+    findings: Sequence[Finding],
     charts: Sequence[Placed],
     trust: Trust,
     tiles: Sequence[Tile],
@@ -73,7 +73,7 @@ def page(
     folder: str,
     absent: Sequence[str],
 ) -> str:
-    """The HTML. Nothing of it is loaded from elsewhere, and no script runs that is not its own."""
+    """Return the HTML. It loads nothing, and runs no script but its own."""
     drawn = {chart.name: chart.drawing for chart in charts if chart.drawing is not None}
     scripts = [script_in_html(asset("page.js"))]
     if drawn:
@@ -99,7 +99,7 @@ def page(
         folder=folder,
         policy=policy(scripts),
         style=_safe(asset("page.css")),
-        findings=found,
+        findings=findings,
         sections=sections,
         drawn=drawn,
         trust=trust,
@@ -113,5 +113,5 @@ def page(
 
 
 def _safe(text: str) -> Markup:
-    """Text that is markup or script of our own, or was made safe for its place."""
+    """Mark text as safe: our own markup or script, or text that was escaped for its place."""
     return Markup(text)  # noqa: S704

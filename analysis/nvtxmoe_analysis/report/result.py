@@ -1,4 +1,4 @@
-"""What making a report gives."""
+"""The result of writing a report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPORT = "report"
 
 @dataclass(frozen=True)
 class Report:
-    """What was made.
+    """Files and findings of a written report.
 
     Attributes:
         page: the HTML file.
@@ -34,7 +34,7 @@ class Report:
     absent: Sequence[str] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, JSON-ready; each finding with its figures and where they are."""
+        """Return the report, JSON-ready; each finding with its numbers and their origin."""
         return {
             "report": str(self.page),
             "findings": [finding.as_dict() for finding in self.findings],

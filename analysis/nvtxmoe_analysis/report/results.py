@@ -1,4 +1,4 @@
-"""The results as the report reads them: what is there, and of what is not, why."""
+"""Results as the report reads them: frames and documents, and the reason for each that can't be used."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
-#: Why tables of GPU work are not there where a run was recorded without nsys.
+#: Why a run that was recorded without nsys has no tables of GPU work.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
 
 
 class Source:
-    """A results folder. Nothing here raises for what is absent or damaged: the report says so in its place.
+    """A results folder. Absent or damaged files raise no error here: the report lists them.
 
     Attributes:
         loaded: the folder's frames.
@@ -35,7 +35,7 @@ class Source:
         try:
             found = self.loaded.frame(name)
         except NvtxmoeError as error:
-            self._without(name, _said(error))
+            self._without(name, _clause(error))
             return None
         missing = [column for column in columns if column not in found.columns]
         if missing:
@@ -49,8 +49,8 @@ class Source:
             self._without(name, cut)
         return None
 
-    def _cut(self, name: str, found: pl.DataFrame) -> str:
-        """How a table is known to lack rows at its end; empty where nothing speaks for that."""
+    def _cut(self, name: str, frame: pl.DataFrame) -> str:
+        """Return the evidence that a table lacks rows at its end; empty if there is none."""
         path = self.loaded.path(name)
         if path is not None and path.suffix == ".csv":
             with path.open("rb") as file:
@@ -59,7 +59,7 @@ class Source:
                     return "it is damaged: its last line is cut"
         totals = [layer.get("total_activations") for layer in self.document("summary").values()]
         if name == "activations" and totals and all(isinstance(total, int) for total in totals):
-            counted, whole = found["activation_count"].sum(), sum(totals)
+            counted, whole = frame["activation_count"].sum(), sum(totals)
             if counted < whole:
                 return f"it is damaged: it counts {counted:,} of the {whole:,} assignments of {self.file('summary')}"
         return ""
@@ -69,7 +69,7 @@ class Source:
         try:
             found = self.loaded.document(name)
         except NvtxmoeError as error:
-            self._without(name, _said(error))
+            self._without(name, _clause(error))
             return {}
         if not fits(name, found):
             self._without(name, OTHER)
@@ -77,7 +77,7 @@ class Source:
         return found
 
     def why(self, name: str) -> str:
-        """Why a frame or document can't be used, as a clause."""
+        """Return why a frame or document can't be used, as a clause."""
         return self.absent.get(name, "it is not there")
 
     def file(self, name: str) -> str:
@@ -90,7 +90,7 @@ class Source:
 
     @property
     def direct(self) -> bool:
-        """Whether the run was recorded without nsys, as the validation file says."""
+        """True if the validation file shows that the run was recorded without nsys."""
         validation = self.document("validation")
         return "coverage" in validation and validation["coverage"] is None
 
@@ -101,6 +101,6 @@ class Source:
         self.absent[name] = f"{self.file(name)}: {reason}" if self.file(name) not in reason else reason
 
 
-def _said(error: NvtxmoeError) -> str:
-    """What is the matter and what to do, as a clause."""
+def _clause(error: NvtxmoeError) -> str:
+    """Return an error and its remedy as a clause."""
     return f"{error.what}. {error.remedy}" if error.remedy else error.what

@@ -1,4 +1,4 @@
-"""What the charts look like: colours, and vega's configuration for a light and a dark page."""
+"""Colours of charts, and vega's configuration for a light and a dark page."""
 
 from __future__ import annotations
 

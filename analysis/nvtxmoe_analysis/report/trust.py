@@ -1,4 +1,4 @@
-"""The box that says whether the numbers can be trusted: verdict, coverage, checks, what capture cost, versions."""
+"""The page's box on trust: verdict, coverage, checks, cost of recording, versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, sentence
 from nvtxmoe_analysis.report.results import NO_GPU, Source
 
-#: What the classes of the validation file's coverage mean (docs/attribution.md).
+#: Classes of the validation file's coverage, in words (docs/attribution.md).
 CLASS_WORDS = {
     "in_layer": "in a step and in a MoE layer",
     "in_step": "in a step, outside layers: attention, sampling, ...",
@@ -24,15 +24,15 @@ NOT_TOLD = "Not measured for this set-up: the capture does not say what recordin
 
 @dataclass(frozen=True)
 class Trust:
-    """What the box holds.
+    """Content of the box.
 
     Attributes:
-        complete: whether the capture is complete.
+        complete: True if the capture is complete.
         verdict: one sentence.
         reasons: why it is incomplete.
         notes: warnings of checks.
         overhead: sentences.
-        coverage: operations and time by class; without rows, a note that says why.
+        coverage: operations and time by class; if there are none, a note with the reason.
         in_short: a few words on the checks.
         checks: name, outcome, message.
         facts: versions, inputs, options.
@@ -51,12 +51,12 @@ class Trust:
 
 def trust(source: Source) -> Trust:
     """Read the validation file."""
-    found = source.document("validation")
-    checks = [one for one in found.get("checks", []) if isinstance(one, Mapping)]
-    passed = sum(one.get("status") == "pass" for one in checks)
-    noted = sum(one.get("status") == "warn" for one in checks)
-    complete = found.get("verdict") == "complete"
-    if not found:
+    validation = source.document("validation")
+    checks = [check for check in validation.get("checks", []) if isinstance(check, Mapping)]
+    passed = sum(check.get("status") == "pass" for check in checks)
+    noted = sum(check.get("status") == "warn" for check in checks)
+    complete = validation.get("verdict") == "complete"
+    if not validation:
         verdict = f"Not known whether the capture is complete: {source.why('validation')}."
     elif complete:
         verdict = f"The capture is complete: {number(passed, 'check')} passed."
@@ -67,34 +67,34 @@ def trust(source: Source) -> Trust:
     return Trust(
         complete,
         verdict,
-        [str(reason) for reason in found.get("reasons", [])],
-        [str(one.get("message")) for one in checks if one.get("status") == "warn"],
-        [*(sentence("{}", line) for line in overhead(found)), *_recording(source)],
-        _coverage(found),
+        [str(reason) for reason in validation.get("reasons", [])],
+        [str(check.get("message")) for check in checks if check.get("status") == "warn"],
+        [*(sentence("{}", line) for line in overhead(validation)), *_recording(source)],
+        _coverage(validation),
         in_short,
         Table(
             ("check", "outcome", "what was found"),
             [
                 [
-                    str(one.get(key, "")).replace("_", " ") if key != "message" else str(one.get(key, ""))
+                    str(check.get(key, "")).replace("_", " ") if key != "message" else str(check.get(key, ""))
                     for key in ("name", "status", "message")
                 ]
-                for one in checks
+                for check in checks
             ],
         ),
-        _facts(found),
+        _facts(validation),
     )
 
 
 def processes(validation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What each captured process said of itself."""
-    return [process for given in validation.get("inputs", []) for process in given.get("processes", [])]
+    """Return what each captured process recorded in ``moe.meta``."""
+    return [process for input_ in validation.get("inputs", []) for process in input_.get("processes", [])]
 
 
 def overhead(validation: Mapping[str, Any]) -> list[str]:
-    """What recording was measured to cost, a sentence each distinct answer of the processes."""
-    said = [process.get("overhead") for process in processes(validation)]
-    distinct = [value for i, value in enumerate(said) if value not in said[:i] and value]
+    """Return the measured cost of recording: one sentence per distinct value of the processes."""
+    overheads = [process.get("overhead") for process in processes(validation)]
+    distinct = [value for i, value in enumerate(overheads) if value not in overheads[:i] and value]
     lines = [
         _cost(value) if isinstance(value, Mapping) else f"{str(value)[:1].upper()}{str(value)[1:].rstrip('.')}."
         for value in distinct
@@ -103,7 +103,7 @@ def overhead(validation: Mapping[str, Any]) -> list[str]:
 
 
 def _recording(source: Source) -> list[Sentence]:
-    """What nvtxmoe's own kernel took in this very capture."""
+    """Return the GPU time of nvtxmoe's own kernel in this capture."""
     frame = source.frame("layer_correlation", ["step_recording_ns", "step_gpu_ns"])
     if frame is None or not frame["step_recording_ns"].sum():
         return []
@@ -116,9 +116,9 @@ def _recording(source: Source) -> list[Sentence]:
     ]
 
 
-def _cost(figures: Mapping[str, Any]) -> str:
-    """Figures of ``measured_overhead`` in words; what is not known by name is given as it stands."""
-    rest = dict(figures)
+def _cost(overhead_numbers: Mapping[str, Any]) -> str:
+    """Return the numbers of ``measured_overhead`` in words; unknown keys unchanged."""
+    rest = dict(overhead_numbers)
     ci, gpu, share, cpu, how = (
         rest.pop(key, None) for key in ("gpu_us_a_step_ci95", "gpu_us_a_step", "gpu_pct", "cpu_us_a_step", "measured")
     )
@@ -140,8 +140,13 @@ def _coverage(validation: Mapping[str, Any]) -> Table:
         return Table((), (), why)
     classes = coverage.get("classes", {})
     rows = [
-        [CLASS_WORDS.get(name, name), f"{one['operations']:,}", duration(one["time_ns"]), _reasons(one)]
-        for name, one in classes.items()
+        [
+            CLASS_WORDS.get(name, name),
+            f"{class_sums['operations']:,}",
+            duration(class_sums["time_ns"]),
+            _reasons(class_sums),
+        ]
+        for name, class_sums in classes.items()
     ]
     share = coverage.get("placed_pct_of_step_time")
     note = "Of kernels, copies and memsets of the whole capture, whatever was selected."
@@ -149,34 +154,34 @@ def _coverage(validation: Mapping[str, Any]) -> Table:
     return Table(("where", "operations", "GPU time", "by reason"), rows, note)
 
 
-def _reasons(one: Mapping[str, Any]) -> str:
+def _reasons(class_sums: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')}: {found['operations']:,}" for name, found in one.get("reasons", {}).items()
+        f"{name.replace('_', ' ')}: {sums['operations']:,}" for name, sums in class_sums.get("reasons", {}).items()
     )
 
 
 def _facts(validation: Mapping[str, Any]) -> Table:
-    """What was captured with what, and how it was analysed."""
+    """Return inputs, processes and options as a table."""
     rows: list[list[str]] = []
-    for given in validation.get("inputs", []):
-        rows += [["input", str(given.get("path"))]]
+    for input_ in validation.get("inputs", []):
+        rows += [["input", str(input_.get("path"))]]
         rows += [
-            [key, _shown(given[key])]
+            [key, _shown(input_[key])]
             for key in ("kind", "nsys", "export_schema", "gpus", "payload_encoding")
-            if given.get(key)
+            if input_.get(key)
         ]
-        for process in given.get("processes", []):
-            told = "; ".join(
+        for process in input_.get("processes", []):
+            text = "; ".join(
                 f"{key} {_shown(value)}"
                 for key, value in process.items()
                 if key not in {"overhead"} and value not in (None, {})
             )
-            rows.append([f"process {process.get('pid')}", told])
+            rows.append([f"process {process.get('pid')}", text])
     for key in ("selection", "clock", "options"):
-        told = "; ".join(
+        text = "; ".join(
             f"{name} {_shown(value)}" for name, value in (validation.get(key) or {}).items() if value is not None
         )
-        rows += [[key, told]] if told else []
+        rows += [[key, text]] if text else []
     return Table(("what", "value"), rows)
 
 

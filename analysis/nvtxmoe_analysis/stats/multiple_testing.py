@@ -28,12 +28,15 @@ def claims(p_values: Floats, level: float) -> Bools:
 
 
 def holm(p_values: Floats) -> Floats:
-    """Holm's adjusted p-values of each row, NaN where there is none."""
-    order = np.argsort(p_values, axis=1)  # NaN last
-    ordered = np.take_along_axis(p_values, order, axis=1)
-    number = (~np.isnan(p_values)).sum(axis=1, keepdims=True)
-    scaled = np.minimum(1.0, ordered * (number - np.arange(p_values.shape[1])))
-    rising = np.maximum.accumulate(np.where(np.isnan(scaled), -np.inf, scaled), axis=1)
+    """Return p-values adjusted for the number of tests along the last axis (S. Holm, "A simple sequentially rejective
+    multiple test procedure", Scand. J. Stat. 6, 1979). If only those below alpha are claimed, any of them is false with
+    probability alpha at most, however the tests depend on each other. NaN was not tested: it stays and does not count.
+    """
+    order = np.argsort(p_values, axis=-1)  # NaN last
+    ordered = np.take_along_axis(p_values, order, axis=-1)
+    number = (~np.isnan(p_values)).sum(axis=-1, keepdims=True)
+    scaled = np.minimum(1.0, ordered * (number - np.arange(p_values.shape[-1])))
+    rising = np.maximum.accumulate(np.where(np.isnan(scaled), -np.inf, scaled), axis=-1)
     out = np.full(p_values.shape, np.nan)
-    np.put_along_axis(out, order, np.where(np.isnan(ordered), np.nan, rising), axis=1)
+    np.put_along_axis(out, order, np.where(np.isnan(ordered), np.nan, rising), axis=-1)
     return out

@@ -1,4 +1,4 @@
-"""``moe.meta`` fit for sharing: who and where leave it, its length in bytes stays, so payloads stay valid."""
+"""Remove hosts, users and paths from ``moe.meta``. Its length in bytes stays, so payloads stay valid."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nvtxmoe.formats.word_payloads import message
 from nvtxmoe_analysis.events.binary_payloads import SIZE_BYTES
 from nvtxmoe_analysis.events.word_payloads import assemble
 
-#: Keys of schema 1 whose texts may be shared. Of other keys only what holds no text is kept.
+#: Keys of schema 1 whose texts may be shared. Other keys are kept only if their value holds no text.
 KNOWN_KEYS = frozenset({
     "schema", "nvtxmoe", "vllm", "torch", "device", "rank", "world_size", "tp_rank", "tp_size", "ep_rank",
     "ep_size", "dp_rank", "dp_size", "sample_every", "layers", "run_id", "model", "pid", "clock",
@@ -27,11 +27,11 @@ _RUN_ID = re.compile(r"[0-9a-f-]*")
 
 
 def scrub_blob(blob: bytes, where: str) -> bytes:
-    """A binary ``moe.meta`` payload without host and paths, of the same length.
+    """Return a binary ``moe.meta`` payload without host and paths, of the same length.
 
     Parameters:
         blob: header and data, as in NVTX_EVENTS.binaryData.
-        where: what to name in an error.
+        where: the place to name in an error.
 
     Raises:
         NvtxmoeError: the payload isn't the JSON of a ``moe.meta``, so what it holds is unknown.
@@ -44,9 +44,9 @@ def scrub_blob(blob: bytes, where: str) -> bytes:
 
 
 def scrub_words(marks: pl.DataFrame, where: str) -> dict[int, int]:
-    """New int64 payloads, by row, of the marks that spell ``moe.meta``.
+    """Return new int64 payloads, by row, of the marks that spell ``moe.meta``.
 
-    Words that belong to no whole payload become zeros; the number that says their length stays.
+    Words of an incomplete payload become zeros; its first word, the length, stays.
 
     Parameters:
         marks: word marks of all events: ``row``, ``globalTid``, ``start``, ``name``, ``int64Value``.
@@ -67,7 +67,7 @@ def scrub_words(marks: pl.DataFrame, where: str) -> dict[int, int]:
 
 
 def _blanked(ordered: pl.DataFrame, known: dict[int, int], meta_rows: set[int]) -> dict[int, int]:
-    """Marks of broken payloads: the first of each run keeps its number if it can be a length, the others are zero."""
+    """Return values for broken payloads: the first mark of each keeps a possible length, all others are zero."""
     blank: dict[int, int] = {}
     run: int | None = None  # the thread of the broken payload that the last mark belongs to
     for tid, row, value in ordered.select("globalTid", "row", "int64Value").iter_rows():
@@ -81,7 +81,7 @@ def _blanked(ordered: pl.DataFrame, known: dict[int, int], meta_rows: set[int]) 
 
 
 def scrub_text(text: bytes, where: str) -> bytes:
-    """The JSON without host and paths, padded to its length with spaces; as it was when there are none."""
+    """Return the JSON without host and paths, padded to its length with spaces; unchanged if it has none."""
     try:
         raw = json.loads(text.rstrip(b"\0"))
     except ValueError as error:
@@ -95,10 +95,10 @@ def scrub_text(text: bytes, where: str) -> bytes:
     clean = _scrub(raw)
     if clean == raw:
         return text
-    made = json.dumps(clean, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
-    if len(made) > len(text):
-        raise NvtxmoeError(f"moe.meta would grow from {len(text)} to {len(made)} bytes", where=where)
-    return made.ljust(len(text), b" ")
+    scrubbed = json.dumps(clean, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    if len(scrubbed) > len(text):
+        raise NvtxmoeError(f"moe.meta would grow from {len(text)} to {len(scrubbed)} bytes", where=where)
+    return scrubbed.ljust(len(text), b" ")
 
 
 def _scrub(raw: dict[str, Any]) -> dict[str, Any]:
@@ -112,14 +112,14 @@ def _scrub(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_messages(capture: Any) -> Any:
-    """Of hooks that failed the kind of error alone: its message is free text."""
+    """Keep only the kind of error of failed hooks: the message is free text."""
     if not isinstance(capture, dict) or not isinstance(capture.get("failures"), dict):
         return capture
     return {**capture, "failures": {hook: str(why).partition(":")[0] for hook, why in capture["failures"].items()}}
 
 
 def _without_paths(value: Any) -> Any:
-    """Every text cut to its last path component."""
+    """Cut every text to its last path component."""
     if isinstance(value, str):
         return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     if isinstance(value, dict):

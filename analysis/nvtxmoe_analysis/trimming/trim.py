@@ -1,7 +1,7 @@
-"""An export with only what the analysis reads, fit for sharing: no environment, commands, users, hosts or paths.
+"""Reduce an export to what the analysis reads, fit for sharing: no environment, commands, users, hosts or paths.
 
-Rows are chosen by what the analysis does with them, so that it finds the same figures in the trimmed export:
-attribution, completeness of launches, payloads and versions. Everything else stays behind.
+The analysis computes the same numbers from the trimmed export: it keeps the rows that attribution, completeness of
+launches, payloads and versions need, and nothing else.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXPORT_NAMES = r"^EXPORT_(PRODUCT_(NAME|VERSION)|SCHEMA_VERSION(_MAJOR|_MINOR|_M
 CAPTURE_NAMES = (
     r"^([A-Z0-9_]+:)*(CAPTURE_EVENT_TYPE|COLLECT_CUDA_TRACE|COLLECT_NVTX_TRACE|CUDA_GRAPH_TRACE_OPTIONS(:[A-Z_]+)?)$"
 )
-#: What nsys says that names nobody. Messages with free text in them (programs, paths) are left out.
+#: Diagnostics of nsys without names. Messages with free text (programs, paths) are left out.
 DIAGNOSTIC_PATTERNS = (
     r"Profiling has (started|stopped)\.",
     r"(Common|NVTX|CUDA) injection( library)? initialized successfully\.",
@@ -47,7 +47,7 @@ DIAGNOSTIC_PATTERNS = (
 
 @dataclass(frozen=True)
 class Trimmed:
-    """What trimming did. Sizes in bytes; rows by table as (before, after), of the tables that the analysis reads."""
+    """Result of trimming. Sizes in bytes; rows as (before, after) per table that the analysis reads."""
 
     source: Path
     out: Path
@@ -57,23 +57,23 @@ class Trimmed:
 
     @property
     def rows_before(self) -> int:
-        """Rows of all these tables in the source."""
+        """Rows of these tables in the source."""
         return sum(before for before, _ in self.rows.values())
 
     @property
     def rows_after(self) -> int:
-        """Rows kept."""
+        """Rows of these tables in the trimmed export."""
         return sum(after for _, after in self.rows.values())
 
 
 def trim(export: Export, out: Path) -> Trimmed:
-    """Write ``export`` to ``out`` with only what the analysis needs.
+    """Write what the analysis needs of ``export`` to ``out``.
 
     Parameters:
-        out: a SQLite file when its name ends in .sqlite or .db, else a folder of Parquet files.
+        out: a SQLite file if its name ends in .sqlite or .db, otherwise a folder of Parquet files.
 
     Raises:
-        NvtxmoeError: no nvtxmoe events in it, a moe.meta that can't be read, or an ``out`` that can't be written.
+        NvtxmoeError: the export has no nvtxmoe events, a moe.meta can't be read, or ``out`` can't be written.
     """
     if isinstance(export, Session):
         raise NvtxmoeError(
@@ -83,7 +83,7 @@ def trim(export: Export, out: Path) -> Trimmed:
         )
     check_target(out, export.source, export.path)
     frames = select(export)
-    # nsys leaves tables without rows out; these two tell that the file is an export at all.
+    # nsys leaves out tables without rows; a file without these two would not be recognised as an export.
     written = {t: f for t, f in frames.items() if len(f) or (t in (nsys_tables.STRINGS, nsys_tables.EXPORT_META))}
     write_export(written, out)
     return Trimmed(
@@ -101,9 +101,9 @@ def _rows(export: Export, table: Table) -> int:
 
 
 def select(export: Export) -> dict[Table, pl.DataFrame]:
-    """The rows and columns to keep of each table that is there, in file order.
+    """Return the rows and columns to keep of each table in the export, in file order.
 
-    Columns are those of exports.tables that the file has, and ``binaryData`` (Binary).
+    Columns are those of ``readers.nsys_tables`` that the file has, and ``binaryData`` (Binary).
     """
     nvtx, segments = _nvtx(export)
     operations = {table: _read(export, table) for table in OPERATIONS if export.has(table)}
@@ -133,14 +133,14 @@ def select(export: Export) -> dict[Table, pl.DataFrame]:
 
 
 def _read(export: Export, table: Table) -> pl.DataFrame:
-    """The declared columns that the file has, in file order."""
+    """Read the declared columns that the file has, in file order."""
     return _in_order(_read_with_rows(export, table))
 
 
 def _read_with_rows(export: Export, table: Table) -> pl.DataFrame:
-    """The same in any order, with ``row``, the row's number in the file."""
-    there = export.columns(table)
-    return export.read(table, [c for c in (*table.columns, *table.optional) if c in there or not there], row=True)
+    """Read the declared columns that the file has, in any order, with ``row``, the row's number in the file."""
+    present = export.columns(table)
+    return export.read(table, [c for c in (*table.columns, *table.optional) if c in present or not present], row=True)
 
 
 def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
@@ -148,7 +148,7 @@ def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
-    """Rows of our domain, payloads scrubbed; and the segments of its ranges."""
+    """Return the rows of the domain ``nvtxmoe``, payloads scrubbed, and the segments of its ranges."""
     nvtx = read_nvtx(export)
     events = nvtx.filter(pl.col("name").str.contains(EVENT_PATTERN))
     ranges = events.filter(pl.col("eventType") == nsys_tables.NVTX_PUSH_POP)
@@ -163,7 +163,7 @@ def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
 
 
 def _with_words(frame: pl.DataFrame, events: pl.DataFrame, where: str) -> pl.DataFrame:
-    """The words that spell moe.meta, scrubbed."""
+    """Replace the words that spell moe.meta by scrubbed ones."""
     is_word = (pl.col("eventType") == nsys_tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
     words = scrub_words(events.filter(is_word), where)
     if not words:
@@ -174,7 +174,7 @@ def _with_words(frame: pl.DataFrame, events: pl.DataFrame, where: str) -> pl.Dat
 
 
 def _with_blobs(frame: pl.DataFrame, blobs: pl.DataFrame, where: str) -> pl.DataFrame:
-    """``binaryData`` of the events that the analysis decodes, moe.meta scrubbed."""
+    """Add ``binaryData`` of the events that the analysis decodes, moe.meta scrubbed."""
     decoded = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS)).select("row", "name", "blob")
     clean = [
         scrub_blob(blob, where) if name == schema.META else blob
@@ -185,7 +185,7 @@ def _with_blobs(frame: pl.DataFrame, blobs: pl.DataFrame, where: str) -> pl.Data
 
 
 def _domain_rows(export: Export) -> pl.Series:
-    """Rows that name our domain, one a process that registered it."""
+    """Return the rows that register the domain ``nvtxmoe``, one per process."""
     columns = ("text", "textId")
     rows = export.read(nsys_tables.NVTX, columns, only=("eventType", [nsys_tables.NVTX_DOMAIN]), row=True)
     names = export.strings(rows["textId"].drop_nulls().unique().to_list())
@@ -194,7 +194,7 @@ def _domain_rows(export: Export) -> pl.Series:
 
 
 def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> pl.DataFrame:
-    """Calls that gave GPU work, and launch calls inside steps, whatever became of them."""
+    """Return calls that gave GPU work, and all launch calls inside steps."""
     frame = _read_with_rows(export, nsys_tables.RUNTIME)
     tid = frame["globalTid"].fill_null(0).to_numpy()
     in_step = pl.Series(segments.step[segments.find(tid, frame["start"].to_numpy())] >= 0)
@@ -208,12 +208,12 @@ def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> 
 
 
 def _key(process: str, nameless: int) -> tuple[pl.Expr, pl.Expr]:
-    """(pid, correlationId) as launches.Launches looks them up: nulls are calls of number 0, operations of none."""
+    """Return (pid, correlationId) as ``Launches`` looks them up: a null is 0 for calls, and no call for operations."""
     return pid_of(process).fill_null(0).alias("pid"), pl.col("correlationId").fill_null(nameless)
 
 
 def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.DataFrame) -> pl.DataFrame:
-    """Nodes that were replayed, the originals they lead to, and nodes made by the launch calls that are kept."""
+    """Return nodes that were replayed, their original nodes, and nodes made by the launch calls that are kept."""
     frame = _read_with_rows(export, nsys_tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
     replayed = [
         f.select(pid_of("globalPid").alias("pid"), "graphNodeId").drop_nulls().unique()
@@ -229,15 +229,17 @@ def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.Dat
 
 
 def _made_during(nodes: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:
-    """Rows of the first node created while each call ran: a stream capture recorded it (Launches.in_steps)."""
-    made = nodes.select("row", "globalTid", "start", pl.col("start").alias("created")).sort("start")
-    spans = calls.select("globalTid", "start", "end").sort("start")
-    found = spans.join_asof(made, on="start", by="globalTid", strategy="forward", check_sortedness=False)
-    return found.filter(pl.col("created") <= pl.col("end"))["row"]
+    """Return the rows of the first node created during each call: a stream capture recorded that call."""
+    created_nodes = nodes.select("row", "globalTid", "start", pl.col("start").alias("created")).sort("start")
+    call_spans = calls.select("globalTid", "start", "end").sort("start")
+    first_nodes = call_spans.join_asof(
+        created_nodes, on="start", by="globalTid", strategy="forward", check_sortedness=False
+    )
+    return first_nodes.filter(pl.col("created") <= pl.col("end"))["row"]
 
 
 def _strings(export: Export, frames: dict[Table, pl.DataFrame]) -> pl.DataFrame:
-    """Texts that the kept rows name."""
+    """Return the texts that the kept rows refer to."""
     named = ((nsys_tables.KERNEL, "demangledName"), (nsys_tables.RUNTIME, "nameId"), (nsys_tables.NVTX, "textId"))
     ids = pl.concat([frames[t][c] for t, c in named if t in frames]).drop_nulls().unique().to_list()
     return export.read(nsys_tables.STRINGS, only=("id", ids)).sort("id")

@@ -1,10 +1,7 @@
-"""Writing tables as nsys writes its exports: SQLite, or a folder of Parquet files, with nsys's own column types."""
+"""Write tables as nsys writes its exports: SQLite, or a folder of Parquet files, with nsys's column types."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +12,7 @@ import pyarrow.parquet as pq
 import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.files import whole_file, whole_folder
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
 from nvtxmoe_analysis.readers.nsys_tables import Table
@@ -43,7 +41,7 @@ NOT_NULL: Mapping[Table, frozenset[str]] = {
 }
 PRIMARY_KEYS: Mapping[Table, str] = {nsys_tables.STRINGS: "id", nsys_tables.COPY_KINDS: "id"}
 
-#: Types of integer columns in nsys's Parquet files; UInt64 where nothing is said.
+#: Types of integer columns in nsys's Parquet files; all others are UInt64.
 PARQUET_TYPES: Mapping[str, type[pl.DataType]] = {
     **dict.fromkeys(("start", "end", "timestamp", "int64Value"), pl.Int64),
     **dict.fromkeys(("eventType", "textId", "deviceId", "correlationId", "returnValue"), pl.UInt32),
@@ -63,13 +61,13 @@ _RISING = ("start", "end", "timestamp", "correlationId", "graphNodeId", "origina
 
 
 def check_target(out: Path, *inputs: Path) -> None:
-    """Refuse to write over an input, or over what isn't an export.
+    """Refuse to overwrite an input, or anything that is not an export.
 
     Raises:
-        NvtxmoeError: ``out`` is one of the inputs, or something else than an export of the same kind.
+        NvtxmoeError: ``out`` is one of the inputs, or exists and is not an export of the same kind.
     """
     as_file = is_sqlite(out)
-    if any(out.resolve() == one.resolve() for one in inputs):
+    if any(out.resolve() == source.resolve() for source in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
     if out.suffix == REPORT_SUFFIX:
         raise NvtxmoeError(
@@ -81,9 +79,9 @@ def check_target(out: Path, *inputs: Path) -> None:
         return
     remedy = "Name another output"
     if out.is_dir() == as_file:
-        found = "a folder" if as_file else "a file"
-        wanted = "a SQLite file" if as_file else "a folder of Parquet files (SQLite needs a name in .sqlite or .db)"
-        raise NvtxmoeError(f"{found}, where {wanted} would be written", where=out, remedy=remedy)
+        existing = "a folder" if as_file else "a file"
+        output = "a SQLite file" if as_file else "a folder of Parquet files (SQLite needs a name in .sqlite or .db)"
+        raise NvtxmoeError(f"{existing}, where {output} would be written", where=out, remedy=remedy)
     try:
         open_export(out)
     except NvtxmoeError as error:
@@ -96,12 +94,12 @@ def check_target(out: Path, *inputs: Path) -> None:
 
 
 def is_sqlite(out: Path) -> bool:
-    """Whether an output of this name is a SQLite file; else it is a folder of Parquet files."""
+    """Return True if an output of this name is a SQLite file, False if it is a folder of Parquet files."""
     return out.suffix.lower() in SQLITE_SUFFIXES
 
 
 def write_export(frames: Frames, out: Path) -> None:
-    """Write the tables to ``out``, all of them or nothing; what was there before is replaced last.
+    """Write all tables to ``out``, or nothing; an earlier export is replaced last.
 
     Parameters:
         frames: integers as Int64, text as String, ``binaryData`` as Binary.
@@ -110,49 +108,15 @@ def write_export(frames: Frames, out: Path) -> None:
         NvtxmoeError: ``out`` can't be written.
     """
     try:
-        with _staged(out) as stage:
-            if is_sqlite(out):
+        if is_sqlite(out):
+            with whole_file(out) as stage:
                 _write_sqlite(frames, stage)
-            else:
+        else:
+            with whole_folder(out) as stage:
                 _write_parquet(frames, stage)
     except (OSError, sqlite3.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise NvtxmoeError(f"cannot be written: {reason}", where=out, remedy="Name another output") from error
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A name beside ``out`` that takes its place when the block ends well, and goes when it does not."""
-    target = out.resolve()
-    stage = target.with_name(f".{target.name}.{os.getpid()}.new")
-    _remove(stage)
-    try:
-        yield stage
-        _put(stage, target)
-    finally:
-        _remove(stage)
-
-
-def _put(stage: Path, target: Path) -> None:
-    if not target.is_dir():
-        stage.replace(target)
-        return
-    # A folder can't be replaced in one go: it is moved aside, and back if the new one can't have its place.
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    target.rename(old)
-    try:
-        stage.rename(target)
-    except BaseException:
-        old.rename(target)
-        raise
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _write_sqlite(frames: Frames, path: Path) -> None:

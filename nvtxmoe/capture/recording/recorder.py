@@ -6,6 +6,7 @@ outside of a step (warm-up, graph capture, idle batches) is not counted.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -13,6 +14,7 @@ import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from multiprocessing import util
 from typing import Any
 
 import numpy as np
@@ -35,8 +37,14 @@ META_EVERY = 500
 PAIRS_EVERY = 100
 #: Kinds of rows that are kept prepared.
 MOST_HEADS = 64
-#: Seconds without a step after which what has arrived is sent.
-IDLE_S = 0.25
+#: Counts wait for so many seconds at most to be sent together.
+SEND_S = 0.25
+#: Seconds without a step after which what has arrived is sent and written.
+IDLE_S = 0.1
+#: How long the end of a process waits for a thread that sends, in seconds.
+EXIT_LOCK_S = 1.0
+#: Before the journal's own exit function (100).
+DRAIN_PRIORITY = 101
 
 
 class Recorder:
@@ -99,6 +107,7 @@ class Recorder:
         self.identity = identity
         if first:
             _close_in_children(self)
+            _drain_at_exit(self)
             self._sinks = self._make_sinks(identity)
             self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
             idle = (weakref.ref(self),)
@@ -273,7 +282,7 @@ class Recorder:
     # Events ------------------------------------------------------------------------------------------------------
 
     def _arrived(self, wait: bool = False) -> None:
-        self._send_at = time.monotonic() + IDLE_S
+        self._send_at = time.monotonic() + SEND_S
         if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):
@@ -367,6 +376,28 @@ def _close_in_children(recorder: Recorder) -> None:
     os.register_at_fork(after_in_child=closed)
 
 
+def _drain_at_exit(recorder: Recorder) -> None:
+    """Send the counts that have arrived when the process ends without a shutdown, as vLLM's engine does on SIGTERM.
+
+    The sinks then write them: their own exit functions run after this one. Nothing waits for the device.
+    """
+    reference = weakref.ref(recorder)
+
+    def drain() -> None:
+        one = reference()
+        if one is None or one._closed or not one._lock.acquire(timeout=EXIT_LOCK_S):
+            return
+        try:
+            one._arrived()
+        except Exception:
+            logger().info("the last counts could not be sent", exc_info=True)
+        finally:
+            one._lock.release()
+
+    atexit.register(drain)
+    util.Finalize(None, drain, exitpriority=DRAIN_PRIORITY)  # children of multiprocessing leave without atexit
+
+
 def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
     """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
     before = -1
@@ -379,6 +410,8 @@ def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
             with one._lock:
                 if not one._open and not one._closed and not one.graphs.closed:
                     one._arrived()
+                    for sink in one._sinks:
+                        sink.pause()
         before = one.steps
         del one
 

@@ -1,4 +1,4 @@
-"""Where the recorder's events go: NVTX, or the journal of direct mode."""
+"""Sinks for the recorder's events: NVTX, and the journal of direct mode."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class Sink(Protocol):
 
     def payloads(self, event: str, rows: Any) -> None:
         """``moe.counts`` and the like of several layers: a structured array, each row a payload."""
+
+    def pause(self) -> None:
+        """No step follows for now: have what was sent written soon. The caller does not wait."""
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
         """Have what was sent written, now: the process may be killed soon. More may follow."""

@@ -96,6 +96,11 @@ class JournalSink:
                 self.failure = f"{type(error).__name__}: {error}"
                 logger().warning("%s: cannot write (%s); nothing more is recorded there", self.path, self.failure)
 
+    def pause(self) -> None:
+        """Wake the thread that writes."""
+        if self._pending:
+            self._wake.set()
+
     def conclude(self, summary: Mapping[str, Any]) -> None:
         """Write what is pending and an end record, which counts until something follows."""
         if not self._closed and os.getpid() == self._pid:

@@ -43,6 +43,9 @@ class NvtxSink:
         for place in range(len(rows)):
             self.emitter.mark(event, rows[place : place + 1].reshape(()))  # nvtx wants 0-d arrays, no scalars
 
+    def pause(self) -> None:
+        """Nothing: nsys has what was emitted."""
+
     def conclude(self, summary: Mapping[str, Any]) -> None:  # noqa: ARG002  nsys has what was emitted
         """Have nsys write its CUDA events now: a process that is killed soon after takes them with it."""
         flush_cuda_events()

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup.settings import SESSION_DIR
 from nvtxmoe.formats.journal import RANKS, SUFFIX
 
+REMEDY = "If the server was stopped with Ctrl-C, start it with --shutdown-timeout 60, so that its engine can write"
+#: Runs the command without importing from the working directory; ``python -P`` needs Python 3.11.
+COMMAND = "import sys; sys.path[:] = filter(None, sys.path); from nvtxmoe.cli import main; main()"
 #: What the merge imports that vLLM's Python may lack.
 NEEDED = ("click", "connectorx", "polars", "pyarrow", "rich", "sqlite_utils")
 
@@ -58,7 +64,7 @@ def merge_at_exit(folder: Path, pid: int) -> None:
         where = f"{', '.join(lacking)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
         print(f"nvtxmoe: {folder} is not merged: {where}", file=sys.stderr)  # noqa: T201
         return
-    command = [sys.executable, "-m", "nvtxmoe", "merge", str(folder)]
+    command = [sys.executable, "-c", COMMAND, "merge", "--json", str(folder)]
     environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
     package = Path(__file__).parents[3]
     ours = (str(package), str(package / "analysis"))  # the second in a checkout only
@@ -66,8 +72,24 @@ def merge_at_exit(folder: Path, pid: int) -> None:
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
-    if done.returncode:
+    try:
+        verdict = verdict_line(json.loads(done.stdout))
+    except (ValueError, KeyError, TypeError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         logger().warning("the journals in %s are not merged (%s); run: nvtxmoe merge %s", folder, last, folder)
     else:
-        print(f"nvtxmoe: {folder / 'moe_expert_tracking'}", file=sys.stderr)  # noqa: T201
+        print(f"nvtxmoe: {verdict}", file=sys.stderr)  # noqa: T201
+
+
+def verdict_line(overview: Mapping[str, Any]) -> str:
+    """Return the last line of a run: what was counted, whether that is all, where it is, and what to do.
+
+    Parameters:
+        overview: what ``nvtxmoe merge --json`` prints.
+    """
+    counted = f"{overview['steps_captured']:,} steps, {overview['tokens']:,} tokens in {overview['folder']}"
+    if overview["verdict"] == "complete":
+        return f"capture complete: {counted}"
+    reasons = overview["reasons"]
+    more = f" (and {len(reasons) - 1} more in moe_capture_validation.json)" if len(reasons) > 1 else ""
+    return f"capture INCOMPLETE: {counted}. {reasons[0]}{more}. {REMEDY}"

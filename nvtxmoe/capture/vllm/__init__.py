@@ -1,1 +1,1 @@
-"""Where capture meets vLLM: hooks on the worker and its MoE layers, by adapter."""
+"""Hook vLLM's worker and MoE layers, with one adapter per shape of vLLM."""

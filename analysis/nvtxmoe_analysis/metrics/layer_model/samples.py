@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.attribution.layer_sums import LAUNCHED_BY
+from nvtxmoe_analysis.core import text
 from nvtxmoe_analysis.core.arrays import Floats, Ints
 from nvtxmoe_analysis.stats.huber import Strata
 
@@ -106,7 +107,7 @@ def _of_kind(frame: pl.DataFrame, mine: pl.Series, kind: str, target: str) -> It
 def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
     """Of a layer whose routing is not known in any row."""
     none = np.zeros(0, dtype=np.int64)
-    reason = f"the routing of none of its {_count(rows, 'row')} is known"
+    reason = f"the routing of none of its {text.number(rows, 'row')} is known"
     return Sample(layer, kind, np.zeros((len(FEATURES), 0)), np.zeros(0), Strata(none, none, 0, 0), 0, reason)
 
 
@@ -128,9 +129,9 @@ def _sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: In
     blocks = min(steps, int(np.clip(steps // STEPS_A_BLOCK, MIN_BLOCKS, MOST_BLOCKS)))
     reason = None
     if len(y) < MIN_ROWS or steps < MIN_STEPS:
-        have = f"{_count(len(y), 'row')} in {_count(steps, 'step')}"
+        have = f"{text.number(len(y), 'row')} in {text.number(steps, 'step')}"
         if lone:
-            have += f" and {_count(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
+            have += f" and {text.number(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
         reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
     strata = Strata(stratum, order * blocks // max(steps, 1), int(stratum.max(initial=-1)) + 1, blocks)
     return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
@@ -153,10 +154,6 @@ def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
         size = np.bincount(number[at], minlength=len(size))
     kept = at[size[number[at]] >= MIN_IN_STRATUM]
     return kept, len(at) - len(kept)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 @dataclass(frozen=True)

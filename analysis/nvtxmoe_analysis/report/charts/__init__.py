@@ -1,4 +1,4 @@
-"""The charts of the report: a module each, found by being here. See ``report.chart`` for what one must have."""
+"""Charts of the report, one module each: every module in this folder is drawn (see ``report.chart.ChartModule``)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from nvtxmoe_analysis.report.chart import SECTIONS, ChartModule
 
 
 def chart_modules() -> Mapping[str, ChartModule]:
-    """Every chart by name, in the order of the page."""
-    found = {
+    """Return every chart module by name, in the order of the page."""
+    modules = {
         info.name: cast(ChartModule, import_module(f"{__name__}.{info.name}"))
         for info in pkgutil.iter_modules(__path__)
     }
-    return dict(sorted(found.items(), key=lambda item: (SECTIONS.index(item[1].SECTION), item[1].ORDER, item[0])))
+    return dict(sorted(modules.items(), key=lambda item: (SECTIONS.index(item[1].SECTION), item[1].ORDER, item[0])))

@@ -1,4 +1,4 @@
-"""Which experts are chosen together."""
+"""Chart of pairs of experts that tokens choose together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import ROUTING, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant, table
 from nvtxmoe_analysis.report.numbers import count, pct, times
+from nvtxmoe_analysis.report.pairs import with_lift
 from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Experts that are chosen together"
 SECTION = ROUTING
 ORDER = 30
 
-#: Pairs of all layers together, and experts a layer at least and at most.
+#: Most pairs of all layers together; least and most experts per layer.
 MOST_PAIRS, LEAST_EXPERTS, MOST_EXPERTS = 24_000, 16, 64
 SIDE = 470
 #: Pairs shown as bars.
@@ -24,7 +25,7 @@ TOP_PAIRS = 18
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A matrix of experts by experts, of a layer that readers choose."""
+    """Return a matrix of experts by experts, for a layer that readers choose."""
     frame = source.frame("coselection")
     if frame is None:
         return Missing(f"Not drawn: {source.why('coselection')}; pairs need sampled tokens with two experts or more.")
@@ -75,9 +76,9 @@ def build(source: Source) -> Drawing | Missing:
 
 
 def _chart(layers: list[int], first: int) -> alt.HConcatChart:
-    """The matrix, each pair in both places, and the layer's strongest pairs as bars."""
+    """Return the matrix, each pair on both sides of the diagonal, and the layer's strongest pairs as bars."""
     chosen = alt.param(name="layer", value=first, bind=alt.binding_select(options=layers, name="layer "))
-    mine = base("pairs").transform_filter("datum.layer_idx == layer")
+    layer_pairs = base("pairs").transform_filter("datum.layer_idx == layer")
     tips = [
         alt.Tooltip("pair:N", title="experts"),
         alt.Tooltip("n:Q", title="tokens that chose both", format=","),
@@ -93,11 +94,11 @@ def _chart(layers: list[int], first: int) -> alt.HConcatChart:
 
     def half(x: str, y: str) -> Any:
         axes = {"x": alt.X(f"{x}:O", axis=id_axis("expert")), "y": alt.Y(f"{y}:O", axis=id_axis("expert"))}
-        return mine.mark_rect().encode(**axes, color=colour, tooltip=tips)
+        return layer_pairs.mark_rect().encode(**axes, color=colour, tooltip=tips)
 
     matrix = alt.layer(half("a", "b"), half("b", "a")).properties(width=SIDE, height=SIDE)
     top = (
-        mine.transform_window(place="row_number()", sort=[alt.SortField("pct", order="descending")])
+        layer_pairs.transform_window(place="row_number()", sort=[alt.SortField("pct", order="descending")])
         .transform_filter(f"datum.place <= {TOP_PAIRS}")
         .encode(
             y=alt.Y("pair:N", title=None, sort=alt.SortField("place"), axis=alt.Axis(labelLimit=120)),
@@ -106,52 +107,21 @@ def _chart(layers: list[int], first: int) -> alt.HConcatChart:
         )
     )
     bars = top.mark_bar(height={"band": 0.7}).properties(width=SIDE - 130, height=SIDE, title="its strongest pairs")
-    made: alt.HConcatChart = alt.hconcat(matrix, bars, spacing=36).add_params(chosen)
-    return made
-
-
-def with_lift(frame: pl.DataFrame, source: Source) -> pl.DataFrame:
-    """Pairs with ``pct`` (of the tokens looked at) and ``lift``: the pair's share over the product of both experts'
-    shares. A token with an expert has top_k - 1 pairs with it, which gives an expert's share; null without top_k."""
-    top_k = {int(name.removeprefix("layer_")): layer["top_k"] for name, layer in source.document("summary").items()}
-    both = pl.concat(
-        [
-            frame.select("layer_idx", pl.col(side).alias("expert"), "coselection_count")
-            for side in ("expert_id_1", "expert_id_2")
-        ]
-    )
-    k = pl.col("layer_idx").replace_strict(top_k, default=None, return_dtype=pl.Int64)
-    had = both.group_by("layer_idx", "expert").agg(pl.col("coselection_count").sum().alias("pairs"))
-    had = had.with_columns(had=pl.when(k > 1).then(pl.col("pairs") / (k - 1))).select("layer_idx", "expert", "had")
-    joined = frame.join(
-        had.rename({"expert": "expert_id_1", "had": "had_1"}),
-        on=["layer_idx", "expert_id_1"],
-        how="left",
-        maintain_order="left",
-    )
-    joined = joined.join(
-        had.rename({"expert": "expert_id_2", "had": "had_2"}),
-        on=["layer_idx", "expert_id_2"],
-        how="left",
-        maintain_order="left",
-    )
-    return joined.with_columns(
-        pct=100.0 * pl.col("coselection_count") / pl.col("tokens"),
-        lift=pl.col("coselection_count") * pl.col("tokens") / (pl.col("had_1") * pl.col("had_2")),
-    ).drop("had_1", "had_2")
+    panels: alt.HConcatChart = alt.hconcat(matrix, bars, spacing=36).add_params(chosen)
+    return panels
 
 
 def _experts_shown(layers: int) -> int:
-    """How many experts a layer shows, so that the pairs of all stay within ``MOST_PAIRS``."""
+    """Return the number of experts shown per layer, so that all pairs stay within ``MOST_PAIRS``."""
     return max(LEAST_EXPERTS, min(MOST_EXPERTS, int((2 * MOST_PAIRS / layers) ** 0.5)))
 
 
 def _busiest(pairs: pl.DataFrame, number: int) -> pl.DataFrame:
-    """Pairs of each layer's experts with the most pairs; ``a`` and ``b`` are the experts."""
+    """Return the pairs among each layer's ``number`` experts with the most pairs; ``a`` and ``b`` are the experts."""
     both = pl.concat(
         [
-            pairs.select("layer_idx", pl.col(side).alias("expert"), "coselection_count")
-            for side in ("expert_id_1", "expert_id_2")
+            pairs.select("layer_idx", pl.col(column).alias("expert"), "coselection_count")
+            for column in ("expert_id_1", "expert_id_2")
         ]
     )
     ranked = (
@@ -160,8 +130,8 @@ def _busiest(pairs: pl.DataFrame, number: int) -> pl.DataFrame:
         .sort(["coselection_count", "expert"], descending=[True, False])
     )
     top = ranked.group_by("layer_idx", maintain_order=True).head(number).select("layer_idx", "expert")
-    for side in ("expert_id_1", "expert_id_2"):
-        pairs = pairs.join(top.rename({"expert": side}), on=["layer_idx", side], how="semi", maintain_order="left")
+    for column in ("expert_id_1", "expert_id_2"):
+        pairs = pairs.join(top.rename({"expert": column}), on=["layer_idx", column], how="semi", maintain_order="left")
     return pairs.with_columns(a=pl.col("expert_id_1"), b=pl.col("expert_id_2"))
 
 

@@ -1,4 +1,4 @@
-"""Which experts get the tokens, in every layer."""
+"""Heatmap of assignments per layer and expert."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TITLE = "Assignments by layer and expert"
 SECTION = ROUTING
 ORDER = 10
 
-#: More cells than this are drawn as means of neighbouring experts.
+#: Most cells; if there are more, a cell is the mean of neighbouring experts.
 MOST_CELLS = 24_000
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A cell a (layer, expert), coloured by its share against the mean expert's."""
+    """Return one cell per (layer, expert), coloured by its share relative to the mean expert's."""
     frame = source.frame("activations")
     if frame is None:
         return Missing(f"Not drawn: {source.why('activations')}.")
@@ -83,7 +83,7 @@ def build(source: Source) -> Drawing | Missing:
 
 
 def _grouped(shares: pl.DataFrame, width: int) -> pl.DataFrame:
-    """Neighbouring experts together, ``width`` a cell."""
+    """Combine neighbouring experts, ``width`` per cell."""
     return (
         shares.group_by("layer_idx", pl.col("expert_id") // width * width, maintain_order=True)
         .agg(pl.col("activation_count").sum(), pl.col("times_mean").mean())

@@ -1,4 +1,4 @@
-"""How uneven routing was, step after step, in every layer."""
+"""Heatmap of imbalance per layer and step."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ TITLE = "Imbalance over time, by layer"
 SECTION = ROUTING
 ORDER = 20
 
-#: More steps than this are shown as means of neighbouring ones.
+#: Most columns; if there are more steps, a column is the mean of neighbouring steps.
 MOST_COLUMNS = 160
 WIDTH = 960
 
 
 def build(source: Source) -> Drawing | Missing:
-    """Rows are layers, columns steps in their order, colour the hottest expert's tokens over the mean's."""
+    """Return one row per layer, one column per step in order; colour: tokens of the hottest expert over the mean."""
     frame = source.frame("load_imbalance")
     if frame is None:
         return Missing(f"Not drawn: {source.why('load_imbalance')}.")

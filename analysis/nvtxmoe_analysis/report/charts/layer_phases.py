@@ -1,4 +1,4 @@
-"""What each layer's kernels cost, by phase."""
+"""Bars of kernel time per layer and phase."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER = 20
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A bar a layer, stacked by phase."""
+    """Return one bar per layer, stacked by phase."""
     columns = {phase: f"{phase}_ns" for phase in PHASES}
     frame = source.frame("layer_correlation", columns.values())
     if frame is None:

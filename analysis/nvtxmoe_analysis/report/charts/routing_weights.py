@@ -1,4 +1,4 @@
-"""How the router weighs the experts that it chose."""
+"""Heatmap of routing weights per layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BINS = 25
 
 
 def build(source: Source) -> Drawing | Missing:
-    """Rows are layers, columns ranges of weight, colour the share of the layer's weights."""
+    """Return one row per layer, one column per range of weight; colour: share of the layer's weights."""
     frame = source.frame("routing_weights")
     if frame is None:
         return Missing(f"Not drawn: {source.why('routing_weights')}; weights are recorded of sampled tokens only.")

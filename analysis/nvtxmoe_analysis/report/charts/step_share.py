@@ -1,4 +1,4 @@
-"""Which classes of work a step's GPU time goes to."""
+"""Bars of GPU time per kind of step and class of work."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TITLE = "Share of a step's GPU time by class of work"
 SECTION = TIME
 ORDER = 10
 
-#: Narrower parts carry no number.
+#: Least share that carries its number.
 LABELLED_PCT = 4.0
 
-#: Columns of moe_layer_correlation by class; MoE layers are what is left of step_gpu_ns.
+#: Columns of moe_layer_correlation by class; the rest of step_gpu_ns is MoE layers.
 OUTSIDE = {name: f"step_{name}_ns" for name in CLASSES if name != "moe layers"}
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A bar a kind of step, divided by class."""
+    """Return one bar per kind of step, divided by class."""
     frame = source.frame("layer_correlation", ["step_kind", "step_gpu_ns", *OUTSIDE.values()])
     if frame is None:
         return Missing(f"Not drawn: {source.why('layer_correlation')}.")
@@ -85,11 +85,12 @@ def build(source: Source) -> Drawing | Missing:
 
 
 def classes_by_kind(frame: pl.DataFrame) -> pl.DataFrame:
-    """GPU time by kind of step and class: ``kind`` (as shown, with the number of steps), ``step_kind``, ``class``,
-    ``ns``, ``pct``, ``ns_per_step`` (mean over (rank, step)); kinds in order, ``all`` first where there are several.
+    """Return GPU time per kind of step and class: ``kind`` (as shown, with the number of steps), ``step_kind``,
+    ``class``, ``ns``, ``pct``, ``ns_per_step`` (mean over (rank, step)); kinds in order, after ``all`` if there are
+    several.
 
     Parameters:
-        frame: moe_layer_correlation, in which a step's columns stand in each of its layers' rows.
+        frame: moe_layer_correlation, which repeats a step's columns in each of its layers' rows.
     """
     steps = frame.filter(pl.col("step_gpu_ns") > 0).unique(["rank", "step"], keep="first", maintain_order=True)
     kinds = [kind for kind in STEP_KINDS if kind in set(steps["step_kind"])]
@@ -97,11 +98,11 @@ def classes_by_kind(frame: pl.DataFrame) -> pl.DataFrame:
     if len(kinds) > 1:
         groups.insert(0, ("all", steps))
     rows = []
-    for kind, mine in groups:
-        total = int(mine["step_gpu_ns"].sum())
-        by_class = {name: int(mine[column].sum()) for name, column in OUTSIDE.items()}
+    for kind, kind_steps in groups:
+        total = int(kind_steps["step_gpu_ns"].sum())
+        by_class = {name: int(kind_steps[column].sum()) for name, column in OUTSIDE.items()}
         by_class = {"moe layers": total - sum(by_class.values()), **by_class}
-        number = len(mine)
+        number = len(kind_steps)
         label = f"{kind} ({number:,})"
         rows += [(label, kind, name, ns, 100.0 * ns / total, ns / number) for name, ns in by_class.items()]
     types = {"kind": pl.String, "step_kind": pl.String, "class": pl.String, "ns": pl.Int64, "pct": pl.Float64}
@@ -109,10 +110,10 @@ def classes_by_kind(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def text_column(name: str, write: Callable[[float], str]) -> pl.Expr:
-    """A column of numbers as text."""
+    """Format a column of numbers as text."""
     return pl.col(name).map_elements(write, return_dtype=pl.String)
 
 
 def _largest(shares: pl.DataFrame, kind: str) -> list[tuple[str, float]]:
-    mine = shares.filter((pl.col("kind") == kind) & (pl.col("pct") > 0)).sort("pct", descending=True).head(3)
-    return [(str(name), float(share)) for name, share in mine.select("class", "pct").iter_rows()]
+    largest = shares.filter((pl.col("kind") == kind) & (pl.col("pct") > 0)).sort("pct", descending=True).head(3)
+    return [(str(name), float(share)) for name, share in largest.select("class", "pct").iter_rows()]

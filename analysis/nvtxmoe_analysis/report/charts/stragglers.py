@@ -1,4 +1,4 @@
-"""What unequal ranks cost: the slowest one's excess, and what collectives wait for it."""
+"""Bars of the slowest rank's excess, and of wait and transfer time in collectives, per layer."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TITLE = "Waiting for the slowest rank, by layer"
 SECTION = RANKS
 ORDER = 10
 
-#: Columns of moe_straggler as they are called in the chart, with their colours, by panel.
+#: Names in the chart and colours of columns of moe_straggler, by panel.
 EXCESS = {"excess_ns": ("slowest rank over the mean", "#eda93b")}
-MEETING = {"wait_ns": ("waiting for the last rank", "#d9534f"), "transfer_ns": ("transfer", "#9aa0a6")}
-PARTS = {**EXCESS, **MEETING}
+COLLECTIVES = {"wait_ns": ("waiting for the last rank", "#d9534f"), "transfer_ns": ("transfer", "#9aa0a6")}
+PARTS = {**EXCESS, **COLLECTIVES}
 #: Pixels of a panel.
 WIDTH, HEIGHT = 425, 240
 
 
 def build(source: Source) -> Drawing | Missing:
-    """Bars a layer, side by side: excess of own work, waiting, transfer."""
+    """Return bars per layer, side by side: excess of own work, wait time, transfer time."""
     frame = source.frame("straggler", ["layer_idx", "slowest_rank", *PARTS])
     if frame is None:
         return Missing(f"Not drawn: {_reason(source)}.")
@@ -44,7 +44,7 @@ def build(source: Source) -> Drawing | Missing:
     )
     panels = [
         _panel("Own work of the layer: slowest rank over the ranks' mean", EXCESS, "ms, all steps"),
-        _panel("Collectives tied to the layer", MEETING, "ms, all steps, summed over ranks"),
+        _panel("Collectives tied to the layer", COLLECTIVES, "ms, all steps, summed over ranks"),
     ]
     file = source.file("straggler")
     unknown = frame["excess_ns"].null_count()
@@ -72,9 +72,9 @@ def build(source: Source) -> Drawing | Missing:
 
 
 def _panel(title: str, parts: Mapping[str, tuple[str, str]], axis: str) -> alt.Chart:
-    """Bars a layer, those of several parts side by side."""
+    """Return bars per layer; several parts are side by side."""
     order = [name for name, _ in parts.values()]
-    made: alt.Chart = (
+    bars: alt.Chart = (
         base("ranks")
         .transform_filter(alt.FieldOneOfPredicate(field="part", oneOf=order))
         .mark_bar(width={"band": 0.8} if len(order) > 1 else {"band": 0.5})
@@ -97,10 +97,10 @@ def _panel(title: str, parts: Mapping[str, tuple[str, str]], axis: str) -> alt.C
         )
         .properties(width=WIDTH, height=HEIGHT, title=title)
     )
-    return made
+    return bars
 
 
 def _reason(source: Source) -> str:
-    """Why there are no rows: the document says it where it is there."""
-    said = source.document("straggler_document").get("reason")
-    return said.rstrip(".") if isinstance(said, str) and said else source.why("straggler")
+    """Return why there are no rows: the reason in the document, if it has one."""
+    reason = source.document("straggler_document").get("reason")
+    return reason.rstrip(".") if isinstance(reason, str) and reason else source.why("straggler")

@@ -1,4 +1,4 @@
-"""A layer's own time against the feature that explains it best, with the fitted line."""
+"""Scatter plot of a layer's own time against the feature that explains it best, with the fitted line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TITLE = "Own time against the feature that explains it best"
 SECTION = WHY
 ORDER = 10
 
-#: Points of all layers and kinds of step together; a layer's kind shows at least ``LEAST_POINTS``.
+#: Most points of all layers and kinds of step together; each layer and kind shows at least ``LEAST_POINTS``.
 MOST_POINTS, LEAST_POINTS = 20_000, 40
 #: Pixels of all panels together, and of the gaps between them.
 WIDTH, GAP, HEIGHT = 950, 64, 260
@@ -27,11 +27,11 @@ MODEL = (
     *("layer_idx", "step_kind", "target", "feature", "role", "status", "rows", "slope_ns_per_unit", "slope_ci_low"),
     *("slope_ci_high", "intercept_ns", "r2", "sentence"),
 )
-#: What is drawn where no feature was chosen.
+#: The feature to draw if none was chosen.
 FALLBACK = "local_activations"
 #: Colour of the fitted lines, apart from the points' on both pages.
 LINE = "#e0703a"
-#: What stands in the place of a line's figures, by status.
+#: Text instead of a line's numbers, by status.
 NO_FIT = {
     "no_effect": "no feature explains the time",
     "refused": "not tested: too few rows",
@@ -41,7 +41,7 @@ NO_FIT = {
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A panel a kind of step, of a layer that readers choose."""
+    """Return one panel per kind of step, for a layer that readers choose."""
     model = source.frame("layer_model", MODEL)
     if model is None:
         return Missing(f"Not drawn: {source.why('layer_model')}.")
@@ -50,20 +50,24 @@ def build(source: Source) -> Drawing | Missing:
         return Missing(f"Not drawn: {source.why('layer_correlation')}.")
     rows = rows.filter(pl.col("launched_by") != "none", pl.col("step_kind").is_in(STEP_KINDS))
     best = best_models(model, rows.columns)
-    everything = _points(rows, best)
-    if everything.is_empty():
+    points = _points(rows, best)
+    if points.is_empty():
         return Missing("Not drawn: no layer has both counts and kernel time in any kind of step.")
-    layers = everything["layer"].unique().sort().to_list()
-    groups = everything.select("layer", "kind").n_unique()
-    shown = thinned(everything, ["layer", "kind"], max(LEAST_POINTS, MOST_POINTS // groups))
-    marks = pl.concat([shown, _lines(everything, best)], how="diagonal").with_columns(significant(pl.col("x", "us"), 5))
+    layers = points["layer"].unique().sort().to_list()
+    groups = points.select("layer", "kind").n_unique()
+    drawn_points = thinned(points, ["layer", "kind"], max(LEAST_POINTS, MOST_POINTS // groups))
+    marks = pl.concat([drawn_points, _lines(points, best)], how="diagonal").with_columns(
+        significant(pl.col("x", "us"), 5)
+    )
     first = costliest(rows, layers)
-    kinds = [kind for kind in STEP_KINDS if kind in set(everything["kind"])]
-    said = {
+    kinds = [kind for kind in STEP_KINDS if kind in set(points["kind"])]
+    sentences = {
         row["step_kind"]: row["sentence"] for row in best.filter(pl.col("layer_idx") == first).iter_rows(named=True)
     }
-    thin = (
-        "" if len(shown) == len(everything) else f" {len(shown):,} of {len(everything):,} points are drawn, every k-th."
+    thinning = (
+        ""
+        if len(drawn_points) == len(points)
+        else f" {len(drawn_points):,} of {len(points):,} points are drawn, every k-th."
     )
     files = source.file("layer_correlation"), source.file("layer_model")
     return Drawing(
@@ -71,15 +75,16 @@ def build(source: Source) -> Drawing | Missing:
         {"points": marks, "words": _words(best, kinds)},
         f"Points: own_ns of the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
         f"the rows that it counts, with an intercept of its own for each rank and way of launch; the line has their "
-        f"mean.{thin} No line: the text below says why. The axes need not begin at zero.",
-        f"Scatter plots of layer {first}, one a kind of step. {' '.join(said.values())}",
+        f"mean.{thinning} No line: the text below says why. The axes need not begin at zero.",
+        f"Scatter plots of layer {first}, one a kind of step. {' '.join(sentences.values())}",
         _table(best, first, files[1]),
     )
 
 
 def best_models(model: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
-    """The rows of role ``best``, one a layer and kind of step, with ``x`` (the column to draw against) and ``fitted``
-    (whether there is a line) and ``untested`` (how many features could not be tested; null for none)."""
+    """Return the rows of role ``best``, one per layer and kind of step, with ``x`` (the column to draw against),
+    ``fitted`` (Boolean: there is a line) and ``untested`` (number of features that could not be tested; null for
+    none)."""
     drawn = pl.col("feature").is_in(columns)
     line = pl.col("status").is_in(["explains", "cannot_tell_apart"]) & pl.col("slope_ns_per_unit").is_not_null()
     key = ["layer_idx", "step_kind"]
@@ -93,13 +98,13 @@ def best_models(model: pl.DataFrame, columns: list[str]) -> pl.DataFrame:
 
 
 def costliest(rows: pl.DataFrame, layers: list[int]) -> int:
-    """The layer with the most own time among these."""
+    """Return the layer with the most own time among ``layers``."""
     time = rows.filter(pl.col("layer_idx").is_in(layers)).group_by("layer_idx").agg(pl.col(own_column(rows)).sum())
     return int(time.sort([own_column(rows), "layer_idx"], descending=[True, False])["layer_idx"][0])
 
 
 def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
-    """Rows of each model: ``layer``, ``kind``, ``x``, ``us``, ``step``, ``rank``, ``tokens``, ``part``."""
+    """Return the points of each model: ``layer``, ``kind``, ``x``, ``us``, ``step``, ``rank``, ``tokens``, ``part``."""
     grouped = rows.partition_by("layer_idx", "step_kind", as_dict=True)
     schema = {
         "layer": pl.Int64,
@@ -110,26 +115,26 @@ def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
         "rank": pl.Int64,
         "tokens": pl.Int64,
     }
-    found = [pl.DataFrame(schema={**schema, "part": pl.String})]
-    for one in best.iter_rows(named=True):
-        mine = grouped.get((one["layer_idx"], one["step_kind"]))
-        if mine is not None:
-            points = mine.select(
+    points_by_model = [pl.DataFrame(schema={**schema, "part": pl.String})]
+    for model in best.iter_rows(named=True):
+        model_rows = grouped.get((model["layer_idx"], model["step_kind"]))
+        if model_rows is not None:
+            points = model_rows.select(
                 pl.col("layer_idx").alias("layer"),
                 pl.col("step_kind").alias("kind"),
-                pl.col(one["x"]).cast(pl.Float64).alias("x"),
-                (pl.col(one["target"]) / 1e3).alias("us"),
+                pl.col(model["x"]).cast(pl.Float64).alias("x"),
+                (pl.col(model["target"]) / 1e3).alias("us"),
                 "step",
                 "rank",
                 pl.col("num_tokens").alias("tokens"),
                 part=pl.lit("point"),
             )
-            found.append(points.drop_nulls(["x", "us"]).sort("step", "rank"))
-    return pl.concat(found)
+            points_by_model.append(points.drop_nulls(["x", "us"]).sort("step", "rank"))
+    return pl.concat(points_by_model)
 
 
 def _lines(points: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
-    """Both ends of each fitted line."""
+    """Return both ends of each fitted line."""
     ends = points.group_by("layer", "kind").agg(pl.col("x").min().alias("from"), pl.col("x").max().alias("to"))
     model = best.filter("fitted").select(
         pl.col("layer_idx").alias("layer"), pl.col("step_kind").alias("kind"), "slope_ns_per_unit", "intercept_ns"
@@ -141,7 +146,7 @@ def _lines(points: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
 
 
 def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
-    """What stands beside each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``."""
+    """Return the texts of each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``."""
     return pl.DataFrame(
         [
             (row["layer_idx"], row["step_kind"], row["x"], fit_words(row) if row["fitted"] else unfitted(row))
@@ -154,14 +159,14 @@ def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
 
 
 def unfitted(row: Mapping[str, Any]) -> str:
-    """Why a panel has no line; that nothing explains the time only where every feature was tested."""
+    """Return why a panel has no line. "No feature explains the time" needs that every feature was tested."""
     if row["status"] == "no_effect" and row["untested"]:
         return "not tested: some features vary too little; of the others none explains the time"
     return NO_FIT[row["status"]]
 
 
 def fit_words(row: Mapping[str, Any]) -> str:
-    """Slope, confidence interval and R2 of a model's row."""
+    """Return slope, confidence interval and R2 of a model as text."""
     ci = (
         "" if row["slope_ci_low"] is None else f" ({duration(row['slope_ci_low'])} to {duration(row['slope_ci_high'])})"
     )
@@ -185,8 +190,11 @@ def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart
     width = min(560, (WIDTH - GAP * (len(kinds) - 1)) // len(kinds))
     panels = []
     for kind in kinds:
-        mine = f"datum.kind == '{kind}' && datum.layer == layer"
-        points, words = base("points").transform_filter(mine).encode(x=x, y=y), base("words").transform_filter(mine)
+        panel_filter = f"datum.kind == '{kind}' && datum.layer == layer"
+        points, words = (
+            base("points").transform_filter(panel_filter).encode(x=x, y=y),
+            base("words").transform_filter(panel_filter),
+        )
         panels.append(
             alt.layer(
                 points.transform_filter("datum.part == 'point'").mark_point(size=28, opacity=0.5).encode(tooltip=tips),
@@ -199,12 +207,12 @@ def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart
                 ),
             ).properties(width=width, height=HEIGHT, title=alt.TitleParams(f"{kind} steps", offset=22))
         )
-    made: alt.HConcatChart = alt.hconcat(*panels, spacing=24).add_params(chosen)
-    return made
+    chart: alt.HConcatChart = alt.hconcat(*panels, spacing=24).add_params(chosen)
+    return chart
 
 
 def _table(best: pl.DataFrame, first: int, file: str) -> Table:
-    """Every model in words, those of the first layer first."""
+    """Return every model in words, those of layer ``first`` first."""
     ranked = best.sort(pl.col("layer_idx") != first, "layer_idx", maintain_order=True)
     rows = [
         [

@@ -1,12 +1,13 @@
-"""The kernels that MoE layers spend most time in."""
+"""Bars of the operations in which MoE layers spend most time."""
 
 from __future__ import annotations
 
 import altair as alt
 import polars as pl
 
+from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
-from nvtxmoe_analysis.report.chart_tools import base, colours, short_name, significant, table
+from nvtxmoe_analysis.report.chart_tools import MOST_NAME, base, colours, significant, table
 from nvtxmoe_analysis.report.numbers import duration, pct
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import PHASES
@@ -16,12 +17,12 @@ SECTION = TIME
 ORDER = 30
 
 MOST = 12
-#: Longer names are cut in the table.
+#: Most characters of a name in the table.
 TABLE_NAME = 200
 
 
 def build(source: Source) -> Drawing | Missing:
-    """A bar an operation."""
+    """Return one bar per operation."""
     frame = source.frame("kernel_timings")
     if frame is None:
         return Missing(f"Not drawn: {source.why('kernel_timings')}.")
@@ -39,7 +40,7 @@ def build(source: Source) -> Drawing | Missing:
         .with_row_index("place")
         .with_columns(
             # Names repeat between phases and may be cut to the same text: the place keeps the bars apart.
-            name=pl.col("kernel_name").map_elements(short_name, return_dtype=pl.String),
+            name=pl.col("kernel_name").map_elements(lambda name: short_name(name, MOST_NAME), return_dtype=pl.String),
             ms=significant(pl.col("total_ns") / 1e6, 6),
             pct=significant(100.0 * pl.col("total_ns") / total),
             mean_us=significant(pl.col("total_ns") / pl.col("count") / 1e3),

@@ -1,12 +1,13 @@
-"""How evenly experts are used, in all and step by step."""
+"""Finding: how evenly experts are used, in total and step by step."""
 
 from __future__ import annotations
 
 import polars as pl
 
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, listed, percent, ratio, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, percent, ratio, sentence
 
 ORDER = 40
 
@@ -14,7 +15,7 @@ COUNTS = "activations"
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """The hottest expert, experts without a token, the least even layer."""
+    """Return the hottest expert, experts without a token, the least even layer."""
     frame = ledger.source.frame(COUNTS)
     if frame is None or not frame["activation_count"].sum():
         return []
@@ -24,38 +25,38 @@ def find(ledger: Ledger) -> list[Finding]:
         .row(0, named=True)
     )
     layer, expert = hottest["layer_idx"], hottest["expert_id"]
-    one = {"layer_idx": layer, "expert_id": expert}
-    mine = ledger.take(COUNTS, "activation_count", where=one)
+    cell = {"layer_idx": layer, "expert_id": expert}
+    hottest_count = ledger.take(COUNTS, "activation_count", where=cell)
     mean = ledger.take(COUNTS, "activation_count", "mean", where={"layer_idx": layer})
-    share = ledger.take(COUNTS, "percentage", where=one)
-    against = ratio(mine, mean)
+    share = ledger.take(COUNTS, "percentage", where=cell)
+    times_mean = ratio(hottest_count, mean)
     text = "The hottest expert is expert {} of layer {}: {} times the mean, {} of the layer's assignments."
-    headline = sentence(text, expert, layer, against, share)
-    if against.text == "1.00":
-        headline = sentence("Routing is even: no expert has more than {} times its layer's mean.", against)
+    headline = sentence(text, expert, layer, times_mean, share)
+    if times_mean.text == "1.00":
+        headline = sentence("Routing is even: no expert has more than {} times its layer's mean.", times_mean)
     details = [*_silent(ledger, frame), *_by_step(ledger)]
     headline_number = Headline(
         "hottest expert",
-        against,
-        "times the mean" + ("" if against.text == "1.00" else f": expert {expert} of layer {layer}"),
+        times_mean,
+        "times the mean" + ("" if times_mean.text == "1.00" else f": expert {expert} of layer {layer}"),
     )
     return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", headline_number)]
 
 
 def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
-    """Experts that got nothing at all."""
-    nothing = frame.filter(pl.col("activation_count") == 0)
+    """Return the experts that no token chose."""
+    silent_rows = frame.filter(pl.col("activation_count") == 0)
     rows = ledger.take(COUNTS, "activation_count", "rows")
-    if nothing.is_empty():
+    if silent_rows.is_empty():
         return [sentence("Each of the {} (layer, expert) got tokens.", rows)]
-    silent = ledger.take(COUNTS, "activation_count", "rows", where={"activation_count": 0})
-    layers = [str(n) for n in nothing["layer_idx"].unique().sort().to_list()]
+    silent_count = ledger.take(COUNTS, "activation_count", "rows", where={"activation_count": 0})
+    layers = [str(n) for n in silent_rows["layer_idx"].unique().sort().to_list()]
     return [
         sentence(
             "{} of {} (layer, expert) got no token ({}), in {} {}.",
-            silent,
+            silent_count,
             rows,
-            percent(silent, rows),
+            percent(silent_count, rows),
             "layer" if len(layers) == 1 else "layers",
             listed(layers),
         )
@@ -63,7 +64,7 @@ def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
 
 
 def _by_step(ledger: Ledger) -> list[Sentence]:
-    """The layer that is least even from step to step."""
+    """Return the layer that is least even from step to step."""
     frame = ledger.source.frame("load_imbalance")
     known = None if frame is None else frame.drop_nulls("max_mean_ratio")
     if known is None or known.is_empty():

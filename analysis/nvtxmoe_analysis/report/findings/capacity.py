@@ -1,4 +1,4 @@
-"""What a fixed capacity of the experts would drop."""
+"""Finding: assignments that a fixed capacity of the experts would drop."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ORDER = 50
 
 NAME = "capacity"
 COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")
-#: The factor of which the headline speaks, where it is there.
+#: The capacity factor of the headline, if the results have it.
 USUAL = 1.25
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Assignments over capacity of all layers, and the layer that would lose most."""
+    """Return assignments over capacity of all layers, and the layer that would lose most."""
     frame = ledger.source.frame(NAME, COLUMNS)
     if frame is None:
         return []
@@ -38,8 +38,12 @@ def find(ledger: Ledger) -> list[Finding]:
         if worst.value > 0:
             details.append(sentence("Layer {} would lose most, {}.", layer, worst))
     if factors[-1] != factor and over.value > 0:
-        still = ledger.take(NAME, "over_capacity_pct", where={"layer_idx": None, "capacity_factor": factors[-1]})
-        text = "At {} it is still {}." if still.value > 0 else "At {} it is none."
-        details.append(sentence(text, f"{factors[-1]:g}", *([still] if still.value > 0 else [])))
+        at_largest_factor = ledger.take(
+            NAME, "over_capacity_pct", where={"layer_idx": None, "capacity_factor": factors[-1]}
+        )
+        text = "At {} it is still {}." if at_largest_factor.value > 0 else "At {} it is none."
+        details.append(
+            sentence(text, f"{factors[-1]:g}", *([at_largest_factor] if at_largest_factor.value > 0 else []))
+        )
     text = "computed from every step's counts. vLLM drops nothing: this is what padding or dropping would do."
     return [Finding("Capacity", headline, details, sentence(text), NOTE)]

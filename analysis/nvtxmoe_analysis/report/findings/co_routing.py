@@ -1,18 +1,21 @@
-"""Experts chosen together: within a token's top-k, and from layer to layer."""
+"""Findings: experts chosen together, within a token's top-k and from layer to layer."""
 
 from __future__ import annotations
+
+from math import isfinite
 
 import polars as pl
 
 from nvtxmoe_analysis.report.finding import NOTE, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, percent, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, percent, sentence, times
+from nvtxmoe_analysis.report.pairs import with_lift
 
 ORDER = 60
 
 PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
-#: Below this share of the entropy, one layer says nothing of use about another.
+#: Below this share of the entropy, one layer does not predict another.
 LITTLE_PCT = 1.0
 LAYER_COLUMNS = ("layer_a", "layer_b", "tokens", "mutual_information_bits", "explained_pct")
 PATH_COLUMNS = (
@@ -29,7 +32,7 @@ PATH_COLUMNS = (
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """The pair chosen together most often, and the strongest path between layers."""
+    """Return the pair chosen together most often, and the strongest path between layers."""
     return [*_pair(ledger), *_path(ledger)]
 
 
@@ -43,10 +46,20 @@ def _pair(ledger: Ledger) -> list[Finding]:
     first = ranked.row(0, named=True)
     where = {name: first[name] for name in ("layer_idx", "expert_id_1", "expert_id_2")}
     both, tokens = (ledger.take(PAIRS, column, where=where) for column in ("coselection_count", "tokens"))
-    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens."
-    headline = sentence(text, first["expert_id_1"], first["expert_id_2"], first["layer_idx"], percent(both, tokens))
+    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens{}."
+    pair = (first["expert_id_1"], first["expert_id_2"], first["layer_idx"])
+    headline = sentence(text, *pair, percent(both, tokens), _against_chance(ledger, frame, where))
     confidence = sentence("{} tokens of that layer were looked at, {} chose both.", tokens, both)
     return [Finding("Chosen together", headline, [], confidence, NOTE, "coselection")]
+
+
+def _against_chance(ledger: Ledger, frame: pl.DataFrame, where: Where) -> Sentence | str:
+    """How much more often a pair is chosen together than its experts' popularity alone gives."""
+    lift = rows_where(with_lift(frame, ledger.source), where)["lift"].item()
+    if lift is None or not isfinite(lift):
+        return ""
+    number = SourcedNumber(lift, times(lift), ledger.source.file(PAIRS), "coselection_count", "lift", where, (), 1)
+    return sentence(", {} times as often as independent choices would", number)
 
 
 def _path(ledger: Ledger) -> list[Finding]:
@@ -68,16 +81,16 @@ def _path(ledger: Ledger) -> list[Finding]:
 
 
 def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:
-    """The strongest path of these layers, if any is more than chance."""
+    """Return the strongest path of these layers, if one is stronger than chance."""
     paths = ledger.source.frame(PATHS, PATH_COLUMNS, rows=False)
-    mine = None if paths is None else rows_where(paths, between)
-    if mine is None or mine.is_empty():
+    layer_paths = None if paths is None else rows_where(paths, between)
+    if layer_paths is None or layer_paths.is_empty():
         return []
-    first = mine.row(0, named=True)
-    one = {name: first[name] for name in ("layer_a", "expert_a", "layer_b", "expert_b")}
-    given, base, low, high = (
-        ledger.take(PATHS, column, where=one, text=f"{first[column]:.2f}")
+    first = layer_paths.row(0, named=True)
+    path = {name: first[name] for name in ("layer_a", "expert_a", "layer_b", "expert_b")}
+    probability, base_probability, low, high = (
+        ledger.take(PATHS, column, where=path, text=f"{first[column]:.2f}")
         for column in ("probability", "base_probability", "probability_low", "probability_high")
     )
     text = "Its strongest path: of tokens with expert {}, {} choose expert {} (95 % CI {} to {}); of all tokens {}."
-    return [sentence(text, first["expert_a"], given, first["expert_b"], low, high, base)]
+    return [sentence(text, first["expert_a"], probability, first["expert_b"], low, high, base_probability)]

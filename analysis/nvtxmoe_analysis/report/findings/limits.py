@@ -1,4 +1,4 @@
-"""What could not be seen."""
+"""Finding: limits of the other findings, and what could not be seen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CORRELATION = "layer_correlation"
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Everything that the other findings could not use, or that limits them."""
+    """Return everything that limits the other findings, or that they could not use. Comes last, after their reads."""
     lines = [
         *_incomplete(ledger),
         *_filters(ledger),
@@ -32,12 +32,12 @@ def find(ledger: Ledger) -> list[Finding]:
 
 
 def _incomplete(ledger: Ledger) -> list[Sentence]:
-    found = ledger.source.document("validation")
-    if found.get("verdict") == "complete":
+    validation = ledger.source.document("validation")
+    if validation.get("verdict") == "complete":
         return []
-    if not found:
+    if not validation:
         return [sentence("Whether the capture is complete: {}.", ledger.source.why("validation"))]
-    return [sentence("The capture is incomplete: {}", " ".join(map(str, found.get("reasons", []))))]
+    return [sentence("The capture is incomplete: {}", " ".join(map(str, validation.get("reasons", []))))]
 
 
 def _filters(ledger: Ledger) -> list[Sentence]:
@@ -46,7 +46,7 @@ def _filters(ledger: Ledger) -> list[Sentence]:
     active = [f"{name.replace('_', ' ')} {chosen[name]}" for name in names if chosen.get(name)]
     if not active:
         return []
-    kept, captured = (ledger.told("validation", "selection", key) for key in ("steps_kept", "steps_captured"))
+    kept, captured = (ledger.from_document("validation", "selection", key) for key in ("steps_kept", "steps_captured"))
     return [sentence("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), kept, captured)]
 
 
@@ -57,7 +57,7 @@ def _gpu(ledger: Ledger) -> list[Sentence]:
 
 
 def _sampled(ledger: Ledger) -> list[Sentence]:
-    """Token-level rows are of sampled steps."""
+    """Return the share of tokens that were sampled."""
     frame = ledger.source.frame("routing_weights")
     if frame is None:
         return [sentence("Routing weights and experts token by token: {}.", ledger.source.why("routing_weights"))]
@@ -102,6 +102,6 @@ def _inferred(ledger: Ledger) -> list[Sentence]:
 
 
 def _alone(ledger: Ledger) -> list[Sentence]:
-    """Ranks that could not be compared."""
+    """Return why ranks could not be compared."""
     reason = ledger.source.document("straggler_document").get("reason")
     return [sentence("What unequal ranks cost: {}", str(reason))] if reason else []

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The linters, the type checker and the import contracts, without the tests.
+#
+#   scripts/lint.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/setup_env.sh test
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/mypy
+.venv/bin/lint-imports

@@ -1,0 +1,70 @@
+"""Imports vLLM once, and forks a process per run of run_vllm.py: the import takes most of a short run.
+
+    python tests/programs/fork_vllm.py
+
+Standard input brings a JSON object per line: ``folder``, where spec.json is, and ``environment``. A run gets what a
+process of its own would have: that folder, exactly that environment, and vLLM as ``from vllm import LLM`` leaves it,
+before vLLM looks for plugins. Its output goes to stdout.txt and stderr.txt of the folder; status.txt gets its exit code
+when it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from pathlib import Path
+
+from run_vllm import ENVIRONMENT, main  # type: ignore[import-not-found]
+
+LOOK_S = 0.05
+
+
+def become_run(request: dict[str, object]) -> None:
+    """Make this process, fresh from a fork, the process of a run."""
+    os.chdir(str(request["folder"]))
+    os.environ.clear()
+    os.environ.update(request["environment"])  # type: ignore[call-overload]
+    for number, name, flags in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, "stdout.txt", os.O_WRONLY | os.O_CREAT),
+        (2, "stderr.txt", os.O_WRONLY | os.O_CREAT),
+    ):
+        file = os.open(name, flags, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+
+
+def serve() -> dict[str, object] | None:
+    """Fork for each line. Returns the request in a forked process, None at the end of the input in this one."""
+    running: dict[int, Path] = {}
+    rest, more = b"", True
+    while more or running:
+        if more and select.select([0], [], [], LOOK_S)[0]:
+            read = os.read(0, 1 << 16)
+            more = bool(read)
+            *lines, rest = (rest + read).split(b"\n")
+            for line in lines:
+                request: dict[str, object] = json.loads(line)
+                pid = os.fork()
+                if pid == 0:
+                    return request
+                running[pid] = Path(str(request["folder"]))
+        pid, status = os.waitpid(-1, os.WNOHANG if more else 0) if running else (0, 0)
+        if pid:
+            folder = running.pop(pid)
+            (folder / "status.new").write_text(str(os.waitstatus_to_exitcode(status)))
+            (folder / "status.new").replace(folder / "status.txt")
+    return None
+
+
+if __name__ == "__main__":
+    os.environ.update(ENVIRONMENT)
+    sys.path.insert(0, str(Path(__file__).parent))
+    import vllm.entrypoints.llm  # noqa: F401
+
+    asked = serve()
+    if asked is not None:
+        become_run(asked)
+        main("spec.json", "out")
