@@ -20,14 +20,19 @@ else:
 #: Runs FILE with the arguments after it, as if MODULES (separated by commas) were not installed.
 HIDING = """
 import runpy, sys
+from importlib.machinery import ModuleSpec
 
 hidden = set(sys.argv[1].split(","))
 
 class Hide:
     def find_spec(self, name, path=None, target=None):
-        if name in hidden:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-        return None
+        return ModuleSpec(name, self) if name in hidden else None
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module):
+        pass
 
 sys.meta_path.insert(0, Hide())
 sys.argv = sys.argv[2:]
