@@ -18,6 +18,7 @@ import click
 from nvtxmoe import commands
 from nvtxmoe._version import __version__
 from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
+from nvtxmoe.extras import missing
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
@@ -96,15 +97,24 @@ def run(argv: list[str]) -> int:
         return INTERRUPTED
     except NvtxmoeError as error:
         return _fail(error, str(error), error.exit_code, debug)
+    except ModuleNotFoundError as error:
+        lacking = missing(error)
+        if lacking is None:
+            return _fail(error, _internal(error), INTERNAL_ERROR, debug)
+        return _fail(error, str(lacking), lacking.exit_code, debug)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(error, f"{where}{error.strerror or error}", BAD_INPUT, debug)
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # the panics of Rust libraries are no Exception
-        message = f"internal error, {type(error).__name__}: {error}. Run again with --debug and report it"
-        return _fail(error, " ".join(message.split()), INTERNAL_ERROR, debug)
+        return _fail(error, _internal(error), INTERNAL_ERROR, debug)
     return code if isinstance(code, int) else 0
+
+
+def _internal(error: BaseException) -> str:
+    message = f"internal error, {type(error).__name__}: {error}. Run again with --debug and report it"
+    return " ".join(message.split())
 
 
 def _usage(error: click.ClickException) -> str:

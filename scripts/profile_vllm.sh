@@ -68,7 +68,7 @@ for candidate in "$python" "$root/.venv/bin/python" python3; do
         break
     fi
 done
-[ -n "$own" ] || die "nvtxmoe is not installed: run scripts/setup_env.sh, or pip install $root into vLLM's environment"
+[ -n "$own" ] || die "nvtxmoe is not installed: run scripts/setup_env.sh, or pip install '$root[analysis,load]' into vLLM's environment"
 
 if [ -z "$python" ]; then
     [[ " ${profile[*]} " == *" --dry-run "* ]] || die "no Python with vLLM was found: activate its environment, or set PYTHON"

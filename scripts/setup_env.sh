@@ -34,5 +34,5 @@ if [ "$kind" = test ]; then
     rm -rf .cache/nvtx-binary
     "${pip[@]}" install --no-deps --target .cache/nvtx-binary nvtx==0.2.17
 fi
-"${pip[@]}" install -e .
+"${pip[@]}" install -e '.[analysis,load]'
 echo "$stamp" >.venv/.stamp

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.extras import require
 from nvtxmoe.profile.load_report import LoadReport
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ async def drive(load: Load, done: Callable[[LoadReport], None] | None = None) ->
         The report; requests that failed are counted in it by reason.
 
     Raises:
-        NvtxmoeError: the endpoint can't be reached, or it names no model.
+        NvtxmoeError: the endpoint can't be reached, it names no model, or aiohttp is not installed.
     """
+    require("aiohttp")
     import aiohttp  # noqa: PLC0415  only where a load is driven
 
     report = LoadReport()
@@ -125,6 +127,7 @@ async def models(load: Load) -> list[dict[str, Any]]:
     Raises:
         NvtxmoeError: the endpoint can't be reached, or it names no model.
     """
+    require("aiohttp")
     import aiohttp  # noqa: PLC0415
 
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=60), headers=_headers()) as session:

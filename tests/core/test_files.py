@@ -14,6 +14,9 @@ from nvtxmoe_analysis.core.files import check_file, whole_file, whole_folder
 
 def test_a_file_takes_its_name_when_it_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out.bin"
+    with pytest.raises(FileNotFoundError), whole_file(out) as stage:
+        stage.write_bytes(b"new")
+    out.parent.mkdir()
     with whole_file(out) as stage:
         stage.write_bytes(b"new")
         assert not out.exists()

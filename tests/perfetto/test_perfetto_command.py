@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -252,3 +253,22 @@ def test_two_ranks_of_a_session(tmp_path: Path) -> None:
     trace = exported(tmp_path, session)
     for rank in (0, 1):
         assert len(trace.named(f"rank {rank}", "expert load", "layer 0 *")) == 3 + 4
+
+
+def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path, kind in ((tmp_path / "fifo", "a FIFO"), (tmp_path / "link", "a device"), (Path("/dev/null"), "a device")):
+        before = path.lstat().st_ino, path.lstat().st_mode
+        refused(run("export", DEMO, "--perfetto", path), f"{path}: {kind}, where a file would be written")
+        assert (path.lstat().st_ino, path.lstat().st_mode) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"fifo", "link"}
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere" / "trace"
+    target.parent.mkdir()
+    (tmp_path / "out.pftrace").symlink_to(target)
+    assert exported(tmp_path, simple()).slices
+    assert (tmp_path / "out.pftrace").is_symlink()
+    assert len(read(target).slices) > 0

@@ -454,7 +454,7 @@ def test_cache_folder_cannot_be_made(report: Path, stand_in: StandIn) -> None:
 
 def test_cache_is_a_folder(report: Path, stand_in: StandIn) -> None:
     (report.parent / "run 1.nvtxmoe.sqlite").mkdir()
-    assert "cannot be kept here: Is a directory" in failure(report, stand_in.path)
+    assert "a folder, where a file would be written" in failure(report, stand_in.path)
 
 
 @pytest.mark.parametrize(

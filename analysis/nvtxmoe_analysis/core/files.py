@@ -126,7 +126,6 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a name in a hidden folder beside the file to which ``path`` leads, and that file's own name."""
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=target.parent))
     try:
         yield folder / "new", target

@@ -46,6 +46,7 @@ def writing_database(path: Path, tables: Mapping[str, pl.DataFrame]) -> Iterator
     """
     check_database(path, tables)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as stage:
             _fill(stage, tables)
             yield

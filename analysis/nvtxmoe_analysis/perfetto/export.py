@@ -97,6 +97,7 @@ def export_trace(
     totals = Totals()
     parts = trace(results, axis, reopen, totals, everything=everything, experts=experts, progress=progress)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(out) as stage:
             _write(parts, stage, compressed=out.suffix == GZIP_SUFFIX)
     except OSError as error:

@@ -184,6 +184,7 @@ def _export(report: Path, cache: Path, nsys: Path, fingerprint: str) -> None:
     blobs = _knows_blobs(nsys)
     options = ["--type", "sqlite", *([f"{BLOBS_OPTION}=true"] if blobs else [])]
     try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(cache) as stage:
             part = stage.with_name("export.sqlite")  # the ending that nsys wants
             result = _run(nsys, "export", *options, "-o", str(part), str(report.absolute()))
