@@ -105,6 +105,7 @@ def journal(
         times_ns: of the records; every EVERY_NS where they are not given.
         block_records: records a block.
     """
+    payloads = list(payloads)
     writer = JournalWriter(session / RANKS / f"rank{rank}-{pid}{SUFFIX}")
     records = [
         record(event, BEGUN_NS + at * EVERY_NS if times_ns is None else times_ns[at], payload)
@@ -112,6 +113,8 @@ def journal(
     ]
     for at in range(0, len(records), block_records):
         writer.append(b"".join(records[at : at + block_records]))
+    if end is ENDED:
+        end = {**ENDED, "steps": sum(event == "step" for event, _ in payloads)}
     if end is not None:
         writer.append(record("end", BEGUN_NS, json.dumps(end).encode()))
     writer.close()

@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.capture_healthy import sentences
+from nvtxmoe_analysis.checks.cuda_tracing import remedy
+from nvtxmoe_analysis.checks.steps_closed import no_step
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.facts.expected_cells import counted_cells
@@ -25,8 +27,11 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         graph_tracing: see ``inspect.Inspected``.
     """
     found = _unread(export, events) + event_losses(events) if events else []
-    if not operations and not calls:
-        found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
+    others = export.other_tables()
+    if not (operations and calls) and others:
+        found.append(_lower(remedy(others, None).rstrip(".")))
+    elif not operations and not calls:
+        found.append(f"no CUDA activity was recorded. {remedy((), export.cuda_asked()).rstrip('.')}")
     elif not operations:
         found.append(f"{calls:,} CUDA calls but no GPU operation")
     elif not calls:
@@ -59,7 +64,7 @@ def event_losses(events: Events) -> list[str]:
     """What the events of an export, or of a session of direct mode, lack."""
     found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
-        found.append("no step: nothing was scheduled while the capture ran")
+        found.append(_lower(no_step(events.problems["start_end_steps"])))
     if count := events.steps["end"].null_count() * (not events.journals):
         found.append(f"{_number(count, 'step')} still open when the capture ended")
     silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
@@ -106,3 +111,7 @@ def reservations(export: Export) -> list[str]:
 
 def _number(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -36,7 +36,11 @@ def build(results: RunMetrics) -> pl.DataFrame:
     """
     sampled = _from_samples(results)
     exact = _from_pairs(results)
-    rows = [_rows(layer, exact.get(layer) or sampled[layer]) for layer in sorted({*sampled, *exact})]
+    # moe.pairs without a single pair are a fault (the check pairs_agree): the samples serve.
+    rows = [
+        _rows(layer, exact[layer] if layer in exact and len(exact[layer][0]) else sampled.get(layer, exact.get(layer)))
+        for layer in sorted({*sampled, *exact})
+    ]
     return pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
 
 
