@@ -320,7 +320,7 @@ class Process:
 
 def simple_run(export: Export, *, steps: int = 3, kernels: int = 1, **process: Any) -> Process:
     """A whole little run: eager layers, every launch with its kernel, counts of every (step, layer), samples."""
-    worker = Process(export, **process | {"meta": {"sample_every": 1, **(process.get("meta") or {})}})
+    worker = Process(export, **process | {"meta": {"sample_every": 1 if steps else 0, **(process.get("meta") or {})}})
     worker.send_meta()
     experts, k = worker.experts, worker.top_k
     for step in range(steps):

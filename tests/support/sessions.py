@@ -31,7 +31,7 @@ def meta_of(rank: int = 0, *, world_size: int = 1, tp_size: int = 1, **more: Any
         "tp_size": tp_size,
         "ep_rank": 0,
         "ep_size": 1,
-        "sample_every": 1,
+        "sample_every": 0,
         "layers": layers,
         **more,
     }
@@ -85,7 +85,10 @@ def step_of(number: int, rank: int = 0) -> list[Payload]:
 
 def run_of(rank: int = 0, *, steps: int = 3, **said: Any) -> list[Payload]:
     """A whole little run: two layers, four experts, three tokens a step."""
-    return [meta(rank=rank, **said), *(one for number in range(steps) for one in step_of(number, rank))]
+    return [
+        meta(**{"rank": rank, "sample_every": 1, **said}),
+        *(one for number in range(steps) for one in step_of(number, rank)),
+    ]
 
 
 def journal(

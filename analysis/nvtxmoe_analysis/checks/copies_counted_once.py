@@ -44,8 +44,8 @@ def check(results: RunMetrics) -> Check:
         ranks = {group: min(meta.rank for meta in metas if meta.tp_group == group) for group in groups}
         return failed(
             NAME,
-            f"All {number:,} counts of ranks {ranks.get(one, one)} and {ranks.get(other, other)} are equal, but moe.meta "
-            "has them in different tensor-parallel groups: their tokens are counted more than once.",
+            f"All {number:,} counts of ranks {ranks.get(one, one)} and {ranks.get(other, other)} are equal, but "
+            "moe.meta has them in different tensor-parallel groups: their tokens are counted more than once.",
             groups=len(groups),
             equal=len(same),
         )

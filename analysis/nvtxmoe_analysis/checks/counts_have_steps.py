@@ -18,6 +18,7 @@ NAME = "counts_have_steps"
 def check(results: RunMetrics) -> Check:
     """No moe.counts and no moe.physical is of a step without moe.step. The tables leave such counts out.
 
+    Counts of a process without any step are in the tables: there is nothing to compare them with.
     Counts arrive after their step, so at the beginning of a capture window there may be counts of the steps just before
     it: a warning only.
     """
@@ -28,10 +29,11 @@ def check(results: RunMetrics) -> Check:
             alone = without_step(table.cells, report.steps)
             before = _before_window(report, table.cells.filter(alone)) if not report.direct else 0
             cells += len(table)
+            stray = table.cells.filter(~pl.col("pid").is_in(report.steps["pid"].unique().to_list()))
             early += before
-            lost += int(alone.sum()) - before
-            if int(alone.sum()) > before:
-                examples += first_cells(table.cells.filter(alone))
+            lost += int(alone.sum()) - before + len(stray)
+            if int(alone.sum()) > before or len(stray):
+                examples += first_cells(pl.concat([table.cells.filter(alone), stray]))
             if table is report.events.counts:
                 assignments += int(table.matrix[np.flatnonzero(alone.to_numpy())].sum(dtype=np.int64))
     figures = {"counts": cells, "without_step": lost, "before_window": early, "assignments_left_out": assignments}

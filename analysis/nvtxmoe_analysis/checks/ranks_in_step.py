@@ -31,7 +31,7 @@ def check(results: RunMetrics) -> Check:
             NAME,
             f"{number(missing, 'step')} missing that other ranks have: {listed(behind)}.{shared}",
             **figures,
-            examples=[list((gap.rank, gap.first, gap.last)) for gap in behind[:MOST_GAPS]],
+            examples=[[gap.rank, gap.first, gap.last] for gap in behind[:MOST_GAPS]],
         )
     if not lost.compared:
         return not_applicable(NAME, "No ranks that run the same batches.", **figures)

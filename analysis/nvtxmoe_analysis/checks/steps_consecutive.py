@@ -34,7 +34,7 @@ def check(results: RunMetrics) -> Check:
             NAME,
             f"{number(missing, 'step')} missing between captured steps: {listed(holes)}.",
             **figures,
-            examples=[list((gap.rank, gap.first, gap.last)) for gap in holes[:MOST_GAPS]],
+            examples=[[gap.rank, gap.first, gap.last] for gap in holes[:MOST_GAPS]],
         )
     if not lost.processes or len(lost.idle_unknown) >= lost.processes:
         return not_applicable(NAME, "No rank whose batches are all numbered in the input.", **figures)

@@ -111,14 +111,14 @@ def marked(collectives: pl.DataFrame, steps: pl.DataFrame, selection: Selection)
 
 
 def without_step(cells: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
-    """Boolean per row of ``cells`` (``pid``, ``step``): whether its process has no step of that number.
+    """Boolean per row of ``cells`` (``pid``, ``step``): whether its process has steps, but none of that number.
 
     False for a process with a step whose number is lost: it may be the one.
     """
-    unnumbered = steps.filter(pl.col("step").is_null())["pid"].unique().to_list()
+    numbered = steps.group_by("pid").agg(pl.col("step").is_not_null().all()).filter("step")["pid"].to_list()
     known = steps.select("pid", "step").unique().with_columns(known=pl.lit(True))
     found = cells.select("pid", "step").join(known, on=["pid", "step"], how="left", maintain_order="left")
-    return found.select(pl.col("known").is_null() & ~pl.col("pid").is_in(unnumbered)).to_series()
+    return found.select(pl.col("known").is_null() & pl.col("pid").is_in(numbered)).to_series()
 
 
 def of_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:

@@ -64,7 +64,11 @@ def event_losses(events: Events) -> list[str]:
     """What the events of an export, or of a session of direct mode, lack."""
     found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
-        found.append(_lower(no_step(events.problems["start_end_steps"])))
+        found.append(
+            "no moe.step: no step was recorded"
+            if events.journals
+            else _lower(no_step(events.problems["start_end_steps"]))
+        )
     if count := events.steps["end"].null_count() * (not events.journals):
         found.append(f"{_number(count, 'step')} still open when the capture ended")
     silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))

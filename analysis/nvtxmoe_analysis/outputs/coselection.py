@@ -37,10 +37,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
     sampled = _from_samples(results)
     exact = _from_pairs(results)
     # moe.pairs without a single pair are a fault (the check pairs_agree): the samples serve.
-    rows = [
-        _rows(layer, exact[layer] if layer in exact and len(exact[layer][0]) else sampled.get(layer, exact.get(layer)))
-        for layer in sorted({*sampled, *exact})
-    ]
+    chosen = {**exact, **sampled, **{layer: pairs for layer, pairs in exact.items() if len(pairs[0])}}
+    rows = [_rows(layer, chosen[layer]) for layer in sorted(chosen)]
     return pl.concat([pl.DataFrame(schema=SCHEMA), *rows])
 
 

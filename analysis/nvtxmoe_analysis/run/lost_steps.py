@@ -54,7 +54,8 @@ class LostSteps:
         compared: how many processes were compared with another of their group.
         begins_at: the first step of the capture, if a capture window cut the steps before it on all ranks; else null.
         shared: first and last step that every compared rank of the capture has; null if there is none.
-        idle_unknown: ranks whose idle batches are not in the input, so that a missing number may be one of them.
+        idle_unknown: ranks with idle batches that are not in the input, or with a step whose number is lost: a missing
+            number may be one of these.
     """
 
     gaps: tuple[Gap, ...]
@@ -123,6 +124,7 @@ def lost_steps(reports: Sequence[CaptureFacts]) -> LostSteps:
 
 
 def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], list[Gap]]:
+    unnumbered = set(report.steps.filter(pl.col("step").is_null())["pid"].to_list())
     taken = pl.concat([report.steps.select("pid", "step").drop_nulls(), idle_steps(report.events)])
     taken = taken.unique().sort("pid", "step").with_columns(before=pl.col("step").shift(1).over("pid"))
     extent = {pid: (first, last) for pid, first, last in _extent(taken).iter_rows()}
@@ -132,7 +134,7 @@ def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], lis
         meta = report.metas.get(pid)
         journal = report.events.journals.get(pid)
         first, last = extent.get(pid, (None, None))
-        idle_known = _idle_known(report, meta)
+        idle_known = pid not in unnumbered and _idle_known(report, meta)
         if journal is not None and first is not None and idle_known:
             first = 0
         if first is None and not report.events.ranges.filter(pid=pid, name=schema.IDLE).is_empty():
