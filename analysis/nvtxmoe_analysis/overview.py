@@ -24,7 +24,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
     memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
     the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
-    expert's share of all the layer's activations over the mean expert's.
+    expert's share of all the layer's activations over the mean expert's. Times are null without GPU operations.
     """
     results = analysis.results
     steps, tokens = _steps_and_tokens(analysis, kept=True)
@@ -52,8 +52,9 @@ def _gpu(analysis: Analysis) -> dict[str, Any]:
         analysis.validation["coverage"],
         analysis.results.selection.active,
     )
+    known = any(report.operations for report in analysis.results.reports)
     return {
-        "in_layer_ns": sum(int(layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS),
+        "in_layer_ns": sum(int(layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS) if known else None,
         "in_layer_pct": None if filtered else cover["in_layer_pct_of_step_time"],
         "kernels": _kernels(analysis),
         "outside": [] if filtered else _outside(cover),
@@ -129,6 +130,8 @@ def _layer_times(results: RunMetrics) -> dict[int, dict[str, Any]]:
     )
     own = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
     names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
+    if not any(report.operations for report in results.reports):
+        return {layer: dict.fromkeys(names) for layer in timed["layer"].to_list()}
     rows = timed.join(own, on="layer", how="left").rows()
     return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
 

@@ -23,7 +23,9 @@ def show_analysis(console: Console, found: dict[str, Any]) -> None:
         + (f" of {found['steps_captured']:,}" if found["steps_kept"] != found["steps_captured"] else "")
         + f", {_many(len(found['layers']), 'MoE layer')}, {_many(found['tokens'], 'token')}"
     )
-    if timed:
+    if timed and found["in_layer_ns"] is None:
+        console.print("GPU time is unknown: the capture has no GPU operation.")
+    elif timed:
         console.print(
             f"{_us(found['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
             + (f": {found['in_layer_pct']:.1f} % of all in steps" if found["in_layer_pct"] is not None else "")
@@ -47,7 +49,7 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     times = ("kernels", "copies", "kernels a step", "of it own") if timed else ()
     for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
         table.add_column(name, justify="right")
-    shown = sorted(layers, key=lambda one: -(one["kernel_time_ns"] if timed else one["max_mean"] or 0))[:MOST_LAYERS]
+    shown = sorted(layers, key=lambda one: -((one["kernel_time_ns"] if timed else one["max_mean"]) or 0))[:MOST_LAYERS]
     for one in sorted(shown, key=lambda each: each["layer"]):
         table.add_row(
             str(one["layer"]),
@@ -61,11 +63,8 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
 
 def _times(one: dict[str, Any]) -> tuple[str, ...]:
     a_step = (one["kernel_time_ns_per_step"], one["own_ns_per_step"])
-    return (
-        _us(one["kernel_time_ns"]),
-        _us(one["copy_time_ns"]),
-        *("-" if time is None else _us(time) for time in a_step),
-    )
+    times = (one["kernel_time_ns"], one["copy_time_ns"], *a_step)
+    return tuple("-" if time is None else _us(time) for time in times)
 
 
 def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from nvtxmoe_analysis.events.decode import read_events
+from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers.open import open_export
 from tests.support.constructed_runs import GOOD
 from tests.support.export_builder import Export, Process
@@ -29,11 +30,14 @@ def without_steps(path: Path, rank: int, steps: Iterable[int], folder: Path) -> 
     spans = [(row["start"], row["end"]) for row in mine.iter_rows(named=True) if row["step"] in gone]
     thread = mine["globalTid"][0]
     cells = events.counts.cells.filter(pid=pid)
-    marks = [row for step, row in cells.select("step", "row").iter_rows() if step in gone]
+    marks = [start for step, start in cells.select("step", "start").iter_rows() if step in gone]
     with closing(sqlite3.connect(copy)) as connection:
-        connection.executemany("DELETE FROM NVTX_EVENTS WHERE rowid = ?", [(row + 1,) for row in marks])
         connection.executemany(
-            "DELETE FROM NVTX_EVENTS WHERE globalTid = ? AND start BETWEEN ? AND ? AND eventType = 59",
+            "DELETE FROM NVTX_EVENTS WHERE globalTid = ? AND start = ? AND eventType = 34",
+            [(thread, start) for start in marks],
+        )
+        connection.executemany(
+            "DELETE FROM NVTX_EVENTS WHERE globalTid = ? AND start >= ? AND start < ? AND eventType = 59",
             [(thread, *span) for span in spans],
         )
         connection.commit()
@@ -146,8 +150,6 @@ def test_a_window_that_all_ranks_share(tmp_path: Path) -> None:
 
 
 def test_filters_are_no_loss(tmp_path: Path) -> None:
-    from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415
-
     found = written(tmp_path, ranks(range(30)), selection=Selection(first_step=10, last_step=12))
     assert (found.verdict, found.validation["selection"]["steps_lost"]) == ("complete", 0)
 
