@@ -25,7 +25,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
     memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
     the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
-    expert's share of all the layer's activations over the mean expert's.
+    expert's share of all the layer's activations over the mean expert's. Times are null without GPU operations.
     """
     results = analysis.results
     steps, tokens = _steps_and_tokens(analysis, kept=True)
@@ -49,13 +49,14 @@ def overview(analysis: Analysis) -> dict[str, Any]:
 
 def _gpu(analysis: Analysis) -> dict[str, Any]:
     run, cover = analysis.results, analysis.validation["coverage"]
+    known = any(report.operations for report in run.reports)
     in_layer_ns = sum(int(run.layers[f"{kind}_time_ns"].sum()) for kind in TIMED_KINDS)
     share = cover["in_layer_pct_of_step_time"]
     if run.selection.active:
         in_steps_ns = _in_steps_ns(run)
         share = 100.0 * in_layer_ns / in_steps_ns if in_steps_ns else None
     return {
-        "in_layer_ns": in_layer_ns,
+        "in_layer_ns": in_layer_ns if known else None,
         "in_layer_pct": share,
         "kernels": _kernels(analysis),
         "outside": _outside(run),
@@ -131,6 +132,8 @@ def _layer_times(results: RunMetrics) -> dict[int, dict[str, Any]]:
     )
     own = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
     names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
+    if not any(report.operations for report in results.reports):
+        return {layer: dict.fromkeys(names) for layer in timed["layer"].to_list()}
     rows = timed.join(own, on="layer", how="left").rows()
     return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
 

@@ -64,6 +64,7 @@ from nvtxmoe.commands._common import PATH, command
     "--stop-timeout", type=click.FloatRange(min=0), default=120.0, show_default=True, metavar="SECONDS",
     help="How long COMMAND may take to end when asked, before force is used.",
 )  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
 @click.option("--no-analyze", is_flag=True, help="Keep the report, export and analyse nothing.")
 @click.option("--dry-run", is_flag=True, help="Print the command and its environment; run nothing, write nothing.")
 def profile(
@@ -88,6 +89,7 @@ def profile(
     port: int | None,
     ready_timeout: float,
     stop_timeout: float,
+    strict: bool,
     no_analyze: bool,
     dry_run: bool,
 ) -> int:
@@ -96,7 +98,8 @@ def profile(
     COMMAND is a server or an offline script, unchanged. A server runs until Ctrl-C, or until the requests of
     --num-requests are answered; then it is asked to end by itself, since what it has recorded is written as it ends.
 
-    Exit codes: 0; 1 when COMMAND or a request failed; 2 when the run could not be made or read.
+    Exit codes: 0; 1 when COMMAND or a request failed; 2 when the run could not be made or read; 3 for an incomplete
+    capture with --strict.
     """
     from nvtxmoe.profile.capture_size import LoadSize  # noqa: PLC0415
     from nvtxmoe.profile.conduct_run import RunOptions, run_profile  # noqa: PLC0415  rich only when needed
@@ -132,6 +135,7 @@ def profile(
             ready_timeout_s=ready_timeout,
             stop_timeout_s=stop_timeout,
             analyze=not no_analyze,
+            strict=strict,
             verbose=verbose,
         ),
     )

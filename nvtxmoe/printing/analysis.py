@@ -23,7 +23,9 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         + (f" of {overview['steps_captured']:,}" if overview["steps_kept"] != overview["steps_captured"] else "")
         + f", {_counted(len(overview['layers']), 'MoE layer')}, {_counted(overview['tokens'], 'token')}"
     )
-    if timed:
+    if timed and overview["in_layer_ns"] is None:
+        console.print("GPU time is unknown: the capture has no GPU operation.")
+    elif timed:
         console.print(
             f"{_duration(overview['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
             + (f": {overview['in_layer_pct']:.1f} % of all in steps" if overview["in_layer_pct"] is not None else "")
@@ -47,10 +49,8 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
     times = ("kernels", "copies", "kernels a step", "of it own") if timed else ()
     for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
         table.add_column(name, justify="right")
-    shown = sorted(layers, key=lambda layer: -(layer["kernel_time_ns"] if timed else layer["max_mean"] or 0))[
-        :MOST_LAYERS
-    ]
-    for layer in sorted(shown, key=lambda layer: layer["layer"]):
+    shown = sorted(layers, key=lambda layer: -((layer["kernel_time_ns"] if timed else layer["max_mean"]) or 0))
+    for layer in sorted(shown[:MOST_LAYERS], key=lambda layer: layer["layer"]):
         table.add_row(
             str(layer["layer"]),
             *("-" if layer[key] is None else str(layer[key]) for key in ("num_experts", "top_k", "used")),
@@ -62,12 +62,8 @@ def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
 
 
 def _times(layer: dict[str, Any]) -> tuple[str, ...]:
-    per_step_ns = (layer["kernel_time_ns_per_step"], layer["own_ns_per_step"])
-    return (
-        _duration(layer["kernel_time_ns"]),
-        _duration(layer["copy_time_ns"]),
-        *("-" if ns is None else _duration(ns) for ns in per_step_ns),
-    )
+    names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
+    return tuple("-" if layer[name] is None else _duration(layer[name]) for name in names)
 
 
 def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:

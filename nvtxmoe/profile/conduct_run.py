@@ -20,7 +20,7 @@ from nvtxmoe.profile.qdstrm_import import import_raw
 from nvtxmoe.profile.results import RESULTS, analyze_report, check_report, listing, merge_session
 from nvtxmoe.profile.server import Server, wait_until_ready
 
-FAILED = 1
+FAILED, INCOMPLETE = 1, 3
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class RunOptions:
     stop_timeout_s: float = 120.0
     analyze: bool = True
     verbose: bool = False
+    strict: bool = False
 
 
 @dataclass
@@ -93,9 +94,10 @@ def run_profile(plan: Plan, wishes: RunOptions) -> int:
         tell("the command had to be ended by force: what it recorded last may be missing")
     elif outcome.code:
         tell(f"the command ended with exit code {outcome.code} after it was asked to end")
+    complete = True
     if wishes.analyze:
         try:
-            _analyze(plan)
+            complete = _analyze(plan)
         except NvtxmoeError as error:
             if not failed:
                 raise
@@ -103,16 +105,22 @@ def run_profile(plan: Plan, wishes: RunOptions) -> int:
     tell(f"everything is in {plan.folder}: {', '.join(listing(plan))}")
     if (plan.folder / RESULTS).exists():
         tell(f"results: {plan.folder / RESULTS}")
-    return FAILED if failed or (outcome.load is not None and outcome.load.failed) else 0
+    if failed or (outcome.load is not None and outcome.load.failed):
+        return FAILED
+    return INCOMPLETE if wishes.strict and not complete else 0
 
 
-def _analyze(plan: Plan) -> None:
+def _analyze(plan: Plan) -> bool:
+    """Analyse what was recorded; whether all of it is complete."""
+    complete = True
     if plan.nsys is not None:
-        analyze_report(plan, check_report(plan))
+        complete &= analyze_report(plan, check_report(plan)).complete
     if plan.direct is not None:
-        folder = merge_session(plan.direct, show=plan.nsys is None)
+        done = merge_session(plan.direct, show=plan.nsys is None)
+        complete &= done.complete
         if plan.nsys is not None:
-            tell(f"the same from mode moe's journals: {folder}")
+            tell(f"the same from mode moe's journals: {done.folder}")
+    return complete
 
 
 def _show_failure(plan: Plan) -> None:

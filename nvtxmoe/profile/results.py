@@ -39,7 +39,7 @@ def check_report(plan: Plan) -> Path:
     raise NvtxmoeError("nsys left no report", where=plan.folder, remedy=f"See the end of {plan.log}")
 
 
-def analyze_report(plan: Plan, report: Path) -> None:
+def analyze_report(plan: Plan, report: Path) -> Analysis:
     """Export the report with its payloads, write the result files and report.html into the folder, and print what was
     found.
 
@@ -49,9 +49,10 @@ def analyze_report(plan: Plan, report: Path) -> None:
     done = _analyze(report, plan.folder, plan.nsys.path if plan.nsys else None)
     _show(done)
     _draw(done)
+    return done
 
 
-def merge_session(session: Path, show: bool) -> Path:
+def merge_session(session: Path, show: bool) -> Analysis:
     """Merge the journals of direct mode into the standard set, as `nvtxmoe merge` does.
 
     Parameters:
@@ -59,7 +60,7 @@ def merge_session(session: Path, show: bool) -> Path:
         show: print what was found.
 
     Returns:
-        The folder of the result files.
+        The analysis of the journals.
 
     Raises:
         NvtxmoeError: nothing was recorded, or the journals can't be merged.
@@ -69,7 +70,7 @@ def merge_session(session: Path, show: bool) -> Path:
     done = _analyze(session, session, None)
     if show:
         _show(done)
-    return done.folder
+    return done
 
 
 def _analyze(source: Path, output: Path, nsys: Path | None) -> Analysis:

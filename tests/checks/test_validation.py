@@ -218,7 +218,8 @@ def test_words_truncated(tmp_path: Path) -> None:
         "0 word-form payloads lost words, 1 broke off with the capture's end.",
         {"truncated": 1, "damaged": 0},
     )
-    assert found.statuses == {"words_whole": "fail"}
+    assert found.statuses == {"words_whole": "fail", "samples_present": "fail"}
+    assert found.check("samples_present")[2] == {"cells": 6, "missing": 1}
     assert found.check("topk_agrees")[2] == {"compared": 5, "differing": 0}
 
 

@@ -21,17 +21,36 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("reports_read", "One report.", {"reports": 1, "failed": []}),
         ("meta_present", "1 process announced itself.", {"processes": 1}),
         ("ranks_present", "All 1 rank present.", {"world_size": 1, "present": [0], "missing": []}),
+        ("ranks_agree", "Ranks and sizes of 1 process agree.", {"processes": 1, "contradictions": 0}),
+        ("copies_counted_once", "moe.meta explains which ranks share tokens.", {"groups": 1, "equal": 0}),
         ("one_model", "All serve left out.", {"models": ["left out"]}),
+        ("layer_shapes_agree", "Counts have the shapes that moe.meta contains.", {"compared": 2, "wrong": 0}),
+        ("local_experts_agree", "No moe.meta contains local_experts.", {"lists": 0, "contradictions": 0}),
         ("blobs_present", "Every payload is in the export.", {"missing": 0}),
         ("words_whole", "Payloads are binary.", {"truncated": 0, "damaged": 0}),
         ("journals_whole", "No journal among the inputs.", {}),
+        ("journals_agree", "No journal whose end record contains its number of steps.", {"journals": 0, "wrong": 0}),
         ("capture_healthy", "No process reports a failure or a loss.", {"processes": 1}),
         ("steps_closed", "3 steps, each closed.", {"steps": 3, "unclosed": 0}),
         ("unique_keys", "Each (rank, step, layer) occurs once.", {"repeated_steps": 0, "repeated_counts": 0}),
+        ("steps_in_order", "Step numbers rise with time.", {"steps": 3, "falling": 0}),
+        (
+            "steps_consecutive",
+            "No step number is missing.",
+            {"missing": 0, "gaps": 0, "begins_at": None, "not_judged": []},
+        ),
+        ("ranks_in_step", "No ranks that run the same batches.", {"ranks_compared": 0, "missing": 0}),
         ("steps_have_counts", "All 6 (rank, step, layer) have counts.", {"cells": 6, "missing": 0}),
+        (
+            "counts_have_steps",
+            "Every count belongs to a captured step.",
+            {"counts": 6, "without_step": 0, "before_window": 0, "assignments_left_out": 0},
+        ),
         ("counts_sum", "All 6 counts sum to tokens x top_k.", {"cells": 6, "wrong": 0}),
         ("tokens_agree", "Counts cover just the scheduled tokens.", {"compared": 6, "differing": 0}),
         ("topk_agrees", "6 sampled cells agree with their counts.", {"compared": 6, "differing": 0}),
+        ("samples_present", "All 6 sampled cells have their tokens.", {"cells": 6, "missing": 0}),
+        ("pairs_agree", "No moe.pairs of a layer that moe.meta contains.", {"spans": 0, "wrong": 0, "empty": 0}),
         ("tensor_parallel_copies", "No tensor-parallel copies.", {"compared": 0, "differing": 0}),
         ("cuda_tracing", "9 GPU operations from 9 CUDA calls.", {"runtime_calls": 9, "gpu_operations": 9}),
         (
@@ -58,6 +77,13 @@ def test_the_whole_document(tmp_path: Path) -> None:
             "All 9 GPU operations have their place.",
             {"operations": 9, "unplaced": 0, "reasons": {}, "repeated_calls": 0},
         ),
+        ("operations_once", "9 GPU operations, each recorded once.", {"operations": 9, "repeated": 0}),
+        ("kernels_named", "Every kernel has its name.", {"unnamed": 0}),
+        (
+            "gpu_clock",
+            "GPU work begins after the step that launched it.",
+            {"cells": 6, "wrong": 0, "first_after_step_ns": 0},
+        ),
         (
             "collectives_seen",
             "No rank shares a layer with another.",
@@ -68,7 +94,8 @@ def test_the_whole_document(tmp_path: Path) -> None:
     ]
     nothing_to_see = {
         *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
-        *("reports_read", "collectives_seen", "clocks_agree"),
+        *("reports_read", "collectives_seen", "clocks_agree", "copies_counted_once", "local_experts_agree"),
+        *("journals_agree", "ranks_in_step", "pairs_agree"),
     }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {
@@ -111,6 +138,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
             "ranks": None,
             "steps_kept": 3,
             "steps_captured": 3,
+            "steps_lost": 0,
         },
         "clock": {
             "unit": "ns",

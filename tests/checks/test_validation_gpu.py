@@ -40,7 +40,7 @@ def test_cuda_not_traced(
     found = written(tmp_path, without(simple(), *gone))
     assert found.check("cuda_tracing") == (
         "fail",
-        f"built0.sqlite: {lost}. GPU time is missing; capture with "
+        f"built0.sqlite: {lost}. GPU time is unknown. Capture with "
         "`nsys profile -t cuda,nvtx --cuda-graph-trace=node`.",
         {"runtime_calls": figures[0], "gpu_operations": figures[1]},
     )

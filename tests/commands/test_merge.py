@@ -244,7 +244,7 @@ def test_a_run_that_goes_on(tmp_path: Path) -> None:
         assert (ran.code, ran.err) == (0, "")
         assert "- 1 of 1 journal without an end: rank0-100.journal" in ran.out
         assert f"1 rank, {number + 1} step" in ran.out
-    writer.append(record("end", 1, json.dumps(sessions.ENDED).encode()))
+    writer.append(record("end", 1, json.dumps({**sessions.ENDED, "steps": 2}).encode()))
     writer.close()
     assert "Capture complete" in run("merge", tmp_path).out
 
@@ -377,6 +377,6 @@ def test_the_validation_file(tmp_path: Path) -> None:
     assert set(about_gpu) == {
         "blobs_present", "words_whole", "steps_closed", "cuda_tracing", "graph_tracing", "launches_have_work",
         "layers_have_work", "graph_nodes", "ranges_nest", "operations_placed", "collectives_seen", "clocks_agree",
-        "profiler_warnings",
+        "profiler_warnings", "operations_once", "kernels_named", "gpu_clock",
     }  # fmt: skip
     assert {check["status"] for check in about_gpu.values()} == {"not_applicable"}

@@ -14,7 +14,7 @@ from tests.support.sessions import journal, meta, step, step_of
 
 def test_a_recording_that_goes_on_after_an_end_has_none(tmp_path: Path) -> None:
     """An end counts until something follows; in one block as in several."""
-    end = record("end", 1, json.dumps(sessions.ENDED).encode())
+    end = record("end", 1, json.dumps({**sessions.ENDED, "steps": 2}).encode())
     first = b"".join(record(event, 1, payload) for event, payload in [meta(), *step_of(0)])
     more = b"".join(record(event, 1, payload) for event, payload in step_of(1))
     for name, blocks in (("several", [first, end, more]), ("one", [first + end + more])):

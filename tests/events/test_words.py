@@ -141,7 +141,7 @@ def test_every_event_reads_the_same_in_both_forms(experts: int) -> None:
         found[encoding] = events_of(export)
     binary, spelled = found["binary"], found["words"]
     assert (binary.encoding, spelled.encoding) == ("binary", "words")
-    assert binary.problems == spelled.problems == {"blobs_missing": 0, "words_truncated": 0, "words_damaged": 0}
+    assert binary.problems == spelled.problems == dict.fromkeys(binary.problems, 0)
     assert {pid: meta.raw for pid, meta in binary.metas.items()} == {p: m.raw for p, m in spelled.metas.items()}
     where = ["row", "start", "end"]
     assert binary.steps.drop(where).equals(spelled.steps.drop(where))
@@ -197,7 +197,7 @@ def test_a_capture_that_ends_within_a_payload() -> None:
         export.rows["NVTX_EVENTS"].pop()
     export.rows["NVTX_EVENTS"].pop()  # the last word of the last counts
     events = events_of(export)
-    assert events.problems == {"blobs_missing": 0, "words_truncated": 1, "words_damaged": 0}
+    assert events.problems == {**dict.fromkeys(events.problems, 0), "words_truncated": 1}
     assert len(events.counts) == 3
 
 

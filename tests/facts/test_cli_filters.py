@@ -153,7 +153,14 @@ def test_filters_are_stated_and_checks_see_everything(folder: Path, options: lis
     _, whole = of_demo(folder)
     _, validation = of_demo(folder, *options)
     none = dict.fromkeys(("first_step", "last_step", "only", "layers", "ranks"))
-    assert validation["selection"] == {**none, "skip_first": 0, "steps_kept": 94, "steps_captured": 94, **stated}
+    assert validation["selection"] == {
+        **none,
+        "skip_first": 0,
+        "steps_kept": 94,
+        "steps_captured": 94,
+        "steps_lost": 0,
+        **stated,
+    }
     for same in ("verdict", "reasons", "checks", "coverage", "inputs"):
         assert validation[same] == whole[same]
 

@@ -137,7 +137,7 @@ class Process:
             "tp_size": tp_size,
             "ep_rank": 0,
             "ep_size": 1,
-            "sample_every": 1,
+            "sample_every": 0,
             "layers": [
                 {"layer": n, "name": f"layers.{n}", "num_experts": experts, "top_k": top_k, "local_experts": None}
                 for n in range(layers)
@@ -320,7 +320,7 @@ class Process:
 
 def simple_run(export: Export, *, steps: int = 3, kernels: int = 1, **process: Any) -> Process:
     """A whole little run: eager layers, every launch with its kernel, counts of every (step, layer), samples."""
-    worker = Process(export, **process)
+    worker = Process(export, **process | {"meta": {"sample_every": 1 if steps else 0, **(process.get("meta") or {})}})
     worker.send_meta()
     experts, k = worker.experts, worker.top_k
     for step in range(steps):

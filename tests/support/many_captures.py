@@ -34,12 +34,15 @@ class Slow(type(Path())):  # type: ignore[misc]
 
 
 def reports(folder: Path, ranks: int = 4, *, named: str = "rank{}.sqlite") -> list[Path]:
-    """Exports of a data-parallel run, a rank each; later ranks have more steps."""
+    """Exports of a data-parallel run, a rank each; later ranks have more steps, and fewer idle batches."""
     paths = []
     for rank in range(ranks):
         export = Export()
         meta = {"dp_rank": rank, "dp_size": ranks, "model": "a/model"}
-        simple_run(export, pid=100 + rank, rank=rank, world_size=ranks, steps=3 + rank, meta=meta)
+        worker = simple_run(export, pid=100 + rank, rank=rank, world_size=ranks, steps=3 + rank, meta=meta)
+        for _ in range(ranks - 1 - rank):
+            with worker.range("moe.idle"):
+                pass
         paths.append(export.save(folder / named.format(rank)))
     return paths
 

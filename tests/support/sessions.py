@@ -31,7 +31,7 @@ def meta_of(rank: int = 0, *, world_size: int = 1, tp_size: int = 1, **more: Any
         "tp_size": tp_size,
         "ep_rank": 0,
         "ep_size": 1,
-        "sample_every": 1,
+        "sample_every": 0,
         "layers": layers,
         **more,
     }
@@ -85,7 +85,10 @@ def step_of(number: int, rank: int = 0) -> list[Payload]:
 
 def run_of(rank: int = 0, *, steps: int = 3, **said: Any) -> list[Payload]:
     """A whole little run: two layers, four experts, three tokens a step."""
-    return [meta(rank=rank, **said), *(one for number in range(steps) for one in step_of(number, rank))]
+    return [
+        meta(**{"rank": rank, "sample_every": 1, **said}),
+        *(one for number in range(steps) for one in step_of(number, rank)),
+    ]
 
 
 def journal(
@@ -105,6 +108,7 @@ def journal(
         times_ns: of the records; every EVERY_NS where they are not given.
         block_records: records a block.
     """
+    payloads = list(payloads)
     writer = JournalWriter(session / RANKS / f"rank{rank}-{pid}{SUFFIX}")
     records = [
         record(event, BEGUN_NS + at * EVERY_NS if times_ns is None else times_ns[at], payload)
@@ -112,6 +116,8 @@ def journal(
     ]
     for at in range(0, len(records), block_records):
         writer.append(b"".join(records[at : at + block_records]))
+    if end is ENDED:
+        end = {**ENDED, "steps": sum(event == "step" for event, _ in payloads)}
     if end is not None:
         writer.append(record("end", BEGUN_NS, json.dumps(end).encode()))
     writer.close()

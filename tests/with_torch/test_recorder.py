@@ -178,7 +178,7 @@ def test_the_end_says_how_it_went() -> None:
     run_step(recorder, 1, routed(0, ids((0, 1))), routed(1, ids((0, 1))))
     recorder.begin_step(1, 1, 1, 0)
     recorder.close()
-    assert sink.closed == {"steps": 2, "lost": {}, "failures": {}}
+    assert sink.closed == {"steps": 2, "idle_steps": 0, "lost": {}, "failures": {}}
     assert sink.events[-1][0] != "step"
 
 

@@ -36,6 +36,7 @@ from nvtxmoe_analysis.attribution.placed import (
     PlacedBatch,
 )
 from nvtxmoe_analysis.attribution.ranges import Segments
+from nvtxmoe_analysis.attribution.repeated_rows import Digests, repeated, row_digests
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
@@ -61,6 +62,7 @@ class Attribution:
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
+        repeated: operations that repeat another one: see ``repeated_rows``.
     """
 
     in_layer: pl.DataFrame
@@ -71,6 +73,7 @@ class Attribution:
     names: dict[int, str]
     nodes_unresolved: int
     partial_graphs: npt.NDArray[np.int32]
+    repeated: int
 
 
 def attribute(
@@ -103,6 +106,7 @@ def attribute(
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
+            digests=None if last else row_digests(operations),
         )
 
     parts = list(ordered_map(place, read_operations(export, progress or Progress())))
@@ -124,6 +128,7 @@ def attribute(
         names=operation_names(export, named),
         nodes_unresolved=len(set().union(*(part.unresolved for part in parts))),
         partial_graphs=nodes.partial_graphs([part.replayed for part in parts]),
+        repeated=repeated([part.digests for part in parts if part.digests is not None]),
     )
 
 
@@ -140,6 +145,7 @@ class _Placed:
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
+    digests: Digests | None
 
 
 def place_batch(

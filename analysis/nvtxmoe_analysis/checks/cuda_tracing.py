@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
@@ -19,11 +21,12 @@ def check(results: RunMetrics) -> Check:
     operations = sum(report.operations for report in results.reports)
     figures = {"runtime_calls": calls, "gpu_operations": operations}
     bare = [f"{r.source.name}: {lost}" for r in results.reports if (lost := _lost(r))]
+    others = sorted({name for report in results.reports for name in report.other_tables})
+    asked = all(report.cuda_asked for report in results.reports if _lost(report))
     if bare:
         return failed(
             NAME,
-            f"{'; '.join(bare)}. GPU time is missing; capture with "
-            "`nsys profile -t cuda,nvtx --cuda-graph-trace=node`.",
+            f"{'; '.join(bare)}. GPU time is unknown. {remedy(others, asked)}",
             **figures,
         )
     return passed(NAME, f"{number(operations, 'GPU operation')} from {number(calls, 'CUDA call')}.", **figures)
@@ -34,3 +37,23 @@ def _lost(report: CaptureFacts) -> str:
     if report.operations:
         return "" if report.runtime_calls else "GPU operations but no CUDA call"
     return "CUDA calls but no GPU operation" if report.runtime_calls else "no CUDA activity"
+
+
+def remedy(others: Sequence[str], asked: bool | None) -> str:
+    """The sentence on what to do about missing CUDA activity.
+
+    Parameters:
+        others: tables that are in the place of those that this version reads.
+        asked: whether the capture was asked to trace CUDA; None if that is unknown.
+    """
+    if others:
+        return (
+            f"The export has {', '.join(others)}, which this nvtxmoe does not read: export the report with nsys 2023.4 "
+            "to 2025.3, or use a newer nvtxmoe."
+        )
+    if asked:
+        return (
+            "The capture was asked to trace CUDA: look into nsys's messages (CUPTI may be in use by another profiler, "
+            "or the driver may refuse it), and whether the capture window contains steps."
+        )
+    return "Capture with `nsys profile -t cuda,nvtx --cuda-graph-trace=node`."

@@ -16,9 +16,24 @@ def check(results: RunMetrics) -> Check:
     """There is a moe.step range, and none that the end of the capture cut off."""
     steps = sum(len(report.steps) for report in results.reports)
     unclosed = sum(report.steps["end"].null_count() for report in results.reports)
+    started = sum(report.events.problems["start_end_steps"] for report in results.reports)
     figures = {"steps": steps, "unclosed": unclosed}
     if not steps:
-        return failed(NAME, "No moe.step range: nothing was scheduled while the capture ran.", **figures)
+        return failed(NAME, f"{no_step(started)}.", **figures)
     if unclosed:
         return failed(NAME, f"{number(unclosed, 'step')} still open when the capture ended.", **figures)
     return passed(NAME, f"{number(steps, 'step')}, each closed.", **figures)
+
+
+def no_step(started: int) -> str:
+    """The sentence on a capture without moe.step range, without a full stop.
+
+    Parameters:
+        started: number of start/end ranges of that name.
+    """
+    if started:
+        return (
+            f"No push/pop range moe.step, but {number(started, 'start/end range')} of that name (eventType 60), which "
+            "are on no thread: emit moe.step with push and pop"
+        )
+    return "No moe.step range: no step was recorded"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
+from nvtxmoe_analysis.checks.steps_consecutive import listed
 from nvtxmoe_analysis.core.text import number
-from nvtxmoe_analysis.facts.expected_cells import counted_cells, first_cells
+from nvtxmoe_analysis.facts.expected_cells import counted_cells, counted_layers, first_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 110
@@ -17,9 +18,10 @@ def check(results: RunMetrics) -> Check:
     """For each step with tokens, each layer of its rank has a moe.counts.
 
     Layers whose routing is hidden have none: see capture_healthy. Nor have, in a journal without its end, the last
-    steps: see journals_whole.
+    steps: see journals_whole. The cells of lost steps (steps_consecutive, ranks_in_step) are among those without.
     """
     cells, examples, missing, hidden = 0, [], 0, set()
+    lost = lost_cells(results)
     for report in results.reports:
         wanted = counted_cells(report.events, report.steps)
         absent = wanted.join(report.events.counts.cells, on=["pid", "step", "layer"], how="anti")
@@ -27,7 +29,11 @@ def check(results: RunMetrics) -> Check:
         missing += len(absent)
         examples += first_cells(absent)
         hidden |= {layer for state in report.events.capture_states().values() for layer in state.hidden}
+    cells, missing = cells + lost, missing + lost
     figures: dict[str, JsonValue] = {"cells": cells, "missing": missing}
+    if lost:
+        figures["of_lost_steps"] = lost
+        examples += [f"in {listed(results.lost_steps.gaps)}"]
     if hidden:
         figures["hidden_layers"] = len(hidden)
     if missing:
@@ -43,6 +49,16 @@ def check(results: RunMetrics) -> Check:
         return _none(results, figures)
     apart = f", {number(len(hidden), 'hidden layer')} apart" if hidden else ""
     return passed(NAME, f"All {cells:,} (rank, step, layer) have counts{apart}.", **figures)
+
+
+def lost_cells(results: RunMetrics) -> int:
+    """(rank, step, layer) of lost steps: each layer that must have counts on that rank."""
+    layers = {
+        (position, pid): number
+        for position, report in enumerate(results.reports)
+        for pid, number in counted_layers(report.events).items()
+    }
+    return sum(gap.steps * layers.get((gap.report, gap.pid), 0) for gap in results.lost_steps.gaps)
 
 
 def _none(results: RunMetrics, figures: dict[str, JsonValue]) -> Check:

@@ -123,7 +123,7 @@ def decode(
             physical=physical,
             topk=topk_table(groups[schema.TOPK], words[schema.TOPK], top_k, padded=padded),
             pairs=pair_table(groups[schema.PAIRS], words[schema.PAIRS], _experts(metas)),
-            problems=dict.fromkeys(("blobs_missing", "words_truncated", "words_damaged"), 0),
+            problems=dict.fromkeys(("blobs_missing", "words_truncated", "words_damaged", "start_end_steps"), 0),
             encoding="none",
         )
 
@@ -146,6 +146,9 @@ def _problems(nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps:
     expect = nvtx.filter(pl.col("name").is_in([n for n in PAYLOAD_EVENTS if n != schema.STEP]))
     bare = expect.join(blobs.select("row"), on="row", how="anti")
     return {
+        "start_end_steps": len(
+            nvtx.filter(pl.col("name") == schema.STEP, pl.col("eventType") == nsys_tables.NVTX_START_END)
+        ),
         "blobs_missing": len(bare) + steps["num_tokens"].null_count(),
         "words_truncated": words.truncated,
         "words_damaged": words.damaged,

@@ -18,6 +18,8 @@ class JournalFile:
         truncated: whether it ends inside a block.
         ended: whether the process ended in an orderly way.
         last_words: what it said then.
+        batches: number of batches that its end record contains, idle ones included; null without it.
+        idle_batches: number of idle ones among them; null where the version that recorded did not count them.
     """
 
     path: Path
@@ -26,3 +28,5 @@ class JournalFile:
     truncated: bool
     ended: bool
     last_words: CaptureState
+    batches: int | None = None
+    idle_batches: int | None = None

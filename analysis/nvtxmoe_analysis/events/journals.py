@@ -14,7 +14,7 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError, located
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import EVENTS, Journal, Records
-from nvtxmoe_analysis.events.capture_state import CaptureState, capture_state
+from nvtxmoe_analysis.events.capture_state import capture_state
 from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS, Events, decode
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.table_decoders import COUNT_FIELDS, Groups, experts_of_pairs
@@ -59,13 +59,18 @@ class _Reader:
         for records in journal.bulk():
             with located(path, "Capture again"):
                 self._add(records, number)
+        end = {} if journal.ended is None else _end_record(path, journal.ended)
+        with located(f"{path}, its end", "Capture again"):
+            last_words = capture_state(end)
         return JournalFile(
             path=path,
             pid=pid_in_name(path),
             size_bytes=journal.size_bytes,
             truncated=journal.truncated,
             ended=journal.ended is not None,
-            last_words=CaptureState() if journal.ended is None else _last_words(path, journal.ended),
+            last_words=last_words,
+            batches=_known_number(end, "steps"),
+            idle_batches=_known_number(end, "idle_steps"),
         )
 
     def spelled(self) -> pl.DataFrame:
@@ -139,7 +144,7 @@ def _narrowed(array: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return out
 
 
-def _last_words(path: Path, text: bytes) -> CaptureState:
+def _end_record(path: Path, text: bytes) -> dict[str, Any]:
     with located(f"{path}, its end", "Capture again"):
         try:
             raw = json.loads(text)
@@ -147,4 +152,10 @@ def _last_words(path: Path, text: bytes) -> CaptureState:
             raise NvtxmoeError(f"damaged payload: not JSON ({error})") from error
         if not isinstance(raw, dict):
             raise NvtxmoeError(f"damaged payload: a JSON object is wanted, found {type(raw).__name__}")
-        return capture_state(raw)
+        return raw
+
+
+def _known_number(end: dict[str, Any], key: str) -> int | None:
+    """A number of the end record; null where it has none."""
+    value = end.get(key)
+    return value if type(value) is int and value >= 0 else None

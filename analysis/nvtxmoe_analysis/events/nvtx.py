@@ -32,6 +32,14 @@ def read_nvtx(export: Export) -> pl.DataFrame:
         NvtxmoeError: no NVTX events, or none of our domain.
     """
     if not export.has(nsys_tables.NVTX):
+        others = [name for name in export.other_tables() if name.startswith(nsys_tables.NVTX.name)]
+        if others:
+            raise NvtxmoeError(
+                f"no table {nsys_tables.NVTX.name}, but {', '.join(others)}, which this nvtxmoe does not read",
+                where=export.source,
+                remedy="Export the report with an nsys that writes NVTX_EVENTS (2023.4 to 2025.3 do), or read it with "
+                "a newer nvtxmoe",
+            )
         raise NvtxmoeError(
             "no NVTX_EVENTS in it: the capture recorded no NVTX event",
             where=export.source,

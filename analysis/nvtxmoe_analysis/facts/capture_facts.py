@@ -58,6 +58,10 @@ class CaptureFacts:
         collective_ranges: how many ``moe.collective`` ranges there are.
         epoch_ns: unix time of the export's time 0, None when it is not recorded.
         kind: ``sqlite``, ``parquet``, or ``journal``: see :attr:`direct`.
+        repeated_operations: GPU operations that repeat another one.
+        unnamed_operations: GPU operations of steps whose name is not in StringIds; the whole export.
+        other_tables: names of tables that this version does not read, and that stand in the place of one it reads.
+        cuda_asked: whether the capture was asked to trace CUDA; None where the export does not contain that.
     """
 
     source: Path
@@ -89,6 +93,10 @@ class CaptureFacts:
     gpus: tuple[str, ...]
     graph_rows: int
     collective_ranges: int
+    repeated_operations: int
+    unnamed_operations: int
+    other_tables: tuple[str, ...]
+    cuda_asked: bool | None
 
     @property
     def worked(self) -> pl.DataFrame:
@@ -187,6 +195,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         export_info=export.metadata(nsys_tables.EXPORT_META),
         warnings=_warnings(export),
         gpus=tuple(export.read(nsys_tables.GPU_INFO)["name"].drop_nulls().to_list()),
+        repeated_operations=placed.repeated,
+        unnamed_operations=_unnamed(placed),
+        other_tables=export.other_tables(),
+        cuda_asked=export.cuda_asked(),
     )
 
 
@@ -248,6 +260,13 @@ def _collectives(placed: Attribution, steps: pl.DataFrame, selection: Selection,
             "kept",
         )
     )
+
+
+def _unnamed(placed: Attribution) -> int:
+    """Number of GPU operations whose name is an id without a text."""
+    known = list(placed.names)
+    inside = len(placed.in_layer.filter(~pl.col("name").is_in(known)))
+    return inside + int(placed.work.by_name.filter(~pl.col("name").is_in(known))["count"].sum())
 
 
 def _epoch_ns(export: Export) -> int | None:

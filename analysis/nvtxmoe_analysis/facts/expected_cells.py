@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import polars as pl
 
 from nvtxmoe_analysis.events.decode import Events
@@ -28,15 +30,25 @@ def counted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
     journal without its end, what was in flight when its process was killed: the last step that any counts are of, and
     the next ``MOST_IN_FLIGHT``.
     """
-    hidden = {(pid, layer) for pid, state in events.capture_states().items() for layer in state.hidden}
-    hidden |= {(pid, layer) for pid, meta in events.metas.items() if not meta.emits("counts") for layer in meta.layers}
-    wanted = _cells(steps, _layers(events) - hidden)
+    wanted = _cells(steps, _counted(events))
     open_ = [pid for pid, file in events.journals.items() if not file.ended]
     if not open_:
         return wanted
     last = events.counts.cells.filter(pl.col("pid").is_in(open_)).group_by("pid").agg(last=pl.col("step").max())
     in_flight = (pl.col("step") - pl.col("last")).is_between(0, MOST_IN_FLIGHT).fill_null(False)
     return wanted.join(last, on="pid", how="left", maintain_order="left").filter(~in_flight).drop("last")
+
+
+def counted_layers(events: Events) -> Counter[int]:
+    """Number of layers, by pid, that must have counts in each step with tokens."""
+    return Counter(pid for pid, _ in _counted(events))
+
+
+def _counted(events: Events) -> set[tuple[int, int]]:
+    """(pid, layer) but those whose routing is hidden, and those of processes that do not send counts."""
+    hidden = {(pid, layer) for pid, state in events.capture_states().items() for layer in state.hidden}
+    hidden |= {(pid, layer) for pid, meta in events.metas.items() if not meta.emits("counts") for layer in meta.layers}
+    return _layers(events) - hidden
 
 
 def _layers(events: Events) -> set[tuple[int, int]]:

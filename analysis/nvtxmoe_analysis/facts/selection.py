@@ -110,17 +110,34 @@ def marked(collectives: pl.DataFrame, steps: pl.DataFrame, selection: Selection)
     return collectives.with_columns(kept=wanted & steps["kept"].gather(collectives["step_row"]))
 
 
+def without_step(cells: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
+    """Boolean per row of ``cells`` (``pid``, ``step``): whether its process has steps, but none of that number.
+
+    False for a process with a step whose number is lost: it may be the one.
+    """
+    numbered = steps.group_by("pid").agg(pl.col("step").is_not_null().all()).filter("step")["pid"].to_list()
+    known = steps.select("pid", "step").unique().with_columns(known=pl.lit(True))
+    found = cells.select("pid", "step").join(known, on=["pid", "step"], how="left", maintain_order="left")
+    return found.select(pl.col("known").is_null() & pl.col("pid").is_in(numbered)).to_series()
+
+
 def of_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:
-    """Counts inside the selection; the very table where nothing is selected."""
+    """Counts of captured steps inside the selection; the very table where nothing is left out."""
+    alone = without_step(counts.cells, steps)
+    if alone.any():
+        counts = counts.take((~alone).arg_true().cast(pl.Int64))
     if not selection.active:
         return counts
     return counts.take(selection.of_cells(counts.cells, steps.filter("kept")))
 
 
 def of_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
-    """Sampled tokens inside the selection, their runs with ``rank``."""
+    """Sampled tokens of captured steps inside the selection, their runs with ``rank``."""
     known = pl.col("pid").replace_strict(ranks_of(events, steps), default=None, return_dtype=pl.Int64)
     topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
+    alone = without_step(topk.runs, steps)
+    if alone.any():
+        topk = topk.take((~alone).arg_true().cast(pl.Int64))
     if not selection.active:
         return topk
     return topk.take(selection.of_cells(topk.runs, steps.filter("kept")))

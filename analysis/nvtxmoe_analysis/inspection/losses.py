@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.capture_healthy import sentences
+from nvtxmoe_analysis.checks.cuda_tracing import remedy
+from nvtxmoe_analysis.checks.steps_closed import no_step
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
@@ -26,8 +28,11 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         graph_tracing: see ``inspect.Inspected``.
     """
     found = _payload_losses(export, events) + event_losses(events) if events else []
-    if not operations and not calls:
-        found.append("no CUDA activity was recorded; capture with -t cuda,nvtx")
+    others = export.other_tables()
+    if not (operations and calls) and others:
+        found.append(_lower(remedy(others, None).rstrip(".")))
+    elif not operations and not calls:
+        found.append(f"no CUDA activity was recorded. {remedy((), export.cuda_asked()).rstrip('.')}")
     elif not operations:
         found.append(f"{calls:,} CUDA calls but no GPU operation")
     elif not calls:
@@ -60,7 +65,11 @@ def event_losses(events: Events) -> list[str]:
     """Return what the events of an export or a session lack, one sentence each."""
     found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
-        found.append("no step: nothing was scheduled while the capture ran")
+        found.append(
+            "no moe.step: no step was recorded"
+            if events.journals
+            else _lower(no_step(events.problems["start_end_steps"]))
+        )
     if count := events.steps["end"].null_count() * (not events.journals):
         found.append(f"{number(count, 'step')} still open when the capture ended")
     pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
@@ -103,3 +112,8 @@ def reservations(export: Export) -> list[str]:
     """Return diagnostics of nsys about lost events. They are no proof: complete captures have had them too."""
     texts = export.read(nsys_tables.DIAGNOSTICS)["text"].drop_nulls()
     return [f"nsys says: {text}" for text in sorted(set(texts.filter(texts.str.contains(_LOSS_PATTERN)).to_list()))]
+
+
+def _lower(text: str) -> str:
+    """Return a text with its first letter in lower case."""
+    return text[:1].lower() + text[1:]

@@ -50,6 +50,7 @@ def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
             **results.selection.describe(),
             "steps_kept": len(results.steps),
             "steps_captured": sum(len(report.steps) for report in results.reports),
+            "steps_lost": results.lost_steps.steps,
         },
         "clock": {
             "unit": "ns",

@@ -50,7 +50,9 @@ def build(results: RunMetrics) -> pl.DataFrame:
     """One row per pair of experts that was chosen together at least once."""
     sampled = _from_samples(results)
     exact = _from_pairs(results)
-    rows = [_rows(layer, exact.get(layer) or sampled[layer]) for layer in sorted({*sampled, *exact})]
+    # moe.pairs without a single pair are a fault (the check pairs_agree): the samples serve.
+    chosen = {**exact, **sampled, **{layer: pairs for layer, pairs in exact.items() if len(pairs[0])}}
+    rows = [_rows(layer, chosen[layer]) for layer in sorted(chosen)]
     return pl.concat([pl.DataFrame(schema=TABLE.types), *rows])
 
 

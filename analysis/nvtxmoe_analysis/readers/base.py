@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -150,6 +151,18 @@ class Export(ABC):
     def has_blob_column(self) -> bool:
         """Whether NVTX_EVENTS has a binaryData column at all (export schema 3.13 and newer)."""
         return tables.NVTX_BLOB in self.columns(tables.NVTX)
+
+    def other_tables(self) -> tuple[str, ...]:
+        """Names of tables whose name is that of an absent table and a version, as NVTX_EVENTS_V2."""
+        absent = [table.name for table in tables.VERSIONED if not self.has(table)]
+        return tuple(
+            name for name in sorted(self._columns) if any(re.fullmatch(rf"{one}_?[vV]?[0-9]+", name) for one in absent)
+        )
+
+    def cuda_asked(self) -> bool | None:
+        """Whether the capture was asked to trace CUDA; None where the export does not contain that."""
+        asked = self.read(tables.CAPTURE_META).filter(pl.col("name").str.ends_with("COLLECT_CUDA_TRACE"))
+        return None if asked.is_empty() else bool((asked["value"] == "true").any())
 
     def _find(self, table: Table) -> str | None:
         for name in (table.name, *table.aliases):

@@ -88,6 +88,8 @@ LEAST_NS, MOST_NS = -(1 << 61), 1 << 62
 
 #: Tables of GPU work.
 OPERATIONS = (KERNEL, MEMCPY, MEMSET, GRAPH_TRACE)
+#: Tables of events: in their place a later nsys may write tables of other names.
+VERSIONED = (NVTX, *OPERATIONS, RUNTIME, GRAPH_NODES)
 #: Everything the analysis reads; ``nvtxmoe trim`` keeps nothing else.
 ALL = (
     KERNEL,

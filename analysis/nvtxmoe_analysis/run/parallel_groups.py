@@ -42,11 +42,21 @@ def distinct(groups: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     return kept
 
 
+def data_parallel_size(meta: Meta) -> int:
+    """Number of data-parallel engines: what moe.meta contains, else what its expert-parallel size leaves room for."""
+    return _size(meta, "dp_size") or max(1, (_size(meta, "ep_size") or 1) // meta.tp_size)
+
+
+def ranks_per_engine(meta: Meta) -> int:
+    """Number of ranks of one data-parallel engine: tensor-parallel ranks times pipeline stages."""
+    return max(meta.tp_size, meta.world_size // data_parallel_size(meta))
+
+
 def _of_rank(meta: Meta) -> dict[str, tuple[tuple[int, ...], int]]:
     tp_size, rank = meta.tp_size, meta.rank
     ep_size = _size(meta, "ep_size") or 1
-    dp_size = _size(meta, "dp_size") or max(1, ep_size // tp_size)
-    in_engine = max(tp_size, meta.world_size // dp_size)
+    dp_size = data_parallel_size(meta)
+    in_engine = ranks_per_engine(meta)
     stage = rank % in_engine // tp_size
     place = rank // in_engine * tp_size + rank % tp_size  # among the ranks of the stage
     size = ep_size if ep_size > 1 else dp_size * tp_size

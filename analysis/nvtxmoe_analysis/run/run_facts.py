@@ -13,8 +13,9 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events.tables import CountTable, PairTable
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
-from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.facts.selection import Selection, of_counts
 from nvtxmoe_analysis.ingest.task import Failure
+from nvtxmoe_analysis.run.lost_steps import LostSteps, lost_steps
 from nvtxmoe_analysis.run.parallel_groups import rank_groups
 from nvtxmoe_analysis.run.routing import Routing, combine, once_a_group, totals
 from nvtxmoe_analysis.run.row_order import Order, order_of
@@ -72,10 +73,7 @@ class RunFacts:
         """moe.physical inside the selection, each cell once, as ``routing.counts``: what EPLB's replicas served."""
         tables = []
         for report in self.reports:
-            table = report.events.physical
-            if self.selection.active:
-                table = table.take(self.selection.of_cells(table.cells, report.steps.filter("kept")))
-            tables.append(table)
+            tables.append(of_counts(report.events.physical, report.steps, self.selection))
         return once_a_group(tables, [report.metas for report in self.reports])
 
     @cached_property
@@ -107,6 +105,11 @@ class RunFacts:
                 for i, report in enumerate(self.reports)
             ]
         )
+
+    @cached_property
+    def lost_steps(self) -> LostSteps:
+        """Steps that ranks of the whole capture must have and lack."""
+        return lost_steps(self.reports)
 
     @cached_property
     def rank_groups(self) -> dict[str, pl.DataFrame]:

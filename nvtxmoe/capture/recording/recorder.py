@@ -71,6 +71,7 @@ class Recorder:
         self.hidden: dict[int, str] = {}
         self.lost: Tally[str] = Tally()
         self.steps = 0
+        self.idle_steps = 0
         self.warming_up = False  # steps are the engine's own: not counted
         self._make_sinks = make_sinks
         self._sinks: Sequence[Sink] = ()
@@ -173,7 +174,7 @@ class Recorder:
             sink.conclude(self._summary())
 
     def _summary(self) -> dict[str, Any]:
-        return {"steps": self.steps, "lost": dict(self.lost), "failures": failures()}
+        return {"steps": self.steps, "idle_steps": self.idle_steps, "lost": dict(self.lost), "failures": failures()}
 
     def settle(self) -> None:
         """Send everything that was counted so far. This waits for the device."""
@@ -206,6 +207,7 @@ class Recorder:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
         self.end_step()
         self.steps += 1
+        self.idle_steps += 1
 
     def records(self, layer: int) -> bool:
         """Whether a layer is wanted and visible."""

@@ -1,0 +1,53 @@
+"""Journals contain as many steps as their end records say."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
+from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
+from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.run.parallel_groups import data_parallel_size
+
+ORDER = 72
+EXPORTS_ONLY = False
+
+NAME = "journals_agree"
+#: Journals that a message contains.
+MOST_TOLD = 3
+
+
+def check(results: RunMetrics) -> Check:
+    """The end record's number of batches is that of the steps, and of the idle batches of a data-parallel rank.
+
+    Versions that did not count idle batches: a data-parallel rank may then have fewer steps than batches.
+    Data-parallel ranks of vLLM run in lockstep: with their idle batches known, their numbers of batches are equal.
+    """
+    judged, wrong, taken = 0, [], {}
+    for report in results.reports:
+        for pid, file in report.events.journals.items():
+            if not file.ended or file.batches is None:
+                continue
+            judged += 1
+            steps = report.steps.filter(pid=pid)["step"].drop_nulls().n_unique()
+            parallel = _in_lockstep(report, pid)
+            expected = file.batches - (file.idle_batches or 0)
+            if steps > expected or (steps < expected and (not parallel or file.idle_batches is not None)):
+                wrong.append(f"{file.path.name} has {number(steps, 'step')}, its end record {expected:,}")
+            if parallel and file.idle_batches is not None:
+                taken[file.path.name] = file.batches
+    if len(set(taken.values())) > 1:
+        fewest, most = min(taken, key=lambda name: taken[name]), max(taken, key=lambda name: taken[name])
+        wrong.append(f"{fewest} ends after batch {taken[fewest]:,}, {most} after batch {taken[most]:,}")
+    figures: dict[str, JsonValue] = {"journals": judged, "wrong": len(wrong)}
+    if wrong:
+        more = f"; and {len(wrong) - MOST_TOLD:,} more" if len(wrong) > MOST_TOLD else ""
+        return failed(NAME, f"Steps of journals are missing: {'; '.join(wrong[:MOST_TOLD])}{more}.", **figures)
+    if not judged:
+        return not_applicable(NAME, "No journal whose end record contains its number of steps.", **figures)
+    return passed(NAME, f"{number(judged, 'journal')} with as many steps as recorded.", **figures)
+
+
+def _in_lockstep(report: CaptureFacts, pid: int) -> bool:
+    """Whether a process runs idle batches with other data-parallel ranks."""
+    meta = report.metas.get(pid)
+    return meta is not None and data_parallel_size(meta) > 1 and meta.raw.get("vllm") is not None
