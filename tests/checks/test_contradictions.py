@@ -94,7 +94,7 @@ def test_idle_batches_of_journals(tmp_path: Path, idle: int, others: int, verdic
 
 def test_an_old_end_record_of_a_data_parallel_rank(tmp_path: Path) -> None:
     """It does not contain how many batches were idle."""
-    meta = {"dp_size": 2, "dp_rank": 0, "vllm": "0.26.0"}
+    meta: dict[str, Any] = {"dp_size": 2, "dp_rank": 0, "vllm": "0.26.0"}
     path = journal(tmp_path / "s", run_of(steps=5, world_size=1, **{**meta, "dp_size": 1}), end={**ENDED, "steps": 9})
     assert written(tmp_path, path).check("journals_agree")[0] == "fail"
     for rank in range(2):

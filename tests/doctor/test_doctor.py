@@ -202,7 +202,7 @@ def test_kernels_and_methods_that_route_inside_are_named(shaped: Path) -> None:
     assert found.level == "note"
     assert found.details == {"kernels": ["FastMonolithic", "Heir"], "methods": ["Always", "Sometimes"]}
     assert "no expert counts are recorded" in (found.remedy or "")
-    assert "no expert counts are recorded" in (ROOT / "nvtxmoe" / "capture" / "recorder.py").read_text()
+    assert "no expert counts are recorded" in (ROOT / "nvtxmoe" / "capture" / "recording" / "recorder.py").read_text()
 
 
 # The Python ----------------------------------------------------------------------------------------------------------

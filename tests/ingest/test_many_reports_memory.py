@@ -31,7 +31,7 @@ GIB = 1 << 30
 def test_workers_fit_cores_and_memory(sizes: list[int], cores: int, room: int | None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         of = {Path(f"/{i}"): size for i, size in enumerate(sizes)}
-        patch.setattr(memory_budget, "size_bytes", of.__getitem__)
+        patch.setattr(memory_budget, "size_bytes", lambda path, **_: of[path])
         patch.setattr(memory_budget, "needed_bytes", lambda path: memory_budget.PROCESS_BYTES + 2 * of[path])
         patch.setattr(memory_budget, "cores", lambda: cores)
         patch.setattr(memory_budget, "available_bytes", lambda: room)

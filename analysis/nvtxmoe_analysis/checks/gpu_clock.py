@@ -47,7 +47,7 @@ def check(results: RunMetrics) -> Check:
 def _distances(report: CaptureFacts) -> pl.DataFrame:
     """``rank``, ``step``, ``layer`` and ``after`` (ns from the step's start to its GPU work) of cells that worked."""
     steps = report.steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "start")
-    worked = report.layers.filter(pl.col("gpu_start_ns").is_not_null(), pl.col("step_row").is_not_null())
+    worked = report.worked.filter(pl.col("step_row").is_not_null())
     return worked.join(steps, on="step_row", how="inner", maintain_order="left").select(
         "rank", "step", "layer", after=pl.col("gpu_start_ns") - pl.col("start")
     )

@@ -31,6 +31,9 @@ from nvtxmoe_analysis.readers.base import Export
 from nvtxmoe_analysis.readers.session import KIND as JOURNAL
 from nvtxmoe_analysis.readers.session import Session
 
+#: Columns of ``CaptureFacts.worked``.
+WORKED = ("step_row", "pid", "rank", "step", "layer", "gpu_start_ns")
+
 
 @dataclass(frozen=True)
 class CaptureFacts:
@@ -100,10 +103,10 @@ class CaptureFacts:
 
     @property
     def worked(self) -> pl.DataFrame:
-        """``pid``, ``step``, ``layer`` that have GPU work; the whole export."""
+        """The cells of the whole export that have GPU work, and when the first of it starts: the columns of WORKED."""
         if self.all_worked is not None:
             return self.all_worked
-        return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select("pid", "step", "layer")
+        return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select(WORKED)
 
     def to_merge(self) -> CaptureFacts:
         """The same without what ``results.merge``, the checks and the outputs do not need: ranges other than
@@ -184,9 +187,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         layers=pl.DataFrame(schema=COLUMNS)
         if direct
         else layer_rows(steps, counts.cells, timings, of_steps, events.metas, selection),
-        all_worked=_keyed(placed.in_layer.select("step_row", "layer").unique(), keys).select("pid", "step", "layer")
-        if selection.active
-        else None,
+        all_worked=_all_worked(placed.in_layer, keys) if selection.active else None,
         kernels=_kernels(in_layer, placed, steps, selection, ranks_of(events, steps)),
         step_work=of_steps,
         collective_ranges=int((events.ranges["name"] == schema.COLLECTIVE).sum()),
@@ -204,6 +205,12 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
 
 def _decoded(export: Export, nvtx: pl.DataFrame) -> Events:
     return read_session(export) if isinstance(export, Session) else decode_events(export, nvtx)
+
+
+def _all_worked(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
+    """The columns of WORKED, of cells in the order of steps and layers."""
+    first = _repeats_merged(in_layer, keys).group_by("step_row", "layer").agg(gpu_start_ns=pl.col("start").min())
+    return _keyed(first.sort("step_row", "layer"), keys).select(WORKED)
 
 
 def _keyed(cells: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
