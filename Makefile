@@ -4,7 +4,7 @@
 all:
 	scripts/test.sh
 
-# A loop of two minutes, without tools of the system.
+# A shorter loop: no tools of the system, no Dask, no slow tests.
 quick:
 	scripts/test.sh -m "not nsys and not vllm and not browser and not dask and not slow"
 

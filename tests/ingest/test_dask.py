@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -115,6 +116,13 @@ def own_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 def ignore(_: Outcome) -> None:
     pass
+
+
+async def fill_memory(dask_worker: Any) -> None:
+    """In a worker: a hundredth of its memory is all that it may use. Ends once it has paused for that."""
+    dask_worker.memory_manager.memory_pause_fraction = 0.01
+    while dask_worker.status.name != "paused":
+        await asyncio.sleep(0.01)
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, *, with_first_worker: bool = False) -> None:
@@ -255,9 +263,15 @@ def test_all_workers_go_away(own_cluster: Cluster, tmp_path: Path, monkeypatch: 
 
 def test_workers_that_are_paused(own_cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their memory is full before they have begun: nobody waits for ever."""
-    own_cluster.environment["DASK_DISTRIBUTED__WORKER__MEMORY__PAUSE"] = "0.01"
     own_cluster.add_workers(1, "--memory-limit", "2GiB")
-    own_cluster.wait_for_log(own_cluster.workers[0], "Registered to:", "Pausing worker")
+    check = dask_pool._check_workers
+
+    def checked(client: Any, address: str) -> int:
+        found = check(client, address)
+        client.run(fill_memory)
+        return found
+
+    monkeypatch.setattr(dask_pool, "_check_workers", checked)
     impatient(monkeypatch)
     found = dask_pool.run(tasks(reports(tmp_path)), own_cluster.address, None, ignore)
     errors = [one.error for one in found if isinstance(one, Failure)]
