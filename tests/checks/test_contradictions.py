@@ -85,7 +85,7 @@ def test_one_rank_is_short_of_its_last_block(tmp_path: Path) -> None:
 )
 def test_idle_batches_of_journals(tmp_path: Path, idle: int, others: int, verdict: str) -> None:
     """Their number is in the end record; data-parallel ranks take as many batches."""
-    said = {"world_size": 2, "dp_size": 2, "vllm": "0.26.0"}
+    said: dict[str, Any] = {"world_size": 2, "dp_size": 2, "vllm": "0.26.0"}
     ends = ({**ENDED, "steps": 8, "idle_steps": idle}, {**ENDED, "steps": others, "idle_steps": others - 5})
     for rank, end in enumerate(ends):
         journal(tmp_path / "s", run_of(rank, steps=5, dp_rank=rank, **said), rank=rank, pid=100 + rank, end=end)
@@ -94,11 +94,11 @@ def test_idle_batches_of_journals(tmp_path: Path, idle: int, others: int, verdic
 
 def test_an_old_end_record_of_a_data_parallel_rank(tmp_path: Path) -> None:
     """It does not contain how many batches were idle."""
-    meta = {"dp_size": 2, "dp_rank": 0, "vllm": "0.26.0"}
+    meta: dict[str, Any] = {"dp_size": 2, "dp_rank": 0, "vllm": "0.26.0"}
     path = journal(tmp_path / "s", run_of(steps=5, world_size=1, **{**meta, "dp_size": 1}), end={**ENDED, "steps": 9})
     assert written(tmp_path, path).check("journals_agree")[0] == "fail"
     for rank in range(2):
-        said = {**meta, "dp_rank": rank, "world_size": 2}
+        said: dict[str, Any] = {**meta, "dp_rank": rank, "world_size": 2}
         journal(tmp_path / "t", run_of(rank, steps=5, **said), rank=rank, pid=100 + rank, end={**ENDED, "steps": 9})
     assert written(tmp_path, tmp_path / "t").check("journals_agree")[0] == "pass"
 
