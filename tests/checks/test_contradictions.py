@@ -98,7 +98,7 @@ def test_an_old_end_record_of_a_data_parallel_rank(tmp_path: Path) -> None:
     path = journal(tmp_path / "s", run_of(steps=5, world_size=1, **{**meta, "dp_size": 1}), end={**ENDED, "steps": 9})
     assert written(tmp_path, path).check("journals_agree")[0] == "fail"
     for rank in range(2):
-        said = {**meta, "dp_rank": rank, "world_size": 2}
+        said: dict[str, Any] = {**meta, "dp_rank": rank, "world_size": 2}
         journal(tmp_path / "t", run_of(rank, steps=5, **said), rank=rank, pid=100 + rank, end={**ENDED, "steps": 9})
     assert written(tmp_path, tmp_path / "t").check("journals_agree")[0] == "pass"
 
