@@ -2,8 +2,8 @@
 
 Environments are no help in finding them: vLLM's processes set their titles, which overwrites /proc/PID/environ.
 
-psutil 7.2 would need twice the CPU for the same table (20 ms per scan of 117 processes, against 10 ms), which is read at
-each poll of a run, and it does not give a process's session.
+psutil 7.2 would need twice the CPU for the same table (20 ms per scan of 117 processes, against 10 ms), which each poll
+of a run reads, and it does not give the session of a process.
 """
 
 from __future__ import annotations
