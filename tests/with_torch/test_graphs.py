@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture.recording import cuda_counter, cuda_graphs
-from nvtxmoe.capture.recording import recorder as recorder_module
+from nvtxmoe.capture.recording import cuda_counter, cuda_graphs, process_ends
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, alike
@@ -219,7 +218,7 @@ def test_ids_let_go_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_asks_the_device_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "IDLE_S", 0.01)
+    monkeypatch.setattr(process_ends, "IDLE_S", 0.01)
     asked: list[bool] = []
     made, _, _ = recorder()
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture.recording import recorder as recorder_module
+from nvtxmoe.capture.recording import process_ends
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.recorder import Recorder
@@ -82,7 +82,7 @@ def test_counts_wait_for_others_where_that_is_allowed(monkeypatch: pytest.Monkey
     made = Recorder(lambda _: [sink], sample_every=0)
     made.model_loaded(identity())
     made._counter = CudaCounter(histogram)
-    monkeypatch.setattr(recorder_module, "IDLE_S", 1000.0)
+    monkeypatch.setattr(process_ends, "IDLE_S", 1000.0)
     Event.ready = True
     graph, tensors = captured(made)
     steps = []
@@ -97,7 +97,7 @@ def test_counts_wait_for_others_where_that_is_allowed(monkeypatch: pytest.Monkey
 
 def test_what_is_compiled_ahead_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that sends in pauses must not take it for one."""
-    monkeypatch.setattr(recorder_module, "IDLE_S", 0.01)
+    monkeypatch.setattr(process_ends, "IDLE_S", 0.01)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, **said: zeros(*shape, **(said | {"device": "cpu"})))
 

@@ -6,15 +6,12 @@ outside of a step (warm-up, graph capture, idle batches) is not counted.
 
 from __future__ import annotations
 
-import atexit
-import os
 import threading
 import time
 import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from multiprocessing import util
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
 from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
@@ -39,12 +37,6 @@ PAIRS_EVERY = 100
 MOST_HEADS = 64
 #: Counts wait for so many seconds at most to be sent together.
 SEND_S = 0.25
-#: Seconds without a step after which what has arrived is sent and written.
-IDLE_S = 0.1
-#: How long the end of a process waits for a thread that sends, in seconds.
-EXIT_LOCK_S = 1.0
-#: Before the journal's own exit function (100).
-DRAIN_PRIORITY = 101
 
 
 class Recorder:
@@ -107,12 +99,12 @@ class Recorder:
         first = self.identity is None
         self.identity = identity
         if first:
-            _close_in_children(self)
-            _drain_at_exit(self)
+            close_in_children(self)
+            drain_at_exit(self)
             self._sinks = self._make_sinks(identity)
             self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
             idle = (weakref.ref(self),)
-            self._idle = threading.Thread(target=_send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
+            self._idle = threading.Thread(target=send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
             self._idle.start()
         self._wanted_changed()
         self._tell_meta()
@@ -363,59 +355,6 @@ class Recorder:
                     capture=capture,
                 )
             )
-
-
-def _close_in_children(recorder: Recorder) -> None:
-    """A forked child is not the process that is recorded, and its locks may be held by threads that it lacks."""
-    reference = weakref.ref(recorder)
-
-    def closed() -> None:
-        one = reference()
-        if one is not None:
-            one._closed, one._sinks, one._open = True, (), False
-            one._lock = one.graphs.lock = threading.RLock()
-
-    os.register_at_fork(after_in_child=closed)
-
-
-def _drain_at_exit(recorder: Recorder) -> None:
-    """Send the counts that have arrived when the process ends without a shutdown, as vLLM's engine does on SIGTERM.
-
-    The sinks then write them: their own exit functions run after this one. Nothing waits for the device.
-    """
-    reference = weakref.ref(recorder)
-
-    def drain() -> None:
-        one = reference()
-        if one is None or one._closed or not one._lock.acquire(timeout=EXIT_LOCK_S):
-            return
-        try:
-            one._arrived()
-        except Exception:
-            logger().info("the last counts could not be sent", exc_info=True)
-        finally:
-            one._lock.release()
-
-    atexit.register(drain)
-    util.Finalize(None, drain, exitpriority=DRAIN_PRIORITY)  # children of multiprocessing leave without atexit
-
-
-def _send_when_idle(recorder: weakref.ref[Recorder]) -> None:
-    """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
-    before = -1
-    while True:
-        time.sleep(IDLE_S)
-        one = recorder()
-        if one is None or one._closed:
-            return
-        if one.steps == before and not one._open:
-            with one._lock:
-                if not one._open and not one._closed and not one.graphs.closed:
-                    one._arrived()
-                    for sink in one._sinks:
-                        sink.pause()
-        before = one.steps
-        del one
 
 
 def _topk(step: int, sample: Sample) -> Any:

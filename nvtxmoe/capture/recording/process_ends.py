@@ -1,0 +1,81 @@
+"""What happens to a recorder in a pause, in a forked child, and at the end of its process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+import weakref
+from multiprocessing import util
+from typing import TYPE_CHECKING
+
+from nvtxmoe.capture.log import logger
+
+if TYPE_CHECKING:
+    from nvtxmoe.capture.recording.recorder import Recorder
+
+
+#: Seconds without a step after which what has arrived is sent and written.
+IDLE_S = 0.1
+
+
+#: How long the end of a process waits for a thread that sends, in seconds.
+EXIT_LOCK_S = 1.0
+
+
+#: Before the journal's own exit function (100).
+DRAIN_PRIORITY = 101
+
+
+def close_in_children(recorder: Recorder) -> None:
+    """A forked child is not the process that is recorded, and its locks may be held by threads that it lacks."""
+    reference = weakref.ref(recorder)
+
+    def closed() -> None:
+        one = reference()
+        if one is not None:
+            one._closed, one._sinks, one._open = True, (), False
+            one._lock = one.graphs.lock = threading.RLock()
+
+    os.register_at_fork(after_in_child=closed)
+
+
+def drain_at_exit(recorder: Recorder) -> None:
+    """Send the counts that have arrived when the process ends without a shutdown, as vLLM's engine does on SIGTERM.
+
+    The sinks then write them: their own exit functions run after this one. Nothing waits for the device.
+    """
+    reference = weakref.ref(recorder)
+
+    def drain() -> None:
+        one = reference()
+        if one is None or one._closed or not one._lock.acquire(timeout=EXIT_LOCK_S):
+            return
+        try:
+            one._arrived()
+        except Exception:
+            logger().info("the last counts could not be sent", exc_info=True)
+        finally:
+            one._lock.release()
+
+    atexit.register(drain)
+    util.Finalize(None, drain, exitpriority=DRAIN_PRIORITY)  # children of multiprocessing leave without atexit
+
+
+def send_when_idle(recorder: weakref.ref[Recorder]) -> None:
+    """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
+    before = -1
+    while True:
+        time.sleep(IDLE_S)
+        one = recorder()
+        if one is None or one._closed:
+            return
+        if one.steps == before and not one._open:
+            with one._lock:
+                if not one._open and not one._closed and not one.graphs.closed:
+                    one._arrived()
+                    for sink in one._sinks:
+                        sink.pause()
+        before = one.steps
+        del one
