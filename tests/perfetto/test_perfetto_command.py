@@ -201,8 +201,8 @@ def test_counts_without_their_step(tmp_path: Path) -> None:
     worker.counts(99, 0, [2, 2, 1, 1])
     source = export.save(tmp_path / "built.sqlite")
     ran = run("export", source, "--perfetto", tmp_path / "out.pftrace")
-    assert "Note: 1 (step, layer) have counts and no range of their step: not in the trace." in ran.out.splitlines()
-    trace = read(tmp_path / "out.pftrace")
+    assert ran.code == 0
+    trace = read(tmp_path / "out.pftrace")  # the counts are left out everywhere: see the check counts_have_steps
     (tokens,) = trace.named("rank 0", "expert load", "layer 0 tokens")
     assert [value for _, value in trace.counters[tokens]] == [3, 3, 3]
 
