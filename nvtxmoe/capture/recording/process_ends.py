@@ -8,13 +8,12 @@ import threading
 import time
 import weakref
 from multiprocessing import util
-from typing import TYPE_CHECKING
+from typing import Any
 
 from nvtxmoe.capture.log import logger
 
-if TYPE_CHECKING:
-    from nvtxmoe.capture.recording.recorder import Recorder
-
+#: The recorder, which imports this module.
+Recorder = Any
 
 #: Seconds without a step after which what has arrived is sent and written.
 IDLE_S = 0.1
