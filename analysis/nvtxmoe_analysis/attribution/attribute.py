@@ -6,7 +6,9 @@ decides layer and phase. Every join carries the process; what can't be placed is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,12 @@ from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
+from nvtxmoe_analysis.attribution.operation_times import RowsByKind, may_overrun, overruns, reasons_of
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
     GRAPH_LEVEL,
+    IMPLAUSIBLE,
     IN_IDLE,
     IN_LAYER,
     IN_STEP,
@@ -59,6 +63,7 @@ class Attribution:
         collectives: of steps: see ``Collectives.frame``.
         names: see ``activity.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
+        implausible_in_steps: operations of class ``implausible`` that were launched in a step.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
     """
@@ -70,6 +75,7 @@ class Attribution:
     collectives: pl.DataFrame
     names: dict[int, str]
     nodes_unresolved: int
+    implausible_in_steps: int
     partial_graphs: npt.NDArray[np.int32]
 
 
@@ -93,31 +99,41 @@ def attribute(
     collectives = Collectives(segments, wanted=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = place_batch(operations, segments, launches, nodes, last=last)
+        batch, found, lost = place_batch(operations, segments, launches, nodes, late, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
             work=work.sum_batch(batch, of, kept),
             collectives=collectives.pick(batch, of),
             tally=_tally(batch),
+            implausible_in_steps=int(((batch.place == IMPLAUSIBLE) & (batch.step_row >= 0)).sum()),
+            kind=batch.kind,
+            suspects=may_overrun(batch),
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
         )
 
+    late: RowsByKind = {}
     parts = list(ordered_map(place, read_operations(export, progress or Progress())))
     lost = [part.lost for part in parts if part.lost is not None]
     if lost:
         # Calls whose name does not say that they launch: read them too, then try again.
         launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
         parts += [place(operations, last=True) for operations in lost]
+    late = _late(export, launches, parts)
+    if late:
+        # Known only now that all operations have been read; so rare that reading them once more is no matter.
+        again = read_operations(export, progress or Progress())
+        parts = list(ordered_map(partial(place, last=True), again))
     layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
     done = work.add([part.work for part in parts])
     found = collectives.frame([part.collectives for part in parts])
     named = {*layers["name"].unique().to_list(), *done.by_name["name"].unique().to_list()}
     return Attribution(
         in_layer=layers,
-        coverage=_coverage(sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))),
+        coverage=_coverage([part.tally for part in parts]),
+        implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
         work=done,
         collectives=found,
@@ -127,8 +143,18 @@ def attribute(
     )
 
 
+def _late(export: Export, launches: Launches, parts: Sequence[_Placed]) -> RowsByKind:
+    """Operations that overrun their stream."""
+    suspects = {
+        kind: np.concatenate([part.suspects for part in parts if part.kind == kind])
+        for kind in {part.kind for part in parts if len(part.suspects)}
+    }
+    return overruns(export, launches, suspects) if suspects else {}
+
+
 def _pid(column: pl.Series) -> Ints:
-    return (column.fill_null(0).to_numpy() >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+    pid: Ints = column.fill_null(0).to_numpy() >> nsys_tables.TID_BITS
+    return pid
 
 
 @dataclass(frozen=True)
@@ -137,19 +163,33 @@ class _Placed:
     work: work.Work
     collectives: Part
     tally: Ints
+    implausible_in_steps: int
+    kind: int
+    suspects: Ints
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
 
 
 def place_batch(
-    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool
+    operations: Operations,
+    segments: Segments,
+    launches: Launches,
+    nodes: GraphNodes,
+    late: RowsByKind,
+    *,
+    last: bool,
 ) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
     """Place a batch; the batch, what it replayed and which of its nodes are unresolved, and the operations handed
-    back: those whose launch call has not been read, unless it is the last try."""
+    back: those whose launch call has not been read, unless it is the last try.
+
+    Parameters:
+        late: operations that overrun their stream (``operation_times.overruns``).
+    """
     lost = None
     pid = _pid(operations.frame["globalPid"])
-    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy())
+    start = operations.frame["start"].to_numpy()
+    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy(), start)
     if not last and (call < 0).any():
         lost = Operations(operations.kind, operations.frame.filter(pl.Series(call < 0)))
         operations = Operations(operations.kind, operations.frame.filter(pl.Series(call >= 0)))
@@ -162,7 +202,8 @@ def place_batch(
     # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
-    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy())
+    launched_ns = launches.start_ns[call]
+    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy(), launched_ns[at])
     origin_segment, origin_order, graph_start = (
         segment.copy(),
         correlation.copy(),
@@ -183,6 +224,8 @@ def place_batch(
     ):
         place[condition] = UNPLACED
         reason[condition] = why
+    impossible = reasons_of(operations, call >= 0, launched_ns, late)
+    place[impossible > 0], reason[impossible > 0] = IMPLAUSIBLE, impossible[impossible > 0]
     untold = crossing | (call < 0) | (correlation == 0)
     batch = PlacedBatch(
         kind=operations.kind,
@@ -200,6 +243,7 @@ def place_batch(
         name=frame["name"],
         start=frame["start"],
         end=frame["end"],
+        at=frame["at"].to_numpy(),
     )
     return batch, ((call[at], found.row), found.unresolved), lost
 
@@ -227,11 +271,26 @@ def _tally(batch: PlacedBatch) -> Ints:
     number = np.bincount(code, minlength=CODES)
     time_ns = np.zeros(CODES, dtype=np.int64)
     for one in np.flatnonzero(number):
-        time_ns[one] = duration[code == one].sum()
+        time_ns[one] = _total(duration[code == one])
     return np.stack([number, time_ns])
 
 
-def _coverage(tally: Ints) -> pl.DataFrame:
+def _total(durations: Ints) -> int:
+    """Their sum, or the most (least) that 64 bits hold: impossible times need not add up to 64 bits."""
+    low = int((durations & _LOW_BITS).sum())
+    return min(max((int((durations >> 32).sum()) << 32) + low, _INT64.min), _INT64.max)
+
+
+_LOW_BITS = (1 << 32) - 1
+_INT64 = np.iinfo(np.int64)
+
+
+def _coverage(tallies: Sequence[Ints]) -> pl.DataFrame:
+    tally = np.zeros((2, CODES), dtype=np.int64)
+    for one in tallies:
+        times = zip(tally[1].tolist(), one[1].tolist(), strict=True)
+        tally[0] += one[0]
+        tally[1] = [min(max(a + b, _INT64.min), _INT64.max) for a, b in times]
     codes = np.flatnonzero(tally[0])
     shape = (len(CLASSES), len(REASONS), len(KINDS))
     place, reason, kind = np.unravel_index(codes, shape)

@@ -91,7 +91,7 @@ def read_placed(
     lost: list[Operations] = []
 
     def place(operations: Operations, *, last: bool) -> None:
-        batch, _, left = place_batch(operations, segments, launches, nodes, last=last)
+        batch, _, left = place_batch(operations, segments, launches, nodes, {}, last=last)
         frame = operations.frame
         if left is not None:
             lost.append(left)
