@@ -43,6 +43,7 @@ from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.events.process_lives import Lives
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 
@@ -86,6 +87,7 @@ def attribute(
     progress: Progress | None = None,
     *,
     kept: npt.NDArray[np.bool_] | None = None,
+    lives: Lives | None = None,
 ) -> Attribution:
     """Place every kernel, copy and memset of an export.
 
@@ -93,13 +95,14 @@ def attribute(
         segments: the flattened ranges of the export.
         launches: its launch calls; those that gave GPU work are marked used.
         kept: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
+        lives: process ids that were used again. Only ``Work.by_name`` heeds it: ids of calls and nodes go by time.
     """
     nodes = GraphNodes(export, segments)
     classes = KernelClasses(export)
     collectives = Collectives(segments, wanted=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = place_batch(operations, segments, launches, nodes, late, last=last)
+        batch, found, lost = place_batch(operations, segments, launches, nodes, late, lives, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
@@ -177,6 +180,7 @@ def place_batch(
     launches: Launches,
     nodes: GraphNodes,
     late: RowsByKind,
+    lives: Lives | None = None,
     *,
     last: bool,
 ) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
@@ -185,6 +189,7 @@ def place_batch(
 
     Parameters:
         late: operations that overrun their stream (``operation_times.overruns``).
+        lives: process ids that were used again.
     """
     lost = None
     pid = _pid(operations.frame["globalPid"])
@@ -202,7 +207,7 @@ def place_batch(
     # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
-    launched_ns = launches.start_ns[call]
+    start, launched_ns = frame["start"].to_numpy(), launches.start_ns[call]
     found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy(), launched_ns[at])
     origin_segment, origin_order, graph_start = (
         segment.copy(),
@@ -231,7 +236,7 @@ def place_batch(
         kind=operations.kind,
         place=place,
         reason=reason,
-        pid=pid,
+        pid=lives.of(pid, np.where(call >= 0, launched_ns, start)) if lives else pid,
         step_row=np.where(untold, np.int32(-1), step_row),
         after_step=launches.after_step[call],
         origin_segment=origin_segment,

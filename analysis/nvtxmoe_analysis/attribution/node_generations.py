@@ -1,7 +1,7 @@
 """Generations of CUDA-graph nodes: each creation of a node id, when it holds, and the creation of its original.
 
-A node id has a creation row, and a clone (a replayed id) a second row that names its original. A clone's original can be
-a clone too. An id can be created again after its graph was destroyed; each creation is a generation.
+A node id has a creation row, and a clone (a replayed id) a second row that names its original. A clone's original can
+be a clone too. An id can be created again after its graph was destroyed; each creation is a generation.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """GPU operations whose times are impossible: they count in no sum.
 
 The tolerances come from the golden captures (331,000 operations of H100 and H200): there an operation starts at least
-3.8 us after its launch call; operations of different calls never overlap in one stream, and those of one graph replay do
-by 1.4 us at most; the longest operation, a collective that waits, lasts 0.8 s.
+3.8 us after its launch call; operations of different calls never overlap in one stream, and those of one graph replay
+do by 1.4 us at most; the longest operation, a collective that waits, lasts 0.8 s.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def overruns(export: Export, launches: Launches, suspects: RowsByKind) -> RowsBy
         .join(after, on="run", how="inner")
         .filter((pl.col("of") == pl.col("stream")) & (pl.col("end") - pl.col("next_ns") > OVERRUN_NS))
     )
-    return {int(kind): part["at"].to_numpy() for (kind,), part in late.group_by("kind")}  # type: ignore[call-overload]
+    return {int(kind): part["at"].to_numpy() for (kind,), part in late.group_by("kind")}
 
 
 def reasons_of(

@@ -30,8 +30,8 @@ TIME_BITS = 47  # 39 hours in nanoseconds
 MOST_THREADS = 1 << (62 - TIME_BITS)
 #: A closed range lasts less than an hour.
 LONGEST_NS = 3_600_000_000_000
-#: A range begins less than this (9.8 hours) before or after the median of all ranges, so that the times of all lie within
-#: TIME_BITS.
+#: A range begins less than this (9.8 hours) before or after the median of all ranges, so that TIME_BITS hold the times
+#: of all.
 FAR_NS = 1 << 45
 
 #: Why a range is left out, in the order in which a range is judged.

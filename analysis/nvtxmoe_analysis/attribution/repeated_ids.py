@@ -16,7 +16,8 @@ class RepeatedIds:
     An operation runs after its call, so of several calls it belongs to the last one that began before it.
 
     Parameters:
-        index: of all rows; ``pid``, ``ident``, ``start_ns``: int64 [rows], what it was made of and when each call began.
+        index: of all rows.
+        pid, ident, start_ns: int64 [rows], what the index was made of, and when each call began.
     """
 
     def __init__(self, index: Index, pid: Ints, ident: Ints, start_ns: Ints) -> None:
@@ -38,6 +39,6 @@ class RepeatedIds:
             return found
         asked = np.flatnonzero((found >= 0) & self._shared[found])
         row = latest(self._first, self._start_ns, found[asked].astype(np.int64), time_ns[asked])
-        chosen = found.copy()
+        chosen: npt.NDArray[np.int32] = found.copy()
         chosen[asked[row >= 0]] = self._rows[row[row >= 0]]
         return chosen

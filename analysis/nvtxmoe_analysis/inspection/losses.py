@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from nvtxmoe_analysis.checks.capture_healthy import sentences
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.facts.expected_cells import counted_cells
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
@@ -63,7 +64,7 @@ def event_losses(events: Events) -> list[str]:
     if count := events.steps["end"].null_count() * (not events.journals):
         found.append(f"{_number(count, 'step')} still open when the capture ended")
     silent = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    found += [f"process {pid} has steps but no moe.meta" for pid in silent]
+    found += [f"{process_name(pid, silent)} has steps but no moe.meta" for pid in silent]
     cells = counted_cells(events, events.steps)
     if absent := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
         found.append(f"{absent:,} of {len(cells):,} (rank, step, layer) have no counts")

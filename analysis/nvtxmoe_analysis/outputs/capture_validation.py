@@ -8,13 +8,14 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.attribution.gpu_operations import KINDS
-from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS
+from nvtxmoe_analysis.attribution.placed import CLASSES, IMPLAUSIBLE, REASONS
 from nvtxmoe_analysis.checks import run_checks, verdict
 from nvtxmoe_analysis.checks.check import FAIL, Check
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.readers import nsys_tables
 
 #: Names of work in steps outside layers that are listed.
 TOP_OUTSIDE = 20
@@ -60,6 +61,8 @@ def coverage(reports: Sequence[CaptureFacts]) -> dict[str, Any]:
     classes: dict[str, Any] = {}
     for code, name in enumerate(CLASSES):
         mine = total.filter(pl.col("class") == code)
+        if code == IMPLAUSIBLE and mine.is_empty():
+            continue
         classes[name] = {
             **_sums(mine),
             "kinds": {KINDS[k]: _sums(mine.filter(pl.col("kind") == k)) for k in mine["kind"].unique().sort()},
@@ -107,7 +110,8 @@ def _input(report: CaptureFacts) -> dict[str, Any]:
         "gpu_operations": report.operations,
         "steps": len(report.steps),
         "processes": [
-            {"pid": pid, **_said(meta)} for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
+            {"pid": pid & nsys_tables.PID_MASK, **_said(meta)}
+            for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
         ],
     }
 

@@ -20,6 +20,7 @@ from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
 from nvtxmoe_analysis.attribution.step_sums import IDLE_SLOT, SLOTS, outside_layers, steps_and_slots
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.nvtx import push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.events.process_lives import Lives
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
@@ -73,12 +74,14 @@ def read_placed(
     *,
     everything: bool,
     progress: Progress | None = None,
+    lives: Lives | None = None,
 ) -> Placed:
     """Read the operations that moe_kernel_timings counts.
 
     Parameters:
         steps: ``CaptureFacts.steps``.
         everything: also those outside layers, but where layers are asked for.
+        lives: ``Events.lives``.
     """
     progress = progress or Progress()
     nvtx = read_nvtx(export)
@@ -91,7 +94,7 @@ def read_placed(
     lost: list[Operations] = []
 
     def place(operations: Operations, *, last: bool) -> None:
-        batch, _, left = place_batch(operations, segments, launches, nodes, {}, last=last)
+        batch, _, left = place_batch(operations, segments, launches, nodes, {}, lives, last=last)
         frame = operations.frame
         if left is not None:
             lost.append(left)
