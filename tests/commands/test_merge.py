@@ -290,7 +290,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
         "layer  experts  top-k  used  hottest expert  max/mean",
         "    0        4      2     4      1 (33.3 %)      1.33",
         "    1        4      2     4      2 (33.3 %)      1.33",
-        "Capture complete: 9 checks passed.",
+        "Capture complete: 10 checks passed.",
         f"Results in {tmp_path / RESULTS}:",
         *(f"  {name}" for name in TABLE_FILES),
         "  moe_summary.json",

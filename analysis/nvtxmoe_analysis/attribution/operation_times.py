@@ -84,7 +84,7 @@ def overruns(export: Export, launches: Launches, suspects: RowsByKind) -> RowsBy
             kind=pl.lit(operations.kind, pl.Int8),
             suspect=pl.Series(np.isin(frame["at"].to_numpy(), suspects.get(operations.kind, []))),
         )
-        parts.append(rows.filter(pl.Series(possible)).select(_STREAMED))
+        parts.append(rows.filter(pl.Series(possible)).select(*_STREAMED))
     rows = pl.concat(parts)
     key = packed([rows[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)])
     rows = rows.with_columns(stream=pl.Series(key))
