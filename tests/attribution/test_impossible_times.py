@@ -225,7 +225,8 @@ def test_busy_time_of_a_cell_depends_on_no_other_cell(rows: list[tuple[int, int,
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(-(1 << 59), 1 << 59)), max_size=15))
 def test_sums_are_exact(rows: list[tuple[int, int]]) -> None:
-    found = sums(*(np.array([row[i] for row in rows], dtype=np.int64) for i in range(2)), 4)
+    index, values = (np.array([row[i] for row in rows], dtype=np.int64) for i in range(2))
+    found = sums(index, values, 4)
     assert found.tolist() == [sum(value for group, value in rows if group == g) for g in range(4)]
 
 

@@ -154,7 +154,7 @@ def overruns(op: dict[str, Any], others: Sequence[dict[str, Any]]) -> bool:
         and other["correlationId"] != op["correlationId"]
         and (other["start"], other["end"]) > (op["start"], op["end"])
     )
-    return op["end"] - min(later, default=op["end"]) > OVERRUN_NS
+    return bool(op["end"] - min(later, default=op["end"]) > OVERRUN_NS)
 
 
 def birth_of(process: int, node: int, time: int, nodes: Nodes) -> dict[str, Any] | None:
