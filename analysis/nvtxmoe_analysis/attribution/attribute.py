@@ -20,7 +20,7 @@ from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
-from nvtxmoe_analysis.attribution.operation_times import RowsByKind, may_overrun, overruns, reasons_of
+from nvtxmoe_analysis.attribution.operation_times import Judged, RowsByKind, may_overrun, overruns, reasons_of
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
@@ -35,6 +35,8 @@ from nvtxmoe_analysis.attribution.placed import (
     NODE_UNRESOLVED,
     OUTSIDE,
     REASONS,
+    STARTS_AN_HOUR_AFTER,
+    STARTS_BEFORE_LAUNCH,
     UNPLACED,
     WHOLE_GRAPH,
     PlacedBatch,
@@ -65,6 +67,7 @@ class Attribution:
         names: see ``activity.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
         implausible_in_steps: operations of class ``implausible`` that were launched in a step.
+        clocks_agree: see ``operation_times.Judged``.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
     """
@@ -77,6 +80,7 @@ class Attribution:
     names: dict[int, str]
     nodes_unresolved: int
     implausible_in_steps: int
+    clocks_agree: bool
     partial_graphs: npt.NDArray[np.int32]
 
 
@@ -102,7 +106,7 @@ def attribute(
     collectives = Collectives(segments, wanted=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = place_batch(operations, segments, launches, nodes, late, lives, last=last)
+        batch, found, lost = place_batch(operations, segments, launches, nodes, judged, lives, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
@@ -112,21 +116,26 @@ def attribute(
             implausible_in_steps=int(((batch.place == IMPLAUSIBLE) & (batch.step_row >= 0)).sum()),
             kind=batch.kind,
             suspects=may_overrun(batch),
+            operations=len(batch.place),
+            off=int(np.isin(batch.reason, (STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER)).sum()),
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
         )
 
-    late: RowsByKind = {}
+    judged = Judged()
     parts = list(ordered_map(place, read_operations(export, progress or Progress())))
     lost = [part.lost for part in parts if part.lost is not None]
     if lost:
         # Calls whose name does not say that they launch: read them too, then try again.
         launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
         parts += [place(operations, last=True) for operations in lost]
-    late = _late(export, launches, parts)
-    if late:
+    off, whole = sum(part.off for part in parts), sum(part.operations for part in parts)
+    clocks_agree = 2 * off <= whole
+    late = _late(export, launches, parts, clocks_agree=clocks_agree)
+    if late or not clocks_agree:
         # Known only now that all operations have been read; so rare that reading them once more is no matter.
+        judged = Judged(late, clocks_agree)
         again = read_operations(export, progress or Progress())
         parts = list(ordered_map(partial(place, last=True), again))
     layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
@@ -136,6 +145,7 @@ def attribute(
     return Attribution(
         in_layer=layers,
         coverage=_coverage([part.tally for part in parts]),
+        clocks_agree=clocks_agree,
         implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
         work=done,
@@ -146,13 +156,13 @@ def attribute(
     )
 
 
-def _late(export: Export, launches: Launches, parts: Sequence[_Placed]) -> RowsByKind:
+def _late(export: Export, launches: Launches, parts: Sequence[_Placed], *, clocks_agree: bool) -> RowsByKind:
     """Operations that overrun their stream."""
     suspects = {
         kind: np.concatenate([part.suspects for part in parts if part.kind == kind])
         for kind in {part.kind for part in parts if len(part.suspects)}
     }
-    return overruns(export, launches, suspects) if suspects else {}
+    return overruns(export, launches, suspects, clocks_agree=clocks_agree) if suspects else {}
 
 
 def _pid(column: pl.Series) -> Ints:
@@ -169,6 +179,8 @@ class _Placed:
     implausible_in_steps: int
     kind: int
     suspects: Ints
+    operations: int
+    off: int
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
@@ -179,7 +191,7 @@ def place_batch(
     segments: Segments,
     launches: Launches,
     nodes: GraphNodes,
-    late: RowsByKind,
+    judged: Judged,
     lives: Lives | None = None,
     *,
     last: bool,
@@ -188,7 +200,7 @@ def place_batch(
     back: those whose launch call has not been read, unless it is the last try.
 
     Parameters:
-        late: operations that overrun their stream (``operation_times.overruns``).
+        judged: what all operations together tell of times.
         lives: process ids that were used again.
     """
     lost = None
@@ -229,7 +241,7 @@ def place_batch(
     ):
         place[condition] = UNPLACED
         reason[condition] = why
-    impossible = reasons_of(operations, call >= 0, launched_ns, late)
+    impossible = reasons_of(operations, call >= 0, launched_ns, judged)
     place[impossible > 0], reason[impossible > 0] = IMPLAUSIBLE, impossible[impossible > 0]
     untold = crossing | (call < 0) | (correlation == 0)
     batch = PlacedBatch(

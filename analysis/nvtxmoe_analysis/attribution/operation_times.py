@@ -8,6 +8,7 @@ do by 1.4 us at most; the longest operation, a collective that waits, lasts 0.8 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from nvtxmoe_analysis.attribution.gpu_operations import STREAM, Operations, read
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.placed import (
     ENDS_BEFORE_START,
-    IMPLAUSIBLE,
     LASTS_AN_HOUR,
     OVERRUNS_STREAM,
     STARTS_AN_HOUR_AFTER,
@@ -41,6 +41,20 @@ OVERRUN_NS = 1_000_000_000
 RowsByKind = Mapping[int, Ints]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What only all operations of an export together tell.
+
+    Attributes:
+        late: operations that overrun their stream (:func:`overruns`).
+        clocks_agree: False if most operations start impossibly early or late for their calls. Then the clocks of GPU
+            and CPU differ, which says nothing against a single row: launches do not judge starts.
+    """
+
+    late: RowsByKind = field(default_factory=dict)
+    clocks_agree: bool = True
+
+
 def time_reasons(start: Ints, end: Ints, called: Bools, launched_ns: Ints) -> npt.NDArray[np.int8]:
     """Why each operation's own times are impossible: index into ``placed.REASONS``, 0 where they are possible.
 
@@ -59,19 +73,19 @@ def time_reasons(start: Ints, end: Ints, called: Bools, launched_ns: Ints) -> np
 
 
 def may_overrun(batch: PlacedBatch) -> Ints:
-    """Rows (``PlacedBatch.at``) of the possible operations that last longer than OVERRUN_NS: usually none."""
-    rows: Ints = batch.at[(batch.place != IMPLAUSIBLE) & (batch.duration > OVERRUN_NS)]
+    """Rows (``PlacedBatch.at``) of the operations that last longer than OVERRUN_NS, under an hour: usually none."""
+    rows: Ints = batch.at[(batch.duration > OVERRUN_NS) & (batch.duration < HOUR_NS)]
     return rows
 
 
-def overruns(export: Export, launches: Launches, suspects: RowsByKind) -> RowsByKind:
+def overruns(export: Export, launches: Launches, suspects: RowsByKind, *, clocks_agree: bool) -> RowsByKind:
     """Those of the suspects that run on for more than OVERRUN_NS after a later call's work began in their stream.
 
     A stream is one of a process, a device and a context. Operations of one call (a graph's replay) may overlap. The
     operations are read once more, because few captures have any suspect.
 
     Parameters:
-        suspects: see :func:`may_overrun`.
+        suspects: see :func:`may_overrun`. clocks_agree: see :class:`Judged`.
     """
     parts = [pl.DataFrame(schema=_STREAMED)]
     for operations in read_streams(export):
@@ -79,7 +93,7 @@ def overruns(export: Export, launches: Launches, suspects: RowsByKind) -> RowsBy
         start, end = frame["start"].to_numpy(), frame["end"].to_numpy()
         pid = frame["globalPid"].fill_null(0).to_numpy() >> nsys_tables.TID_BITS
         call = launches.of(pid, frame["correlationId"].fill_null(-1).to_numpy(), start)
-        possible = time_reasons(start, end, call >= 0, launches.start_ns[call]) == 0
+        possible = time_reasons(start, end, (call >= 0) & clocks_agree, launches.start_ns[call]) == 0
         rows = frame.with_columns(
             kind=pl.lit(operations.kind, pl.Int8),
             suspect=pl.Series(np.isin(frame["at"].to_numpy(), suspects.get(operations.kind, []))),
@@ -103,13 +117,11 @@ def overruns(export: Export, launches: Launches, suspects: RowsByKind) -> RowsBy
     return {int(kind): part["at"].to_numpy() for (kind,), part in late.group_by("kind")}
 
 
-def reasons_of(
-    operations: Operations, called: Bools, launched_ns: Ints, overrunning: RowsByKind
-) -> npt.NDArray[np.int8]:
+def reasons_of(operations: Operations, called: Bools, launched_ns: Ints, judged: Judged) -> npt.NDArray[np.int8]:
     """Why each operation's times are impossible, see :func:`time_reasons`; with those of :func:`overruns`."""
     frame = operations.frame
-    reason = time_reasons(frame["start"].to_numpy(), frame["end"].to_numpy(), called, launched_ns)
-    late = overrunning.get(operations.kind)
+    reason = time_reasons(frame["start"].to_numpy(), frame["end"].to_numpy(), called & judged.clocks_agree, launched_ns)
+    late = judged.late.get(operations.kind)
     if late is not None:
         reason[np.isin(frame["at"].to_numpy(), late) & (reason == 0)] = OVERRUNS_STREAM
     return reason

@@ -38,6 +38,14 @@ def check(results: RunMetrics) -> Check:
     }
     if not total:
         return not_applicable(NAME, "No GPU operation in the capture.", **figures)
+    apart = [report.source.name for report in results.reports if not report.clocks_agree]
+    if apart and not lost:
+        return warned(
+            NAME,
+            f"Most GPU operations of {', '.join(apart)} start at impossible times for their launch calls: the clocks "
+            "of GPU and CPU differ. Durations do not depend on it.",
+            **figures,
+        )
     if not lost:
         return passed(NAME, f"The times of all {number(total, 'GPU operation')} are possible.", **figures)
     listed = ", ".join(f"{REASONS[reason]} {count:,}" for reason, count in bad.rows())

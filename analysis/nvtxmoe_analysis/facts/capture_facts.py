@@ -53,7 +53,7 @@ class CaptureFacts:
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
         implausible_ranges: ranges with impossible times, by ``ranges.RANGE_REASONS``; unclosed_ranges: those without an
-            end, other than steps. implausible_in_steps: see ``Attribution``.
+            end, other than steps. implausible_in_steps, clocks_agree: see ``Attribution``.
         coverage, outside_layers: see ``Attribution``; the whole export.
         launches: those in steps; the whole export.
         collective_ranges: how many ``moe.collective`` ranges there are.
@@ -84,6 +84,7 @@ class CaptureFacts:
     nodes_unresolved: int
     operations: int
     implausible_in_steps: int
+    clocks_agree: bool
     implausible_ranges: Mapping[str, int]
     unclosed_ranges: int
     epoch_ns: int | None
@@ -178,6 +179,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         nodes_unresolved=placed.nodes_unresolved,
         operations=int(placed.coverage["operations"].sum()),
         implausible_in_steps=placed.implausible_in_steps,
+        clocks_agree=placed.clocks_agree,
         implausible_ranges=segments.implausible,
         unclosed_ranges=segments.unclosed,
         graph_rows=export.rows(nsys_tables.GRAPH_NODES),

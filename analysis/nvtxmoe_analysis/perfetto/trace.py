@@ -126,6 +126,7 @@ def trace(
             everything=everything,
             progress=progress,
             lives=report.events.lives,
+            clocks_agree=report.clocks_agree,
         )
         progress.begin(f"{report.source.name}: writing {len(placed.frame):,} operations")
         split = results.collective_split.frame.filter(pl.col("report") == index, pl.col("kept"))
