@@ -81,7 +81,7 @@ def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
     for report in analysis.results.reports:
         groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first in meta.layers}
         silent = [pid for pid in report.steps["pid"].unique().to_list() if pid not in report.metas]
-        groups |= {pid: -pid for pid in silent}
+        groups |= {pid: -1 - index for index, pid in enumerate(silent)}
         steps = report.steps.filter("kept") if kept else report.steps
         mine = steps.filter(pl.col("pid").is_in(list(groups))).with_columns(
             group=pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64),

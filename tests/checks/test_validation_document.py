@@ -20,6 +20,11 @@ def test_the_whole_document(tmp_path: Path) -> None:
     passing = [
         ("reports_read", "One report.", {"reports": 1, "failed": []}),
         ("meta_present", "1 process announced itself.", {"processes": 1}),
+        (
+            "process_ids",
+            "No process id and no correlation id was used again.",
+            {"processes": 1, "used_again": [], "repeated_correlation_ids": 0},
+        ),
         ("ranks_present", "All 1 rank present.", {"world_size": 1, "present": [0], "missing": []}),
         ("ranks_agree", "Ranks and sizes of 1 process agree.", {"processes": 1, "contradictions": 0}),
         ("copies_counted_once", "moe.meta explains which ranks share tokens.", {"groups": 1, "equal": 0}),
@@ -72,6 +77,16 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("layers_have_work", "All 6 (rank, step, layer) have GPU work.", {"cells": 6, "without_work": 0}),
         ("graph_nodes", "No CUDA graph node in the capture.", {"unresolved": 0, "node_rows": 0}),
         ("ranges_nest", "All ranges nest.", {"crossing": 0}),
+        (
+            "range_times",
+            "The times of all NVTX ranges are possible.",
+            {"implausible": 0, "unclosed": 0, "reasons": {}},
+        ),
+        (
+            "operation_times",
+            "The times of all 9 GPU operations are possible.",
+            {"operations": 9, "implausible": 0, "implausible_in_steps": 0, "reasons": {}},
+        ),
         (
             "operations_placed",
             "All 9 GPU operations have their place.",

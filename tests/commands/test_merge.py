@@ -375,7 +375,8 @@ def test_the_validation_file(tmp_path: Path) -> None:
     }
     about_gpu = {check["name"]: check for check in found["checks"] if "GPU work" in check["message"]}
     assert set(about_gpu) == {
-        "blobs_present", "words_whole", "steps_closed", "cuda_tracing", "graph_tracing", "launches_have_work",
+        "range_times", "operation_times", "blobs_present", "words_whole", "steps_closed",
+        "cuda_tracing", "graph_tracing", "launches_have_work",
         "layers_have_work", "graph_nodes", "ranges_nest", "operations_placed", "collectives_seen", "clocks_agree",
         "profiler_warnings", "operations_once", "kernels_named", "gpu_clock",
     }  # fmt: skip

@@ -242,8 +242,8 @@ def test_two_workers_with_other_schema_numbers(tmp_path: Path) -> None:
     late.topk(0, 0, [[0, 5], [1, 2]])
     late.counts(0, 0, [1, 1, 1, 0, 0, 1], tokens=2)
     events = read_events(open_export(export.save(tmp_path / "two.sqlite")))
-    assert events.counts.cells.filter(pid=200)["num_experts"].to_list() == [6]
-    assert events.topk.experts[events.topk.tokens["pid"] == 200].tolist() == [[0, 5], [1, 2]]
+    assert events.counts.cells.filter(pid=late.tid >> 24)["num_experts"].to_list() == [6]
+    assert events.topk.experts[events.topk.tokens["pid"] == late.tid >> 24].tolist() == [[0, 5], [1, 2]]
     assert sorted(meta.rank for meta in events.metas.values()) == [0, 1]
 
 

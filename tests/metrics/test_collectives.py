@@ -270,7 +270,7 @@ def test_data_parallel_engines(tmp_path: Path) -> None:
         # Before each gather the engine's own reduction: engine 1 is 50 us later, so the engines do not meet in it.
         for row in kernel_rows(export, GATHER, pid):
             later = 50_000 * ((pid - 100) // 2)
-            start = row["start"] - 200_000 + later
+            start = row["start"] - 90_000 + later
             again = export.add("CUPTI_ACTIVITY_KIND_KERNEL", **{**row, "demangledName": export.string(REDUCE)})
             again.update(start=start + 100 * (pid % 2), end=start + 3100)
     found = written(tmp_path, export)

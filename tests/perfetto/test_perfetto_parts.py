@@ -252,7 +252,7 @@ def test_reports_that_share_nothing_and_have_no_clock(tmp_path: Path) -> None:
 
 
 def test_times_before_zero_move_the_axis(tmp_path: Path) -> None:
-    """An export whose times begin before its 0: this run's kernels begin 1 ms before."""
+    """An export whose times begin before its 0: this run's first step begins 1 ms before."""
     run = Run([[0, 1]], uneven, clocks=[Clock(2_000_000, recorded_ns=DAY)])
     (export,) = run.build()
     assert min(row["start"] for row in export.rows["CUPTI_ACTIVITY_KIND_KERNEL"]) == -999_000
@@ -260,9 +260,9 @@ def test_times_before_zero_move_the_axis(tmp_path: Path) -> None:
     done = export_trace([export.save(tmp_path / "a.sqlite")], out)
     trace = read(out)
     assert done.axis.clock == OWN
-    assert done.axis.offsets_ns == (999_000,)
+    assert done.axis.offsets_ns == (999_990,)
     assert min(one.start for one in trace.slices) == 0
-    assert trace.clocks == {6: 0, 1: DAY - 999_000}
+    assert trace.clocks == {6: 0, 1: DAY - 999_990}
 
 
 def test_processes_of_one_number_are_told_apart(tmp_path: Path) -> None:

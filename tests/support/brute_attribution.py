@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+HOUR_NS = 3600 * 10**9
+EARLY_NS = 100_000
+OVERRUN_NS = 10**9
+FAR_NS = 1 << 45
 PHASES = ("route", "dispatch", "experts", "combine", "shared", "collective")
+
+
+#: Rows by process and id.
+Calls = dict[tuple[int, int], list[dict[str, Any]]]
+Nodes = dict[tuple[int, int], list[dict[str, Any]]]
 
 
 class Range(NamedTuple):
@@ -62,7 +71,7 @@ def state(ranges: Sequence[Range], time: int) -> dict[str, Any]:
     return now
 
 
-def places(path: Path) -> list[tuple[str, int, Place]]:
+def places(path: Path) -> list[tuple[str, int, Place]]:  # noqa: PLR0912  one rule after the other
     """(table, row, place) of every GPU operation of a SQLite export."""
     db = sqlite3.connect(path)
     db.row_factory = sqlite3.Row
@@ -71,52 +80,126 @@ def places(path: Path) -> list[tuple[str, int, Place]]:
     rows = [dict(r) for r in db.execute("select rowid as row, * from NVTX_EVENTS")]
     ours = {(pid(r["globalTid"]), r["domainId"]) for r in rows if r["eventType"] == 75 and name(r, text) == "nvtxmoe"}
     threads: dict[int, list[Range]] = {}
+    starts = sorted(
+        r["start"]
+        for r in rows
+        if r["eventType"] == 59 and (pid(r["globalTid"]), r["domainId"]) in ours and known(name(r, text))
+    )
+    middle = starts[len(starts) // 2] if starts else 0
     for r in rows:
         if r["eventType"] == 59 and (pid(r["globalTid"]), r["domainId"]) in ours:
             end = 1 << 60 if r["end"] is None else r["end"]
             made = Range(r["start"], end, name(r, text), r["int64Value"], r["row"])
-            if known(made.name):
+            if r["end"] is not None and not 0 <= r["end"] - r["start"] < HOUR_NS:
+                continue
+            if known(made.name) and abs(made.start - middle) <= FAR_NS:
                 threads.setdefault(r["globalTid"], []).append(made)
-    calls: dict[tuple[int, int], dict[str, Any]] = {}
+    calls: Calls = {}
     if "CUPTI_ACTIVITY_KIND_RUNTIME" in tables:
         for r in db.execute("select * from CUPTI_ACTIVITY_KIND_RUNTIME"):
-            calls.setdefault((pid(r["globalTid"]), r["correlationId"]), dict(r))
-    created: dict[tuple[int, int], dict[str, Any]] = {}
-    original: dict[tuple[int, int], int] = {}
+            calls.setdefault((pid(r["globalTid"]), r["correlationId"]), []).append(dict(r))
+    nodes: Nodes = {}
     if "CUDA_GRAPH_NODE_EVENTS" in tables:
-        for r in db.execute("select * from CUDA_GRAPH_NODE_EVENTS"):
-            key = (pid(r["globalTid"]), r["graphNodeId"])
-            if r["originalGraphNodeId"] is None:
-                created.setdefault(key, dict(r))
-            else:
-                original.setdefault(key, r["originalGraphNodeId"])
-    out = []
+        for r in db.execute("select rowid as row, * from CUDA_GRAPH_NODE_EVENTS"):
+            nodes.setdefault((pid(r["globalTid"]), r["graphNodeId"]), []).append(dict(r))
+    ops: list[tuple[str, dict[str, Any]]] = []
     for table in ("KERNEL", "MEMCPY", "MEMSET", "GRAPH_TRACE"):
         full = f"CUPTI_ACTIVITY_KIND_{table}"
         if full not in tables:
             continue
         for r in db.execute(f"select rowid as row, * from {full}"):
-            out.append((table, r["row"], place(dict(r), table, threads, calls, created, original)))
+            ops.append((table, dict(r)))
     db.close()
+    wrong = [impossible(op, calls) for _, op in ops]
+    if 2 * sum(reason.startswith("starts_") for reason in wrong) > len(wrong):  # the clocks differ, not the rows
+        wrong = ["" if reason.startswith("starts_") else reason for reason in wrong]
+    fine = [op for (_, op), reason in zip(ops, wrong, strict=True) if not reason]
+    out = []
+    for (table, op), reason in zip(ops, wrong, strict=True):
+        why = reason or ("overruns_its_stream" if overruns(op, fine) else "")
+        put = Place("implausible", why, None, None, None) if why else place(op, table, threads, calls, nodes)
+        out.append((table, op["row"], put))
     return out
 
 
-def place(
-    op: dict[str, Any], table: str, threads: dict[int, list[Range]], calls: dict[tuple[int, int], dict[str, Any]],
-    created: dict[tuple[int, int], dict[str, Any]], original: dict[tuple[int, int], int],
-) -> Place:  # fmt: skip
+def call_of(op: dict[str, Any], calls: Calls) -> dict[str, Any] | None:
+    """The launch call: the last one with the id that began before the operation, else the first read."""
+    found = calls.get((pid(op["globalPid"]), op["correlationId"]), []) if op["correlationId"] else []
+    before = [call for call in found if call["start"] <= op["start"]]
+    latest = max((call["start"] for call in before), default=None)
+    return [c for c in before if c["start"] == latest][-1] if before else found[0] if found else None
+
+
+def impossible(op: dict[str, Any], calls: Calls) -> str:
+    """Why an operation's own times can't be, empty if they can."""
+    call = call_of(op, calls)
+    if op["end"] < op["start"]:
+        return "ends_before_start"
+    if op["end"] - op["start"] >= HOUR_NS:
+        return "lasts_an_hour"
+    if call is not None and op["start"] < call["start"] - EARLY_NS:
+        return "starts_before_launch"
+    if call is not None and op["start"] - call["start"] >= HOUR_NS:
+        return "starts_an_hour_after_launch"
+    return ""
+
+
+def overruns(op: dict[str, Any], others: Sequence[dict[str, Any]]) -> bool:
+    """Whether later work of another call of the stream began long before the operation's end."""
+    if op["end"] - op["start"] <= OVERRUN_NS:
+        return False
+    stream = ("globalPid", "deviceId", "streamId")
+    later = (
+        other["start"]
+        for other in others
+        if all(other[c] == op[c] for c in stream)
+        and other["correlationId"] != op["correlationId"]
+        and (other["start"], other["end"]) > (op["start"], op["end"])
+    )
+    return bool(op["end"] - min(later, default=op["end"]) > OVERRUN_NS)
+
+
+def birth_of(process: int, node: int, time: int, nodes: Nodes) -> dict[str, Any] | None:
+    """Creation of the original that a node leads to, as things were at a time."""
+    seen: set[tuple[int, int]] = set()
+    while True:
+        rows = sorted(
+            (r for r in nodes.get((process, node), []) if r["start"] <= time),
+            key=lambda r: (r["start"], r["originalGraphNodeId"] is not None, r["row"]),
+        )
+        every = sorted(
+            nodes.get((process, node), []), key=lambda r: (r["start"], r["originalGraphNodeId"] is not None, r["row"])
+        )
+        if not rows:
+            return None
+        row = rows[-1]
+        after = every[every.index(row) + 1 :][:1]
+        if row["originalGraphNodeId"] is None and after and after[0]["originalGraphNodeId"] is not None:
+            row = after[0]  # both rows are one creation, which holds from the first row on
+        if row["originalGraphNodeId"] is None:
+            return row
+        if (node, row["row"]) in seen:
+            return None
+        seen.add((node, row["row"]))
+        at = every.index(row)
+        paired = at > 0 and every[at - 1]["originalGraphNodeId"] is None
+        time = every[at - 1]["start"] if paired else row["start"]
+        node = row["originalGraphNodeId"]
+
+
+def place(op: dict[str, Any], table: str, threads: dict[int, list[Range]], calls: Calls, nodes: Nodes) -> Place:
     """Place one operation."""
     process = pid(op["globalPid"])
     if not op["correlationId"]:
         return Place("unplaced", "no_correlation_id", None, None, None)
-    call = calls.get((process, op["correlationId"]))
+    call = call_of(op, calls)
     if call is None:
         return Place("unplaced", "launch_call_missing", None, None, None)
     launched = state(threads.get(call["globalTid"], []), call["start"])
     where: dict[str, Any] | None = launched
     node = op.get("graphNodeId")
     if node is not None:
-        birth = created.get((process, original.get((process, node), node)))
+        birth = birth_of(process, node, call["start"], nodes)
         where = None if birth is None else state(threads.get(birth["globalTid"], []), birth["start"])
     if launched["crossing"] or (where is not None and where["crossing"]):
         return Place("unplaced", "crossing_ranges", None, None, None)
@@ -137,8 +220,8 @@ def totals(path: Path) -> Counter[Place]:
 
 
 def pid(ident: int) -> int:
-    """Process of a globalTid or globalPid."""
-    return (ident >> 24) & 0xFFFFFF
+    """Process of a globalTid or globalPid: all above the thread's 24 bits."""
+    return ident >> 24
 
 
 def name(row: dict[str, Any], text: dict[int, str]) -> str:

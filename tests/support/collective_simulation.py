@@ -79,6 +79,8 @@ class Run:
             export.rows["TARGET_INFO_SESSION_START_TIME"] = (
                 [] if clock.recorded_ns is None else [{"utcEpochNs": clock.recorded_ns}]
             )
+            # Calls come before the kernels that they launch, by this report's clock too, which may be below zero.
+            export.now = min(export.now, clock.read(self.true_start_ns) - 50_000)
             exports.append(export)
             for rank in ranks:
                 size = self.tp_size or world

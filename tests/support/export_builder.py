@@ -115,11 +115,13 @@ class Process:
         encoding: str = "binary",
         meta: dict[str, Any] | None = None,
         schema_base: int = 1 << 32,
+        machine: int = 1,
     ) -> None:
         self.export, self.pid, self.rank, self.experts, self.top_k = export, pid, rank, experts, top_k
         self.layers, self.encoding = layers, encoding
-        self.tid = (1 << 48) | (pid << 24) | pid
-        self.global_pid = (1 << 48) | (pid << 24)
+        # ``machine`` stands for what nsys has above the process id: hardware, or a virtual machine.
+        self.tid = (machine << 48) | (pid << 24) | pid
+        self.global_pid = (machine << 48) | (pid << 24)
         self.correlation = 0
         self._schemas: dict[Any, int] = {}
         self._next_schema = schema_base

@@ -6,7 +6,9 @@ decides layer and phase. Every join carries the process; what can't be placed is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,12 @@ from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
+from nvtxmoe_analysis.attribution.operation_times import Judged, RowsByKind, may_overrun, overruns, reasons_of
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
     GRAPH_LEVEL,
+    IMPLAUSIBLE,
     IN_IDLE,
     IN_LAYER,
     IN_STEP,
@@ -31,6 +35,8 @@ from nvtxmoe_analysis.attribution.placed import (
     NODE_UNRESOLVED,
     OUTSIDE,
     REASONS,
+    STARTS_AN_HOUR_AFTER,
+    STARTS_BEFORE_LAUNCH,
     UNPLACED,
     WHOLE_GRAPH,
     PlacedBatch,
@@ -40,6 +46,7 @@ from nvtxmoe_analysis.attribution.repeated_rows import Digests, repeated, row_di
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
+from nvtxmoe_analysis.events.process_lives import Lives
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 
@@ -60,6 +67,8 @@ class Attribution:
         collectives: of steps: see ``Collectives.frame``.
         names: see ``activity.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
+        implausible_in_steps: operations of class ``implausible`` that were launched in a step.
+        clocks_agree: see ``operation_times.Judged``.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
         repeated: operations that repeat another one: see ``repeated_rows``.
@@ -72,6 +81,8 @@ class Attribution:
     collectives: pl.DataFrame
     names: dict[int, str]
     nodes_unresolved: int
+    implausible_in_steps: int
+    clocks_agree: bool
     partial_graphs: npt.NDArray[np.int32]
     repeated: int
 
@@ -83,6 +94,7 @@ def attribute(
     progress: Progress | None = None,
     *,
     kept: npt.NDArray[np.bool_] | None = None,
+    lives: Lives | None = None,
 ) -> Attribution:
     """Place every kernel, copy and memset of an export.
 
@@ -90,38 +102,55 @@ def attribute(
         segments: the flattened ranges of the export.
         launches: its launch calls; those that gave GPU work are marked used.
         kept: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
+        lives: process ids that were used again. Only ``Work.by_name`` heeds it: ids of calls and nodes go by time.
     """
     nodes = GraphNodes(export, segments)
     classes = KernelClasses(export)
     collectives = Collectives(segments, wanted=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = place_batch(operations, segments, launches, nodes, last=last)
+        batch, found, lost = place_batch(operations, segments, launches, nodes, judged, lives, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
             work=work.sum_batch(batch, of, kept),
             collectives=collectives.pick(batch, of),
             tally=_tally(batch),
+            implausible_in_steps=int(((batch.place == IMPLAUSIBLE) & (batch.step_row >= 0)).sum()),
+            kind=batch.kind,
+            suspects=may_overrun(batch),
+            operations=len(batch.place),
+            off=int(np.isin(batch.reason, (STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER)).sum()),
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
             digests=None if last else row_digests(operations),
         )
 
+    judged = Judged()
     parts = list(ordered_map(place, read_operations(export, progress or Progress())))
     lost = [part.lost for part in parts if part.lost is not None]
     if lost:
         # Calls whose name does not say that they launch: read them too, then try again.
         launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
         parts += [place(operations, last=True) for operations in lost]
+    off, whole = sum(part.off for part in parts), sum(part.operations for part in parts)
+    clocks_agree = 2 * off <= whole
+    late = _late(export, launches, parts, clocks_agree=clocks_agree)
+    if late or not clocks_agree:
+        # Known only now that all operations have been read; so rare that reading them once more is no matter.
+        judged = Judged(late, clocks_agree)
+        again = read_operations(export, progress or Progress())
+        parts = list(ordered_map(partial(place, last=True), again))
     layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
     done = work.add([part.work for part in parts])
     found = collectives.frame([part.collectives for part in parts])
     named = {*layers["name"].unique().to_list(), *done.by_name["name"].unique().to_list()}
     return Attribution(
         in_layer=layers,
-        coverage=_coverage(sum((part.tally for part in parts), np.zeros((2, CODES), dtype=np.int64))),
+        coverage=_coverage([part.tally for part in parts]),
+        clocks_agree=clocks_agree,
+        implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
         work=done,
         collectives=found,
@@ -132,8 +161,18 @@ def attribute(
     )
 
 
+def _late(export: Export, launches: Launches, parts: Sequence[_Placed], *, clocks_agree: bool) -> RowsByKind:
+    """Operations that overrun their stream."""
+    suspects = {
+        kind: np.concatenate([part.suspects for part in parts if part.kind == kind])
+        for kind in {part.kind for part in parts if len(part.suspects)}
+    }
+    return overruns(export, launches, suspects, clocks_agree=clocks_agree) if suspects else {}
+
+
 def _pid(column: pl.Series) -> Ints:
-    return (column.fill_null(0).to_numpy() >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+    pid: Ints = column.fill_null(0).to_numpy() >> nsys_tables.TID_BITS
+    return pid
 
 
 @dataclass(frozen=True)
@@ -142,6 +181,11 @@ class _Placed:
     work: work.Work
     collectives: Part
     tally: Ints
+    implausible_in_steps: int
+    kind: int
+    suspects: Ints
+    operations: int
+    off: int
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
@@ -149,13 +193,26 @@ class _Placed:
 
 
 def place_batch(
-    operations: Operations, segments: Segments, launches: Launches, nodes: GraphNodes, *, last: bool
+    operations: Operations,
+    segments: Segments,
+    launches: Launches,
+    nodes: GraphNodes,
+    judged: Judged,
+    lives: Lives | None = None,
+    *,
+    last: bool,
 ) -> tuple[PlacedBatch, tuple[Replayed, set[tuple[int, int]]], Operations | None]:
     """Place a batch; the batch, what it replayed and which of its nodes are unresolved, and the operations handed
-    back: those whose launch call has not been read, unless it is the last try."""
+    back: those whose launch call has not been read, unless it is the last try.
+
+    Parameters:
+        judged: what all operations together tell of times.
+        lives: process ids that were used again.
+    """
     lost = None
     pid = _pid(operations.frame["globalPid"])
-    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy())
+    start = operations.frame["start"].to_numpy()
+    call = launches.of(pid, operations.frame["correlationId"].fill_null(-1).to_numpy(), start)
     if not last and (call < 0).any():
         lost = Operations(operations.kind, operations.frame.filter(pl.Series(call < 0)))
         operations = Operations(operations.kind, operations.frame.filter(pl.Series(call >= 0)))
@@ -168,7 +225,8 @@ def place_batch(
     # Where the operation's own ranges are looked for: those of its call, or of its node's creation.
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
-    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy())
+    start, launched_ns = frame["start"].to_numpy(), launches.start_ns[call]
+    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy(), launched_ns[at])
     origin_segment, origin_order, graph_start = (
         segment.copy(),
         correlation.copy(),
@@ -189,12 +247,14 @@ def place_batch(
     ):
         place[condition] = UNPLACED
         reason[condition] = why
+    impossible = reasons_of(operations, call >= 0, launched_ns, judged)
+    place[impossible > 0], reason[impossible > 0] = IMPLAUSIBLE, impossible[impossible > 0]
     untold = crossing | (call < 0) | (correlation == 0)
     batch = PlacedBatch(
         kind=operations.kind,
         place=place,
         reason=reason,
-        pid=pid,
+        pid=lives.of(pid, np.where(call >= 0, launched_ns, start)) if lives else pid,
         step_row=np.where(untold, np.int32(-1), step_row),
         after_step=launches.after_step[call],
         origin_segment=origin_segment,
@@ -206,6 +266,7 @@ def place_batch(
         name=frame["name"],
         start=frame["start"],
         end=frame["end"],
+        at=frame["at"].to_numpy(),
     )
     return batch, ((call[at], found.row), found.unresolved), lost
 
@@ -233,11 +294,26 @@ def _tally(batch: PlacedBatch) -> Ints:
     number = np.bincount(code, minlength=CODES)
     time_ns = np.zeros(CODES, dtype=np.int64)
     for one in np.flatnonzero(number):
-        time_ns[one] = duration[code == one].sum()
+        time_ns[one] = _total(duration[code == one])
     return np.stack([number, time_ns])
 
 
-def _coverage(tally: Ints) -> pl.DataFrame:
+def _total(durations: Ints) -> int:
+    """Their sum, or the most (least) that 64 bits hold: impossible times need not add up to 64 bits."""
+    low = int((durations & _LOW_BITS).sum())
+    return min(max((int((durations >> 32).sum()) << 32) + low, _INT64.min), _INT64.max)
+
+
+_LOW_BITS = (1 << 32) - 1
+_INT64 = np.iinfo(np.int64)
+
+
+def _coverage(tallies: Sequence[Ints]) -> pl.DataFrame:
+    tally = np.zeros((2, CODES), dtype=np.int64)
+    for one in tallies:
+        times = zip(tally[1].tolist(), one[1].tolist(), strict=True)
+        tally[0] += one[0]
+        tally[1] = [min(max(a + b, _INT64.min), _INT64.max) for a, b in times]
     codes = np.flatnonzero(tally[0])
     shape = (len(CLASSES), len(REASONS), len(KINDS))
     place, reason, kind = np.unravel_index(codes, shape)

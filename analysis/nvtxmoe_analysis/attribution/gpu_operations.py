@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
@@ -16,6 +16,9 @@ KINDS = ("kernel", "memcpy", "memset", "graph")
 
 _COLUMNS = ("start", "end", "globalPid", "correlationId")
 
+#: Within a process, where an operation ran.
+STREAM = ("deviceId", "contextId", "streamId")
+
 #: Names of operations that have no kernel, as `nsys stats` spells them; their ids are negative.
 MEMSET_NAME, GRAPH_NAME, COPY_NAMES = -1, -2, -16
 
@@ -27,7 +30,8 @@ class Operations:
     Attributes:
         kind: index into KINDS.
         frame: ``start``, ``end`` (ns), ``globalPid``, ``correlationId``, ``graphNodeId`` (null: launched eagerly),
-            ``name`` (StringIds id of a kernel, a negative id otherwise; see :func:`operation_names`).
+            ``name`` (StringIds id of a kernel, a negative id otherwise; see :func:`operation_names`), ``at`` (Int64,
+            the row's position among those of its kind).
     """
 
     kind: int
@@ -43,7 +47,7 @@ def read_operations(export: Export, progress: Progress) -> Iterator[Operations]:
     progress.begin(f"{export.source.name}: {rows:,} GPU operations", rows)
 
     def batches(table: Table, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
-        return progress.over(export.batches(table, columns))
+        return _numbered(progress.over(export.batches(table, columns)))
 
     for batch in batches(nsys_tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName")):
         yield Operations(0, batch.rename({"demangledName": "name"}))
@@ -53,6 +57,22 @@ def read_operations(export: Export, progress: Progress) -> Iterator[Operations]:
         yield Operations(2, batch.with_columns(name=pl.lit(MEMSET_NAME, pl.Int64)))
     for batch in batches(nsys_tables.GRAPH_TRACE, _COLUMNS):
         yield Operations(3, batch.with_columns(graphNodeId=pl.lit(None, pl.Int64), name=pl.lit(GRAPH_NAME, pl.Int64)))
+
+
+def read_streams(export: Export) -> Iterator[Operations]:
+    """Yield the times, launches and streams of all operations: ``at``, ``start``, ``end``, ``globalPid``,
+    ``correlationId`` and STREAM."""
+    for kind, table in enumerate(nsys_tables.OPERATIONS):
+        for batch in _numbered(export.batches(table, (*_COLUMNS, *STREAM))):
+            yield Operations(kind, batch)
+
+
+def _numbered(batches: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """Batches of one table with ``at``."""
+    first = 0
+    for batch in batches:
+        yield batch.with_columns(at=pl.int_range(first, first + len(batch), dtype=pl.Int64))
+        first += len(batch)
 
 
 def operation_names(export: Export, ids: Collection[int]) -> dict[int, str]:

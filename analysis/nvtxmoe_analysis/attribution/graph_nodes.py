@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
+from nvtxmoe_analysis.attribution.node_generations import generations
 from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.core.arrays import Ints
-from nvtxmoe_analysis.events.nvtx import pid_of
-from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.core.latest import latest
 from nvtxmoe_analysis.readers.base import Export
 
 Int32s = npt.NDArray[np.int32]
@@ -42,48 +41,52 @@ class NodeLookup:
 
 
 class GraphNodes:
-    """The graph nodes of an export.
+    """The graph nodes of an export, by process, id and time.
 
-    A replayed id has two rows; the one that names its original leads to the original's own creation row, and that
-    to the ranges then open on its thread. All of it within one process.
+    A replayed id leads by way of the ids it was cloned from to the creation of the first original, and that to the
+    ranges then open on its thread (``node_generations``). All of it within one process.
     """
 
     def __init__(self, export: Export, segments: Segments) -> None:
-        nodes = _resolved(export)
-        self._pids = nodes["pid"].unique().sort().to_numpy()
-        self._idents = nodes["graphNodeId"].unique().sort().to_numpy()
-        known = nodes["start"].is_not_null().to_numpy()
-        segment = np.full(len(nodes), -1, dtype=np.int32)
-        created = nodes.filter(pl.Series(known))
-        segment[known] = segments.find(created["globalTid"].to_numpy(), created["start"].to_numpy())
-        # A table by process and node: ids repeat between processes, so it is nearly full. The last row and column
-        # stand for what is not there.
-        shape = (len(self._pids) + 1, len(self._idents) + 1)
-        self._segment = np.full(shape, -1, dtype=np.int32)
-        slots = np.searchsorted(self._pids, nodes["pid"].to_numpy())
-        columns = np.searchsorted(self._idents, nodes["graphNodeId"].to_numpy())
-        self._segment[slots, columns] = segment
-        self._created, self._begun = np.full((2, *shape), -1, dtype=np.int64)
-        self._created[slots, columns] = nodes["start"].fill_null(-1).to_numpy()
-        self._begun[slots, columns] = nodes["begun"].fill_null(-1).to_numpy()
+        self._of = of = generations(export)
+        self._segment = np.full(len(of.pid) + 1, -1, dtype=np.int32)
+        known = np.flatnonzero(of.resolved)
+        self._segment[known] = segments.find(of.origin_tid[known], of.origin_ns[known])
+        self._created, self._begun = np.append(of.origin_ns, -1), np.append(of.begun_ns, -1)
+        self._pids, slots = np.unique(of.pid, return_inverse=True)
+        self._idents, columns = np.unique(of.node, return_inverse=True)
+        # A table of generations by process and node: ids repeat between processes, so it is nearly full. The last row
+        # and column stand for what is not there.
+        self._first = np.full((len(self._pids) + 1, len(self._idents) + 1), -1, dtype=np.int32)
+        self._first[slots[::-1], columns[::-1]] = np.arange(len(of.pid), dtype=np.int32)[::-1]
+        number = np.zeros(self._first.shape, dtype=np.int32)
+        np.add.at(number, (slots, columns), 1)
+        self._repeated = number > 1 if (number > 1).any() else None
+        self._cell = slots.astype(np.int64) * len(self._idents) + columns
+        self._from_ns = np.append(of.from_ns, np.iinfo(np.int64).max)
 
-    def find(self, pid: Ints, node: Ints) -> NodeLookup:
-        """Look up replayed nodes."""
+    def find(self, pid: Ints, node: Ints, launched_ns: Ints) -> NodeLookup:
+        """Look up replayed nodes.
+
+        Parameters:
+            launched_ns: when each one's graph was launched: of an id that was created several times the last creation
+                before counts.
+        """
         slot, column = _place(self._pids, pid), _place(self._idents, node)
-        segment: Int32s = self._segment[slot, column]
+        at = self._first[slot, column]
+        if self._repeated is not None:
+            again = np.flatnonzero(self._repeated[slot, column])
+            cell = slot[again] * len(self._idents) + column[again]
+            at[again] = latest(self._cell, self._of.from_ns, cell, launched_ns[again])
+        at[self._from_ns[at] > launched_ns] = -1
+        segment: Int32s = self._segment[at]
         lost = segment < 0
         unresolved: set[tuple[int, int]] = set()
         if lost.any():
             pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
             unresolved = {(int(p), int(n)) for p, n in pairs.T}
-        row = (slot * self._segment.shape[1] + column).astype(np.int32)
-        return NodeLookup(
-            segment,
-            np.where(lost, np.int32(-1), row),
-            self._created[slot, column],
-            self._begun[slot, column],
-            unresolved,
-        )
+        row = np.where(lost, np.int32(-1), at)
+        return NodeLookup(segment, row, self._created[at], self._begun[at], unresolved)
 
     def partial_graphs(self, replayed: Sequence[Replayed]) -> Int32s:
         """Calls that replayed fewer nodes than another call that shares a node with them."""
@@ -93,7 +96,7 @@ class GraphNodes:
         if not known.all():
             call, row = call[known], row[known]
         size = np.bincount(call)
-        most = np.zeros(self._segment.size, dtype=np.int64)
+        most = np.zeros(len(self._segment), dtype=np.int64)
         np.maximum.at(most, row, size[call])
         expected = np.zeros(len(size), dtype=np.int64)
         np.maximum.at(expected, call, most[row])
@@ -107,31 +110,3 @@ def _place(known: Ints, asked: Ints) -> npt.NDArray[np.intp]:
     at = np.searchsorted(known, asked)
     at[known[np.minimum(at, len(known) - 1)] != asked] = len(known)
     return at
-
-
-def _resolved(export: Export) -> pl.DataFrame:
-    """``pid``, ``graphNodeId``, and ``globalTid`` and ``start`` of its original's creation (null: not captured), and
-    ``begun``, the first creation of a node of the original's graph.
-
-    The upper half of a node's id numbers its graph.
-    """
-    frame = export.read(nsys_tables.GRAPH_NODES).with_columns(pid=pid_of("globalTid"))
-    key = ["pid", "graphNodeId"]
-    own = (
-        frame.filter(pl.col("originalGraphNodeId").is_null())
-        .unique(key, keep="first", maintain_order=True)
-        .select(
-            *key,
-            "globalTid",
-            "start",
-            pl.col("start").min().over("pid", pl.col("graphNodeId") // (1 << 32)).alias("begun"),
-        )
-    )
-    clones = (
-        frame.filter(pl.col("originalGraphNodeId").is_not_null())
-        .unique(key, keep="first", maintain_order=True)
-        .select(*key, "originalGraphNodeId")
-    )
-    originals = own.rename({"graphNodeId": "originalGraphNodeId"})
-    cloned = clones.join(originals, on=["pid", "originalGraphNodeId"], how="left", maintain_order="left")
-    return pl.concat([cloned.select(own.columns), own.join(clones, on=key, how="anti", maintain_order="left")])

@@ -21,8 +21,6 @@ BLOCK_BITS = 7
 BLOCK = 1 << BLOCK_BITS
 #: Bits of an id; CUPTI's correlation ids are 32-bit.
 ID_BITS = 38
-#: Bits of a process id in nsys's global ids.
-PID_BITS = 24
 
 
 class Index:
@@ -37,12 +35,9 @@ class Index:
     """
 
     def __init__(self, pid: npt.NDArray[np.integer[Any]], ident: Ints) -> None:
-        pids = np.unique(pid)
-        # 1 + slot of each process, 0 for one without rows: one memory access, and only touched pages cost memory.
-        self._slots = np.zeros(1 << PID_BITS, dtype=np.int16)
-        self._slots[pids] = np.arange(1, len(pids) + 1)
-        slot = self._slots[pid].astype(np.int64) - 1
-        bounds = [ident[slot == s] for s in range(len(pids))]
+        self._pids = np.unique(pid).astype(np.int64)
+        slot = self._slot(pid)
+        bounds = [ident[slot == s] for s in range(len(self._pids))]
         self._low = np.array([b.min() for b in bounds], dtype=np.int64)
         self._span = np.array([b.max() for b in bounds], dtype=np.int64) - self._low + 1
         span = sum(int(s) for s in self._span)
@@ -82,11 +77,19 @@ class Index:
         block: Ints = self._block[where >> BLOCK_BITS].astype(np.int64)
         return (block << BLOCK_BITS) | (where & (BLOCK - 1))
 
+    def _slot(self, pid: npt.NDArray[np.integer[Any]]) -> Ints:
+        """Number of each process among those that have rows, -1 for the others."""
+        if len(self._pids) == 1:
+            return np.where(pid == self._pids[0], 0, -1)
+        slot = np.searchsorted(self._pids, pid)
+        slot[slot == len(self._pids)] = 0
+        return np.where(self._pids[slot] == pid, slot, -1)
+
     def find(self, pid: Ints, ident: Ints) -> npt.NDArray[np.int32]:
         """Row of each (pid, ident), -1 where there is none."""
         if len(self._low) == 0:
             return np.full(len(ident), -1, dtype=np.int32)
-        slot = self._slots[pid].astype(np.int64) - 1
+        slot = self._slot(pid)
         offset = ident - self._low[slot]
         known = (slot >= 0) & (offset >= 0) & (offset < self._span[slot])
         if self.dense:

@@ -11,6 +11,7 @@ import polars as pl
 
 from nvtxmoe_analysis.attribution.id_index import ID_BITS, Index
 from nvtxmoe_analysis.attribution.ranges import Segments
+from nvtxmoe_analysis.attribution.repeated_ids import RepeatedIds
 from nvtxmoe_analysis.attribution.step_starts import StepStarts
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.core.parallel import ordered_map
@@ -40,7 +41,8 @@ class Launches:
             empty segment, so that a missing call (-1) lands there.
         after_step: int32 [calls + 1], of calls outside steps the row of the last step that had begun in their process;
             -1 where none had, of calls in steps, and in the last entry.
-        repeated: calls whose (process, correlation id) an earlier one has; the earlier one counts.
+        start_ns: int64 [calls + 1], when each call began; the last entry, for a missing call, is the latest time.
+        repeated: calls whose (process, correlation id) an earlier one has; see :meth:`of`.
     """
 
     def __init__(self, export: Export, segments: Segments, progress: Progress | None = None) -> None:
@@ -51,8 +53,9 @@ class Launches:
         self._starts = StepStarts(segments)
         self.segment: Calls = np.zeros(1, dtype=np.int32)
         self.after_step: Calls = np.full(1, -1, dtype=np.int32)
+        self.start_ns: Ints = np.full(1, np.iinfo(np.int64).max)
         self.repeated = 0
-        self._indexes: list[tuple[int, Index]] = []
+        self._indexes: list[tuple[int, Index, RepeatedIds]] = []
         self._in_step: list[pl.DataFrame] = []
         if self._names:
             self._progress.begin(
@@ -70,12 +73,20 @@ class Launches:
         self._read(("correlationId", correlations) if len(correlations) <= MOST_IDS else None)
         self._used = np.append(self._used, np.zeros(len(self) - before, dtype=np.bool_))
 
-    def of(self, pid: Ints, correlation: Ints) -> Calls:
-        """Call of each operation, -1 where its row is missing."""
+    def of(self, pid: Ints, correlation: Ints, start_ns: Ints) -> Calls:
+        """Call of each operation, -1 where its row is missing.
+
+        Where calls of one process share a correlation id, the last one that began before the operation counts.
+
+        Parameters:
+            start_ns: when each operation began.
+        """
         call = np.full(len(pid), -1, dtype=np.int32)
-        for first, index in self._indexes:
+        for first, index, repeats in self._indexes:
             lost = np.flatnonzero(call < 0)
-            found = index.find(pid[lost], correlation[lost]) if len(lost) < len(call) else index.find(pid, correlation)
+            whole = len(lost) == len(call)
+            found = index.find(pid, correlation) if whole else index.find(pid[lost], correlation[lost])
+            found = repeats.choose(found, start_ns if whole else start_ns[lost])
             call[lost] = np.where(found >= 0, found + first, -1)
         return call
 
@@ -111,40 +122,45 @@ class Launches:
         return launching.drop("correlationId")
 
     def _read(self, only: tuple[str, Collection[int]] | None) -> None:
-        pids: list[npt.NDArray[np.int32]] = []
+        pids: list[Ints] = []
+        starts: list[Ints] = []
         idents: list[npt.NDArray[np.int64]] = []
         found: list[Calls] = []
         after: list[Calls] = []
         first = at = len(self)
         named = only is not None and only[0] == "nameId"
-        for pid, correlation, segment, after_step, in_step in ordered_map(
+        for pid, correlation, start_ns, segment, after_step, in_step in ordered_map(
             self._located, self._progress.over(self._export.batches(nsys_tables.RUNTIME, _COLUMNS, only=only))
         ):
             self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
             pids.append(pid)
+            starts.append(start_ns)
             idents.append(correlation)
             found.append(segment)
             after.append(after_step)
             at += len(segment)
         if found:
-            index = Index(np.concatenate(pids), np.concatenate(idents))
+            pid, ident, start_ns = np.concatenate(pids), np.concatenate(idents), np.concatenate(starts)
+            index = Index(pid, ident)
             self.repeated += index.repeated if first == 0 else 0
-            self._indexes.append((first, index))
+            self._indexes.append((first, index, RepeatedIds(index, pid, ident, start_ns)))
+            self.start_ns = np.concatenate([self.start_ns[:-1], start_ns, self.start_ns[-1:]])
             self.segment = np.concatenate([self.segment[:-1], *found, self.segment[-1:]])
             self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
 
-    def _located(self, batch: pl.DataFrame) -> tuple[Calls, Ints, Calls, Calls, pl.DataFrame]:
-        """pid, correlation id, segment and step before of each call, and the rows of those in steps."""
+    def _located(self, batch: pl.DataFrame) -> tuple[Ints, Ints, Ints, Calls, Calls, pl.DataFrame]:
+        """pid, correlation id, start, segment and step before of each call, and the rows of those in steps."""
         tid, start = batch["globalTid"].fill_null(0).to_numpy(), batch["start"].to_numpy()
-        pid = (tid >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+        pid = tid >> nsys_tables.TID_BITS
         segment = self._segments.find(tid, start)
         inside = self._segments.step[segment] >= 0
         in_step, outside = np.flatnonzero(inside), np.flatnonzero(~inside)
         after_step = np.full(len(batch), -1, dtype=np.int32)
         after_step[outside] = self._starts.before(pid[outside], start[outside])
         return (
-            pid.astype(np.int32),
+            pid,
             _known_ids(batch["correlationId"]),
+            start,
             segment,
             after_step,
             batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),

@@ -18,6 +18,7 @@ import polars as pl
 from nvtxmoe_analysis.attribution.kernel_classes import COLLECTIVE, KERNEL
 from nvtxmoe_analysis.attribution.placed import IN_LAYER, IN_STEP, PlacedBatch
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, TIME_BITS, Segments
+from nvtxmoe_analysis.core.grouping import dense
 from nvtxmoe_analysis.readers import nsys_tables
 
 PHASE_COLLECTIVE = PHASE_NAMES.index("collective")
@@ -144,7 +145,8 @@ def layer_before(segments: Segments) -> npt.NDArray[np.int32]:
     told = np.flatnonzero(segments.phase == PHASE_COLLECTIVE)
     if len(told):
         pid = np.zeros(len(thread), dtype=np.int64)
-        pid[1:] = (segments.tids[thread[1:]] >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK
+        # Numbered, because a whole process id does not fit above a layer's 32 bits.
+        pid[1:] = dense(segments.tids[thread[1:]] >> nsys_tables.TID_BITS)[1] + 1
         key = (pid << 32) | np.maximum(after, 0)
         after[np.isin(key, (pid[told] << 32) | segments.layer[told])] = -1
     return after

@@ -7,7 +7,7 @@ import polars as pl
 
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES
 from nvtxmoe_analysis.core.arrays import Ints
-from nvtxmoe_analysis.core.grouping import dense, sums
+from nvtxmoe_analysis.core.grouping import MOST_KEYS, dense, sums
 from nvtxmoe_analysis.core.parallel import ordered_map
 
 LAUNCHED_BY = ("none", "eager", "graph", "mixed")
@@ -75,23 +75,31 @@ def _extent(cell: Ints, cells: int, start: Ints, end: Ints) -> dict[str, Ints]:
     """First start, last end and length of the union of intervals of each cell.
 
     With a cell's starts and ends each sorted, a gap lies before the i-th start exactly when it comes after the
-    (i-1)-th end: so many intervals have begun and ended. The union is the extent less the gaps.
+    (i-1)-th end: so many intervals have begun and ended. The union is the extent less the gaps. An interval that ends
+    before it starts has no length. A union is at most 2^63 - 1.
     """
-    first = np.full(cells, np.iinfo(np.int64).max)
+    first = np.full(cells, _INT64.max)
     np.minimum.at(first, cell, start)
-    span = int((end - first[cell]).max()) + 1
-    if cells * span < 2**62:
-        base = cell * span - first[cell]
-        starts, ends = (keys % span for keys in ordered_map(np.sort, (base + start, base + end)))
+    end = np.maximum(end, start)
+    # Times since the cell's first start: two times of 64 bits are up to 2^64 - 1 apart.
+    begins, stops = ((time - first[cell]).view(np.uint64) for time in (start, end))
+    span = int(stops.max()) + 1
+    if cells * span <= MOST_KEYS:
+        base = cell * span
+        keys = ordered_map(np.sort, (base + begins.view(np.int64), base + stops.view(np.int64)))
+        starts, ends = ((key % span).view(np.uint64) for key in keys)
     else:
-        starts = (start - first[cell])[np.lexsort((start, cell))]
-        ends = (end - first[cell])[np.lexsort((end, cell))]
+        starts, ends = (times[np.lexsort((times, cell))] for times in (begins, stops))
     size = np.bincount(cell, minlength=cells)
     last = np.cumsum(size) - 1
-    gaps = np.maximum(starts[1:] - ends[:-1], 0)
+    gaps = np.where(starts[1:] > ends[:-1], starts[1:] - ends[:-1], np.uint64(0))
     gaps[last[:-1]] = 0  # from one cell to the next
-    idle = np.add.reduceat(np.append(0, gaps), last - size + 1)
-    return {"busy_ns": ends[last] - idle, "gpu_start_ns": first, "gpu_end_ns": ends[last] + first}
+    idle = np.add.reduceat(np.append(np.uint64(0), gaps), last - size + 1)
+    busy = np.minimum(ends[last] - idle, np.uint64(_INT64.max)).astype(np.int64)
+    return {"busy_ns": busy, "gpu_start_ns": first, "gpu_end_ns": ends[last].view(np.int64) + first}
+
+
+_INT64 = np.iinfo(np.int64)
 
 
 def kernel_timings(in_layer: pl.DataFrame, names: dict[int, str], ranks: pl.Series) -> pl.DataFrame:

@@ -13,10 +13,11 @@ from nvtxmoe_analysis.attribution.gpu_operations import KINDS
 from nvtxmoe_analysis.core.arrays import Ints
 
 #: Classes of operations, by code.
-CLASSES = ("in_layer", "in_step", "outside_steps", "unplaced")
-IN_LAYER, IN_STEP, OUTSIDE, UNPLACED = range(4)
+CLASSES = ("in_layer", "in_step", "outside_steps", "unplaced", "implausible")
+IN_LAYER, IN_STEP, OUTSIDE, UNPLACED, IMPLAUSIBLE = range(5)
 
-#: Reasons, by code. Those of class ``outside_steps`` say what kind of outside; those of ``unplaced`` what is missing.
+#: Reasons, by code. Those of class ``outside_steps`` say what kind of outside; those of ``unplaced`` what is missing;
+#: those of ``implausible`` what is impossible in the operation's times (see ``operation_times``).
 REASONS = (
     "",
     "idle",
@@ -25,8 +26,14 @@ REASONS = (
     "crossing_ranges",
     "graph_node_unresolved",
     "graph_level_tracing",
+    "ends_before_start",
+    "lasts_an_hour",
+    "starts_before_launch",
+    "starts_an_hour_after_launch",
+    "overruns_its_stream",
 )
 (NO_REASON, IN_IDLE, NO_CORRELATION, NO_LAUNCH, CROSSING, NODE_UNRESOLVED, GRAPH_LEVEL) = range(7)
+(ENDS_BEFORE_START, LASTS_AN_HOUR, STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER, OVERRUNS_STREAM) = range(7, 12)
 
 WHOLE_GRAPH = KINDS.index("graph")
 
@@ -50,6 +57,7 @@ class PlacedBatch:
         origin_order: int64, rises in the order of launches (eager), of creations (graph).
         graph_capture_start_ns: int64, when the capture of its graph began (ns); -1 if launched eagerly.
         name: see ``Operations.frame``. start, end: ns.
+        at: int64, the row's position among those of its kind in the file.
     """
 
     kind: int
@@ -67,6 +75,7 @@ class PlacedBatch:
     name: pl.Series
     start: pl.Series
     end: pl.Series
+    at: Ints
 
     @property
     def duration(self) -> Ints:

@@ -7,13 +7,15 @@ that both cover is ambiguous: it is marked so, not guessed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.core.arrays import Bools, Ints
 
@@ -24,6 +26,16 @@ PHASE_NAMES = ("other", *schema.PHASES, "collective")
 IDLE, STEP, LAYER, PHASE = range(4)
 
 TIME_BITS = 47  # 39 hours in nanoseconds
+#: Threads that a packed key can hold.
+MOST_THREADS = 1 << (62 - TIME_BITS)
+#: A closed range lasts less than an hour.
+LONGEST_NS = 3_600_000_000_000
+#: A range begins less than this (9.8 hours) before or after the median of all ranges, so that TIME_BITS hold the times
+#: of all.
+FAR_NS = 1 << 45
+
+#: Why a range is left out, in the order in which a range is judged.
+RANGE_REASONS = ("ends_before_start", "lasts_an_hour", "far_from_other_ranges")
 NONE = -1
 MOST_LAYER = (1 << 31) - 1  # payloads carry it as i4
 
@@ -41,6 +53,8 @@ class Segments:
         idle: inside ``moe.idle``.
         crossing: two ranges that cover the segment cross.
         crossings: number of ranges that cross another.
+        implausible: number of ranges left out, by RANGE_REASONS.
+        unclosed: number of ranges, other than moe.step, that have no end.
     """
 
     tids: Ints
@@ -52,6 +66,8 @@ class Segments:
     idle: Bools
     crossing: Bools
     crossings: int
+    implausible: Mapping[str, int] = field(default_factory=dict)
+    unclosed: int = 0
 
     def find(self, tid: Ints, time_ns: Ints) -> npt.NDArray[np.int32]:
         """Segment open on each thread at each time. Segment 0 is the empty one."""
@@ -60,8 +76,7 @@ class Segments:
         thread = np.searchsorted(self.tids, tid)
         thread[thread == len(self.tids)] = 0
         known = self.tids[thread] == tid
-        relative = np.clip(time_ns - self.origin_ns, -1, (1 << TIME_BITS) - 2) + 1
-        keys = (thread.astype(np.int64) << TIME_BITS) | relative
+        keys = (thread.astype(np.int64) << TIME_BITS) | relative_ns(time_ns, self.origin_ns)
         found = np.searchsorted(self.keys, keys, side="right") - 1
         return np.where(known, found, 0).astype(np.int32)
 
@@ -69,6 +84,16 @@ class Segments:
         """When each segment begins (ns); of segment 0, which has no beginning, it means nothing."""
         start: Ints = (self.keys[segment] & ((1 << TIME_BITS) - 1)) - 1 + self.origin_ns
         return start
+
+
+def relative_ns(time_ns: Ints, origin_ns: int) -> Ints:
+    """Times (any 64 bits) after an origin, from 1; what is earlier is 0, and what TIME_BITS can't hold the most."""
+    least, most = max(origin_ns - 1, _INT64.min), min(origin_ns + (1 << TIME_BITS) - 2, _INT64.max)
+    relative: Ints = np.clip(time_ns, least, most) - origin_ns + 1
+    return relative
+
+
+_INT64 = np.iinfo(np.int64)
 
 
 def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
@@ -100,8 +125,17 @@ def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
 def flatten(ranges: pl.DataFrame) -> Segments:
     """Flatten classified ranges (see :func:`classify`) into segments.
 
-    A range still open at the end of the capture lasts for ever. Ranges of no length contain nothing.
+    A range still open at the end of the capture lasts for ever. Ranges of no length contain nothing. Ranges with
+    impossible times (RANGE_REASONS) are left out and counted.
+
+    Raises:
+        NvtxmoeError: ranges of MOST_THREADS threads or more.
     """
+    reason = range_reasons(ranges["start"].to_numpy(), ranges["end"])
+    numbers = np.bincount(reason[reason >= 0], minlength=len(RANGE_REASONS)).tolist()
+    implausible = {name: number for name, number in zip(RANGE_REASONS, numbers, strict=True) if number}
+    if implausible:
+        ranges = ranges.filter(pl.Series(reason < 0))
     origin_ns = int(ranges["start"].min() or 0)  # type: ignore[arg-type]
     last_ns = (1 << TIME_BITS) - 3
     ordered = (
@@ -113,6 +147,8 @@ def flatten(ranges: pl.DataFrame) -> Segments:
         .sort(["globalTid", "s", "e", "kind", "row"], descending=[False, False, True, False, False])
     )
     tids = ordered["globalTid"].unique().sort().to_numpy()
+    if len(tids) >= MOST_THREADS:
+        raise NvtxmoeError(f"damaged: NVTX ranges of {len(tids):,} threads", remedy="Export the report again")
     thread = np.searchsorted(tids, ordered["globalTid"].to_numpy()).astype(np.int64)
     # Times start at 1, so that the state before a thread's first range is found at its time 0.
     opens = (thread << TIME_BITS) | (ordered["s"].to_numpy() + 1)
@@ -133,7 +169,34 @@ def flatten(ranges: pl.DataFrame) -> Segments:
         idle=_with_empty(state.idle[lasting], 0, np.bool_),
         crossing=_with_empty(state.crossing[lasting], 0, np.bool_),
         crossings=crossings,
+        implausible=implausible,
+        unclosed=len(ranges.filter(pl.col("end").is_null() & (pl.col("kind") != STEP))),
     )
+
+
+def range_reasons(start: Ints, end: pl.Series) -> npt.NDArray[np.int8]:
+    """Why each range's times are impossible: index into RANGE_REASONS, -1 if they are possible.
+
+    Parameters:
+        start: ns, any 64 bits. end: likewise; null for a range without end.
+    """
+    reason = np.full(len(start), -1, dtype=np.int8)
+    if not len(start):
+        return reason
+    # Differences of any two times fit unsigned 64 bits.
+    middle = np.sort(start)[len(start) // 2]
+    reason[np.where(start > middle, _distance(middle, start), _distance(start, middle)) > FAR_NS] = 2
+    closed = end.is_not_null().to_numpy()
+    stop = end.fill_null(0).to_numpy()
+    reason[closed & (_distance(start, stop) >= LONGEST_NS)] = 1
+    reason[closed & (stop < start)] = 0
+    return reason
+
+
+def _distance(first: npt.NDArray[Any] | np.int64, last: npt.NDArray[Any] | np.int64) -> npt.NDArray[np.uint64]:
+    """``last - first`` modulo 2^64."""
+    distance: npt.NDArray[np.uint64] = np.asarray(last).astype(np.uint64) - np.asarray(first).astype(np.uint64)
+    return distance
 
 
 @dataclass

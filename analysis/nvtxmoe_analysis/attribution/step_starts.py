@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from nvtxmoe_analysis.attribution.ranges import TIME_BITS, Segments
+from nvtxmoe_analysis.attribution.ranges import TIME_BITS, Segments, relative_ns
 from nvtxmoe_analysis.core.arrays import Ints
 from nvtxmoe_analysis.readers import nsys_tables
 
@@ -22,7 +22,7 @@ class StepStarts:
         rows, first = np.unique(step[begins][order], return_index=True)
         keys = segments.keys[begins[order][first]]
         thread = keys >> TIME_BITS
-        pid = (segments.tids[thread] >> nsys_tables.PID_SHIFT) & nsys_tables.PID_MASK if len(rows) else thread
+        pid = segments.tids[thread] >> nsys_tables.TID_BITS if len(rows) else thread
         self._pids = np.unique(pid)
         packed = (np.searchsorted(self._pids, pid) << TIME_BITS) | (keys & ((1 << TIME_BITS) - 1))
         in_order = np.argsort(packed, kind="stable")
@@ -35,7 +35,7 @@ class StepStarts:
             return row
         slot = np.searchsorted(self._pids, pid)
         slot[slot == len(self._pids)] = 0
-        relative = np.clip(time_ns - self._origin_ns, -1, (1 << TIME_BITS) - 2) + 1
+        relative = relative_ns(time_ns, self._origin_ns)
         at = np.searchsorted(self._keys, (slot.astype(np.int64) << TIME_BITS) | relative, side="right") - 1
         known = (self._pids[slot] == pid) & (at >= 0)
         known[known] = self._keys[at[known]] >> TIME_BITS == slot[known]

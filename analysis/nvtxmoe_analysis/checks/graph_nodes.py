@@ -13,7 +13,7 @@ NAME = "graph_nodes"
 
 
 def check(results: RunMetrics) -> Check:
-    """No replayed node without a creation row."""
+    """Every replayed node leads, by however many clones, to an original created before the replay."""
     lost = sum(report.nodes_unresolved for report in results.reports)
     rows = sum(report.graph_rows for report in results.reports)
     if lost:

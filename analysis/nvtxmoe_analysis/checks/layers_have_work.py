@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution.placed import UNPLACED
+from nvtxmoe_analysis.attribution.placed import IMPLAUSIBLE, UNPLACED
 from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.expected_cells import first_cells, wanted_cells
@@ -44,9 +44,10 @@ def check(results: RunMetrics) -> Check:
 
 
 def _wanted(report: CaptureFacts) -> pl.DataFrame:
-    """Of the cells of a whole capture those that lack nothing else: see operations_placed and launches_have_work."""
+    """Of the cells of a whole capture those that lack nothing else: see operations_placed,
+    operation_times and launches_have_work."""
     cells = wanted_cells(report.events, report.steps)
-    if (report.coverage["class"] == UNPLACED).any():
+    if report.coverage["class"].is_in([UNPLACED, IMPLAUSIBLE]).any():
         return cells.clear()
     whole = report.launches.by_step.group_by("pid", "step").agg(pl.col("whole").all())
     return cells.join(whole.filter("whole"), on=["pid", "step"], how="semi")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
@@ -22,7 +25,7 @@ def check(results: RunMetrics) -> Check:
         pids = set(report.steps["pid"].to_list()) | set(report.events.counts.cells["pid"].to_list())
         speaking += len(pids)
         mute = sorted(pids - set(report.metas))
-        silent += [_named(report, pid) for pid in mute]
+        silent += [_named(report, pid, [*pids, *report.metas]) for pid in mute]
         whole &= not mute or not report.events.problems["blobs_missing"]
     if silent:
         why = " The capture began after the process announced itself." if whole else " Payloads are missing."
@@ -39,6 +42,6 @@ def check(results: RunMetrics) -> Check:
     return passed(NAME, f"{number(speaking, 'process', 'processes')} announced {themselves}.", processes=speaking)
 
 
-def _named(report: CaptureFacts, pid: int) -> str:
+def _named(report: CaptureFacts, pid: int, pids: Sequence[int]) -> str:
     file = report.events.journals.get(pid)
-    return f"process {pid} of {report.source.name}" if file is None else file.path.name
+    return f"{process_name(pid, pids)} of {report.source.name}" if file is None else file.path.name

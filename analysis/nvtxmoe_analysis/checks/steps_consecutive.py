@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.run.lost_steps import Gap
 
@@ -56,5 +57,5 @@ def listed(gaps: Sequence[Gap]) -> str:
     texts = []
     for gap in gaps[:MOST_GAPS]:
         steps = f"step {gap.first:,}" if gap.first == gap.last else f"steps {gap.first:,} to {gap.last:,}"
-        texts.append(f"{steps} of {f'process {gap.pid}' if gap.rank is None else f'rank {gap.rank}'}")
+        texts.append(f"{steps} of {process_name(gap.pid) if gap.rank is None else f'rank {gap.rank}'}")
     return ", ".join(texts) + (", ..." if len(gaps) > MOST_GAPS else "")

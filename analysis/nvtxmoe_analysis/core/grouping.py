@@ -13,6 +13,8 @@ from nvtxmoe_analysis.core.arrays import AnyInts, Ints
 #: A table by key may be this many times larger than the rows, plus a constant.
 SPARSE_FACTOR = 16
 SPARSE_CONSTANT = 1 << 20
+#: Integers up to here are exact in doubles.
+MOST_EXACT = 1 << 53
 
 
 def dense(key: Ints) -> tuple[Ints, Ints]:
@@ -40,9 +42,13 @@ def in_order(*keys: npt.NDArray[np.generic], strictly: bool = False) -> bool:
 
 
 def sums(index: Ints, values: Ints, groups: int) -> Ints:
-    """Sum of the values of each group: int64 [groups]. Exact below 2^53, in the doubles that numpy adds."""
-    with np.errstate(invalid="ignore"):  # times of a damaged file need not add up to 64 bits
+    """Sum of the values of each group: int64 [groups], exact modulo 2^64."""
+    largest = max(abs(int(values.min(initial=0))), int(values.max(initial=0)))
+    if largest * len(values) < MOST_EXACT:  # what doubles, which numpy adds fast, hold exactly
         return np.bincount(index, values.astype(np.float64), minlength=groups).astype(np.int64)
+    total = np.zeros(groups, dtype=np.int64)
+    np.add.at(total, index, values)
+    return total
 
 
 #: Numbers that a packed key may have.

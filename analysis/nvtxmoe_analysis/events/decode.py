@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from nvtxmoe_analysis.events.capture_state import CaptureState
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.meta import RECAPTURE, Meta, _meta
 from nvtxmoe_analysis.events.nvtx import pid_of, push_pop, read_nvtx, read_payloads, step_ranges
+from nvtxmoe_analysis.events.process_lives import Lives, lives_of
 from nvtxmoe_analysis.events.table_decoders import Groups, count_table, pair_table, require, topk_table
 from nvtxmoe_analysis.events.tables import CountTable, PairTable, TopkTable
 from nvtxmoe_analysis.events.word_payloads import WordEvents, assemble, plausible
@@ -45,6 +46,8 @@ class Events:
         problems: counts of what could not be read, by name.
         encoding: ``binary``, ``words``, ``journal``, or ``none``.
         journals: the files of a session of direct mode, by the ``pid`` of their rows; else empty.
+        all_metas: (when it was set, content) of every moe.meta mark, in the order of time.
+        lives: process ids that were used again; ``pid`` tells the processes apart everywhere here.
     """
 
     ranges: pl.DataFrame
@@ -57,6 +60,8 @@ class Events:
     problems: dict[str, int]
     encoding: str
     journals: Mapping[int, JournalFile] = field(default_factory=dict)
+    all_metas: Sequence[tuple[int, Meta]] = ()
+    lives: Lives = field(default_factory=Lives)
 
     def capture_states(self) -> dict[int, CaptureState]:
         """What each process said of its own capture, in moe.meta and, later, at the end of its journal."""
@@ -76,17 +81,29 @@ def read_events(export: Export) -> Events:
 
 
 def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
-    """Read the payloads of the rows of ``read_nvtx`` and decode them; raises as :func:`read_events`."""
+    """Read the payloads of the rows of ``read_nvtx`` and decode them; raises as :func:`read_events`.
+
+    Where a process id was used again, ``pid`` tells the processes apart (``process_lives``).
+    """
+    events = _decode_told(export, nvtx, Lives())
+    lives = lives_of(events.all_metas)
+    return _decode_told(export, nvtx, lives) if lives else events
+
+
+def _decode_told(export: Export, nvtx: pl.DataFrame, lives: Lives) -> Events:
+    steps = lives.told(step_ranges(nvtx))  # in the order of the rows' own processes, as attribution numbers them
+    nvtx = lives.told(nvtx)
     blobs = read_payloads(export, nvtx)
     is_word = (pl.col("eventType") == nsys_tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
     words = plausible(assemble(nvtx.filter(is_word)))
     decoder = Decoder(export)
     binary = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
-    spelled = words.events.with_columns(pid=pid_of("globalTid"))
-    events = decode(export.source, groups, spelled, step_ranges(nvtx))
+    spelled = lives.told(words.events.with_columns(pid=pid_of("globalTid")))
+    events = decode(export.source, groups, spelled, steps)
     return replace(
         events,
+        lives=lives,
         ranges=push_pop(nvtx).select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
         problems=_problems(nvtx, blobs, words, events.steps),
         encoding="words" if len(words.events) else "binary" if len(binary) else "none",
@@ -106,7 +123,8 @@ def decode(
         padded: whether spelled payloads are padded to whole words.
     """
     words = {name: spelled.filter(pl.col("name") == name) for name in PAYLOAD_EVENTS}
-    metas = _metas(source, groups[schema.META], words[schema.META])
+    marks = _metas(source, groups[schema.META], words[schema.META])
+    metas = {meta.pid: meta for _, meta in marks}  # sent again by sessions that start late: the last one counts
 
     def counted(name: str) -> CountTable:
         number = _slots(metas) if name == schema.PHYSICAL else _experts(metas)
@@ -125,6 +143,7 @@ def decode(
             pairs=pair_table(groups[schema.PAIRS], words[schema.PAIRS], _experts(metas)),
             problems=dict.fromkeys(("blobs_missing", "words_truncated", "words_damaged", "start_end_steps"), 0),
             encoding="none",
+            all_metas=marks,
         )
 
 
@@ -155,15 +174,15 @@ def _problems(nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps:
     }
 
 
-def _metas(source: Path, groups: Groups, words: pl.DataFrame) -> dict[int, Meta]:
+def _metas(source: Path, groups: Groups, words: pl.DataFrame) -> list[tuple[int, Meta]]:
+    """Every mark and when it was set, in the order of time."""
     texts: list[tuple[int, int, bytes]] = []
     for rows, arrays in groups:
         for pid, start, array in zip(rows["pid"].to_list(), rows["start"].to_list(), arrays, strict=True):
             texts.append((start, pid, array.tobytes()))
     for pid, start, blob in words.select("pid", "start", "blob").iter_rows():
         texts.append((start, pid, blob))
-    # Sent again by sessions that start late: the last one counts.
-    return {pid: replace(_meta(source, pid, text.rstrip(b"\0")), marked_ns=at) for at, pid, text in sorted(texts)}
+    return [(at, replace(_meta(source, pid, text.rstrip(b"\0")), marked_ns=at)) for at, pid, text in sorted(texts)]
 
 
 _STEP_FIELDS = ("step", "rank", "num_tokens", "num_reqs", "prefill_tokens", "decode_tokens")

@@ -11,6 +11,7 @@ from typing import Any
 from nvtxmoe.errors import NvtxmoeError, located
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.events.capture_state import CaptureState, capture_state, shown
+from nvtxmoe_analysis.readers import nsys_tables
 
 RECAPTURE = "Capture again, or export the report again with --include-blobs=true"
 
@@ -67,7 +68,7 @@ class Meta:
 
 
 def _meta(source: Path, pid: int, text: bytes) -> Meta:
-    with located(f"{source}, moe.meta of process {pid}", RECAPTURE):
+    with located(f"{source}, moe.meta of process {pid & nsys_tables.PID_MASK}", RECAPTURE):
         try:
             raw = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
         except (ValueError, RecursionError) as error:

@@ -17,8 +17,8 @@ COLUMNS = {
 
 
 def pid_of(column: str) -> pl.Expr:
-    """Process id inside a globalTid or globalPid."""
-    return (pl.col(column) // (1 << nsys_tables.PID_SHIFT)) & nsys_tables.PID_MASK
+    """Process of a globalTid or globalPid: all bits above the thread (``nsys_tables.TID_BITS``)."""
+    return pl.col(column) // (1 << nsys_tables.TID_BITS)
 
 
 def read_nvtx(export: Export) -> pl.DataFrame:

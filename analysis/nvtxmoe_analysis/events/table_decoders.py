@@ -14,6 +14,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.word_payloads import WORD_BYTES
 from nvtxmoe_analysis.events.tables import MOST_COUNT_BYTES, CountTable, PairTable, TopkTable, _frame, narrowest, stack
+from nvtxmoe_analysis.readers import nsys_tables
 
 Groups = list[tuple[pl.DataFrame, npt.NDArray[Any]]]
 
@@ -155,7 +156,7 @@ def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int], padded
             at = strange[0]
             raise NvtxmoeError(
                 f"moe.w.topk of layer {layers[at]} can't be read: neither moe.meta nor moe.counts tells its top_k",
-                where=f"process {rows['pid'][at]}",
+                where=f"process {rows['pid'][at] & nsys_tables.PID_MASK}",
             )
         for k in sorted(set(known)):
             mine = np.flatnonzero(np.array(known) == k)
@@ -200,7 +201,7 @@ def _word_pairs(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> 
         if schema.pairs_length(number) > room:
             raise NvtxmoeError(
                 f"damaged payload: moe.w.pairs of layer {layer} holds {room} pairs of {number} experts",
-                where=f"process {pid}",
+                where=f"process {pid & nsys_tables.PID_MASK}",
             )
         groups.append((words[index : index + 1], np.frombuffer(blob, schema.pairs_dtype(number), 1)))
     return groups

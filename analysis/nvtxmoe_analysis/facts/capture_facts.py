@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -55,6 +56,8 @@ class CaptureFacts:
             ``inferred``, ``phase`` (null where ranges tell no layer), ``kernel_name``, ``graph``, ``start``, ``end``
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
+        implausible_ranges: ranges with impossible times, by ``ranges.RANGE_REASONS``; unclosed_ranges: those without an
+            end, other than steps. implausible_in_steps, clocks_agree: see ``Attribution``.
         coverage, outside_layers: see ``Attribution``; the whole export.
         outside_kept: as ``outside_layers``, of the steps inside the selection.
         launches: those in steps; the whole export.
@@ -90,6 +93,10 @@ class CaptureFacts:
     crossings: int
     nodes_unresolved: int
     operations: int
+    implausible_in_steps: int
+    clocks_agree: bool
+    implausible_ranges: Mapping[str, int]
+    unclosed_ranges: int
     epoch_ns: int | None
     export_info: dict[str, str]
     warnings: tuple[str, ...]
@@ -151,6 +158,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
             placed = attribute(export, segments, launches, progress)
             steps = _steps(decoding.result(), selection)
         events = decoding.result()
+        if events.lives:
+            # Known only now, and rare: the work outside layers must be added up by process once more.
+            kept = steps["kept"].to_numpy() if selection.narrows_work else None
+            placed = attribute(export, segments, launches, progress, kept=kept, lives=events.lives)
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
     in_layer = _repeats_merged(of_operations(placed.in_layer, steps, selection), keys)
     timings = _keyed(cell_timings(in_layer), keys)
@@ -182,6 +193,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         crossings=segments.crossings,
         nodes_unresolved=placed.nodes_unresolved,
         operations=int(placed.coverage["operations"].sum()),
+        implausible_in_steps=placed.implausible_in_steps,
+        clocks_agree=placed.clocks_agree,
+        implausible_ranges=segments.implausible,
+        unclosed_ranges=segments.unclosed,
         graph_rows=export.rows(nsys_tables.GRAPH_NODES),
         features=cell_features(counts).drop("min_count").hstack([] if direct else unevenness(counts).get_columns()),
         layers=pl.DataFrame(schema=COLUMNS)

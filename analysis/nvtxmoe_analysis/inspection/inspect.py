@@ -281,7 +281,7 @@ def _process(pid: int, meta: Meta | None, steps: pl.DataFrame) -> Process:
         return value if isinstance(value, int) else None
 
     return Process(
-        pid=pid,
+        pid=pid & nsys_tables.PID_MASK,
         rank=meta.rank if meta else (int(known[0]) if len(known) else None),
         world_size=meta.world_size if meta else None,
         tp_rank=meta_number("tp_rank"),

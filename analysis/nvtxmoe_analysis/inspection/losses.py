@@ -11,6 +11,7 @@ from nvtxmoe_analysis.checks.steps_closed import no_step
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.facts.expected_cells import counted_cells
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
@@ -73,7 +74,7 @@ def event_losses(events: Events) -> list[str]:
     if count := events.steps["end"].null_count() * (not events.journals):
         found.append(f"{number(count, 'step')} still open when the capture ended")
     pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    found += [f"process {pid} has steps but no moe.meta" for pid in pids_without_meta]
+    found += [f"{process_name(pid, pids_without_meta)} has steps but no moe.meta" for pid in pids_without_meta]
     cells = counted_cells(events, events.steps)
     if missing_cells := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
         found.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")

@@ -69,7 +69,7 @@ def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
 def coverage(reports: Sequence[CaptureFacts]) -> dict[str, Any]:
     """Operations and GPU time by class, with reasons and kinds; shares are of the GPU time inside steps."""
     from nvtxmoe_analysis.attribution.gpu_operations import KINDS  # noqa: PLC0415  see registry
-    from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS  # noqa: PLC0415  see registry
+    from nvtxmoe_analysis.attribution.placed import CLASSES, IMPLAUSIBLE, REASONS  # noqa: PLC0415  see registry
 
     total = (
         pl.concat([report.coverage for report in reports])
@@ -80,6 +80,8 @@ def coverage(reports: Sequence[CaptureFacts]) -> dict[str, Any]:
     classes: dict[str, Any] = {}
     for code, name in enumerate(CLASSES):
         mine = total.filter(pl.col("class") == code)
+        if code == IMPLAUSIBLE and mine.is_empty():
+            continue
         classes[name] = {
             **_sums(mine),
             "kinds": {KINDS[k]: _sums(mine.filter(pl.col("kind") == k)) for k in mine["kind"].unique().sort()},
@@ -115,6 +117,8 @@ _SAID = (
 
 
 def _input(report: CaptureFacts) -> dict[str, Any]:
+    from nvtxmoe_analysis.readers import nsys_tables  # noqa: PLC0415  see registry
+
     return {
         "path": str(report.source),
         "kind": report.kind,
@@ -127,7 +131,8 @@ def _input(report: CaptureFacts) -> dict[str, Any]:
         "gpu_operations": report.operations,
         "steps": len(report.steps),
         "processes": [
-            {"pid": pid, **_said(meta)} for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
+            {"pid": pid & nsys_tables.PID_MASK, **_said(meta)}
+            for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
         ],
     }
 

@@ -14,11 +14,13 @@ from nvtxmoe_analysis.attribution.gpu_operations import COPY_NAMES, GRAPH_NAME, 
 from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes
 from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Launches
+from nvtxmoe_analysis.attribution.operation_times import Judged
 from nvtxmoe_analysis.attribution.placed import IN_LAYER, PlacedBatch
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
 from nvtxmoe_analysis.attribution.step_sums import IDLE_SLOT, SLOTS, outside_layers, steps_and_slots
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.nvtx import push_pop, read_nvtx, step_ranges
+from nvtxmoe_analysis.events.process_lives import Lives
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
@@ -72,12 +74,15 @@ def read_placed(
     *,
     everything: bool,
     progress: Progress | None = None,
+    lives: Lives | None = None,
+    clocks_agree: bool = True,
 ) -> Placed:
     """Read the operations that moe_kernel_timings counts.
 
     Parameters:
         steps: ``CaptureFacts.steps``.
         everything: also those outside layers, but where layers are asked for.
+        lives: ``Events.lives``; clocks_agree: ``CaptureFacts.clocks_agree``.
     """
     progress = progress or Progress()
     nvtx = read_nvtx(export)
@@ -90,7 +95,9 @@ def read_placed(
     lost: list[Operations] = []
 
     def place(operations: Operations, *, last: bool) -> None:
-        batch, _, left = place_batch(operations, segments, launches, nodes, last=last)
+        batch, _, left = place_batch(
+            operations, segments, launches, nodes, Judged(clocks_agree=clocks_agree), lives, last=last
+        )
         frame = operations.frame
         if left is not None:
             lost.append(left)

@@ -20,6 +20,7 @@ from nvtxmoe_analysis.perfetto.lanes import lay
 from nvtxmoe_analysis.perfetto.operations import PHASES, Placed, read_placed
 from nvtxmoe_analysis.perfetto.slices import Slices, of_track
 from nvtxmoe_analysis.perfetto.time_axis import Axis
+from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 
 HOST_TRACK, LAYERS_TRACK, PHASES_TRACK, COLLECTIVES_TRACK, LOAD_TRACK = (
@@ -119,7 +120,15 @@ def trace(
         if report.direct:
             continue
         mine = [one for one in processes if one.report == index]
-        placed = read_placed(reopen(index), report.steps, results.selection, everything=everything, progress=progress)
+        placed = read_placed(
+            reopen(index),
+            report.steps,
+            results.selection,
+            everything=everything,
+            progress=progress,
+            lives=report.events.lives,
+            clocks_agree=report.clocks_agree,
+        )
         progress.begin(f"{report.source.name}: writing {len(placed.frame):,} operations")
         split = results.collective_split.frame.filter(pl.col("report") == index, pl.col("kept"))
         frames = {
@@ -248,14 +257,15 @@ def _processes(results: RunMetrics, writer: _Writer) -> list[_Process]:
 
 def _named(results: RunMetrics, processes: list[_Process]) -> Iterator[bytes]:
     """The processes' own tracks. Ids that two hosts both have are replaced by numbers from 1 on."""
-    pids = [one.pid for one in processes]
+    reports = results.reports
+    pids = [one.pid if reports[one.report].direct else one.pid & nsys_tables.PID_MASK for one in processes]
     distinct = len(set(pids)) == len(pids) and all(0 < pid <= _MOST_PID for pid in pids)
-    for index, one in enumerate(processes, start=1):
+    for index, (pid, one) in enumerate(zip(pids, processes, strict=True), start=1):
         report = results.reports[one.report]
         meta = report.metas.get(one.pid)
-        name = f"process {one.pid}" if one.rank is None else f"rank {one.rank}"
+        name = f"process {pid}" if one.rank is None else f"rank {one.rank}"
         labels = [report.source.name]
         for key in ("host", "device", "model"):
             value = None if meta is None else meta.raw.get(key)
             labels += [value] if isinstance(value, str) else []
-        yield m.process(one.uuid, one.pid if distinct else index, name, labels)
+        yield m.process(one.uuid, pid if distinct else index, name, labels)

@@ -33,18 +33,18 @@ _SPAN = ("start", "end")
 KERNEL = Table(
     "CUPTI_ACTIVITY_KIND_KERNEL",
     (*_ACTIVITY, "demangledName"),
-    optional=("graphNodeId",),
+    optional=("graphNodeId", "contextId"),
     filled=(*_SPAN, "demangledName"),
 )
 MEMCPY = Table(
     "CUPTI_ACTIVITY_KIND_MEMCPY",
     (*_ACTIVITY, "bytes", "copyKind"),
-    optional=("graphNodeId",),
+    optional=("graphNodeId", "contextId"),
     filled=(*_SPAN, "copyKind"),
 )
-MEMSET = Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ACTIVITY, "bytes"), optional=("graphNodeId",), filled=_SPAN)
+MEMSET = Table("CUPTI_ACTIVITY_KIND_MEMSET", (*_ACTIVITY, "bytes"), optional=("graphNodeId", "contextId"), filled=_SPAN)
 #: One row a whole graph, instead of one a node: what ``--cuda-graph-trace=graph`` records.
-GRAPH_TRACE = Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", _ACTIVITY, optional=("graphId",), filled=_SPAN)
+GRAPH_TRACE = Table("CUPTI_ACTIVITY_KIND_GRAPH_TRACE", _ACTIVITY, optional=("graphId", "contextId"), filled=_SPAN)
 RUNTIME = Table(
     "CUPTI_ACTIVITY_KIND_RUNTIME",
     ("start", "end", "globalTid", "correlationId", "nameId", "returnValue"),
@@ -117,5 +117,8 @@ NVTX_PUSH_POP = 59
 NVTX_START_END = 60
 NVTX_DOMAIN = 75
 
-PID_SHIFT = 24
+#: A globalTid is, from its highest bits down, an id of the hardware or virtual machine, a process id of 24 bits and a
+#: thread id of 24 bits; a globalPid has 0 for the thread. All bits above the thread identify the process, because two
+#: machines or containers can use one process id.
+TID_BITS = 24
 PID_MASK = 0xFFFFFF

@@ -18,6 +18,7 @@ CLASS_WORDS = {
     "in_step": "in a step, outside layers: attention, sampling, ...",
     "outside_steps": "between steps: warm-up, graph capture, idle",
     "unplaced": "it can't be told where it belongs",
+    "implausible": "impossible times: in no sum",
 }
 NOT_TOLD = "Not measured for this set-up: the capture does not say what recording costs."
 

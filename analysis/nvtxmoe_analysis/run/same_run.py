@@ -8,6 +8,7 @@ from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 
 APART = "Analyse the reports of each run apart, into folders of their own"
@@ -89,7 +90,7 @@ def _refuse_same_rank(reports: Sequence[CaptureFacts]) -> None:
             ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
         for pid, rank in sorted(ranks):
             file = report.events.journals.get(pid)
-            here = f"{report.source} (process {pid})" if file is None else str(file.path)
+            here = f"{report.source} ({process_name(pid, list(report.metas))})" if file is None else str(file.path)
             if rank in seen:
                 raise NvtxmoeError(
                     f"two processes say they are rank {rank}: {seen[rank]} and {here}",

@@ -222,9 +222,12 @@ def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.Dat
     ]
     key = ["pid", "graphNodeId"]
     used = frame.join(pl.concat([frame.clear().select(key), *replayed]), on=key, how="semi")
-    originals = used.select("pid", pl.col("originalGraphNodeId").alias("graphNodeId")).drop_nulls()
-    lead = frame.join(originals, on=key, how="semi")
-    kept = pl.concat([used["row"], lead["row"], _made_during(frame, runtime)]).unique().alias("row")
+    number = -1
+    while len(used) > number:  # a clone's original may be a clone too
+        number = len(used)
+        originals = used.select("pid", pl.col("originalGraphNodeId").alias("graphNodeId")).drop_nulls()
+        used = frame.join(pl.concat([used.select(key), originals]), on=key, how="semi")
+    kept = pl.concat([used["row"], _made_during(frame, runtime)]).unique().alias("row")
     return _in_order(frame.join(kept.to_frame(), on="row", how="semi")).drop("pid")
 
 
