@@ -6,7 +6,7 @@ decides layer and phase. Every join carries the process; what can't be placed is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,12 +15,13 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.attribution import step_sums as work
-from nvtxmoe_analysis.attribution.gpu_operations import KINDS, Operations, operation_names, read_operations
+from nvtxmoe_analysis.attribution.gpu_operations import KINDS, STREAM, Operations, operation_names, read_operations
 from nvtxmoe_analysis.attribution.graph_nodes import GraphNodes, Replayed
 from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
-from nvtxmoe_analysis.attribution.launches import Launches
+from nvtxmoe_analysis.attribution.launches import Calls, Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
 from nvtxmoe_analysis.attribution.operation_times import Judged, RowsByKind, may_overrun, overruns, reasons_of
+from nvtxmoe_analysis.attribution.order import operations_disordered
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
@@ -43,7 +44,7 @@ from nvtxmoe_analysis.attribution.placed import (
 )
 from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.attribution.repeated_rows import Digests, repeated, row_digests
-from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.arrays import Bools, Ints
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.process_lives import Lives
@@ -69,6 +70,8 @@ class Attribution:
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
         implausible_in_steps: operations of class ``implausible`` that were launched in a step.
         clocks_agree: see ``operation_times.Judged``.
+        disordered: rows out of the order in which things happen (``order``), by what they are: ``calls``, ``nodes``,
+            ``operations``.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
         repeated: operations that repeat another one: see ``repeated_rows``.
@@ -83,6 +86,7 @@ class Attribution:
     nodes_unresolved: int
     implausible_in_steps: int
     clocks_agree: bool
+    disordered: Mapping[str, int]
     partial_graphs: npt.NDArray[np.int32]
     repeated: int
 
@@ -121,6 +125,7 @@ def attribute(
             suspects=may_overrun(batch),
             operations=len(batch.place),
             off=int(np.isin(batch.reason, (STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER)).sum()),
+            disordered=batch.disordered,
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
@@ -150,6 +155,11 @@ def attribute(
         in_layer=layers,
         coverage=_coverage([part.tally for part in parts]),
         clocks_agree=clocks_agree,
+        disordered={
+            "calls": launches.disordered,
+            "nodes": nodes.disordered,
+            "operations": sum(part.disordered for part in parts),
+        },
         implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
         work=done,
@@ -186,6 +196,7 @@ class _Placed:
     suspects: Ints
     operations: int
     off: int
+    disordered: int
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
@@ -267,6 +278,7 @@ def place_batch(
         start=frame["start"],
         end=frame["end"],
         at=frame["at"].to_numpy(),
+        disordered=_disordered(frame, launches, call, (call >= 0) & (impossible == 0)) if judged.clocks_agree else 0,
     )
     return batch, ((call[at], found.row), found.unresolved), lost
 
@@ -285,6 +297,16 @@ def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
             "end": batch.end.gather(inside),
         }
     )
+
+
+def _disordered(frame: pl.DataFrame, launches: Launches, call: Calls, judged: Bools) -> int:
+    """Operations out of their stream's order, among those to be judged."""
+    if STREAM[0] not in frame.columns:  # whole graphs
+        return 0
+    at = np.flatnonzero(judged)
+    some, call = frame[at], call[at]
+    streams = [some[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)]
+    return operations_disordered([*streams, launches.thread[call]], some["start"].to_numpy(), launches.start_ns[call])
 
 
 def _tally(batch: PlacedBatch) -> Ints:

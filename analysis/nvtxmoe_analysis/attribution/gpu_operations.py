@@ -31,7 +31,7 @@ class Operations:
         kind: index into KINDS.
         frame: ``start``, ``end`` (ns), ``globalPid``, ``correlationId``, ``graphNodeId`` (null: launched eagerly),
             ``name`` (StringIds id of a kernel, a negative id otherwise; see :func:`operation_names`), ``at`` (Int64,
-            the row's position among those of its kind).
+            the row's position among those of its kind), and STREAM, but for whole graphs.
     """
 
     kind: int
@@ -49,11 +49,11 @@ def read_operations(export: Export, progress: Progress) -> Iterator[Operations]:
     def batches(table: Table, columns: tuple[str, ...]) -> Iterator[pl.DataFrame]:
         return _numbered(progress.over(export.batches(table, columns)))
 
-    for batch in batches(nsys_tables.KERNEL, (*_COLUMNS, "graphNodeId", "demangledName")):
+    for batch in batches(nsys_tables.KERNEL, (*_COLUMNS, *STREAM, "graphNodeId", "demangledName")):
         yield Operations(0, batch.rename({"demangledName": "name"}))
-    for batch in batches(nsys_tables.MEMCPY, (*_COLUMNS, "graphNodeId", "copyKind")):
+    for batch in batches(nsys_tables.MEMCPY, (*_COLUMNS, *STREAM, "graphNodeId", "copyKind")):
         yield Operations(1, batch.with_columns(name=COPY_NAMES - pl.col("copyKind")).drop("copyKind"))
-    for batch in batches(nsys_tables.MEMSET, (*_COLUMNS, "graphNodeId")):
+    for batch in batches(nsys_tables.MEMSET, (*_COLUMNS, *STREAM, "graphNodeId")):
         yield Operations(2, batch.with_columns(name=pl.lit(MEMSET_NAME, pl.Int64)))
     for batch in batches(nsys_tables.GRAPH_TRACE, _COLUMNS):
         yield Operations(3, batch.with_columns(graphNodeId=pl.lit(None, pl.Int64), name=pl.lit(GRAPH_NAME, pl.Int64)))

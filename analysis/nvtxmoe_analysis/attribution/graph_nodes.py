@@ -45,10 +45,14 @@ class GraphNodes:
 
     A replayed id leads by way of the ids it was cloned from to the creation of the first original, and that to the
     ranges then open on its thread (``node_generations``). All of it within one process.
+
+    Attributes:
+        disordered: rows out of their graph's order.
     """
 
     def __init__(self, export: Export, segments: Segments) -> None:
         self._of = of = generations(export)
+        self.disordered = of.disordered
         self._segment = np.full(len(of.pid) + 1, -1, dtype=np.int32)
         known = np.flatnonzero(of.resolved)
         self._segment[known] = segments.find(of.origin_tid[known], of.origin_ns[known])

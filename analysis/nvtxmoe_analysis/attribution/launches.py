@@ -10,6 +10,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.attribution.id_index import ID_BITS, Index
+from nvtxmoe_analysis.attribution.order import calls_disordered
 from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.attribution.repeated_ids import RepeatedIds
 from nvtxmoe_analysis.attribution.step_starts import StepStarts
@@ -42,6 +43,8 @@ class Launches:
         after_step: int32 [calls + 1], of calls outside steps the row of the last step that had begun in their process;
             -1 where none had, of calls in steps, and in the last entry.
         start_ns: int64 [calls + 1], when each call began; the last entry, for a missing call, is the latest time.
+        thread: int32 [calls + 1], the lower bits of each call's globalTid; the last entry is -1.
+        disordered: see ``order.calls_disordered``.
         repeated: calls whose (process, correlation id) an earlier one has; see :meth:`of`.
     """
 
@@ -54,7 +57,8 @@ class Launches:
         self.segment: Calls = np.zeros(1, dtype=np.int32)
         self.after_step: Calls = np.full(1, -1, dtype=np.int32)
         self.start_ns: Ints = np.full(1, np.iinfo(np.int64).max)
-        self.repeated = 0
+        self.thread: Calls = np.full(1, -1, dtype=np.int32)
+        self.repeated = self.disordered = 0
         self._indexes: list[tuple[int, Index, RepeatedIds]] = []
         self._in_step: list[pl.DataFrame] = []
         if self._names:
@@ -127,13 +131,16 @@ class Launches:
         idents: list[npt.NDArray[np.int64]] = []
         found: list[Calls] = []
         after: list[Calls] = []
+        threads: list[Calls] = []
         first = at = len(self)
         named = only is not None and only[0] == "nameId"
-        for pid, correlation, start_ns, segment, after_step, in_step in ordered_map(
+        for tid, correlation, start_ns, segment, after_step, in_step in ordered_map(
             self._located, self._progress.over(self._export.batches(nsys_tables.RUNTIME, _COLUMNS, only=only))
         ):
             self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
-            pids.append(pid)
+            pids.append(tid >> nsys_tables.TID_BITS)
+            threads.append((tid & ((1 << nsys_tables.TID_BITS) - 1)).astype(np.int32))
+            self.disordered += calls_disordered(tid, start_ns, correlation) if first == 0 else 0
             starts.append(start_ns)
             idents.append(correlation)
             found.append(segment)
@@ -146,10 +153,11 @@ class Launches:
             self._indexes.append((first, index, RepeatedIds(index, pid, ident, start_ns)))
             self.start_ns = np.concatenate([self.start_ns[:-1], start_ns, self.start_ns[-1:]])
             self.segment = np.concatenate([self.segment[:-1], *found, self.segment[-1:]])
+            self.thread = np.concatenate([self.thread[:-1], *threads, self.thread[-1:]])
             self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
 
     def _located(self, batch: pl.DataFrame) -> tuple[Ints, Ints, Ints, Calls, Calls, pl.DataFrame]:
-        """pid, correlation id, start, segment and step before of each call, and the rows of those in steps."""
+        """globalTid, correlation id, start, segment and step before of each call, and the rows of those in steps."""
         tid, start = batch["globalTid"].fill_null(0).to_numpy(), batch["start"].to_numpy()
         pid = tid >> nsys_tables.TID_BITS
         segment = self._segments.find(tid, start)
@@ -158,7 +166,7 @@ class Launches:
         after_step = np.full(len(batch), -1, dtype=np.int32)
         after_step[outside] = self._starts.before(pid[outside], start[outside])
         return (
-            pid,
+            tid,
             _known_ids(batch["correlationId"]),
             start,
             segment,

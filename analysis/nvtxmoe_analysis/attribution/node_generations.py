@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 
+from nvtxmoe_analysis.attribution.order import nodes_disordered
 from nvtxmoe_analysis.core.arrays import Bools, Ints
 from nvtxmoe_analysis.core.grouping import packed
 from nvtxmoe_analysis.core.latest import latest
@@ -33,6 +34,7 @@ class Generations:
         origin_ns: when its original was created.
         begun_ns: when the first node of the original's graph was created.
         resolved: bool, whether it leads to an original.
+        disordered: rows out of their graph's order, see ``order.nodes_disordered``: creations and clones.
     """
 
     pid: Ints
@@ -42,6 +44,7 @@ class Generations:
     origin_ns: Ints
     begun_ns: Ints
     resolved: Bools
+    disordered: int
 
 
 def generations(export: Export) -> Generations:
@@ -69,6 +72,7 @@ def generations(export: Export) -> Generations:
     # A clone's own creation row comes right before the row that names its original: both are one generation.
     same_id = (pl.col("pid").shift(-1) == pl.col("pid")) & (pl.col("node").shift(-1) == pl.col("node"))
     paired = (~pl.col("is_clone") & same_id & pl.col("is_clone").shift(-1)).fill_null(False)
+    disordered = _disordered(rows, paired)
     rows = rows.with_columns(
         paired=paired, from_ns=pl.when(paired.shift(1)).then(pl.col("start").shift(1)).otherwise("start")
     ).filter(~pl.col("paired"))
@@ -83,6 +87,7 @@ def generations(export: Export) -> Generations:
         origin_ns=np.where(resolved, rows["start"].to_numpy()[root], -1),
         begun_ns=np.where(resolved, rows["begun"].to_numpy()[root], -1),
         resolved=resolved,
+        disordered=disordered,
     )
 
 
@@ -90,6 +95,19 @@ def _begun() -> pl.Expr:
     """The first creation of the row's graph: of all its nodes that were created as often as this one."""
     created = pl.when(~pl.col("is_clone")).then("start")
     return created.min().over("pid", pl.col("node") // GRAPH_SPAN, "times")
+
+
+def _disordered(rows: pl.DataFrame, paired: pl.Expr) -> int:
+    """Rows out of order: creations by time, clones by their originals, and clones without a creation of their own in a
+    graph whose other clones have one."""
+    clones = rows.with_columns(own=paired.shift(1, fill_value=False)).filter("is_clone")
+    whole = pl.col("own").any().over("pid", pl.col("node") // GRAPH_SPAN)
+    total = int(clones.select((whole & ~pl.col("own")).sum()).item())
+    for of_clones, value in ((False, "start"), (True, "originalGraphNodeId")):
+        some = rows.filter(pl.col("is_clone") == of_clones)
+        graph = packed([some["pid"].to_numpy(), some["node"].to_numpy() // GRAPH_SPAN, some["times"].to_numpy()])
+        total += nodes_disordered(graph, some["node"].to_numpy(), some[value].to_numpy())
+    return total
 
 
 def _roots(pid: Ints, node: Ints, original: pl.Series, from_ns: Ints) -> Ints:

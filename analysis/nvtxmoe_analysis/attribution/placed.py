@@ -58,6 +58,7 @@ class PlacedBatch:
         graph_capture_start_ns: int64, when the capture of its graph began (ns); -1 if launched eagerly.
         name: see ``Operations.frame``. start, end: ns.
         at: int64, the row's position among those of its kind in the file.
+        disordered: how many are out of their streams' order (``order.operations_disordered``).
     """
 
     kind: int
@@ -76,6 +77,7 @@ class PlacedBatch:
     start: pl.Series
     end: pl.Series
     at: Ints
+    disordered: int = 0
 
     @property
     def duration(self) -> Ints:

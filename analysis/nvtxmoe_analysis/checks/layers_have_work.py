@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 
 from nvtxmoe_analysis.attribution.placed import IMPLAUSIBLE, UNPLACED
-from nvtxmoe_analysis.checks.check import Check, not_applicable, passed, warned
+from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.expected_cells import first_cells, wanted_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -30,7 +30,7 @@ def check(results: RunMetrics) -> Check:
         idle += len(bare)
         examples += first_cells(bare)
     if idle:
-        return warned(
+        return failed(
             NAME,
             f"{idle:,} of {cells:,} (rank, step, layer) with tokens have no GPU work, the first {examples[0]}: was the "
             "layer's range open when it was launched, or its graph captured?",

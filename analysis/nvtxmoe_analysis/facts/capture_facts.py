@@ -25,6 +25,7 @@ from nvtxmoe_analysis.events.nvtx import push_pop, read_nvtx, step_ranges
 from nvtxmoe_analysis.events.tables import CountTable, TopkTable
 from nvtxmoe_analysis.facts.launch_facts import LaunchFacts, launch_facts
 from nvtxmoe_analysis.facts.layer_rows import COLUMNS, layer_rows
+from nvtxmoe_analysis.facts.range_gaps import RangeGaps, range_gaps
 from nvtxmoe_analysis.facts.routing_features import cell_features, unevenness
 from nvtxmoe_analysis.facts.selection import Selection, marked, of_counts, of_operations, of_topk, ranks_of
 from nvtxmoe_analysis.readers import nsys_tables
@@ -57,7 +58,8 @@ class CaptureFacts:
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
             layers are asked for none that is tied to no layer); the whole export.
         implausible_ranges: ranges with impossible times, by ``ranges.RANGE_REASONS``; unclosed_ranges: those without an
-            end, other than steps. implausible_in_steps, clocks_agree: see ``Attribution``.
+            end, other than steps. range_gaps: those that are missing.
+        implausible_in_steps, clocks_agree, disordered: see ``Attribution``.
         coverage, outside_layers: see ``Attribution``; the whole export.
         outside_kept: as ``outside_layers``, of the steps inside the selection.
         launches: those in steps; the whole export.
@@ -95,8 +97,10 @@ class CaptureFacts:
     operations: int
     implausible_in_steps: int
     clocks_agree: bool
+    disordered: Mapping[str, int]
     implausible_ranges: Mapping[str, int]
     unclosed_ranges: int
+    range_gaps: RangeGaps
     epoch_ns: int | None
     export_info: dict[str, str]
     warnings: tuple[str, ...]
@@ -148,7 +152,8 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
     nvtx = pl.DataFrame(schema=NVTX) if isinstance(export, Session) else read_nvtx(export)
     with ThreadPoolExecutor(1) as aside:
         decoding = aside.submit(_decoded, export, nvtx)
-        segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
+        classified = classify(push_pop(nvtx), step_ranges(nvtx))
+        segments = flatten(classified)
         launches = Launches(export, segments, progress)
         if selection.narrows_work:
             # Which steps are kept must be known before work outside layers is added up.
@@ -195,8 +200,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         operations=int(placed.coverage["operations"].sum()),
         implausible_in_steps=placed.implausible_in_steps,
         clocks_agree=placed.clocks_agree,
+        disordered=placed.disordered,
         implausible_ranges=segments.implausible,
         unclosed_ranges=segments.unclosed,
+        range_gaps=range_gaps(classified, events),
         graph_rows=export.rows(nsys_tables.GRAPH_NODES),
         features=cell_features(counts).drop("min_count").hstack([] if direct else unevenness(counts).get_columns()),
         layers=pl.DataFrame(schema=COLUMNS)

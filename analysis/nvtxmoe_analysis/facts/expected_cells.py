@@ -30,7 +30,7 @@ def counted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
     journal without its end, what was in flight when its process was killed: the last step that any counts are of, and
     the next ``MOST_IN_FLIGHT``.
     """
-    wanted = _cells(steps, _counted(events))
+    wanted = _cells(steps, counted(events))
     open_ = [pid for pid, file in events.journals.items() if not file.ended]
     if not open_:
         return wanted
@@ -41,11 +41,11 @@ def counted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
 
 def counted_layers(events: Events) -> Counter[int]:
     """Number of layers, by pid, that must have counts in each step with tokens."""
-    return Counter(pid for pid, _ in _counted(events))
+    return Counter(pid for pid, _ in counted(events))
 
 
-def _counted(events: Events) -> set[tuple[int, int]]:
-    """(pid, layer) but those whose routing is hidden, and those of processes that do not send counts."""
+def counted(events: Events) -> set[tuple[int, int]]:
+    """Return (pid, layer) that must have counts: not hidden, and of a process that sends counts."""
     hidden = {(pid, layer) for pid, state in events.capture_states().items() for layer in state.hidden}
     hidden |= {(pid, layer) for pid, meta in events.metas.items() if not meta.emits("counts") for layer in meta.layers}
     return _layers(events) - hidden

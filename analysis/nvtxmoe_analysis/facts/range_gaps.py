@@ -1,0 +1,102 @@
+"""Layer and phase ranges that an eager step lacks: work launched where one should be open counts elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import polars as pl
+
+from nvtxmoe.formats import schema
+from nvtxmoe_analysis.attribution.ranges import LAYER, PHASE
+from nvtxmoe_analysis.events.decode import Events
+from nvtxmoe_analysis.events.nvtx import pid_of
+from nvtxmoe_analysis.facts.expected_cells import counted
+
+#: Phases that every run of a layer has as often as every other. Reductions and shared experts may depend on the batch.
+STEADY = tuple(f"{schema.PHASE_PREFIX}{phase}" for phase in ("route", "dispatch", "experts", "combine"))
+
+
+@dataclass(frozen=True)
+class RangeGaps:
+    """What is missing.
+
+    Attributes:
+        layers: layer ranges that a step lacks, since others of its layers have more.
+        phases: phase ranges that a layer of a step lacks, since other runs of that layer have more.
+        bare_phases: phase ranges outside a range of their layer, on their thread.
+    """
+
+    layers: int = 0
+    phases: int = 0
+    bare_phases: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.layers + self.phases + self.bare_phases
+
+
+def range_gaps(classified: pl.DataFrame, events: Events) -> RangeGaps:
+    """Compare the layer and phase ranges of each step.
+
+    Only layers that must have counts are compared: a draft model's run several times per step. Replayed steps have no
+    such ranges, and those of warm-up and graph capture, outside steps, are not compared.
+
+    Parameters:
+        classified: see ``ranges.classify``.
+    """
+    closed = classified.filter(pl.col("end").is_not_null() & pl.col("kind").is_in([LAYER, PHASE]))
+    layers = closed.filter(kind=LAYER)
+    phases = closed.filter(pl.col("name").is_in(STEADY), pl.col("layer") >= 0)
+    bare = _bare(phases, layers)
+    spans = classified.filter(pl.col("step_row") >= 0, pl.col("end").is_not_null())
+    in_steps = _in_steps(pl.concat([layers, phases]), spans)
+    runs = in_steps.filter(kind=LAYER).group_by("pid", "span", "layer").agg(runs=pl.len())
+    return RangeGaps(
+        layers=_layers_missing(runs, events),
+        phases=_phases_missing(in_steps.filter(kind=PHASE), runs),
+        bare_phases=bare,
+    )
+
+
+def _bare(phases: pl.DataFrame, layers: pl.DataFrame) -> int:
+    around = layers.select("globalTid", "start", of=pl.col("layer"), until=pl.col("end")).sort("start")
+    found = phases.sort("start").join_asof(
+        around, on="start", by="globalTid", strategy="backward", check_sortedness=False
+    )
+    inside = (pl.col("of") == pl.col("layer")) & (pl.col("end") <= pl.col("until"))
+    return len(found.filter(~inside.fill_null(False)))
+
+
+def _in_steps(ranges: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
+    """The ranges that begin in a step, with ``pid`` and ``span`` (the step's row)."""
+    around = spans.select("globalTid", "start", span=pl.col("step_row"), until=pl.col("end")).sort("start")
+    pid = pid_of("globalTid")
+    around = around.with_columns(pid=pid)
+    return (
+        ranges.with_columns(pid=pid)
+        .sort("start")
+        .join_asof(around.drop("globalTid"), on="start", by="pid", strategy="backward", check_sortedness=False)
+        .filter(pl.col("start") < pl.col("until"))
+    )
+
+
+def _layers_missing(runs: pl.DataFrame, events: Events) -> int:
+    """Layer ranges that the step's other layers have and one has not."""
+    wanted = pl.DataFrame(sorted(counted(events)), schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")
+    some = runs.join(wanted, on=["pid", "layer"], how="semi")
+    of_steps = some.group_by("pid", "span").agg(most=pl.col("runs").max())
+    expected = of_steps.join(wanted, on="pid", how="inner").join(some, on=["pid", "span", "layer"], how="left")
+    return int((expected["most"] - expected["runs"].fill_null(0)).sum())
+
+
+def _phases_missing(phases: pl.DataFrame, runs: pl.DataFrame) -> int:
+    """Phase ranges that other runs of the layer have and one has not."""
+    kinds = phases.select("pid", "layer", "name").unique()
+    seen = phases.group_by("pid", "span", "layer", "name").agg(seen=pl.len())
+    rows = runs.join(kinds, on=["pid", "layer"], how="inner").join(
+        seen, on=["pid", "span", "layer", "name"], how="left"
+    )
+    rows = rows.with_columns(pl.col("seen").fill_null(0))
+    per_run = (pl.col("seen") / pl.col("runs")).max().over("pid", "layer", "name")
+    return int(rows.with_columns(most=per_run * pl.col("runs")).select((pl.col("most") - pl.col("seen")).sum()).item())
