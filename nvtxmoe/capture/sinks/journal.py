@@ -140,7 +140,7 @@ class JournalSink:
                 return
             self._pending.append(data)
             self._bytes += len(data)
-        if self._bytes > WAKE_BYTES:
+        if self._bytes > WAKE_BYTES and not self._wake.is_set():
             self._wake.set()
 
 

@@ -21,6 +21,8 @@ class NvtxSink:
     def __init__(self, emitter: Emitter) -> None:
         self.emitter = emitter
         self.encoding = emitter.encoding
+        self._step_bytes = bytearray(schema.STEP_DTYPE.itemsize)
+        self._step = np.frombuffer(self._step_bytes, schema.STEP_DTYPE).reshape(())
 
     def meta(self, text: bytes) -> None:
         """A mark."""
@@ -28,7 +30,8 @@ class NvtxSink:
 
     def step_begins(self, step: Step) -> None:
         """A range opens."""
-        self.emitter.push_step(step.payload())
+        step.pack_into(self._step_bytes)
+        self.emitter.push_step(self._step)
 
     def step_ends(self) -> None:
         """It closes."""
