@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvtxmoe.capture.recording.current_stream import CurrentStreams
 from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.pair_counter import PairCounts
@@ -87,6 +88,7 @@ class CudaCounter:
         self._free: dict[Hashable, list[_Slot]] = {}
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
+        self._streams = CurrentStreams()
 
     def submit(
         self,
@@ -116,7 +118,7 @@ class CudaCounter:
                     with _on(device):
                         event.record()
             else:
-                slot.events[0].record()
+                self._streams.record(slot.events[0], plan.devices[0])
         except BaseException:
             self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
             raise

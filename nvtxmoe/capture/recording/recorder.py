@@ -191,9 +191,7 @@ class Recorder:
         if number and number % META_EVERY == 0:
             self._tell_meta()
         with self._lock:
-            step = self._step = Step(
-                number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens
-            )
+            step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
             self.steps = number + 1
             self._routing.begin()
             self._open = True

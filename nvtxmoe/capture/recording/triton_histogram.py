@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
+from nvtxmoe.capture.recording.current_stream import raw_stream
+
 if TYPE_CHECKING:
     import torch
 
@@ -61,4 +63,5 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
         launch.prepared["count"] = compiled[(layers, 1, 1)], rest
         return
     run, rest = prepared
-    run(table, out, num_tokens, *rest)
+    # Addresses as numbers: of a tensor, Triton's launcher would ask the driver whether the GPU can reach it.
+    run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=raw_stream(launch.device))

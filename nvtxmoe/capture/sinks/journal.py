@@ -41,7 +41,7 @@ class JournalSink:
         self.failure: str | None = None
         self._writer = JournalWriter(self.path)
         self._pid = os.getpid()
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | memoryview] = []
         self._bytes = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -131,7 +131,7 @@ class JournalSink:
             self.flush()
             self._writer.close()
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, data: bytes | memoryview) -> None:
         if self._closed or self.failure is not None:
             return
         with self._lock:
