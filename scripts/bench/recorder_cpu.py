@@ -3,13 +3,14 @@
 
     python scripts/bench/recorder_cpu.py [--layers 48] [--experts 128] [--steps 600]
 
-Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting kernel
-and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain is made
-to believe that a tool listens, so that payloads are copied as under nsys.
+Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
+kernel and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
+is made to believe that a tool listens, so that payloads are copied as under nsys.
 
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
-imitate that: 64 MB are written between steps. Prints JSON: per part of the step the median and the quartiles over steps,
-in microseconds, of CPU time of the thread. Steps that send (every 16th in direct mode) are in the mean alone.
+imitate that: 64 MB are written between steps. Prints JSON: per part of the step the mean, the median and the quartiles
+over steps, in microseconds, of CPU time of the thread. In direct mode every 16th step sends the counts of 16 steps: the
+mean has its share.
 """
 
 from __future__ import annotations
@@ -57,8 +58,12 @@ def without_gpu() -> None:
     import torch  # noqa: PLC0415
 
     empty = torch.empty
-    torch.empty = lambda *shape, pin_memory=False, **more: empty(*shape, **more)
-    torch.cuda.Event = Event
+
+    def ordinary(*shape: Any, pin_memory: bool = False, **more: Any) -> Any:
+        assert pin_memory
+        return empty(*shape, **more)
+
+    torch.empty, torch.cuda.Event = ordinary, Event
 
 
 def listening_domain() -> None:
