@@ -58,7 +58,7 @@ def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> memoryvi
     out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], size_bytes, time_ns
     # As plain bytes: numpy copies structs field by field, which takes twenty times as long.
     out["payload"] = np.ascontiguousarray(rows).view(f"V{size_bytes}")
-    return memoryview(out.view(np.uint8))
+    return out.view(np.uint8).data
 
 
 @lru_cache(maxsize=64)

@@ -160,6 +160,11 @@ def main() -> None:
     os.environ["NVTXMOE_SESSION_DIR"] = str(Path(tempfile.mkdtemp()) / "session")
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": options.layers}))
+    if options.variant == "ours":
+        from nvtxmoe.capture.startup.start import start  # noqa: PLC0415
+
+        os.environ.setdefault("NVTXMOE_ENABLE", "1")
+        start()  # where nvtxmoe is not installed as vLLM's plugin; else it does nothing more
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
     clock = Clock()

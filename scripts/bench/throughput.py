@@ -6,12 +6,12 @@
 
 Processes take turns: bare, profiled, profiled, bare, bare, ... Each starts vLLM offline with a made-up model of random
 weights (the shape of scripts/bench/overhead.py), warms up, and times batches of requests of equal length. A process's
-result is its tokens per second over all timed batches; loading, warm-up and the writing of the report are not in it, the
-whole process is given apart. The change is the mean of the logarithms of the ratios of neighbours (a pair of a bare and a
-profiled process), with the interval of 95 % of Student's t over pairs: with two pairs it is very wide.
+result is its tokens per second over all timed batches. Loading, warm-up and the writing of the report are not in it;
+`process_s` is the whole process. The change is the mean of the logarithms of the ratios of neighbours (a pair of a bare
+and a profiled process), with the interval of 95 % of Student's t over pairs: with two pairs it is very wide.
 
-Prints a line of JSON after each process, writes all of it with --out each time, and starts no process that would not end
-within --budget-s. A process that fails is noted and the next one is started.
+Prints a line of JSON after each process, writes all of it with --out each time, and starts no process that would not
+end within --budget-s. A process that fails is noted and the next one is started.
 """
 
 from __future__ import annotations

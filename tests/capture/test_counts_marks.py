@@ -48,7 +48,7 @@ class Domain:
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Domain:
     domain = Domain()
-    monkeypatch.setattr(nvtx_emitter.nvtx, "get_domain", lambda _: domain)
+    monkeypatch.setattr("nvtx.get_domain", lambda _: domain)
     return domain
 
 
