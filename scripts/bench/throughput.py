@@ -116,16 +116,21 @@ def finished(command: list[str], env: dict[str, str], log: Path, timeout_s: floa
         try:
             return child.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            for sign, wait_s in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-                try:
-                    os.killpg(child.pid, sign)
-                    child.wait(wait_s)
-                    break
-                except ProcessLookupError:
-                    break
-                except subprocess.TimeoutExpired:
-                    continue
             return f"took more than {timeout_s:.0f} s"
+        finally:
+            end_group(child)
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """End what is left of a process and of all that it started: the next one needs the GPU's memory."""
+    for sign, wait_s in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+        try:
+            os.killpg(child.pid, sign)
+            child.wait(wait_s)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -185,6 +190,7 @@ def main() -> int:
 
 def in_turn(options: argparse.Namespace) -> int:
     """Run the processes in turn and print what is known after each of them."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that children are ended, too
     base, began = Path(tempfile.mkdtemp(prefix="throughput-")), time.perf_counter()
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "result", "keep")}
     settings["budget_s"] = None if math.isinf(options.budget_s) else options.budget_s

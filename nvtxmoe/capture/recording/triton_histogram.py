@@ -60,8 +60,16 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
         layers = len(launch.layers)
         compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *rest, num_warps=4)
         # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
-        launch.prepared["count"] = compiled[(layers, 1, 1)], rest
+        launch.prepared["count"] = compiled[(layers, 1, 1)], rest, True
         return
-    run, rest = prepared
-    # Addresses as numbers: of a tensor, Triton's launcher would ask the driver whether the GPU can reach it.
-    run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=raw_stream(launch.device))
+    run, rest, by_address = prepared
+    if by_address:
+        try:
+            # Addresses as numbers: of a tensor, Triton's launcher asks the driver in every launch whether the GPU can
+            # reach it. The launch of the compilation has asked.
+            run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=raw_stream(launch.device))
+        except TypeError:  # a Triton whose launcher takes neither
+            launch.prepared["count"] = run, rest, False
+        else:
+            return
+    run(table, out, num_tokens, *rest)
