@@ -10,7 +10,7 @@ import torch
 
 from nvtxmoe.capture.hooks import Hook, failed_so_far
 from nvtxmoe.capture.recording import current_stream
-from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream
+from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_function
 from nvtxmoe.capture.recording.recorder import _PreparedRows
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
@@ -94,7 +94,7 @@ def test_stream_objects_are_kept_by_their_handle(monkeypatch: pytest.MonkeyPatch
         made.append(current[0])
         return f"stream {current[0]}"
 
-    monkeypatch.setattr(current_stream, "raw_stream", lambda _: current[0])
+    monkeypatch.setattr(current_stream, "raw_stream_function", lambda: lambda _: current[0])
     monkeypatch.setattr(torch.cuda, "current_stream", current_stream_of)
     streams, event, gpu = CurrentStreams(), Recorded(), torch.device("cuda", 0)
     for handle in (11, 11, 12, 11):
@@ -106,9 +106,9 @@ def test_stream_objects_are_kept_by_their_handle(monkeypatch: pytest.MonkeyPatch
 
 def test_where_pytorch_does_not_tell_the_handle(monkeypatch: pytest.MonkeyPatch) -> None:
     event = Recorded()
-    assert raw_stream(torch.device("cpu")) is None
     CurrentStreams().record(event, torch.device("cpu"))
     monkeypatch.delattr(torch._C, "_cuda_getCurrentRawStream", raising=False)
+    assert raw_stream_function() is None
     CurrentStreams().record(event, torch.device("cuda", 0))
     assert event.on == [None, None]
 

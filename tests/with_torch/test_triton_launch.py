@@ -1,4 +1,4 @@
-"""How the counting kernel is launched, with a stand-in for Triton: compiled once, then by addresses if it takes them."""
+"""How the counting kernel is launched, with a stand-in for Triton: compiled once, then by addresses if possible."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def histogram(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[Histogr
         monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram", raising=False)
         module = importlib.import_module("nvtxmoe.capture.recording.triton_histogram")
         monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram")
-        monkeypatch.setattr(module, "raw_stream", lambda _: 77)
+        monkeypatch.setattr(module, "raw_stream", {5: 77}.__getitem__)
         found: Histogram = module.histogram
         return found, kernel
 
@@ -60,7 +60,7 @@ def histogram(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[Histogr
 
 
 def launch() -> Launch:
-    return Launch((0, 1, 2), 8, 2, False, 2, 4, torch.device("cpu"))
+    return Launch((0, 1, 2), 8, 2, False, 2, 4, torch.device("cuda", 5))
 
 
 REST = (2, 2, 8, 16, False, 1024)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from nvtxmoe.capture.recording.current_stream import raw_stream
+from nvtxmoe.capture.recording.current_stream import raw_stream_function
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Assignments that a program takes at a time.
 BLOCK = 1024
+
+raw_stream = raw_stream_function()
 
 
 @triton.jit(do_not_specialize=["num_rows", "row_stride"])  # type: ignore[untyped-decorator]
@@ -67,7 +69,8 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
         try:
             # Addresses as numbers: of a tensor, Triton's launcher asks the driver in every launch whether the GPU can
             # reach it. The launch of the compilation has asked.
-            run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=raw_stream(launch.device))
+            stream = None if raw_stream is None else raw_stream(launch.device.index)
+            run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=stream)
         except TypeError:  # a Triton whose launcher takes neither
             launch.prepared["count"] = run, rest, False
         else:
