@@ -45,6 +45,7 @@ class Hook:
         """Switch the hook off, with one warning."""
         if self.failure is None:
             self.failure = f"{type(error).__name__}: {error}"
+            _failed.append(self.name)
             logger().warning(
                 "hook %r failed and is off from here on (%s); the model runs on, records may be incomplete",
                 self.name,
@@ -57,6 +58,8 @@ class Hook:
 
 
 REGISTRY: dict[str, Hook] = {}
+#: Hooks that were switched off in this process, in their order.
+_failed: list[str] = []
 _undo: list[Callable[[], None]] = []
 
 
@@ -142,6 +145,11 @@ def _skipping(
         return wrapped(*args, **kwargs)
 
     return wrapper
+
+
+def failed_so_far() -> int:
+    """How many hooks were switched off in this process: it changes when ``failures`` does."""
+    return len(_failed)
 
 
 def failures() -> dict[str, str]:

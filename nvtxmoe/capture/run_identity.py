@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -66,12 +66,11 @@ class Identity:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: As ``schema.STEP_DTYPE``.
+#: As ``schema.STEP_DTYPE``: the fields of ``Step`` in their order, and ``reserved``.
 _STEP = struct.Struct("<q6i")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One scheduled step. Padding is not in ``num_tokens``."""
 
     number: int
@@ -83,9 +82,11 @@ class Step:
 
     def packed(self) -> bytes:
         """Payload of ``moe.step`` as bytes."""
-        return _STEP.pack(
-            self.number, self.rank, self.num_tokens, self.num_reqs, self.prefill_tokens, self.decode_tokens, 0
-        )
+        return _STEP.pack(*self, 0)
+
+    def pack_into(self, buffer: bytearray) -> None:
+        """Write the payload of ``moe.step`` to the beginning of a buffer of at least 32 bytes."""
+        _STEP.pack_into(buffer, 0, *self, 0)
 
     def payload(self) -> Any:
         """Payload of ``moe.step``: a 0-d array."""

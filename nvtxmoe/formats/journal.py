@@ -51,17 +51,19 @@ def record(event: str, time_ns: int, payload: bytes) -> bytes:
     return _RECORD.pack(_CODES[event], len(payload), time_ns) + payload
 
 
-def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> bytes:
-    """One record a row of a structured array, as bytes; all of the same time."""
-    out = np.empty(len(rows), _with_head(rows.dtype))
-    out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], rows.dtype.itemsize, time_ns
-    out["payload"] = rows
-    return out.tobytes()
+def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> memoryview:
+    """One record per row of a structured array, as bytes of its own; all of the same time."""
+    size_bytes = rows.dtype.itemsize
+    out = np.empty(len(rows), _with_head(size_bytes))
+    out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], size_bytes, time_ns
+    # As plain bytes: numpy copies structs field by field, which takes twenty times as long.
+    out["payload"] = np.ascontiguousarray(rows).view(f"V{size_bytes}")
+    return out.view(np.uint8).data
 
 
 @lru_cache(maxsize=64)
-def _with_head(payload: np.dtype[np.void]) -> np.dtype[np.void]:
-    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", payload)])
+def _with_head(payload_bytes: int) -> np.dtype[np.void]:
+    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", f"V{payload_bytes}")])
 
 
 def block(records: bytes) -> bytes:

@@ -28,6 +28,9 @@ PHASE_PREFIX = "moe."
 WORD_PREFIX = "moe.w."
 WORD_EVENTS = ("meta", "step", "counts", "physical", "topk", "pairs")
 
+#: Bytes of one binary array at most: an array with more rows is sent in several marks. nsys 2025.3 kept 4 MiB whole.
+MOST_PAYLOAD_BYTES = 1 << 20
+
 #: Payload of ``moe.step``. ``rank`` is the global rank, unique in the run.
 STEP_DTYPE = np.dtype(
     [
@@ -43,7 +46,7 @@ STEP_DTYPE = np.dtype(
 
 
 def counts_dtype(num_experts: int) -> np.dtype[np.void]:
-    """Payload of ``moe.counts`` and ``moe.physical``: assignments an expert got in one (step, layer)."""
+    """One element of ``moe.counts`` and ``moe.physical``: assignments that each expert got in one (step, layer)."""
     return np.dtype(
         [
             ("step", "<i8"),

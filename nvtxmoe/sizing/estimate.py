@@ -160,7 +160,8 @@ def estimate(
         raw, packed = size.of(event)
         report += many * count * _marks(raw) * (REPORT_TOPK_MARK if event == "topk" else REPORT_COUNTS_MARK)
         export += many * count * _marks(raw) * (EXPORT_TOPK_MARK if event == "topk" else EXPORT_COUNTS_MARK)
-        blobs += many * count * (EXPORT_ROW + BLOB_HEADER + ARRAY_HEAD * (event == "topk") + raw)
+        marks = count * _binary_marks(event, many, raw)
+        blobs += marks * (EXPORT_ROW + BLOB_HEADER + ARRAY_HEAD * (event != "pairs")) + many * count * raw
         journal += many * count * packed
     assignments = tokens * shape.top_k
     counted = CSV_IMBALANCE + _counts_packed(assignments, shape.experts, PARQUET_COUNT)
@@ -214,6 +215,13 @@ def _counts_packed(assignments: float, cells: int, curve: tuple[tuple[float, flo
         if mean <= high or high == curve[-1][0]:
             return cells * min(MOST_COUNT, below + (above - below) * (mean - low) / (high - low))
     raise AssertionError("the last pair takes all the rest")
+
+
+def _binary_marks(event: str, layers: int, payload_bytes: int) -> int:
+    """Marks of the layers of a step in the binary form: counts of all layers are one array, up to its largest size."""
+    if event != "counts" or not layers:
+        return layers
+    return -(-layers // max(1, schema.MOST_PAYLOAD_BYTES // payload_bytes))
 
 
 def _marks(payload_bytes: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from bisect import bisect_right
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from nvtxmoe.formats import schema
 
 HEADER_BYTES = 32
+ARRAY_SCHEMA = 2
 EVENT_MARK, EVENT_RANGE, EVENT_DOMAIN = 34, 59, 75
 
 CellKey = tuple[int, int, int]  # rank, step, layer
@@ -63,7 +65,7 @@ class Ranges:
 
 @dataclass(frozen=True)
 class Cell:
-    """One ``moe.counts`` mark: assignments an expert got in one (rank, step, layer)."""
+    """One layer of a ``moe.counts`` mark: assignments an expert got in one (rank, step, layer)."""
 
     num_tokens: int
     counts: tuple[int, ...]
@@ -90,15 +92,18 @@ def tables_of(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
-def decode_counts(blob: bytes) -> tuple[CellKey, Cell]:
-    """Decode the payload of a ``moe.counts`` mark, its header included."""
+def decode_counts(blob: bytes, is_array: bool) -> Iterator[tuple[CellKey, Cell]]:
+    """Decode the payload of a ``moe.counts`` mark, its header included: one struct, or an array of structs."""
     body = blob[HEADER_BYTES:]
-    experts = (len(body) - schema.counts_dtype(0).itemsize) // 4
-    (row,) = np.frombuffer(body, dtype=schema.counts_dtype(experts))
-    counts = tuple(int(count) for count in row["counts"])
-    if sum(counts) != int(row["num_tokens"]) * int(row["top_k"]):
-        raise ValueError(f"counts of step {row['step']}, layer {row['layer']} do not sum to tokens x top_k")
-    return (int(row["rank"]), int(row["step"]), int(row["layer"])), Cell(int(row["num_tokens"]), counts)
+    layers = 1
+    if is_array:
+        layers, body = int.from_bytes(body[:8], "little"), body[8:]
+    experts = (len(body) // layers - schema.counts_dtype(0).itemsize) // 4
+    for row in np.frombuffer(body, dtype=schema.counts_dtype(experts), count=layers):
+        counts = tuple(int(count) for count in row["counts"])
+        if sum(counts) != int(row["num_tokens"]) * int(row["top_k"]):
+            raise ValueError(f"counts of step {row['step']}, layer {row['layer']} do not sum to tokens x top_k")
+        yield (int(row["rank"]), int(row["step"]), int(row["layer"])), Cell(int(row["num_tokens"]), counts)
 
 
 def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
@@ -113,6 +118,8 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
         if kind == EVENT_DOMAIN and text == schema.DOMAIN
     }
     phases = {schema.PHASE_PREFIX + phase: phase for phase in schema.PHASES}
+    query = f"SELECT domainId, schemaId FROM NVTX_PAYLOAD_SCHEMAS WHERE type = {ARRAY_SCHEMA}"
+    arrays = set(connection.execute(query)) if "NVTX_PAYLOAD_SCHEMAS" in tables_of(connection) else set()
     for start_ns, end_ns, kind, tid, domain, text, blob, number in rows:
         if (pid_of(tid), domain) not in ours or kind not in (EVENT_MARK, EVENT_RANGE):
             continue
@@ -127,10 +134,11 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
             capture.layers[tid].add(start_ns, end_ns, number)
             capture.phases[tid].add(start_ns, end_ns, "collective")
         elif text == schema.COUNTS:
-            key, cell = decode_counts(blob)
-            if key in capture.cells:
-                raise ValueError(f"two moe.counts marks for (rank, step, layer) {key}")
-            capture.cells[key] = cell
+            is_array = (domain, int.from_bytes(blob[8:16], "little")) in arrays
+            for key, cell in decode_counts(blob, is_array):
+                if key in capture.cells:
+                    raise ValueError(f"moe.counts has (rank, step, layer) {key} twice")
+                capture.cells[key] = cell
         elif text == schema.TOPK:
             capture.topk_tokens += int.from_bytes(blob[HEADER_BYTES : HEADER_BYTES + 8], "little")
     for ranges in (capture.steps, capture.layers, capture.phases):

@@ -20,6 +20,10 @@ NAMED = (
     "SELECT e.globalTid, e.start, e.end FROM NVTX_EVENTS e LEFT JOIN StringIds s ON s.id = e.textId "
     "WHERE coalesce(e.text, s.value) = ? ORDER BY e.start"
 )
+COUNTS = (
+    "SELECT e.domainId, CAST(e.binaryData AS BLOB) FROM NVTX_EVENTS e LEFT JOIN StringIds s ON s.id = e.textId "
+    "WHERE coalesce(e.text, s.value) = 'moe.counts'"
+)
 CALLS = "SELECT correlationId FROM CUPTI_ACTIVITY_KIND_RUNTIME WHERE globalTid = ? AND start >= ? AND start < ?"
 
 
@@ -45,7 +49,12 @@ def activity(export: Path) -> tuple[float, float]:
     with closing(sqlite3.connect(export)) as database:
         names = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
         kinds = [k for k in ("KERNEL", "MEMCPY", "MEMSET") if f"CUPTI_ACTIVITY_KIND_{k}" in names]
-        cells = len(database.execute(NAMED, ("moe.counts",)).fetchall())
+        # An array of counts begins, behind its header, with the number of its layers.
+        arrays = set(database.execute("SELECT domainId, schemaId FROM NVTX_PAYLOAD_SCHEMAS WHERE type = 2"))
+        cells = 0
+        for domain, blob in database.execute(COUNTS).fetchall():
+            is_array = (domain, int.from_bytes(blob[8:16], "little")) in arrays
+            cells += int.from_bytes(blob[32:40], "little") if is_array else 1
         operations = kernels = calls = 0
         seen: set[int] = set()
         for tid, start, end in database.execute(NAMED, ("moe.step",)).fetchall():

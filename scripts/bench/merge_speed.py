@@ -78,7 +78,7 @@ def _step(
     cells = np.zeros(len(picked), schema.counts_dtype(pool.shape[1]))
     cells["step"], cells["rank"], cells["num_tokens"], cells["top_k"] = number, rank, TOKENS, TOP_K
     cells["layer"], cells["counts"] = np.arange(len(picked)), pool[picked]
-    parts = [record("step", at, step.tobytes()), records_of("counts", at, cells)]
+    parts: list[bytes | memoryview] = [record("step", at, step.tobytes()), records_of("counts", at, cells)]
     if number % SAMPLE_EVERY == 0:
         for layer, pick in enumerate(picked):
             rows = np.zeros(TOKENS, schema.topk_dtype(TOP_K))

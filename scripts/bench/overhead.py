@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """What recording costs a real vLLM on a GPU: GPU and CPU time a step, recording toggled in alternating blocks.
 
-    python scripts/bench/overhead.py --variant ours            # one process: off and on in turn
+    python scripts/bench/overhead.py                      # direct mode; off and on in turn in one process
+    python scripts/bench/overhead.py --nsys /path/to/nsys # that, and then both modes in a process under nsys
     python scripts/bench/overhead.py --variant none|copies|vllm  # another way to record, to compare with none
-    nsys profile ... python scripts/bench/overhead.py --variant ours   # the same under nsys
 
 The model has the shape of Qwen3-30B-A3B (48 layers, 128 experts, top-8, hidden 2048, expert width 768) with random
 weights, decoding 32 requests under full CUDA graphs. GPU time is that between an event just before the graph's replay
 and one after everything that the step enqueued up to the end of ``execute_model``: forward, logits, and the counting.
-Prints JSON: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval.
+Prints JSON lines: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval. CPU time
+is that of the recorder's calls and, apart, of the hooks with all that they call: the mean, since only some steps send
+counts, and the quartiles of blocks. The rows `parts` time what these calls consist of, which makes the sum larger.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,18 +76,19 @@ class Clock:
 
         torch.cuda.CUDAGraph.replay, Worker.execute_model = replayed, executed
 
-    def timed(self, owner: Any, name: str) -> None:
-        """Add the time of a method of the recorder to ``cpu_ns``."""
-        original = getattr(owner, name)
+    def timed(self, owner: Any, name: str, part: str | None = None) -> Callable[[], None]:
+        """Add the time of a function to ``cpu_ns`` under a name, and return what ends that."""
+        original, own = getattr(owner, name), name in vars(owner)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter_ns()
             try:
                 return original(*args, **kwargs)
             finally:
-                self.cpu_ns[name] += time.perf_counter_ns() - began
+                self.cpu_ns[part or name] += time.perf_counter_ns() - began
 
         setattr(owner, name, call)
+        return lambda: setattr(owner, name, original) if own else delattr(owner, name)
 
     def take_us(self) -> float:
         """Median window since the last call."""
@@ -147,11 +151,20 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--blocks", type=int, default=150)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--nsys", help="Run a second time under this nsys.")
     options = parser.parse_args()
+    if options.nsys:
+        sys.exit(bare_and_under(options.nsys))
+    os.environ.setdefault("NVTXMOE_MODE", "both")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["NVTXMOE_SESSION_DIR"] = str(Path(tempfile.mkdtemp()) / "session")
     folder = Path(tempfile.mkdtemp())
     (folder / "config.json").write_text(json.dumps({**SHAPE, "num_hidden_layers": options.layers}))
+    if options.variant == "ours":
+        from nvtxmoe.capture.startup.start import start  # noqa: PLC0415
+
+        os.environ.setdefault("NVTXMOE_ENABLE", "1")
+        start()  # where nvtxmoe is not installed as vLLM's plugin; else it does nothing more
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
     clock = Clock()
@@ -176,9 +189,7 @@ def main() -> None:
 
     steps(60)
     clock.take_us()
-    import torch  # noqa: PLC0415
-
-    print(json.dumps({"variant": options.variant, "device": torch.cuda.get_device_name(), "torch": torch.__version__}))
+    print(json.dumps({"variant": options.variant, **versions()}), flush=True)
     if options.variant != "ours":
         blocks = [(steps(options.steps), clock.take_us()) for _ in range(options.blocks)]
         windows = [window for _, window in blocks]
@@ -191,50 +202,136 @@ def main() -> None:
     measure(options, clock, steps)
 
 
+#: Calls of the recorder, whose sum is ``cpu_us_a_step``.
+CALLS = ("begin_step", "replayed", "forward_done", "end_step")
+#: Hooks of vLLM's worker and of PyTorch's graphs: with all that runs because of them.
+HOOKS = (("step", "enter"), ("step", "leave"), ("sample", "leave"), ("graph_replay", "enter"))
+
+
+def spread(blocks: list[Counter[str]], names: Iterable[str], steps: int) -> dict[str, list[float]]:
+    """Quartile, median and quartile of microseconds per step over blocks, by part."""
+    out = {}
+    for name in names:
+        quartiles = statistics.quantiles([block[name] / steps / 1000 for block in blocks], n=4)
+        out[name] = [round(us, 1) for us in quartiles]
+    return out
+
+
+def sinks_by_mode(recorder: Any) -> dict[str, list[Any]]:
+    """The recorder's sinks by mode; that of nsys only where it listens, since nvtx does nothing without it."""
+    from nvtxmoe.capture.startup.start import UNDER_NSYS  # noqa: PLC0415
+
+    nsys = any(os.environ.get(name) for name in UNDER_NSYS)
+    found = {"moe" if sink.encoding == "journal" else "nsys": [sink] for sink in recorder._sinks}
+    return {mode: sinks for mode, sinks in found.items() if mode == "moe" or nsys}
+
+
 def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], float]) -> None:
-    """Ours against nothing, with and without samples and pairs."""
+    """Ours against nothing in each mode: counts, with samples, with pairs, and the parts of counts."""
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
     from nvtxmoe.capture.recording.pair_counter import PairCounts  # noqa: PLC0415
 
     capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
     recorder = next(cell.cell_contents.recorder for cell in capture or () if hasattr(cell.cell_contents, "recorder"))
-    for name in ("begin_step", "replayed", "forward_done", "end_step"):
+    for name in ("begin_step", "forward_done", "end_step"):
         clock.timed(recorder, name)
-    REGISTRY["graph_replay"].enter = lambda graph, *_, **__: recorder.replayed(id(graph))
+    clock.timed(recorder._routing, "replayed")
+    for name, moment in HOOKS:
+        clock.timed(REGISTRY[name], moment, f"hook {name}.{moment}")
     ways: dict[str, tuple[int, bool]] = {
         "counts": (0, False),
+        "parts": (0, False),
         "counts, and sampled tokens in every step": (1, False),
         "counts, and exact pairs": (0, True),
     }
+    modes = sinks_by_mode(recorder)
     for way, (every, pairs) in ways.items():
-        recorder._sample_every = every
-        recorder._emit = frozenset({"counts", "topk", "physical"})
-        recorder._pairs = PairCounts() if pairs else None
-        blocks = options.blocks if way == "counts" else max(4, options.blocks // 5)
-        gpu: dict[bool, list[float]] = {True: [], False: []}
-        wall: dict[bool, list[float]] = {True: [], False: []}
-        cpu: list[float] = []
-        parts: Counter[str] = Counter()
-        for block in range(2 * blocks):
-            on = bool(block % 2) ^ bool(block // 2 % 2)  # off on on off: drift cancels
-            switch(on)
-            steps(1)
-            clock.take_us()
-            clock.cpu_ns.clear()
-            wall[on].append(steps(options.steps))
-            gpu[on].append(clock.take_us())
-            if on:
-                cpu.append(clock.cpu_ns.total() / options.steps / 1000)
-                parts += clock.cpu_ns
-        found = {
-            "way": way, **paired(gpu[True], gpu[False]), "cpu_us_a_step": round(statistics.median(cpu), 1),
-            "cpu_us_by_part": {name: round(ns / options.steps / 1000 / blocks, 1) for name, ns in parts.items()},
-            "wall": paired(wall[True], wall[False]), "steps_a_block": options.steps,
-        }  # fmt: skip
-        print(json.dumps(found), flush=True)
+        for mode, sinks in modes.items():
+            recorder.settle()  # what is under way belongs to the sinks before
+            recorder._sinks, recorder._steps_a_send = sinks, sinks[0].steps_a_send
+            recorder._sample_every = every
+            recorder._emit = frozenset({"counts", "topk", "physical"})
+            recorder._pairs = PairCounts() if pairs else None
+            undo = timed_parts(clock, recorder, sinks[0]) if way == "parts" else []
+            blocks = options.blocks if way == "counts" else max(4, options.blocks // 5)
+            found = {"mode": mode, "way": way, **in_blocks(clock, steps, blocks, options.steps)}
+            for end in undo:
+                end()
+            print(json.dumps(found), flush=True)
     print(
         json.dumps({"held_bytes": recorder.graphs.held_bytes, "lost": dict(recorder.lost), "hidden": recorder.hidden})
     )
+
+
+def timed_parts(clock: Clock, recorder: Any, sink: Any) -> list[Callable[[], None]]:
+    """Time what the recorder's calls consist of; return what ends that."""
+    counter = recorder._counter
+    inner = [(recorder._routing, "begin"), (recorder._routing, "end"), (counter, "submit"), (counter, "_launch")]
+    inner += [(counter._streams, "record"), (recorder, "_arrived"), (recorder, "_send_cells")]
+    inner += [(sink, "step_begins"), (sink, "payloads"), (sink, "step_ends")]
+    return [clock.timed(owner, name, f"part {name}") for owner, name in inner]
+
+
+def in_blocks(clock: Clock, steps: Callable[[int], float], blocks: int, steps_a_block: int) -> dict[str, Any]:
+    """Measure with recording off and on in turn."""
+    gpu: dict[bool, list[float]] = {True: [], False: []}
+    wall: dict[bool, list[float]] = {True: [], False: []}
+    parts: list[Counter[str]] = []
+    for block in range(2 * blocks):
+        on = bool(block % 2) ^ bool(block // 2 % 2)  # off on on off: drift cancels
+        switch(on)
+        steps(1)
+        clock.take_us()
+        clock.cpu_ns.clear()
+        wall[on].append(steps(steps_a_block))
+        gpu[on].append(clock.take_us())
+        if on:
+            parts.append(Counter(clock.cpu_ns))
+    switch(True)
+    names = sorted({name for part in parts for name in part})
+    for part in parts:
+        part["calls"] = sum(part[name] for name in CALLS)
+        part["hooks"] = sum(ns for name, ns in part.items() if name.startswith("hook "))
+    mean_us = {
+        name: round(statistics.fmean(part[name] for part in parts) / steps_a_block / 1000, 1)
+        for name in ("calls", "hooks", *names)
+    }
+    return {
+        **paired(gpu[True], gpu[False]), "cpu_us_a_step": mean_us["calls"],
+        "cpu_us_a_step_with_hooks": mean_us["hooks"], "cpu_us_by_part": mean_us,
+        "cpu_us_quartiles_of_blocks": spread(parts, ("calls", "hooks", *names), steps_a_block),
+        "wall": paired(wall[True], wall[False]), "steps_a_block": steps_a_block,
+    }  # fmt: skip
+
+
+def versions() -> dict[str, Any]:
+    """What was measured, and on what."""
+    import importlib.metadata  # noqa: PLC0415
+    import platform  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415
+
+    found = {"device": torch.cuda.get_device_name(), "python": platform.python_version(), "cpus": os.cpu_count()}
+    for name in ("vllm", "torch", "triton", "nvtx", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return {**found, "under_nsys": "NSYS_PROFILING_SESSION_ID" in os.environ or "NVTX_INJECTION64_PATH" in os.environ}
+
+
+def bare_and_under(nsys: str) -> int:
+    """Run this script once without nsys and once under it, and return the larger exit status."""
+    rest = [sys.executable, *sys.argv]
+    at = rest.index("--nsys") if "--nsys" in rest else None
+    rest = [word for word in rest if not word.startswith("--nsys=")] if at is None else rest[:at] + rest[at + 2 :]
+    report = str(Path(tempfile.mkdtemp()) / "report")
+    under = [nsys, "profile", "-t", "cuda,nvtx", "--cuda-graph-trace=node", "-s", "none", "--cpuctxsw=none"]
+    status = 0
+    for command in (rest, [*under, "-o", report, *rest]):
+        status = max(status, abs(subprocess.run(command, check=False).returncode))
+    print(json.dumps({"report": f"{report}.nsys-rep"}))
+    return status
 
 
 if __name__ == "__main__":

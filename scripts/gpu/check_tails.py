@@ -36,16 +36,19 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
     marks: Counter[str] = Counter()
     layers: set[tuple[int, str]] = set()
-    for kind, tid, start, end, text, text_id in base.execute(
-        "SELECT eventType, globalTid, start, end, text, textId FROM NVTX_EVENTS WHERE eventType IN (34, 59)"
+    arrays = set(base.execute("SELECT domainId, schemaId FROM NVTX_PAYLOAD_SCHEMAS WHERE type = 2"))
+    for kind, tid, start, end, text, text_id, domain, blob in base.execute(
+        "SELECT eventType, globalTid, start, end, text, textId, domainId, CAST(binaryData AS BLOB) FROM NVTX_EVENTS "
+        "WHERE eventType IN (34, 59)"
     ):
         name = text or strings.get(text_id, "")
         if kind == 59 and name == "moe.step":
             ranges[tid].append((start, end if end is not None else 1 << 62))
         elif kind == 59 and name.startswith("moe.layer."):
             layers.add((pid_of(tid), name))
-        elif kind == 34:
-            marks[name] += 1
+        elif kind == 34:  # an array of counts begins, behind its header, with the number of its layers
+            is_array = name == "moe.counts" and blob and (domain, int.from_bytes(blob[8:16], "little")) in arrays
+            marks[name] += int.from_bytes(blob[32:40], "little") if is_array else 1
     for spans in ranges.values():
         spans.sort()
     starts = {tid: [start for start, _ in spans] for tid, spans in ranges.items()}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nvtxmoe.capture.recording import recorder
 from nvtxmoe.capture.startup.settings import EMITS
-from nvtxmoe.formats import word_payloads
+from nvtxmoe.formats import schema, word_payloads
 from nvtxmoe.sizing.estimate import (
     ARRAY_HEAD,
     BLOB_HEADER,
@@ -121,7 +121,7 @@ def test_counts_alone_in_the_word_form() -> None:
     assert found.words.export == round(10 * 48.4 + marks * 47.3)
     assert found.binary.report is None
     assert found.binary.export == round(
-        10 * (61.2 + 61.2 - 61.2 + 32 + 32) + (61.2 + 40 + 1100) + 20 * (61.2 + 32 + 56)
+        10 * (61.2 + 61.2 - 61.2 + 32 + 32) + (61.2 + 40 + 1100) + 10 * (61.2 + 32 + 8 + 2 * 56)
     )
     # one assignment a mean expert: 0.65 bytes each
     assert found.journal == round(10 * 24 + 1100 + 20 * (8 + 8 * 0.65))
@@ -307,6 +307,19 @@ def test_blobs_of_a_real_export_are_the_payload_behind_its_header(golden_1gpu: P
     assert counts == {BLOB_HEADER + 24 + 4 * 32}
     assert len(topk) > 1
     assert {(size - BLOB_HEADER - ARRAY_HEAD) % (16 + 6 * 4) for size in topk} == {0}
+
+
+def test_binary_counts_are_split_above_the_largest_payload() -> None:
+    """Nine layers of 65,536 experts: three fit into 1 MiB."""
+    large = ModelShape("x", 9, 9, 65_536, 8)
+    layer_bytes = schema.counts_dtype(large.experts).itemsize
+    assert 3 * layer_bytes < schema.MOST_PAYLOAD_BYTES < 4 * layer_bytes
+    found, without = (
+        estimate(large, tokens=4, steps=1, emit=emit).binary.export for emit in (ONLY_COUNTS, frozenset[str]())
+    )
+    assert found is not None
+    assert without is not None
+    assert found - without == pytest.approx(3 * (61.2 + 32 + 8) + 9 * layer_bytes, abs=1)
 
 
 def test_operations_a_layer_are_those_of_the_golden_captures(golden_1gpu: Path, golden_2gpu: Path) -> None:

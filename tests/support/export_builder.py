@@ -252,6 +252,13 @@ class Process:
         dtype = schema.counts_dtype(len(counts))
         self.mark(event, np.array((step, layer, self.rank, tokens, self.top_k, list(counts)), dtype=dtype))
 
+    def counts_of_layers(
+        self, step: int, counts: Sequence[Sequence[int]], tokens: int = 3, event: str = "counts", first: int = 0
+    ) -> None:
+        """One moe.counts mark of several layers, the first of which has this number."""
+        rows = [(step, first + at, self.rank, tokens, self.top_k, list(one)) for at, one in enumerate(counts)]
+        self.mark(event, np.array(rows, dtype=schema.counts_dtype(len(counts[0]))))
+
     def topk(self, step: int, layer: int, experts: Sequence[Sequence[int]]) -> None:
         """A moe.topk mark; the weights are 1/2, 1/4, ..."""
         weights = [2.0 ** -(i + 1) for i in range(len(experts[0]))]
@@ -320,8 +327,13 @@ class Process:
         self.create_node(clone)["originalGraphNodeId"] = original
 
 
-def simple_run(export: Export, *, steps: int = 3, kernels: int = 1, **process: Any) -> Process:
-    """A whole little run: eager layers, every launch with its kernel, counts of every (step, layer), samples."""
+def simple_run(
+    export: Export, *, steps: int = 3, kernels: int = 1, counts_together: bool = False, **process: Any
+) -> Process:
+    """A whole little run: eager layers, every launch with its kernel, counts of every (step, layer), samples.
+
+    With ``counts_together`` a mark has the counts of all layers of a step.
+    """
     worker = Process(export, **process | {"meta": {"sample_every": 1 if steps else 0, **(process.get("meta") or {})}})
     worker.send_meta()
     experts, k = worker.experts, worker.top_k
@@ -332,8 +344,13 @@ def simple_run(export: Export, *, steps: int = 3, kernels: int = 1, **process: A
                 with worker.layer(layer), worker.phase("experts", layer):
                     for _ in range(kernels):
                         worker.kernel(100 * (layer + 1), name="fused_moe")
+        counted: list[list[int]] = []
         for layer in range(worker.layers):
             tokens = [[(token + layer + i) % experts for i in range(k)] for token in range(3)]
-            worker.counts(step, layer, np.bincount(np.ravel(tokens), minlength=experts).tolist())
+            counted.append(np.bincount(np.ravel(tokens), minlength=experts).tolist())
+            if not counts_together:
+                worker.counts(step, layer, counted[-1])
             worker.topk(step, layer, tokens)
+        if counts_together:
+            worker.counts_of_layers(step, counted)
     return worker

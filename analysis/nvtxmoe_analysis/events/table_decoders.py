@@ -33,16 +33,20 @@ PAIR_FIELDS = ("first_step", "last_step", "layer", "rank", "num_tokens")
 
 
 def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> CountTable:
-    """Decode ``moe.counts`` or ``moe.physical`` from both forms.
+    """Decode ``moe.counts`` or ``moe.physical`` from binary payloads and words.
+
+    A binary payload is one struct, or an array of structs: the layers of a step. Each struct becomes a row, in the
+    order of the payloads; the rows of one payload have its ``row`` and ``start``.
 
     Parameters:
-        groups: decoded binary payloads with their rows.
+        groups: decoded binary payloads with their rows: [payloads] or [payloads, layers].
         words: word-form payloads: ``row``, ``pid``, ``start``, ``blob``.
         experts: number of experts by (pid, layer); settles the odd last count of a padded word.
     """
     frames = [_frame(("row", "pid", "start", *COUNT_FIELDS, "num_experts"))]
     matrices: list[npt.NDArray[np.unsignedinteger[Any]]] = []
-    for rows, array in [*groups, *_word_counts(words, experts)]:
+    binary = [_one_row_per_struct(rows, array) for rows, array in groups]
+    for rows, array in [*binary, *_word_counts(words, experts)]:
         require(array, COUNT_FIELDS, ("counts",), event)
         counts = array["counts"]
         if counts.dtype.kind != "u" or counts.dtype.itemsize > MOST_COUNT_BYTES:
@@ -60,6 +64,21 @@ def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mappin
         )
         matrices.append(counts)
     return CountTable(pl.concat(frames), stack(matrices, 0, np.result_type(np.uint8, *map(narrowest, matrices))))
+
+
+def _one_row_per_struct(rows: pl.DataFrame, array: npt.NDArray[Any]) -> tuple[pl.DataFrame, npt.NDArray[Any]]:
+    """Flatten payloads that are arrays of structs, and repeat their rows accordingly.
+
+    Parameters:
+        rows: one row per payload.
+        array: [payloads], or [payloads, structs] of any dtype.
+
+    Returns:
+        Both with one entry per struct. Payloads of plain numbers are returned as they are, for ``require`` to refuse.
+    """
+    if array.ndim != 2 or array.dtype.names is None:
+        return rows, array
+    return rows[np.repeat(np.arange(len(rows)), array.shape[1])], array.reshape(-1)
 
 
 def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) -> Groups:

@@ -16,11 +16,11 @@ MOST_COUNT_BYTES = 4
 
 @dataclass(frozen=True)
 class CountTable:
-    """One row a ``moe.counts`` (or ``moe.physical``) event.
+    """One row per (step, layer) of ``moe.counts`` (or ``moe.physical``); an event may hold many layers.
 
     Attributes:
-        cells: ``row``, ``pid``, ``start`` (ns), ``step``, ``layer``, ``rank``, ``num_tokens``, ``top_k``,
-            ``num_experts`` (Int64).
+        cells: ``row`` and ``start`` (ns) of the event, ``pid``, ``step``, ``layer``, ``rank``, ``num_tokens``,
+            ``top_k``, ``num_experts`` (Int64).
         matrix: [cells, most experts] of the smallest unsigned type that holds them all, of up to 32 bits; zero past a
             cell's own ``num_experts``.
     """

@@ -67,7 +67,7 @@ class Contents:
 
     Attributes:
         versions: of vllm, torch, nvtxmoe, and the device's name; several values if processes differ.
-        counts: number of ``moe.counts`` payloads.
+        counts: number of (step, layer) in ``moe.counts``.
         samples: number of ``moe.topk`` payloads; they hold ``sampled_tokens`` tokens in total.
         encoding: ``binary``, ``words``, ``journal`` or ``none``.
         blobs: ``present``, ``missing`` (the report was exported without binary payloads), or ``unsupported`` (this nsys

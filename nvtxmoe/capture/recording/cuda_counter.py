@@ -8,11 +8,12 @@ what is being read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvtxmoe.capture.recording.current_stream import CurrentStreams
 from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.pair_counter import PairCounts
@@ -35,11 +36,11 @@ class _Slot:
     """Pinned memory for one step's counts, and the events that they have arrived, one a device.
 
     Attributes:
-        outs: int32 [layers x experts] a launch, each aligned to 16 bytes; ``numbers`` are the same as arrays.
+        outs: int32 [layers x experts] a launch, each aligned to 16 bytes; ``cells`` have the same as arrays.
     """
 
     outs: tuple[Any, ...]
-    numbers: tuple[Any, ...]
+    cells: tuple[Cells, ...]
     events: tuple[Any, ...]
 
 
@@ -49,7 +50,7 @@ class _Plan:
 
     Attributes:
         groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
-        free: slots of this shape that nothing is under way to.
+        free: slots for these layers that nothing is under way to.
     """
 
     launches: tuple[Launch, ...]
@@ -59,19 +60,17 @@ class _Plan:
     free: list[_Slot]
 
 
-@dataclass
-class _Pending:
+class _Pending(NamedTuple):
     """A step on its way. It holds no routing tensor: what reads them is enqueued, and memory is reused in that order.
 
     The tables are held: PyTorch does not know that a kernel of ours reads them.
     """
 
     step: Step
-    launches: tuple[Launch, ...]
     tables: tuple[Any, ...]
     slot: _Slot
     free: list[_Slot]
-    samples: list[tuple[int, Any, Any]] = field(default_factory=list)
+    samples: Sequence[tuple[int, Any, Any]]
 
 
 class CudaCounter:
@@ -89,6 +88,7 @@ class CudaCounter:
         self._free: dict[Hashable, list[_Slot]] = {}
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
+        self._streams = CurrentStreams()
 
     def submit(
         self,
@@ -104,37 +104,41 @@ class CudaCounter:
             return
         plan = (None if key is None else self._plans.get(key)) or self._make_plan(routed, key)
         slot = plan.free.pop() if plan.free else _new_slot(plan)
+        several = len(plan.devices) > 1
         try:
-            pending = _Pending(step, plan.launches, plan.tables, slot, plan.free)
-            if len(plan.devices) == 1:
-                self._launch(plan, slot, step.num_tokens, range(len(plan.launches)))
-            else:
+            if several:
                 self._launch_on_each(plan, slot, step.num_tokens)
+            else:
+                self._launch(plan, slot, step.num_tokens, range(len(plan.launches)))
             if pairs is not None:
                 self._add_pairs(plan, step, routed, pairs)
-            if sample:
-                pending.samples = [_sampled(one, step.num_tokens) for one in routed]
-            for event, device in zip(slot.events, plan.devices, strict=True):
-                with _on(device, len(plan.devices) > 1):
-                    event.record()
+            samples = [_sampled(one, step.num_tokens) for one in routed] if sample else ()
+            if several:
+                for event, device in zip(slot.events, plan.devices, strict=True):
+                    with _on(device):
+                        event.record()
+            else:
+                self._streams.record(slot.events[0], plan.devices[0])
         except BaseException:
             self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
             raise
-        self._pending.append(pending)
+        self._pending.append(_Pending(step, plan.tables, slot, plan.free, samples))
 
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
-        """Steps whose counts have arrived, in order. Only ``wait`` waits for the device."""
+        """Steps whose counts have arrived, in order. Only ``wait`` waits for the device.
+
+        A step's counts are valid until the next step is asked for: later steps overwrite them.
+        """
         while self._pending:
             first = self._pending[0]
-            if not all(event.query() for event in first.slot.events):
-                if not wait:
-                    return
-                for event in first.slot.events:
+            for event in first.slot.events:
+                if not event.query():
+                    if not wait:
+                        return
                     event.synchronize()
             self._pending.popleft()
-            counted = _counted(first)
+            yield StepCounts(first.step, first.slot.cells, _samples(first) if first.samples else ())
             first.free.append(first.slot)
-            yield counted
 
     def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
         """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
@@ -151,7 +155,7 @@ class CudaCounter:
 
     def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
         for place, launch in enumerate(plan.launches):
-            with _on(launch.device, True):
+            with _on(launch.device):
                 self._launch(plan, slot, num_tokens, (place,))
 
     def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int, places: Iterable[int]) -> None:
@@ -188,7 +192,7 @@ class CudaCounter:
             tables=tuple(_addresses(group) for group in groups),
             groups=plain,
             devices=devices,
-            free=self._free.setdefault((tuple(launch.shape for launch in launches), devices), []),
+            free=self._free.setdefault((tuple(launch.counted for launch in launches), devices), []),
         )
         if key is not None and not any(plain):
             if len(self._plans) >= MOST_PLANS:
@@ -206,7 +210,10 @@ def _new_slot(plan: _Plan) -> _Slot:
     parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
     return _Slot(
         outs=tuple(parts),
-        numbers=tuple(p.numpy().reshape(launch.shape) for p, launch in zip(parts, plan.launches, strict=True)),
+        cells=tuple(
+            Cells(launch.layers, launch.top_k, part.numpy().reshape(launch.shape), launch.physical)
+            for part, launch in zip(parts, plan.launches, strict=True)
+        ),
         events=tuple(torch.cuda.Event() for _ in plan.devices),
     )
 
@@ -223,10 +230,8 @@ def _fits_kernel(group: SameShapeTensors) -> bool:
     return ids.element_size() in (4, 8) and (ids.stride(1) == 1 or ids.shape[1] == 1)
 
 
-def _on(device: torch.device, several: bool) -> AbstractContextManager[object]:
-    """With several devices, the one that is meant; with one it is the current one."""
-    if not several:
-        return nullcontext()
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    """Make this device the current one, where there are several."""
     import torch  # noqa: PLC0415
 
     guard: AbstractContextManager[object] = torch.cuda.device(device)
@@ -256,13 +261,8 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     return host
 
 
-def _counted(pending: _Pending) -> StepCounts:
-    cells = tuple(
-        Cells(one.layers, one.top_k, counts.copy(), one.physical)
-        for one, counts in zip(pending.launches, pending.slot.numbers, strict=True)
-    )
-    samples = tuple(
+def _samples(pending: _Pending) -> tuple[Sample, ...]:
+    return tuple(
         Sample(layer, ids.numpy(), None if weights is None else weights.float().numpy())
         for layer, ids, weights in pending.samples
     )
-    return StepCounts(pending.step, cells, samples)

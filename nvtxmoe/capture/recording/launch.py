@@ -29,6 +29,11 @@ class Launch:
     prepared: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def counted(self) -> tuple[tuple[int, ...], int, int, bool]:
+        """What its counts are of: layers, experts, top_k, and whether the experts are physical ones."""
+        return self.layers, self.experts, self.top_k, self.physical
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Of the counts that come out."""
         return len(self.layers), self.experts

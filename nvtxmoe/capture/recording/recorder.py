@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nvtxmoe.capture.hooks import failures
+from nvtxmoe.capture.hooks import failed_so_far, failures
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
@@ -34,7 +34,7 @@ META_EVERY = 500
 #: Steps of one span of moe.pairs.
 PAIRS_EVERY = 100
 #: Kinds of rows that are kept prepared.
-MOST_HEADS = 64
+MOST_PREPARED = 64
 #: Counts wait for so many seconds at most to be sent together.
 SEND_S = 0.25
 
@@ -74,7 +74,8 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._expected = 0  # layers whose routing a step must show
-        self._heads: dict[tuple[tuple[int, ...], int, int], Any] = {}
+        self._prepared: dict[tuple[tuple[int, ...], int, int], _PreparedRows] = {}
+        self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._step: Step | None = None
         self._lock = threading.RLock()
         self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
@@ -179,21 +180,23 @@ class Recorder:
 
     def begin_step(self, num_tokens: int, num_reqs: int, prefill_tokens: int, decode_tokens: int) -> None:
         """A scheduled step begins. One that was left open ends first."""
-        self.end_step()
+        if self._open:
+            self.end_step()
         if self.warming_up:
             return
         if self.identity is None:
             self._lose("steps before the model was known")
             return
-        if self.steps and self.steps % META_EVERY == 0:
+        number = self.steps
+        if number and number % META_EVERY == 0:
             self._tell_meta()
         with self._lock:
-            self._step = Step(self.steps, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
-            self.steps += 1
+            step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+            self.steps = number + 1
             self._routing.begin()
             self._open = True
             for sink in self._sinks:
-                sink.step_begins(self._step)
+                sink.step_begins(step)
 
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
@@ -264,7 +267,7 @@ class Recorder:
             if self.steps % self._steps_a_send and time.monotonic() < self._send_at:
                 return
             self._arrived()
-        if self._news() != self._told:
+        if self._changes() != self._told:
             self._tell_meta()
 
     def abandon_step(self) -> None:
@@ -299,24 +302,17 @@ class Recorder:
 
     def _send_cells(self, step: Step, cells: Cells) -> None:
         event = schema.PHYSICAL if cells.physical else schema.COUNTS
-        if event.removeprefix("moe.") not in self._emit:
+        if event not in self._counted:
             return
-        rows = self._rows(cells.layers, cells.top_k, cells.counts.shape[1])
-        rows["step"], rows["rank"], rows["num_tokens"] = step.number, step.rank, step.num_tokens
-        rows["counts"] = cells.counts
+        key = (cells.layers, cells.top_k, cells.counts.shape[1])
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            if len(self._prepared) > MOST_PREPARED:
+                self._prepared.clear()
+            prepared = self._prepared[key] = _PreparedRows(*key)
+        rows = prepared.filled(step, cells.counts)
         for sink in self._sinks:
             sink.payloads(event, rows)
-
-    def _rows(self, layers: tuple[int, ...], top_k: int, experts: int) -> Any:
-        """Rows of counts in which what is the same in every step stands already."""
-        key = (layers, top_k, experts)
-        rows = self._heads.get(key)
-        if rows is None:
-            if len(self._heads) > MOST_HEADS:
-                self._heads.clear()
-            rows = self._heads[key] = np.zeros(len(layers), schema.counts_dtype(experts))
-            rows["layer"], rows["top_k"] = layers, top_k
-        return rows.copy()
 
     def _send(self, event: str, payload: Any) -> None:
         for sink in self._sinks:
@@ -332,13 +328,13 @@ class Recorder:
         known = {"failures": failures(), "lost": sorted(self.lost), "hidden_layers": dict(self.hidden)}
         return known if any(known.values()) else None
 
-    def _news(self) -> object:
-        """What makes moe.meta worth sending again."""
-        return self._capture(), self.graphs.held_bytes
+    def _changes(self) -> object:
+        """Numbers one of which changes when moe.meta is worth sending again: whenever ``_capture`` has a new name."""
+        return failed_so_far(), len(self.lost), len(self.hidden), self.graphs.held_bytes
 
     def _tell_meta(self) -> None:
         assert self.identity is not None
-        self._told = self._news()
+        self._told = self._changes()
         capture = None
         if self._capture() is not None:
             hidden = {str(layer): reason for layer, reason in self.hidden.items()}
@@ -355,6 +351,26 @@ class Recorder:
                     capture=capture,
                 )
             )
+
+
+class _PreparedRows:
+    """Rows of counts of the same layers, used again in every step: most of their fields stay as they are."""
+
+    def __init__(self, layers: tuple[int, ...], top_k: int, experts: int) -> None:
+        self._rows = np.zeros(len(layers), schema.counts_dtype(experts))
+        self._rows["layer"], self._rows["top_k"] = layers, top_k
+        self._step, self._counts = self._rows["step"], self._rows["counts"]
+        self._head: tuple[int, int] | None = None
+
+    def filled(self, step: Step, counts: Any) -> Any:
+        """Return the rows of a step, [layers]; they change with the next call."""
+        head = step.rank, step.num_tokens
+        if head != self._head:
+            self._rows["rank"], self._rows["num_tokens"] = head
+            self._head = head
+        self._step.fill(step.number)
+        self._counts[...] = counts
+        return self._rows
 
 
 def _topk(step: int, sample: Sample) -> Any:

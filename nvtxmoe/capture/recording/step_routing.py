@@ -30,6 +30,9 @@ def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTe
     return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
 
 
+_NOTHING = StepTensors((), None, 0)
+
+
 class StepRouting:
     """Collects references while a forward runs.
 
@@ -78,6 +81,8 @@ class StepRouting:
 
     def end(self) -> StepTensors:
         """The forward's routing; nothing of a forward that did not begin."""
+        if self._eager is None:
+            return _NOTHING
         eager, replays = self._eager, tuple(self._replays)
         self._eager, self._replays = None, []
         of_graphs = self._of_graphs(replays)

@@ -29,7 +29,10 @@ class Sink(Protocol):
         """``moe.topk`` and the like: a numpy array in the layout of ``nvtxmoe.formats.schema``."""
 
     def payloads(self, event: str, rows: Any) -> None:
-        """``moe.counts`` and the like of several layers: a structured array, each row a payload."""
+        """``moe.counts`` and the like of several layers: a structured array, a row per layer.
+
+        The caller changes the array afterwards: a sink keeps a copy.
+        """
 
     def pause(self) -> None:
         """No step follows for now: have what was sent written soon. The caller does not wait."""

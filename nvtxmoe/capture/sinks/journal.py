@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Mapping
 from multiprocessing import util
 from pathlib import Path
@@ -41,8 +42,9 @@ class JournalSink:
         self.failure: str | None = None
         self._writer = JournalWriter(self.path)
         self._pid = os.getpid()
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | memoryview] = []
         self._bytes = 0
+        self._begun: deque[tuple[int, Step]] = deque()  # appended to without the lock
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._wake = threading.Event()
@@ -67,8 +69,9 @@ class JournalSink:
         self._add(record("meta", time.time_ns(), text))
 
     def step_begins(self, step: Step) -> None:
-        """A record, with the time at which the step began."""
-        self._add(record("step", time.time_ns(), step.packed()))
+        """A record, with the time at which the step began. It is encoded later: with what follows, or by the thread."""
+        if not self._closed:
+            self._begun.append((time.time_ns(), step))
 
     def step_ends(self) -> None:
         """Nothing: the next step's record tells."""
@@ -87,6 +90,7 @@ class JournalSink:
             return
         with self._writing:
             with self._lock:
+                self._encode_begun()
                 records, self._pending, self._bytes = self._pending, [], 0
             if not records or self.failure is not None:
                 return
@@ -98,7 +102,7 @@ class JournalSink:
 
     def pause(self) -> None:
         """Wake the thread that writes."""
-        if self._pending:
+        if self._pending or self._begun:
             self._wake.set()
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
@@ -107,6 +111,8 @@ class JournalSink:
             self._end(summary)
 
     def _end(self, summary: Mapping[str, Any]) -> None:
+        with self._lock:
+            self._encode_begun()
         said = {**summary, "lost": {**summary.get("lost", {})}}
         if self.dropped:
             said["lost"]["the disk was slower than the events"] = self.dropped
@@ -131,17 +137,28 @@ class JournalSink:
             self.flush()
             self._writer.close()
 
-    def _add(self, data: bytes) -> None:
+    def _add(self, data: bytes | memoryview) -> None:
         if self._closed or self.failure is not None:
             return
         with self._lock:
-            if self._bytes + len(data) > MOST_BYTES:
-                self.dropped += 1
-                return
-            self._pending.append(data)
-            self._bytes += len(data)
-        if self._bytes > WAKE_BYTES:
+            self._encode_begun()
+            self._append(data)
+        if self._bytes > WAKE_BYTES and not self._wake.is_set():
             self._wake.set()
+
+    def _append(self, data: bytes | memoryview) -> None:
+        """Add records, or count them as dropped. The lock is held."""
+        if self._bytes + len(data) > MOST_BYTES:
+            self.dropped += 1
+            return
+        self._pending.append(data)
+        self._bytes += len(data)
+
+    def _encode_begun(self) -> None:
+        """Add the records of the steps that have begun since. The lock is held."""
+        while self._begun:
+            time_ns, step = self._begun.popleft()
+            self._append(record("step", time_ns, step.packed()))
 
 
 def _run(reference: weakref.ref[JournalSink], wake: threading.Event, interval_s: float) -> None:

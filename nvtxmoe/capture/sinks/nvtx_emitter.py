@@ -36,7 +36,10 @@ class Emitter(Protocol):
         """Close the innermost range of this thread."""
 
     def mark(self, event: str, payload: Payload) -> None:
-        """Emit a payload; ``event`` is ``moe.counts`` and the like."""
+        """Emit a payload; ``event`` is ``moe.topk`` and the like."""
+
+    def mark_rows(self, event: str, rows: Payload) -> None:
+        """Emit the rows of a structured array; ``event`` is ``moe.counts`` and the like. The array may change later."""
 
     def depth(self) -> int:
         """Ranges open on this thread."""
@@ -63,7 +66,11 @@ class _Ranges:
 
 
 class BinaryEmitter(_Ranges):
-    """Binary payloads, through the domain's own functions (nvtx 0.2.15 and newer)."""
+    """Binary payloads, through the domain's own functions (nvtx 0.2.15 and newer).
+
+    Each message has one attributes object per thread, whose payload is set anew for every event: a new object takes
+    several times as long.
+    """
 
     encoding = "binary"
 
@@ -71,9 +78,18 @@ class BinaryEmitter(_Ranges):
         super().__init__()
         self._domain = nvtx.get_domain(schema.DOMAIN)
         self._of_range = lru_cache(maxsize=None)(self._attributes)
+        self._local = _Reused()
 
     def _attributes(self, name: str, payload: Payload, category: str) -> Any:
         return self._domain.get_event_attributes(message=name, category=category, payload=payload)
+
+    def _reused(self, name: str, payload: Payload, category: str) -> Any:
+        attributes = self._local.attributes.get(name)
+        if attributes is None:
+            attributes = self._local.attributes[name] = self._attributes(name, payload, category)
+        else:
+            attributes.payload = payload
+        return attributes
 
     def push(self, name: str, layer: int, category: str) -> None:
         """Open a range with an int payload."""
@@ -82,7 +98,7 @@ class BinaryEmitter(_Ranges):
 
     def push_step(self, payload: Payload) -> None:
         """Open ``moe.step`` with its struct."""
-        self._domain.push_range(self._attributes(schema.STEP, payload, "step"))
+        self._domain.push_range(self._reused(schema.STEP, payload, "step"))
         self._pushed()
 
     def pop(self) -> None:
@@ -92,7 +108,17 @@ class BinaryEmitter(_Ranges):
 
     def mark(self, event: str, payload: Payload) -> None:
         """Emit a payload as it is."""
-        self._domain.mark(self._attributes(event, payload, event.removeprefix("moe.")))
+        self._domain.mark(self._reused(event, payload, event.removeprefix("moe.")))
+
+    def mark_rows(self, event: str, rows: Payload) -> None:
+        """Emit all rows in one mark, or in as few as ``schema.MOST_PAYLOAD_BYTES`` allows."""
+        most = max(1, schema.MOST_PAYLOAD_BYTES // rows.dtype.itemsize)
+        if len(rows) <= most:
+            if len(rows):
+                self.mark(event, rows)
+            return
+        for first in range(0, len(rows), most):
+            self.mark(event, rows[first : first + most])
 
 
 class WordEmitter(_Ranges):
@@ -150,6 +176,11 @@ class WordEmitter(_Ranges):
         for word in word_payloads.encode(data):
             attributes.payload = word
             self._mark(attributes)
+
+    def mark_rows(self, event: str, rows: Payload) -> None:
+        """Emit each row as words of its own: a row's length follows from its layer, that of several rows does not."""
+        for row in rows:
+            self.mark(event, row)
 
 
 class _Reused(threading.local):
