@@ -191,7 +191,7 @@ def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, An
         "experts_used": experts_used(oracle),
         "replayed_steps": sum(number > 0 for number in oracle.replays),
         "replays": sum(oracle.replays),
-        "layers": oracle.layers,
+        "moe_layers": oracle.layers,
         "recording": recordings,
         "hidden": hidden,
         "kernels": oracle.kernels,

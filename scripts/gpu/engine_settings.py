@@ -12,9 +12,10 @@ from scripts.gpu.made_up_models import FAMILIES, QUANTISATIONS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MODES: dict[str, dict[str, str]] = {
+MODES: dict[str, dict[str, str | int]] = {
     "default": {},
     "full": {"cudagraph_mode": "FULL"},
+    "full_uncompiled": {"cudagraph_mode": "FULL", "mode": 0},
     "full_and_piecewise": {"cudagraph_mode": "FULL_AND_PIECEWISE"},
     "piecewise": {"cudagraph_mode": "PIECEWISE"},
     "eager": {},

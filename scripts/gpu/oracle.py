@@ -176,7 +176,8 @@ class Oracle:
         return torch.zeros((self.most_tokens, columns), dtype=getattr(torch, dtype), device=self.device)
 
     def _keep(self, name: str, layer: int, rows: Any) -> None:
-        self._buffers[name][layer][: len(rows)].copy_(rows)
+        start = first_row()
+        self._buffers[name][layer][start : start + len(rows)].copy_(rows)
 
     def _keep_logical(self, router: Any, layer: int) -> None:
         compute = router._compute_routing
@@ -247,6 +248,15 @@ class Oracle:
                 self._keep(name, layer, rows)
             ties[:, self.found.layers.index(layer)] = vllm_topk.tied(logits, ids.shape[1]).cpu().numpy()
         self.found.ties.append(ties)
+
+
+def first_row() -> int:
+    """The row of the step's batch that this thread's micro-batch begins at; 0 without micro-batches."""
+    try:
+        from vllm.v1.worker.ubatching import dbo_current_ubatch_token_offset  # noqa: PLC0415
+    except ImportError:  # older than micro-batches with an offset
+        return 0
+    return int(dbo_current_ubatch_token_offset())
 
 
 def fused_experts(runner: Any) -> Any:
