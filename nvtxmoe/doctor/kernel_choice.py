@@ -1,7 +1,7 @@
 """Which kernel vLLM 0.33 chooses by itself for a layer of experts, and what that means for the capture.
 
-Read in the source of vLLM 0.33.0 (``model_executor/layers/fused_moe/oracle/``); what was not read is None. The choice is
-that of one engine without EPLB, without an exchange between ranks that has kernels of its own, and without
+Read in the source of vLLM 0.33.0 (``model_executor/layers/fused_moe/oracle/``); what was not read is None. The choice
+is that of one engine without EPLB, without an exchange between ranks that has kernels of its own, and without
 ``--moe-backend`` or a quantisation that the command line asks for.
 """
 
