@@ -93,7 +93,7 @@ def check_engine(options: Namespace) -> dict[str, Any]:
     if MODES[options.mode]:
         sizes = [1, 2, 4, 8, 16, 32, 64]
         made["compilation_config"] = {**MODES[options.mode], "cudagraph_capture_sizes": sizes}
-    return made | options.engine
+    return {**made, **options.engine}
 
 
 @contextmanager

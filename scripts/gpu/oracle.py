@@ -13,6 +13,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +195,7 @@ class Oracle:
         layer, experts = runner.layer_id, runner.routed_experts
         kernel = fused_experts(runner)
         if hasattr(kernel, "report_ids"):  # a stand-in, which knows what it chose
-            kernel.report_ids = lambda weights, ids: (
-                self._keep("ids", layer, ids),
-                self._keep("physical", layer, ids),
-                self._keep("weights", layer, weights),
-            )
+            kernel.report_ids = partial(self._reported, layer)
             self.found.sources[layer] = "ids that the stand-in kernel reports"
             return
         self._experts[layer] = int(runner.moe_config.num_logical_experts)
@@ -213,6 +210,10 @@ class Oracle:
             return forward(*args, **kwargs)
 
         experts.forward_monolithic = forwarded
+
+    def _reported(self, layer: int, weights: Any, ids: Any) -> None:
+        for name, rows in (("ids", ids), ("physical", ids), ("weights", weights)):
+            self._keep(name, layer, rows)
 
     def step(self, worker: Any, tokens: int) -> None:
         """Read the buffers after a step's forward."""

@@ -15,7 +15,7 @@ from scripts.gpu.oracle import Oracle
 FOLDER, KIND, TOKENS = "ORACLE_FOLDER", "ORACLE_KIND", "ORACLE_TOKENS"
 
 
-class OracleWorker(Worker):
+class OracleWorker(Worker):  # type: ignore[misc]
     """vLLM's worker; the oracle is around the methods of its base class."""
 
 

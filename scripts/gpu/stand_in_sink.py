@@ -21,11 +21,11 @@ def stand_in_class(module: Any, types: Any, fused_experts: Any) -> type:
         fused_experts: vLLM's function that runs Triton experts on chosen ids.
     """
 
-    class StandInExpertsMonolithic(module.FusedMoEExpertsMonolithic):  # type: ignore[misc, name-defined]
+    class StandInExpertsMonolithic(module.FusedMoEExpertsMonolithic):  # type: ignore[misc]
         """Softmax, top-k, Triton experts; the ids go into the sink."""
 
         def __init__(self, moe_config: Any, quant_config: Any) -> None:
-            super().__init__(moe_config, quant_config)
+            super().__init__(moe_config, quant_config)  # type: ignore[no-untyped-call,unused-ignore]
             self.top_k = moe_config.experts_per_token
             self.renormalise = ROUTING[types(moe_config.routing_method).name]
             self.report_ids = lambda *_: None

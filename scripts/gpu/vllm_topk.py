@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 #: Kernels whose routing is triton_kernels' top-k with a softmax over the chosen.
@@ -35,8 +36,7 @@ def triton_kernels_topk(logits: Any, top_k: int, renormalise: bool) -> tuple[Any
 
     if not has_triton_kernels():  # it also makes the name importable
         raise RuntimeError("this vLLM has no triton_kernels")
-    from triton_kernels.topk import topk  # noqa: PLC0415
-
+    topk = import_module("triton_kernels.topk").topk
     scores = logits.contiguous() if renormalise else torch.softmax(logits, dim=-1)
     chosen = topk(scores, top_k, apply_softmax=renormalise)
     weights, ids = (chosen[0], chosen[1]) if isinstance(chosen, tuple) else (chosen.vals, chosen.indx)
