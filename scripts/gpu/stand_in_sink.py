@@ -28,7 +28,7 @@ def stand_in_class(module: Any, types: Any, fused_experts: Any) -> type:
             super().__init__(moe_config, quant_config)  # type: ignore[no-untyped-call,unused-ignore]
             self.top_k = moe_config.experts_per_token
             self.renormalise = ROUTING[types(moe_config.routing_method).name]
-            self.report_ids = lambda *_: None
+            self.report_ids: Any = lambda *_: None
 
         @staticmethod
         def activation_format() -> Any:

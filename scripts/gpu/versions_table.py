@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Renders the section of docs/vllm-versions.md on a GPU from what scripts/gpu/check_all.py measured.
+"""Renders the table of docs/vllm-versions.md on a GPU from what scripts/gpu/check_all.py measured.
 
-    python scripts/gpu/versions_table.py results.json [more.json ...]           # print the section
+    python scripts/gpu/versions_table.py results.json [more.json ...]           # print it
     python scripts/gpu/versions_table.py results.json --into docs/vllm-versions.md
 
 A row is a case that ran, or one that did not with the reason. Of several files the last one that ran a case counts.
@@ -47,19 +47,15 @@ def merged(files: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dic
 
 
 def section(machine: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str:
-    """The heading, what ran where, and the table."""
+    """What ran where, and the table."""
     gpus = machine.get("gpus") or ["a GPU that nvidia-smi does not name"]
-    gpu = str(gpus[0]).removeprefix("NVIDIA ")
-    versions = [
-        f"{name} {machine[key]}" for name, key in (("PyTorch", "torch"), ("Triton", "triton")) if machine.get(key)
-    ]
-    if machine.get("driver"):
-        versions.append(f"driver {machine['driver']}")
+    packages = (("vLLM", "vllm"), ("PyTorch", "torch"), ("Triton", "triton"), ("driver", "driver"))
+    versions = ", ".join(f"{name} {machine[key]}" for name, key in packages if machine.get(key))
+    ran = sum(case["status"] == "exact" for case in cases)
+    where = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else str(gpus[0])
     return "\n".join(
         [
-            f"## vLLM {machine.get('vllm') or 'of an unknown version'} on an {gpu}",
-            f"By `scripts/gpu/check_all.py` on {machine.get('date', 'an unknown day')} with {', '.join(versions)}. "
-            "Every case is a run of its own with random weights; of several ranks each has a row.",
+            f"{where}, {machine.get('date', 'day unknown')}: {versions}. {ran} of {len(cases)} cases are exact.",
             "",
             table(cases),
         ]
