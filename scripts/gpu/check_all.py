@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, help="Most cases at a time on one GPU.")
     parser.add_argument("--gpus", type=int, help="How many to use. Default: all.")
     parser.add_argument("--budget-s", type=float, default=470.0)
+    parser.add_argument("--limit-factor", type=float, default=1.0, help="Makes each case's time limit longer.")
     parser.add_argument("--python", default=sys.executable, help="The Python that has vLLM.")
     parser.add_argument("--golden", action="store_true", help="Make two captures under nsys instead.")
     parser.add_argument("--nsys", help="The nsys of --golden. Default: the one that nvtxmoe finds.")
@@ -172,7 +174,8 @@ def main() -> int:
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(tempfile.gettempdir()) / "check-all-vllm-cache"))
     if options.golden:
         return golden_captures.make(options.out, python=options.python, nsys=options.nsys, budget_s=options.budget_s)
-    cases = [case for case in CASES if options.only is None or case.name in options.only]
+    chosen = [case for case in CASES if options.only is None or case.name in options.only]
+    cases = [replace(case, limit_s=case.limit_s * options.limit_factor) for case in chosen]
     gpus = options.gpus or max(1, len(found["gpus"]))
     driver = Driver(options.out, cases, gpus=gpus, jobs=options.jobs, budget_s=options.budget_s, python=options.python)
     driver.machine = found

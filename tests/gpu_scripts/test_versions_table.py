@@ -19,7 +19,7 @@ PROCESS: dict[str, Any] = {
     "kernels": [{"experts": "OAITritonMxfp4ExpertsMonolithic", "method": "GptOssMxfp4MoEMethod"}],
     "recording": {"recomputed": [0, 1, 2, 3]}, "hidden": {}, "oracle_steps": 37, "replayed_steps": 26,
     "cells_equal": 148, "oracle_cells": 148, "tokens_equal": 7784, "oracle_tokens": 7784, "tokens_tied": 12,
-    "weights": 7784, "weights_equal": 0, "weights_close": 7784, "weights_unknown": 0,
+    "experts": 32, "experts_used": 32, "weights": 7784, "weights_equal": 0, "weights_close": 7784, "weights_unknown": 0,
 }  # fmt: skip
 
 
@@ -39,6 +39,11 @@ def test_a_case_that_was_exact() -> None:
         "| gpt-oss | MXFP4 | V2 | full and piecewise | copies in the graph | OAITritonMxfp4ExpertsMonolithic "
         "| recomputed | 37 (26) | 148 | 7,784, 12 tied | equal to 1/128 | exact |"
     ]
+
+
+def test_a_layer_that_chose_few_experts() -> None:
+    (row,) = rows(case("a", processes=[PROCESS | {"experts_used": 4}]))
+    assert row.endswith("| exact; a layer used 4 of 32 experts |")
 
 
 def test_ranks_and_what_differs() -> None:
