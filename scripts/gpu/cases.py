@@ -47,6 +47,8 @@ GRAPHS = ("--mode", "full_and_piecewise")
 QUICK = ("--mode", "full_uncompiled")
 #: The plain exchange sets no number of multiprocessors aside for itself.
 NO_COMM_SMS = {"VLLM_DBO_COMM_SMS": "0"}
+#: Layers whose ids are the router's are recorded a second time, recomputed from its logits.
+AGAIN = {"NVTXMOE_DEVELOPER_RECOMPUTE": "1"}
 TP, DP = ("--tp", "2"), ("--dp", "2", "--oracle", "vllm")
 
 
@@ -77,9 +79,10 @@ CASES: tuple[Case, ...] = (
          env=NO_COMM_SMS),
     _two("gpt-oss-tp2-ep", "gpt-oss", "MXFP4, tensor and expert parallel", *GPT_OSS, *TP, *GRAPHS),
     Case("qwen3-nvfp4", "Qwen3-MoE", "nvfp4 (ModelOpt), vLLM's choice", ("--quantisation", "nvfp4", *QUICK)),
-    Case("qwen2", "Qwen2-MoE", "bf16, dense first layer, shared expert", ("--family", "qwen2_moe", *GRAPHS)),
-    Case("deepseek", "DeepSeek-V3", "bf16, grouped routing", (*DEEPSEEK, *GRAPHS)),
-    Case("olmoe", "OLMoE", "bf16", ("--family", "olmoe", "--mode", "piecewise")),
+    Case("qwen2", "Qwen2-MoE", "bf16, dense first layer, shared expert", ("--family", "qwen2_moe", *GRAPHS),
+         env=AGAIN),
+    Case("deepseek", "DeepSeek-V3", "bf16, grouped routing", (*DEEPSEEK, *GRAPHS), env=AGAIN),
+    Case("olmoe", "OLMoE", "bf16", ("--family", "olmoe", "--mode", "piecewise"), env=AGAIN),
     _two("dp2-ep-eplb", "Qwen3-MoE", "bf16, data and expert parallel, EPLB", "--dp", "2", "--eplb", *GRAPHS),
     Case("sink-vllm-oracle", "Qwen3-MoE", "bf16, stand-in kernel, vLLM's sink bound first",
          ("--stand-in", "--oracle", "vllm", *QUICK)),
@@ -93,9 +96,10 @@ CASES: tuple[Case, ...] = (
     Case("qwen3-int8", "Qwen3-MoE", "int8 weights, at load", ("--quantisation", "int8", *QUICK)),
     _two("dbo-v2", "Qwen3-MoE", "bf16, data and expert parallel, DBO, model runner V2", *DP, "--dbo", *QUICK,
          env={**NO_COMM_SMS, "VLLM_USE_V2_MODEL_RUNNER": "1"}),
-    Case("mixtral", "Mixtral", "bf16", ("--family", "mixtral", *QUICK)),
+    Case("mixtral", "Mixtral", "bf16", ("--family", "mixtral", *QUICK), env=AGAIN),
     Case("gpt-oss-bf16", "gpt-oss", "bf16", ("--family", "gpt_oss", *QUICK)),
     Case("qwen3-eager", "Qwen3-MoE", "bf16, no graphs", ("--mode", "eager")),
+    Case("qwen3-recomputed", "Qwen3-MoE", "bf16", QUICK, env=AGAIN),
     Case("qwen3-v1", "Qwen3-MoE", "bf16, model runner V1", GRAPHS, env={"VLLM_USE_V2_MODEL_RUNNER": "0"}),
     Case("qwen3-pairs", "Qwen3-MoE", "bf16, pairs", QUICK, env={"NVTXMOE_EMIT": "counts,topk,pairs"}),
 )  # fmt: skip

@@ -89,6 +89,9 @@ def _row(case: Mapping[str, Any], process: Mapping[str, Any], rank: str) -> list
         f"{how} ({len(layers)} layers)" if len(process["recording"]) > 1 else how
         for how, layers in process["recording"].items()
     )
+    if again := process.get("again_tokens"):
+        recorded += f"; again, recomputed: {_of(process['again_tokens_equal'], again)} tokens"
+        recorded += f", {process['ambiguous']:,} ambiguous" if process["ambiguous"] else ""
     cells = _of(process["cells_equal"], process["oracle_cells"])
     tokens = _of(process["tokens_equal"], process["oracle_tokens"])
     if process["tokens_tied"]:

@@ -12,13 +12,14 @@ import pytest
 
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import JournalWriter, record
-from scripts.gpu.compare_journal import compare
+from scripts.gpu.compare_journal import COUNTS, compare, is_exact
 from scripts.gpu.oracle import Steps
 
 #: Two layers, numbered 1 and 3; four experts, top-2; a step of two tokens and one of one token.
 IDS = [np.array([[[0, 1], [2, 3]], [[1, 2], [3, 0]]]), np.array([[[3, 1], [0, 2]]])]
 WEIGHTS = [np.full((2, 2, 2), 0.5, dtype=np.float32), np.full((1, 2, 2), 0.25, dtype=np.float32)]
 LAYERS = [1, 3]
+IDS_OF_LAYER_3 = [step[:, 1:] for step in IDS]
 EXPERTS, TOP_K = 4, 2
 
 
@@ -27,13 +28,20 @@ def oracle(**more: Any) -> Steps:
 
 
 def written(
-    folder: Path, ids: Sequence[np.ndarray[Any, Any]] = IDS, weights: float | None = None, recording: Sequence[str] = ()
+    folder: Path,
+    ids: Sequence[np.ndarray[Any, Any]] = IDS,
+    weights: float | None = None,
+    recording: Sequence[str] = (),
+    extra: int = 7,
+    ambiguous: int = 0,
 ) -> Path:
     """A journal that recorded ``ids``.
 
     Parameters:
         weights: of every assignment; None for the oracle's.
         recording: of each layer; none for a meta without it.
+        extra: number of a third layer, recorded as the second.
+        ambiguous: tokens of it that moe.meta calls so.
     """
     file = folder / "rank0-1.journal"
     ways: Sequence[str | None] = recording or [None, None]
@@ -41,14 +49,14 @@ def written(
         {"layer": layer, "num_experts": EXPERTS, "top_k": TOP_K} | ({"recording": way} if way else {})
         for layer, way in zip(LAYERS, ways, strict=True)
     ]
-    layers.append({"layer": 7, "num_experts": EXPERTS, "top_k": TOP_K})  # a draft's
-    meta = {"recording": "references", "layers": layers, "vllm": "0.33.0"}
+    layers.append({"layer": extra, "num_experts": EXPERTS, "top_k": TOP_K})
+    meta = {"recording": "references", "layers": layers, "vllm": "0.33.0", "ambiguous_tokens": {str(extra): ambiguous}}
     out = [("meta", json.dumps(meta).encode())]
     for step, chosen in enumerate(ids):
         row = np.zeros(1, schema.STEP_DTYPE)
         row["step"], row["num_tokens"] = step, len(chosen)
         out.append(("step", row.tobytes()))
-        for at, layer in enumerate([*LAYERS, 7]):
+        for at, layer in enumerate([*LAYERS, extra]):
             here = chosen[:, min(at, 1)]
             counts = np.zeros(1, schema.counts_dtype(EXPERTS))
             counts["step"], counts["layer"] = step, layer
@@ -140,6 +148,29 @@ def test_recomputed_weights_may_be_rounded(tmp_path: Path) -> None:
     found = compare(written(tmp_path, recording=["recomputed"] * 2), near)
     assert (found["exact"], found["weights_equal"], found["weights_close"]) == (True, 0, 6)
     assert compare(written(tmp_path / "sink", recording=["sink"] * 2), near)["exact"] is False
+
+
+def test_a_second_recording_of_a_layer_is_compared_apart(tmp_path: Path) -> None:
+    same = Steps(layers=[1], ids=[step[:, 1:] for step in IDS])
+    one_off = Steps(layers=[1], ids=[same.ids[0], np.array([[[1, 2]]])])
+
+    def exact(name: str, steps: Steps, ambiguous: int) -> tuple[bool, int, int]:
+        ids = [np.repeat(step, 2, axis=1) for step in IDS_OF_LAYER_3]
+        found = compare(written(tmp_path / name, ids=ids, extra=1001, ambiguous=ambiguous), steps)
+        return found["again_cells_equal"] == 2, found["again_tokens"], found["again_tokens_equal"]
+
+    assert exact("same", same, 0) == (True, 3, 3)
+    assert exact("off", one_off, 0) == (False, 3, 2)
+
+
+@pytest.mark.parametrize(("differing", "ambiguous", "exact"), [(0, 0, True), (1, 0, False), (1, 1, True)])
+def test_ambiguous_tokens_excuse_a_second_recording(differing: int, ambiguous: int, exact: bool) -> None:
+    found = dict.fromkeys(COUNTS, 0) | {
+        "recording": {"references": [1]}, "oracle_cells": 2, "oracle_steps": 2, "oracle_tokens": 3, "steps": 2,
+        "cells": 2, "cells_equal": 2, "tokens": 3, "tokens_equal": 3, "again_cells": 2, "again_cells_equal": 2 - differing,
+        "again_tokens": 3, "again_tokens_equal": 3 - differing, "ambiguous": ambiguous,
+    }  # fmt: skip
+    assert is_exact(found, eplb=False) is exact
 
 
 def test_a_layer_without_counts(tmp_path: Path) -> None:
