@@ -167,7 +167,8 @@ def test_a_second_recording_of_a_layer_is_compared_apart(tmp_path: Path) -> None
 def test_ambiguous_tokens_excuse_a_second_recording(differing: int, ambiguous: int, exact: bool) -> None:
     found = dict.fromkeys(COUNTS, 0) | {
         "recording": {"references": [1]}, "oracle_cells": 2, "oracle_steps": 2, "oracle_tokens": 3, "steps": 2,
-        "cells": 2, "cells_equal": 2, "tokens": 3, "tokens_equal": 3, "again_cells": 2, "again_cells_equal": 2 - differing,
+        "cells": 2, "cells_equal": 2, "tokens": 3, "tokens_equal": 3,
+        "again_cells": 2, "again_cells_equal": 2 - differing,
         "again_tokens": 3, "again_tokens_equal": 3 - differing, "ambiguous": ambiguous,
     }  # fmt: skip
     assert is_exact(found, eplb=False) is exact
