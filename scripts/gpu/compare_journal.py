@@ -54,8 +54,9 @@ class Comparison:
         self._layers: dict[int, dict[str, Any]] = {}
 
     def recording(self, layer: int) -> str:
-        """How moe.meta tells that a layer was recorded."""
-        return str(self._layers[layer].get("recording") or self.meta.get("recording") or REFERENCES)
+        """How moe.meta tells that a layer was recorded: in the layer, or for all layers, or by ranges of layers."""
+        own = self._layers.get(layer, {}).get("recording")
+        return str(own or recording_of(self.meta.get("recording"), layer) or REFERENCES)
 
     def take(self, event: str, payload: bytes) -> None:
         """Compare one record."""
@@ -187,6 +188,18 @@ class Comparison:
             found["weights_unknown"] += int((equal & unknown).sum())
             found["weights_equal"] += int((equal & (mine == theirs).all(axis=1)).sum())
             found["weights_close"] += int((equal & (np.abs(mine - theirs) <= WEIGHT_TOLERANCE).all(axis=1)).sum())
+
+
+def recording_of(told: str | dict[str, str] | None, layer: int) -> str | None:
+    """The way of a layer in the ``recording`` of moe.meta: one way, or ranges (``0-3,5``) by way; None without it."""
+    if not isinstance(told, dict):
+        return told
+    for way, numbers in told.items():
+        for part in numbers.split(","):
+            first, _, last = part.partition("-")
+            if int(first) <= layer <= int(last or first):
+                return way
+    return None
 
 
 def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, Any]:

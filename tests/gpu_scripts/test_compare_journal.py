@@ -12,7 +12,7 @@ import pytest
 
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import JournalWriter, record
-from scripts.gpu.compare_journal import COUNTS, compare, is_exact
+from scripts.gpu.compare_journal import COUNTS, compare, is_exact, recording_of
 from scripts.gpu.oracle import Steps
 
 #: Two layers, numbered 1 and 3; four experts, top-2; a step of two tokens and one of one token.
@@ -110,6 +110,18 @@ def test_the_order_does_not_count_elsewhere(tmp_path: Path) -> None:
     found = compare(written(tmp_path, swapped((0, 1, 0), (1, 0, 1)), recording=ways), oracle())
     assert (found["exact"], found["tokens_equal"], found["tokens_in_order"]) == (True, 6, 4)
     assert found["recording"] == {"sink": [1], "recomputed": [3]}
+
+
+@pytest.mark.parametrize(
+    ("told", "ways"),
+    [
+        (None, [None, None, None]),
+        ("sink", ["sink", "sink", "sink"]),
+        ({"recomputed": "1001-1003", "references": "0-3,7"}, ["references", None, "recomputed"]),
+    ],
+)
+def test_forms_of_recording(told: Any, ways: list[str | None]) -> None:
+    assert [recording_of(told, layer) for layer in (3, 5, 1002)] == ways
 
 
 def test_a_wrong_expert(tmp_path: Path) -> None:
