@@ -42,7 +42,7 @@ def hidden(found: Installed) -> Iterator[Finding]:
             NOTE,
             "these kernels and methods route inside, so their layers are not recorded by the router's ids: "
             + ", ".join(names),
-            "See `recording` of each layer in moe.meta; `no expert counts are recorded` names layers without counts",
+            "See `recording` in moe.meta; `no expert counts are recorded` names layers without counts",
             {"kernels": kernels, "methods": methods},
         )
 

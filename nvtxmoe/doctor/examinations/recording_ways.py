@@ -16,7 +16,7 @@ from nvtxmoe.sizing.model_config import expert_blocks, known_config, model_shape
 
 ORDER = 105
 TOPIC = "recording of layers"
-LOOK = "Run a few requests and look at `recording` of the layers in moe.meta"
+LOOK = "Run a few requests and look at `recording` in moe.meta"
 MEANING = {
     REFERENCES: "the ids that the router gives, exact",
     SINK: "the ids that the kernel writes, exact; routing weights are unknown",
