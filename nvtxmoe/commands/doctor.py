@@ -12,20 +12,40 @@ from rich.table import Table
 
 from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
+from nvtxmoe.doctor.kernel_choice import GENERATIONS
 from nvtxmoe.errors import BAD_INPUT
 from nvtxmoe.printing.console import print_json, stderr, stdout
 
 _STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 
 
-@command("doctor", "nvtxmoe doctor\nnvtxmoe doctor --python ~/vllm/bin/python --model ./Qwen3-30B-A3B --steps 5000")
+@command(
+    "doctor",
+    "nvtxmoe doctor\n"
+    "nvtxmoe doctor --python ~/vllm/bin/python --model Qwen/Qwen3-30B-A3B --steps 5000\n"
+    "nvtxmoe doctor --model ./Qwen3-30B-A3B --gpu b200",
+)
 @click.option("--python", type=PATH, help="The Python that serves. Default: that of the vllm command, else this one.")
 @click.option("--nsys", type=PATH, help="An nsys that has to work. Default: $NVTXMOE_NSYS, then nsys on the PATH.")
-@click.option("--model", type=PATH, help="A model's folder or config.json: estimate the bytes that its capture takes.")
+@click.option(
+    "--model",
+    type=PATH,
+    help="A model's folder, config.json, or name on the hub if it is in the local cache: say how each of its layers "
+    "will be recorded, and estimate the bytes of its capture.",
+)
+@click.option("--gpu", type=click.Choice(sorted(GENERATIONS)), help="The GPU that will serve. Default: this machine's.")
 @click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps of that estimate.")
 @click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens a step of it.")
 @json_option
-def doctor(python: Path | None, nsys: Path | None, model: Path | None, steps: int, tokens: int, as_json: bool) -> int:
+def doctor(
+    python: Path | None,
+    nsys: Path | None,
+    model: Path | None,
+    gpu: str | None,
+    steps: int,
+    tokens: int,
+    as_json: bool,
+) -> int:
     """Say whether a capture can work here, and what is in its way.
 
     Looks at vLLM, PyTorch, nvtx and Nsight Systems (trying out whether it records what nvtx emits), the way into vLLM,
@@ -35,7 +55,7 @@ def doctor(python: Path | None, nsys: Path | None, model: Path | None, steps: in
     from nvtxmoe.doctor.examine import can_capture, examine  # noqa: PLC0415  only when it runs
 
     with stderr().status("looking"):
-        findings = examine(os.environ, python=python, nsys=nsys, model=model, steps=steps, tokens=tokens)
+        findings = examine(os.environ, python=python, nsys=nsys, model=model, gpu=gpu, steps=steps, tokens=tokens)
     good = can_capture(findings)
     if as_json:
         print_json({"can_capture": good, "findings": [one.as_dict() for one in findings]})

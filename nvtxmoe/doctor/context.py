@@ -15,6 +15,7 @@ from nvtxmoe.doctor.probe import IMPORT_TIMEOUT_S, Imported, Installed, imported
 from nvtxmoe.nsys_compatibility import WORDS
 from nvtxmoe.sizing.estimate import Estimate, estimate
 from nvtxmoe.sizing.model_config import model_shape
+from nvtxmoe.sizing.model_source import config_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Context:
     python: Path | None = None
     nsys: Path | None = None
     model: Path | None = None
+    gpu: str | None = None
     steps: int = 1000
     tokens: int = 32
     import_timeout_s: float = IMPORT_TIMEOUT_S
@@ -64,9 +66,14 @@ class Context:
         return profiler.profiler(self.installed, self.nsys, self.settings.payload, needed, self.environ)
 
     @cached_property
+    def model_config(self) -> Path | None:
+        """The config.json of the model that is named; None where none is named, or there is none on this machine."""
+        return None if self.model is None else config_file(self.model, self.environ)
+
+    @cached_property
     def estimate(self) -> Estimate | None:
         """The bytes of a capture of the model; None where none is named, or its configuration is not known."""
-        shape = None if self.model is None else model_shape(self.model)
+        shape = None if self.model_config is None else model_shape(self.model_config)
         if shape is None:
             return None
         return estimate(

@@ -17,6 +17,7 @@ def examine(
     python: Path | None = None,
     nsys: Path | None = None,
     model: Path | None = None,
+    gpu: str | None = None,
     steps: int = 1000,
     tokens: int = 32,
     import_timeout_s: float = IMPORT_TIMEOUT_S,
@@ -27,7 +28,9 @@ def examine(
         python: the Python that serves; default: that of the ``vllm`` command, else this one.
         nsys: an nsys that has to work; default: one that is found, of which what is wrong is a note unless the mode
             needs it.
-        model: a config.json, or its folder, to estimate the bytes of ``steps`` steps of ``tokens`` tokens.
+        model: a config.json, its folder, or a hub's name of a model in the local cache: how its layers will be
+            recorded, and the bytes of ``steps`` steps of ``tokens`` tokens.
+        gpu: the GPU that will serve, as ``h200``; default: the one of this machine.
         import_timeout_s: how long importing torch and vLLM may take.
 
     Raises:
@@ -38,6 +41,7 @@ def examine(
         python=python,
         nsys=nsys,
         model=model,
+        gpu=gpu,
         steps=steps,
         tokens=tokens,
         import_timeout_s=import_timeout_s,

@@ -12,6 +12,7 @@ from nvtxmoe.capture.startup.settings import Settings
 from nvtxmoe.profile.server import option
 from nvtxmoe.sizing.estimate import estimate
 from nvtxmoe.sizing.model_config import ModelShape, model_shape
+from nvtxmoe.sizing.model_source import config_file
 
 #: Steps and tokens a step that are assumed where no load is known.
 USUAL_STEPS, USUAL_TOKENS = 1000, 32
@@ -93,18 +94,8 @@ def _shape(command: Sequence[str]) -> ModelShape | None:
     for word, after in pairwise(command):
         if word == "serve" and not after.startswith("-"):
             model = after
-    if model is None:
-        return None
-    if Path(model).is_dir():
-        return model_shape(Path(model))
-    cached = sorted(_hub().glob(f"models--{model.replace('/', '--')}/snapshots/*/config.json"), key=os.path.getmtime)
-    return model_shape(cached[-1]) if cached else None
-
-
-def _hub() -> Path:
-    """Where Hugging Face keeps what was downloaded."""
-    home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface").expanduser()
-    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+    file = None if model is None else config_file(Path(model), os.environ)
+    return None if file is None else model_shape(file)
 
 
 def _ranks(command: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 """Offline generation by a real vLLM of a made-up model, engine and workers in processes of their own: for captures.
 
     nvtxmoe profile -o out -- python scripts/gpu/offline.py [--tp 2 --expert-parallel | --dp 2]
+    nvtxmoe profile -o out -- python scripts/gpu/offline.py --family gpt_oss --quantisation mxfp4
     torchrun --nproc-per-node 2 --no-python COMMAND python scripts/gpu/offline.py --tp 2 --external
 
 With --external torchrun starts the ranks: COMMAND, an nsys with %q{RANK} in its report's name, wraps each alone.
@@ -22,6 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.gpu.engine_settings import add_model_options, attention
+from scripts.gpu.made_up_models import QUANTISATIONS, model_folder
+
 
 def start_ranks(number: int) -> int:
     """Run this script once a data-parallel rank, as vLLM wants it: by variables."""
@@ -39,10 +43,7 @@ def start_ranks(number: int) -> int:
 def main() -> None:
     """Generate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", default="qwen3_moe")
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--experts", type=int, default=32)
-    parser.add_argument("--top-k", type=int, default=4)
+    add_model_options(parser)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--max-tokens", type=int, default=16)
     parser.add_argument("--tp", type=int, default=1)
@@ -51,8 +52,6 @@ def main() -> None:
     parser.add_argument("--expert-parallel", action="store_true")
     parser.add_argument("--external", action="store_true", help="The ranks are started by torchrun.")
     parser.add_argument("--eplb", action="store_true")
-    parser.add_argument("--attention", default="TRITON_ATTN")
-    parser.add_argument("--kv-mib", type=int, default=2048)
     options = parser.parse_args()
     if options.dp > 1 and options.dp_rank is None:
         sys.exit(start_ranks(options.dp))
@@ -60,22 +59,31 @@ def main() -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     from vllm import LLM, SamplingParams  # noqa: PLC0415
 
-    from scripts.gpu.check_exact import model_folder  # noqa: PLC0415
-
     extra: dict[str, Any] = {"distributed_executor_backend": "external_launcher", "seed": 0} if options.external else {}
     if options.eplb:
         extra |= {
             "enable_eplb": True,
             "eplb_config": {"window_size": 8, "step_interval": 12, "num_redundant_experts": options.tp * 2},
         }
-    llm = LLM(
-        model=str(model_folder(options.family, options.layers, options.experts, options.top_k)),
-        load_format="dummy", skip_tokenizer_init=True, max_model_len=1024, max_num_batched_tokens=256,
-        max_num_seqs=32, kv_cache_memory_bytes=options.kv_mib << 20,
-        gpu_memory_utilization=0.3, attention_backend=options.attention,
-        tensor_parallel_size=options.tp, enable_expert_parallel=options.expert_parallel,
-        compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]}, **extra,
+    model = model_folder(
+        options.family, options.layers, options.experts, options.top_k,
+        quantisation=options.quantisation, changes=options.config,
     )  # fmt: skip
+    settings: dict[str, Any] = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 256,
+        "max_num_seqs": 32,
+        "kv_cache_memory_bytes": options.kv_mib << 20,
+        "gpu_memory_utilization": 0.3,
+        "attention_backend": attention(options),
+        "tensor_parallel_size": options.tp,
+        "enable_expert_parallel": options.expert_parallel,
+        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]},
+    }
+    settings |= {**QUANTISATIONS[options.quantisation].engine, **extra, **options.engine}
+    llm = LLM(model=str(model), **settings)
     chance = random.Random(5 + (options.dp_rank or 0))
     prompts = [
         {"prompt_token_ids": [chance.randrange(1, 250) for _ in range(chance.choice([2, 5, 17, 60, 300]))]}

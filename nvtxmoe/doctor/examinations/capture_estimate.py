@@ -17,7 +17,14 @@ def diagnose(context: Context) -> Iterator[Finding]:
     """The estimate, where a model is named."""
     if context.model is None:
         return
-    if context.estimate is None:
+    if context.model_config is None:
+        yield Finding(
+            "estimate",
+            NOTE,
+            f"{context.model}: neither a folder or config.json here nor a model in the local Hugging Face cache",
+            "Give the folder of a local model, or its name on the hub once it is downloaded",
+        )
+    elif context.estimate is None:
         yield Finding(
             "estimate",
             NOTE,

@@ -25,7 +25,7 @@ def gpu(nsys_version: str | None) -> Iterator[Finding]:
     """NVIDIA GPUs and their driver, asked of nvidia-smi: no context is made on a GPU that serves."""
     text = _nvidia_smi()
     cuda = re.search(r"CUDA Version:\s*(\d+)\.(\d+)", text)
-    names = re.findall(r"^GPU \d+: (.+?) \(UUID", _nvidia_smi("-L"), re.MULTILINE)
+    names = device_names()
     if not names:
         yield Finding("GPU", NOTE, "no NVIDIA GPU is seen here: routing can be recorded, GPU times cannot")
         return
@@ -39,6 +39,11 @@ def gpu(nsys_version: str | None) -> Iterator[Finding]:
             f"nsys {nsys_version} loses most kernels with a driver for CUDA {cuda[1]}",
             "Use an nsys of 2025 for GPU times",
         )
+
+
+def device_names() -> list[str]:
+    """The names of this machine's NVIDIA GPUs, asked of nvidia-smi."""
+    return re.findall(r"^GPU \d+: (.+?) \(UUID", _nvidia_smi("-L"), re.MULTILINE)
 
 
 def _nvidia_smi(*arguments: str) -> str:

@@ -40,8 +40,9 @@ def hidden(found: Installed) -> Iterator[Finding]:
         yield Finding(
             "hidden routing",
             NOTE,
-            "layers whose experts run in one of these get no counts, since they route inside: " + ", ".join(names),
-            "Look for `no expert counts are recorded` in the run's output: it names the layers",
+            "these kernels and methods route inside, so their layers are not recorded by the router's ids: "
+            + ", ".join(names),
+            "See `recording` in moe.meta; `no expert counts are recorded` names layers without counts",
             {"kernels": kernels, "methods": methods},
         )
 
