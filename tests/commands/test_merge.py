@@ -290,7 +290,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
         "layer  experts  top-k  used  hottest expert  max/mean",
         "    0        4      2     4      1 (33.3 %)      1.33",
         "    1        4      2     4      2 (33.3 %)      1.33",
-        "Capture complete: 16 checks passed.",
+        "Capture complete: 17 checks passed.",
         f"Results in {tmp_path / RESULTS}:",
         *(f"  {name}" for name in TABLE_FILES),
         "  moe_summary.json",
@@ -378,6 +378,6 @@ def test_the_validation_file(tmp_path: Path) -> None:
         "range_times", "operation_times", "blobs_present", "words_whole", "steps_closed",
         "cuda_tracing", "graph_tracing", "launches_have_work",
         "layers_have_work", "graph_nodes", "ranges_nest", "operations_placed", "collectives_seen", "clocks_agree",
-        "profiler_warnings", "operations_once", "kernels_named", "gpu_clock",
+        "profiler_warnings", "operations_once", "kernels_named", "gpu_clock", "records_in_order", "ranges_whole",
     }  # fmt: skip
     assert {check["status"] for check in about_gpu.values()} == {"not_applicable"}

@@ -301,7 +301,7 @@ def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
 
 def _disordered(frame: pl.DataFrame, launches: Launches, call: Calls, judged: Bools) -> int:
     """Operations out of their stream's order, among those to be judged."""
-    if STREAM[0] not in frame.columns:  # whole graphs
+    if not set(STREAM) <= set(frame.columns):  # whole graphs, and what a trace reads
         return 0
     at = np.flatnonzero(judged)
     some, call = frame[at], call[at]
