@@ -83,9 +83,19 @@ def test_the_whole_document(tmp_path: Path) -> None:
             {"implausible": 0, "unclosed": 0, "reasons": {}},
         ),
         (
+            "ranges_whole",
+            "Every step has the ranges of its layers and phases.",
+            {"layers": 0, "phases": 0, "bare_phases": 0},
+        ),
+        (
             "operation_times",
             "The times of all 9 GPU operations are possible.",
             {"operations": 9, "implausible": 0, "implausible_in_steps": 0, "reasons": {}},
+        ),
+        (
+            "records_in_order",
+            "CUDA calls, graph nodes and GPU operations are in order.",
+            {"calls": 0, "nodes": 0, "operations": 0},
         ),
         (
             "operations_placed",

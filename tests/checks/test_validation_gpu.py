@@ -286,7 +286,7 @@ def test_a_layer_whose_range_was_not_open(tmp_path: Path) -> None:
             worker.counts(step, layer, GOOD)
     found = written(tmp_path, export)
     assert found.check("layers_have_work") == (
-        "warn",
+        "fail",
         "3 of 6 (rank, step, layer) with tokens have no GPU work, the first rank 0 step 0 layer 1: was the layer's "
         "range open when it was launched, or its graph captured?",
         {
@@ -295,7 +295,8 @@ def test_a_layer_whose_range_was_not_open(tmp_path: Path) -> None:
             "examples": ["rank 0 step 0 layer 1", "rank 0 step 1 layer 1", "rank 0 step 2 layer 1"],
         },
     )
-    assert (found.verdict, found.statuses) == ("complete", {"layers_have_work": "warn"})
+    assert found.check("ranges_whole")[2] == {"layers": 3, "phases": 0, "bare_phases": 0}
+    assert (found.verdict, found.statuses) == ("incomplete", {"layers_have_work": "fail", "ranges_whole": "fail"})
 
 
 @pytest.mark.parametrize("by_graph", [True, False])

@@ -64,7 +64,8 @@ def _bare(phases: pl.DataFrame, layers: pl.DataFrame) -> int:
     found = phases.sort("start").join_asof(
         around, on="start", by="globalTid", strategy="backward", check_sortedness=False
     )
-    inside = (pl.col("of") == pl.col("layer")) & (pl.col("end") <= pl.col("until"))
+    # One that ends later crosses the layer: ``Segments.crossings`` counts it.
+    inside = (pl.col("of") == pl.col("layer")) & (pl.col("start") < pl.col("until"))
     return len(found.filter(~inside.fill_null(False)))
 
 
