@@ -23,17 +23,14 @@ class RangeGaps:
     Attributes:
         layers: layer ranges that a step lacks, since others of its layers have more.
         phases: phase ranges that a layer of a step lacks, since other runs of that layer have more.
+        seen: layer and phase ranges.
         bare_phases: phase ranges outside a range of their layer, on their thread.
     """
 
+    seen: int = 0
     layers: int = 0
     phases: int = 0
     bare_phases: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.layers + self.phases + self.bare_phases
 
 
 def range_gaps(classified: pl.DataFrame, events: Events) -> RangeGaps:
@@ -53,6 +50,7 @@ def range_gaps(classified: pl.DataFrame, events: Events) -> RangeGaps:
     in_steps = _in_steps(pl.concat([layers, phases]), spans)
     runs = in_steps.filter(kind=LAYER).group_by("pid", "span", "layer").agg(runs=pl.len())
     return RangeGaps(
+        seen=len(closed),
         layers=_layers_missing(runs, events),
         phases=_phases_missing(in_steps.filter(kind=PHASE), runs),
         bare_phases=bare,
