@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from nvtxmoe.capture.hooks import Hook, registered, wrap
@@ -39,7 +40,7 @@ class Graphs:
         self.lock = lock or threading.RLock()
         self._announced = 0
         self._capturing: list[int] = []
-        self._routed: dict[int, dict[int, RoutingTensors]] = {}
+        self._routed: dict[int, dict[tuple[int, int], RoutingTensors]] = {}
         self._repeated: dict[int, set[int]] = {}
 
     @property
@@ -77,21 +78,22 @@ class Graphs:
     def keep(self, one: RoutingTensors) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
-        if one.layer in of_graph:
+        place = one.layer, one.token_offset
+        if place in of_graph:
             self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
             return
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
             self.without_weights += 1
-            one = RoutingTensors(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
+            one = replace(one, weights=None)
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
             self.without_ids += 1
             return
         self.held_bytes += one.held_bytes
-        of_graph[one.layer] = one
+        of_graph[place] = one
 
-    def routed(self, key: int) -> dict[int, RoutingTensors]:
-        """What a graph's replay leaves behind, by layer."""
-        return self._routed.get(key, {})
+    def routed(self, key: int) -> tuple[RoutingTensors, ...]:
+        """Return the tensors that a graph's replay fills, each layer once per micro-batch."""
+        return tuple(self._routed.get(key, {}).values())
 
     def repeated(self, key: int) -> set[int]:
         """Layers that ran more than once in a graph."""

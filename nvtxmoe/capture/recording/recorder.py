@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections import Counter as Tally
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
+from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
 from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
@@ -80,6 +81,7 @@ class Recorder:
         self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
         self._open = False
         self._counter: Counter | None = None
+        self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
         self._told: object = None
         # Counts that arrive when no step follows are sent by a thread.
@@ -229,19 +231,45 @@ class Recorder:
         if step is None or self.identity is None:
             return
         routed, key = tensors.routed, tensors.key
+        if tensors.divided:
+            self._count_micro_batches(step, routed, key)
+            return
         if routed and tensors.rows < step.num_tokens:
             routed, key = tuple(one for one in routed if self._whole(one, step)), None
         if self._every_layer and len(routed) < self._expected:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
             return
+        self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs)
+
+    def _count_micro_batches(self, step: Step, routed: tuple[RoutingTensors, ...], key: Hashable | None) -> None:
+        divided = divide(routed, step.num_tokens)
+        whole = len({one.layer for one in routed} - divided.incomplete)
+        if self._every_layer and whole < self._expected:
+            self._lose("steps in which a layer's routing was not seen in every micro-batch")
+        if not divided.parts:
+            return
+        counter = self._counter_for(routed)
+        dropped = counter.dropped
+        self._together.expect(step, len(divided.parts))
+        for part in divided.parts:
+            of_part = replace(step, num_tokens=part.num_tokens)
+            part_key = None if key is None or divided.incomplete else (key, part.token_offset)
+            counter.submit(of_part, part.routed, self._samples(step), part_key, self._pairs)
+            if counter.dropped > dropped:  # part of a step would read as the step
+                self._together.discard(step)
+                return
+
+    def _counter_for(self, routed: tuple[RoutingTensors, ...]) -> Counter:
         if self._counter is None:
             self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
-        sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-        self._counter.submit(step, routed, sample, key, self._pairs)
+        return self._counter
+
+    def _samples(self, step: Step) -> bool:
+        return "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
 
     def _hide_repeated(self, layer: int) -> None:
-        self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
+        self.hide(layer, "it runs more than once per step on the same tokens (a draft model, for example)")
 
     def _whole(self, one: RoutingTensors, step: Step) -> bool:
         if one.ids.shape[0] - one.start >= step.num_tokens:
@@ -280,7 +308,9 @@ class Recorder:
         if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):
-            self._send_counted(counted)
+            whole = self._together.add(counted)
+            if whole is not None:
+                self._send_counted(whole)
         if self._pairs is not None:
             for payload in self._pairs.arrived(self.identity.rank, wait):
                 self._send(schema.PAIRS, payload)

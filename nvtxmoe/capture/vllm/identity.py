@@ -10,9 +10,10 @@ from typing import Any
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.measured_overhead import overhead
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
+from nvtxmoe.capture.vllm.own_rows import token_offset_of_thread
 
 MONOLITHIC = "its routing runs inside a monolithic kernel"
-MICRO_BATCHES = "micro-batches (DBO) are on"
+MICRO_BATCHES = "micro-batches (DBO) are on, and this vLLM does not give their token offsets (0.33 and newer do)"
 DRAFT = "it is a draft model's, which runs after the step's forward"
 SUBSTITUTED = "vLLM replaces the routed experts afterwards"
 CONTEXT_PARALLEL = "prefill context parallelism divides the rows"
@@ -99,7 +100,7 @@ def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
         DRAFT: bool(own) and id(one.key) not in own,
         ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
         SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
-        MICRO_BATCHES: bool(parallel.use_ubatching),
+        MICRO_BATCHES: bool(parallel.use_ubatching) and token_offset_of_thread() is None,
         CONTEXT_PARALLEL: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         ADAPTIVE: getattr(speculative, "method", None) == "dspark",
     }

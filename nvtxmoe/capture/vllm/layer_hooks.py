@@ -11,7 +11,7 @@ from nvtxmoe.capture.recording.recorder import Recorder
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import LayerInfo
 from nvtxmoe.capture.sinks.nvtx_emitter import Emitter
-from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start
+from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start, token_offset_of_thread
 from nvtxmoe.formats import schema
 
 
@@ -38,6 +38,7 @@ class Capture:
         self.thread = _Thread()
         self.layers: dict[int, LayerInfo] = {}  # by id() of the key; the model keeps the keys
         self.dp_rank = 0
+        self.token_offset = token_offset_of_thread() or (lambda: 0)
 
     def layer_hook(self, key_of: Callable[..., Any], reduces: Callable[[Any], bool]) -> Hook:
         """Around a layer's forward. ``key_of`` takes its arguments."""
@@ -139,6 +140,7 @@ class Capture:
                 physical=physical,
                 num_physical=info.num_physical or 0,
                 start=start,
+                token_offset=self.token_offset(),
             )
         )
 
