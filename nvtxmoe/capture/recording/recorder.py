@@ -87,6 +87,7 @@ class Recorder:
         # Counts that arrive when no step follows are sent by a thread.
         self._idle: threading.Thread | None = None
         self._closed = False
+        self._stopped: str | None = None  # what steps are lost as
 
     # The process -------------------------------------------------------------------------------------------------
 
@@ -134,6 +135,12 @@ class Recorder:
         logger().warning("another model was loaded in this process: it is not recorded, only the first one is")
         self._lose("steps of another model in the process, from its load on")
         self._tell_meta()
+
+    def stop(self, change: str) -> None:
+        """Record no further step: ranks or experts are no longer those of moe.meta, which holds for the whole run."""
+        logger().warning("nothing is recorded from here on: ranks or experts have changed (%s)", change)
+        self.end_step()
+        self._stopped = f"steps after ranks or experts changed ({change})"
 
     def _wanted_changed(self) -> None:
         layers = () if self.identity is None else self.identity.layers
@@ -184,6 +191,11 @@ class Recorder:
         self.end_step()
         if self.warming_up:
             return
+        if self._stopped is not None:
+            self._lose(self._stopped)
+            if self._news() != self._told:
+                self._tell_meta()
+            return
         if self.identity is None:
             self._lose("steps before the model was known")
             return
@@ -200,6 +212,8 @@ class Recorder:
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
         self.end_step()
+        if self._stopped is not None:
+            return
         self.steps += 1
         self.idle_steps += 1
 

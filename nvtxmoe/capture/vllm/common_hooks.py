@@ -9,6 +9,7 @@ from nvtxmoe.capture.hooks import put, wrap
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cuda_graphs import hook_graphs
 from nvtxmoe.capture.vllm import worker_hooks
+from nvtxmoe.capture.vllm.capture_sources import hook_sources, sources
 from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.requirements import Need
@@ -38,7 +39,13 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
 
     if torch.version.cuda is not None:  # asking for a device would start CUDA here, which a fork does not survive
         hook_graphs(capture.recorder.graphs, capture.recorder.replayed)
-    wrap(Worker, "load_model", worker_hooks.load_hook(capture, find))
+
+    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
+        others = sources(static_context, runner)
+        hook_sources(capture, others)
+        return find(static_context) + others
+
+    wrap(Worker, "load_model", worker_hooks.load_hook(capture, found))
     wrap(Worker, "execute_model", worker_hooks.step_hook(capture))
     wrap(Worker, "sample_tokens", worker_hooks.sample_hook(capture))
     wrap(Worker, "execute_dummy_batch", worker_hooks.idle_hook(capture))
