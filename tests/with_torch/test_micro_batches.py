@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nvtxmoe.capture.hooks import unhook_all
 from nvtxmoe.capture.recording import cuda_counter
 from nvtxmoe.capture.recording.micro_batches import divide
 from nvtxmoe.capture.recording.recorder import Recorder
@@ -22,7 +23,7 @@ LAYERS = 2
 
 
 def made(**options: Any) -> tuple[Recorder, Kept]:
-    stand_ins.unhook_all()
+    unhook_all()
     sink = Kept()
     recorder = Recorder(lambda _: [sink], **options)
     recorder.model_loaded(identity(LAYERS))
