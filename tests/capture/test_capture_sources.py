@@ -47,6 +47,8 @@ class Module:
 class MoERunner(Module):
     """vLLM's own."""
 
+    moe_config: Any = None
+
 
 class DeepGemmMegaMoEExperts(Module):
     """As vLLM 0.33's: the model routes, the experts hand the ids to ``capture_fn``."""
@@ -212,15 +214,15 @@ def test_ids_are_recorded_and_the_identity_is_the_experts_own() -> None:
 
 def test_whoever_sets_the_slot_before_or_after_is_called_first() -> None:
     """vLLM binds its own capturer after the model is loaded: nothing is overwritten, by nobody."""
-    experts, order = DeepGemmMegaMoEExperts(), []
-    experts.capture_fn = lambda ids: order.append(("before", len(recorder.got)))
+    experts, order = DeepGemmMegaMoEExperts(), list[str]()
+    experts.capture_fn = lambda ids: order.append("before")
     _, recorder, _ = recorded(experts)
     experts.forward(IDS)
-    experts.capture_fn = lambda ids: order.append(("after", len(recorder.got)))
+    experts.capture_fn = lambda ids: order.append(f"after, with {len(recorder.got)} recorded")
     experts.forward(IDS)
     experts.capture_fn = None
     experts.forward(IDS)
-    assert order == [("before", 0), ("after", 1)]
+    assert order == ["before", "after, with 1 recorded"]
     assert len(recorder.got) == 3
     unhook_all()
     assert experts.capture_fn is None
@@ -239,12 +241,12 @@ def test_what_goes_wrong_reaches_neither_vllm_nor_its_capture() -> None:
     _, recorder, _ = recorded(experts := DeepGemmMegaMoEExperts())
     seen: list[Any] = []
     experts.capture_fn = seen.append
-    recorder.routed = lambda one: 1 // 0  # type: ignore[method-assign, assignment, return-value]
+    recorder.routed = lambda one: 1 // 0  # type: ignore[method-assign, assignment]
     for _ in range(2):
         experts.forward(IDS)
     assert experts.ran == len(seen) == 2
     assert failures() == {"capture_fn": "ZeroDivisionError: integer division or modulo by zero"}
-    experts.capture_fn = lambda ids: {}["theirs"]
+    experts.capture_fn = lambda ids: dict[str, None]()["theirs"]
     with pytest.raises(KeyError, match="theirs"):
         experts.forward(IDS)
 
@@ -324,7 +326,8 @@ class FusedTopKBiasRouter:
     """As vLLM 0.33's."""
 
     def __init__(self, hashed: bool = False) -> None:
-        self.top_k, self.scoring_func, self.capture_fn = 2, "sqrtsoftplus", None
+        self.top_k, self.scoring_func = 2, "sqrtsoftplus"
+        self.capture_fn: Any = None
         self._hash_indices_table = object() if hashed else None
 
     def set_capture_fn(self, capture_fn: Any) -> None:
@@ -344,7 +347,7 @@ def test_a_fused_front_is_left_alone_and_its_layers_are_hidden() -> None:
 
 def test_the_router_is_kept_where_the_setting_asks_for_it(heard: pytest.LogCaptureFixture) -> None:
     fused, taken = FusedTopKBiasRouter(), FusedTopKBiasRouter()
-    taken.capture_fn = theirs = lambda ids: None  # type: ignore[assignment]
+    taken.capture_fn = theirs = lambda ids: None
     found = [layer_of(MoERunner(), Module(), n, router) for n, router in enumerate((fused, taken))]
     one = worker(Module(a=found[0].key, b=found[1].key), decode_backend="latency_specialized")
     capture = Capture(recorder := Hearing(), None, keep_router=True)

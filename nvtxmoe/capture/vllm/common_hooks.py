@@ -28,6 +28,15 @@ NEEDS = (
     Need("vllm.distributed.parallel_state", "GroupCoordinator._all_reduce_out_place"),
     Need("vllm.forward_context", "get_forward_context"),
 )
+#: What newer vLLM has and capture uses where it is there: a vLLM without it fits an adapter all the same.
+OPTIONAL = {
+    "micro-batches (DBO)": (Need("vllm.v1.worker.ubatching", "dbo_current_ubatch_token_offset"),),
+    "DeepGEMM MegaMoE": (
+        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.forward", ("topk_ids",)),
+        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.layer_id"),
+    ),
+    "breakable CUDA graphs": (Need("vllm.compilation.breakable_cudagraph", "BreakableCUDAGraphCapture.replay"),),
+}
 
 
 def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], list[MoeLayer]]) -> None:
