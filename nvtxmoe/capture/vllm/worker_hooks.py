@@ -25,9 +25,7 @@ def step_hook(capture: Capture) -> Hook:
         scheduled = scheduler_output
         requests = by_worker.setdefault(worker, RequestLengths())
         requests.forget(scheduled.finished_req_ids)
-        if capture.place is not None and (change := capture.place.change()) is not None:
-            capture.recorder.stop(change)
-            capture.place = None
+        _notice_change(capture)
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
             return False
@@ -52,6 +50,12 @@ def step_hook(capture: Capture) -> Hook:
     return hook
 
 
+def _notice_change(capture: Capture) -> None:
+    if capture.place is not None and (change := capture.place.change()) is not None:
+        capture.recorder.stop(change)
+        capture.place = None
+
+
 def sample_hook(capture: Capture) -> Hook:
     """Around ``sample_tokens``: the step ends with it."""
     return capture.hook("sample", leave=lambda *_: capture.recorder.end_step())
@@ -61,6 +65,7 @@ def idle_hook(capture: Capture) -> Hook:
     """Around a data-parallel rank's dummy batch."""
 
     def enter(*_: Any, **__: Any) -> None:
+        _notice_change(capture)
         capture.recorder.skip_step()
         capture.push(schema.IDLE, 0, "idle")
 
