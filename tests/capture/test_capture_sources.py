@@ -287,12 +287,21 @@ def test_what_a_known_layer_holds_or_is_in_is_not_unknown() -> None:
     class SparseMoeBlock(Module):
         num_experts, top_k = 8, 2
 
+    class Gate(Module):
+        num_experts, top_k = 8, 2
+
     routed = RoutedExperts()
     runner = MoERunner(routed_experts=routed)
     other = SparseMoeBlock(shared=SharedExperts())
-    model = Module(known=SparseMoeBlock(experts=runner, shared=SharedExperts()), unknown=other)
+    known = SparseMoeBlock(experts=runner, gate=Gate(), shared=SharedExperts())
+    model = SparseMoeBlock(layers=Module(known=Module(mlp=known), unknown=Module(mlp=other)))
     found = [layer_of(runner, routed)]
     assert unknown_experts(model, found) == {"SparseMoeBlock": 1}
+    assert unknown_experts(Module(mlp=known), found) == {}
+    other.children["gate"] = Gate()
+    assert unknown_experts(model, found) == {"Gate": 1}
+    other.children["experts"] = MuseSparkMegaMoEExperts()
+    assert unknown_experts(model, found) == {"MuseSparkMegaMoEExperts": 1}
     assert unknown_experts(object(), found) == {}
 
 
