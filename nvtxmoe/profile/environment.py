@@ -58,7 +58,7 @@ def capture_environment(
     if session is not None:
         variables[SESSION_DIR] = str(session.absolute())
     variables[_FRONT] = os.pathsep.join(filter(None, (str(SITE), base.get(_FRONT))))
-    if PLUGINS in base and PLUGIN not in base[PLUGINS].split(","):  # the way in behind another's sitecustomize
+    if PLUGINS in base and PLUGIN not in base[PLUGINS].split(","):  # it works behind another sitecustomize too
         variables[PLUGINS] = ",".join(filter(None, (base[PLUGINS], PLUGIN)))
     if WORKER_TIMEOUT not in base:
         variables[WORKER_TIMEOUT] = str(max(5, int(stop_timeout_s / 2)))

@@ -1,4 +1,4 @@
-"""The second way in by PYTHONPATH: a plugin of vLLM, found through the metadata beside this file.
+"""A plugin of vLLM in a folder on PYTHONPATH, found through the metadata beside this file.
 
 Launchers such as ``opentelemetry-instrument`` put a sitecustomize of their own before nvtxmoe's and run no other. vLLM
 looks for plugins on the whole path and finds this one all the same.

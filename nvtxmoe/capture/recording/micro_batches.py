@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nvtxmoe.capture.recording.cpu_counter import Counter
+from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
 from nvtxmoe.capture.run_identity import Step
 
@@ -70,19 +72,38 @@ class Together:
     def __init__(self) -> None:
         self._expected: dict[int, tuple[Step, int]] = {}
         self._arrived: dict[int, list[StepCounts]] = {}
+        self._unwanted: dict[int, int] = {}  # parts that still arrive of steps that are left out
 
-    def expect(self, step: Step, parts: int) -> None:
-        """Wait for so many parts of a step."""
-        self._expected[step.number] = step, parts
+    def submit(
+        self,
+        counter: Counter,
+        step: Step,
+        divided: Divided,
+        sample: bool,
+        key: Hashable | None,
+        pairs: PairCounts | None,
+    ) -> None:
+        """Have each part counted. Where the counter drops one, the step is left out: a part would read as the step."""
+        self._expected[step.number] = step, len(divided.parts)
         self._arrived[step.number] = []
-
-    def discard(self, step: Step) -> None:
-        """Drop a step of which a part can't be counted: parts that still arrive are not sent."""
-        self._expected[step.number] = step, -1
+        dropped = counter.dropped
+        for place, part in enumerate(divided.parts):
+            part_key = None if key is None or divided.incomplete else (key, part.token_offset)
+            counter.submit(replace(step, num_tokens=part.num_tokens), part.routed, sample, part_key, pairs)
+            if counter.dropped > dropped:
+                del self._expected[step.number], self._arrived[step.number]
+                if place:
+                    self._unwanted[step.number] = place
+                return
 
     def add(self, counted: StepCounts) -> StepCounts | None:
         """Return the whole step with its last part, None before; a step that is not divided as it is."""
         number = counted.step.number
+        if number in self._unwanted:
+            self._unwanted[number] -= 1
+            if not self._unwanted[number]:
+                del self._unwanted[number]
+            return None
         if number not in self._expected:
             return counted
         step, parts = self._expected[number]

@@ -263,16 +263,7 @@ class Recorder:
             self._lose("steps in which a layer's routing was not seen in every micro-batch")
         if not divided.parts:
             return
-        counter = self._counter_for(routed)
-        dropped = counter.dropped
-        self._together.expect(step, len(divided.parts))
-        for part in divided.parts:
-            of_part = replace(step, num_tokens=part.num_tokens)
-            part_key = None if key is None or divided.incomplete else (key, part.token_offset)
-            counter.submit(of_part, part.routed, self._samples(step), part_key, self._pairs)
-            if counter.dropped > dropped:  # part of a step would read as the step
-                self._together.discard(step)
-                return
+        self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
 
     def _counter_for(self, routed: tuple[RoutingTensors, ...]) -> Counter:
         if self._counter is None:

@@ -19,20 +19,18 @@ class StepTensors:
         routed: each layer once per micro-batch.
         key: stands for these very tensors where they will come again (CUDA graphs), else None.
         rows: that each of the tensors has at least, from its first own row on.
+        divided: whether the step ran as micro-batches.
     """
 
     routed: tuple[RoutingTensors, ...]
     key: Hashable | None
     rows: int
-
-    @property
-    def divided(self) -> bool:
-        """Whether the step ran as micro-batches."""
-        return any(one.token_offset for one in self.routed)
+    divided: bool
 
 
 def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTensors:
-    return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
+    rows = min((one.ids.shape[0] - one.start for one in routed), default=0)
+    return StepTensors(routed, key, rows, any(one.token_offset for one in routed))
 
 
 class StepRouting:
