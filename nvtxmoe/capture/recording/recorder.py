@@ -24,8 +24,9 @@ from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
+from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
+from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.formats import schema
@@ -330,7 +331,7 @@ class Recorder:
         for cells in counted.cells:
             self._send_cells(counted.step, cells)
         for sample in counted.samples:
-            self._send(schema.TOPK, _topk(counted.step.number, sample))
+            self._send(schema.TOPK, topk_rows(counted.step.number, sample))
 
     def _send_cells(self, step: Step, cells: Cells) -> None:
         event = schema.PHYSICAL if cells.physical else schema.COUNTS
@@ -390,11 +391,3 @@ class Recorder:
                     capture=capture,
                 )
             )
-
-
-def _topk(step: int, sample: Sample) -> Any:
-    rows = np.zeros(len(sample.experts), schema.topk_dtype(sample.experts.shape[1]))
-    rows["step"], rows["layer"], rows["token"] = step, sample.layer, np.arange(len(rows))
-    rows["experts"] = sample.experts
-    rows["weights"] = np.nan if sample.weights is None else sample.weights
-    return rows
