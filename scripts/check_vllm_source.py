@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -43,11 +43,15 @@ class AdapterLike(Protocol):
 
 @dataclass(frozen=True)
 class Checked:
-    """One published version against every adapter: what each lacks; nothing where it fits."""
+    """One published version against every adapter: what each lacks; nothing where it fits.
+
+    ``optional`` is what the version lacks of each thing that capture uses where it is there.
+    """
 
     distribution: str
     version: str
     lacks: dict[str, list[str]]
+    optional: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def fitting(self) -> list[str]:
@@ -55,9 +59,20 @@ class Checked:
         return [name for name, clauses in self.lacks.items() if not clauses]
 
 
-def check(distribution: str, version: str, tree: SourceTree, adapters: Iterable[AdapterLike]) -> Checked:
+def check(
+    distribution: str,
+    version: str,
+    tree: SourceTree,
+    adapters: Iterable[AdapterLike],
+    optional: Mapping[str, Sequence[NeedLike]] | None = None,
+) -> Checked:
     """Check one source tree."""
-    return Checked(distribution, version, {one.NAME: lacking(tree, one.NEEDS) for one in adapters})
+    return Checked(
+        distribution,
+        version,
+        {one.NAME: lacking(tree, one.NEEDS) for one in adapters},
+        {name: lacking(tree, needs) for name, needs in (optional or {}).items()},
+    )
 
 
 def table(checked: Iterable[Checked]) -> str:
@@ -65,6 +80,16 @@ def table(checked: Iterable[Checked]) -> str:
     lines = ["| distribution | version | adapter |", "| --- | --- | --- |"]
     for one in checked:
         lines.append(f"| {one.distribution} | {one.version} | {', '.join(one.fitting) or 'none'} |")
+    return "\n".join(lines)
+
+
+def optional_table(checked: Sequence[Checked]) -> str:
+    """Markdown: which version has what capture uses where it is there."""
+    names = list(checked[0].optional) if checked else []
+    lines = [f"| version | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    for one in checked:
+        cells = " | ".join("no" if one.optional[name] else "yes" for name in names)
+        lines.append(f"| {one.distribution} {one.version} | {cells} |")
     return "\n".join(lines)
 
 
@@ -104,6 +129,7 @@ def from_wheel(cache: Path, distribution: str, version: str) -> SourceTree:
 def main(argv: Sequence[str] | None = None) -> int:
     """Check every published version; the exit code."""
     from nvtxmoe.capture.vllm.adapters import ADAPTERS  # noqa: PLC0415  the logic above needs none of them
+    from nvtxmoe.capture.vllm.common_hooks import OPTIONAL  # noqa: PLC0415
 
     parser = argparse.ArgumentParser(description="Which adapter fits which published vLLM, from source.")
     where = parser.add_mutually_exclusive_group(required=True)
@@ -120,8 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except NvtxmoeError as error:
             print(f"check_vllm_source: {error}", file=sys.stderr)
             return error.exit_code
-        checked.append(check(distribution, version, tree, ADAPTERS))
+        checked.append(check(distribution, version, tree, ADAPTERS, OPTIONAL))
     print(table(checked))
+    print()
+    print(optional_table(checked))
     wrong = complaints(checked)
     print("\n".join(wrong), file=sys.stderr, end="\n" if wrong else "")
     return 1 if wrong else 0

@@ -88,6 +88,23 @@ def wrap(owner: Any, attribute: str, hook: Hook, *, skip: Callable[[], bool] | N
     return True
 
 
+def listen(register: Callable[[Callable[..., None]], Any], hook: Hook) -> None:
+    """Have a library that calls back call ``hook.enter``, so that ``unhook_all`` takes it back.
+
+    Parameters:
+        register: takes the callback, and returns a handle with ``remove``.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> None:
+        if hook.failure is None:
+            try:
+                hook.enter(*args, **kwargs)
+            except Exception as error:  # fails open
+                hook.fail(error, 0)
+
+    _undo.append(register(call).remove)
+
+
 def put(owner: Any, attribute: str, value: Any) -> None:
     """Set an attribute of a class, module or instance, so that ``unhook_all`` takes it back."""
     own = attribute in vars(owner)

@@ -14,6 +14,8 @@ SITE = Path(__file__).parents[1] / "site"
 #: How long vLLM's engine waits for its workers before it kills them, in seconds; by default 5.
 WORKER_TIMEOUT = "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS"
 _FRONT = "PYTHONPATH"
+#: Names of the plugins that vLLM may load; all where it is not set.
+PLUGINS, PLUGIN = "VLLM_PLUGINS", "nvtxmoe"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def capture_environment(
     if session is not None:
         variables[SESSION_DIR] = str(session.absolute())
     variables[_FRONT] = os.pathsep.join(filter(None, (str(SITE), base.get(_FRONT))))
+    if PLUGINS in base and PLUGIN not in base[PLUGINS].split(","):  # it works behind another sitecustomize too
+        variables[PLUGINS] = ",".join(filter(None, (base[PLUGINS], PLUGIN)))
     if WORKER_TIMEOUT not in base:
         variables[WORKER_TIMEOUT] = str(max(5, int(stop_timeout_s / 2)))
     environment = Environment(variables, () if session else (SESSION_DIR,))

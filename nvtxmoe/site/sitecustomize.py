@@ -25,25 +25,11 @@ def _run_the_next_one(here: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _make_importable(package: Path) -> None:
-    """Make the nvtxmoe that this file belongs to importable, where none is installed.
-
-    Not by a path: what else lies in that folder (a whole environment, perhaps) is not for this program.
-    """
-    from importlib.util import find_spec, module_from_spec, spec_from_file_location  # noqa: PLC0415
-
-    if "nvtxmoe" in sys.modules or find_spec("nvtxmoe") is not None:
-        return
-    spec = spec_from_file_location("nvtxmoe", package / "__init__.py", submodule_search_locations=[str(package)])
-    if spec is not None and spec.loader is not None:
-        module = module_from_spec(spec)
-        sys.modules["nvtxmoe"] = module
-        spec.loader.exec_module(module)
-
-
 def _watch(here: str) -> None:
     """Start capture when vLLM is imported, not before: pip and the like are not to notice."""
-    _make_importable(Path(here).parent)
+    from nvtxmoe_by_path import make_importable  # type: ignore[import-not-found]  # noqa: PLC0415  beside this file
+
+    make_importable(Path(here).parent)
     from nvtxmoe.capture.startup.import_watch import watch  # noqa: PLC0415
     from nvtxmoe.capture.startup.plugin import register  # noqa: PLC0415
 

@@ -124,3 +124,32 @@ def test_no_ranges_at_all() -> None:
     segments, _ = segments_of([])
     assert segments.find(np.array([3]), np.array([5])).tolist() == [0]
     assert segments.step[0] == -1
+
+
+def test_a_step_holds_for_threads_that_run_its_micro_batches() -> None:
+    """Such a thread has layers and no step; a thread with steps of its own keeps them, and so does another process."""
+    process = 7 << 24
+    main, first, second, other = process | 1, process | 2, process | 3, (8 << 24) | 1
+    rows: list[Row] = [
+        (main, 100, 200, "moe.step", 0),
+        (first, 110, 120, "moe.layer.0", 0),
+        (first, 112, 118, "moe.experts", 0),
+        (second, 125, 130, "moe.layer.0", 0),
+        (main, 300, 400, "moe.step", 0),
+        (first, 310, 320, "moe.layer.1", 1),
+        (second, 250, 260, "moe.layer.1", 1),  # between steps
+        (other, 110, 120, "moe.layer.0", 0),
+    ]
+    segments, _ = segments_of(rows)
+
+    def at(tid: int, time: int) -> tuple[int, int]:
+        (found,) = segments.find(np.array([tid]), np.array([time]))
+        return int(segments.step[found]), int(segments.layer[found])
+
+    assert [at(first, time) for time in (105, 115, 121, 199, 200, 311)] == [
+        (0, -1), (0, 0), (0, -1), (0, -1), (-1, -1), (1, 1),
+    ]  # fmt: skip
+    assert [at(second, time) for time in (126, 255, 350)] == [(0, 0), (-1, 1), (-1, -1)]
+    assert at(other, 115) == (-1, 0)
+    assert [at(main, time) for time in (115, 350)] == [(0, -1), (1, -1)]
+    assert segments.crossings == 0

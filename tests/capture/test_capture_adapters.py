@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from nvtxmoe.capture.run_identity import LayerInfo
 from nvtxmoe.capture.vllm.adapters import ADAPTERS, choose
 from nvtxmoe.capture.vllm.identity import numbering
 from nvtxmoe.capture.vllm.layer_hooks import Capture
-from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start
+from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start, token_offset_of_thread
 from nvtxmoe.capture.vllm.prefill_tokens import RequestLengths
 from nvtxmoe.capture.vllm.requirements import Need, missing
 from tests.support.paths import ROOT
@@ -286,6 +287,32 @@ def test_an_exception_of_the_layer_passes_and_closes_its_ranges(hooked: Capture)
         layer.forward(None)
     assert hooked.ranges.depth() == 0  # type: ignore[union-attr]
     assert hooked.thread.layer is None
+    assert {hook.failure for hook in REGISTRY.values()} == {None}
+
+
+def test_each_threads_rows_begin_at_its_micro_batchs_first_token(
+    hooked: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ubatching = ModuleType("vllm.v1.worker.ubatching")
+    offsets: dict[int, int] = {}
+    ubatching.dbo_current_ubatch_token_offset = lambda: offsets.get(threading.get_ident(), 0)  # type: ignore[attr-defined]
+    assert token_offset_of_thread() is None  # vLLM before 0.33
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.ubatching", ubatching)
+    for parent in ("vllm.v1", "vllm.v1.worker"):
+        monkeypatch.setitem(sys.modules, parent, ModuleType(parent))
+    hooked.token_offset = Capture(hooked.recorder, None).token_offset
+    known(hooked, layer := Layer(Router()), 5)
+
+    def run(offset: int) -> None:
+        offsets[threading.get_ident()] = offset
+        layer.forward(IDS)
+
+    for offset in (0, 2):
+        thread = threading.Thread(target=run, args=(offset,))
+        thread.start()
+        thread.join()
+    layer.forward(IDS)  # a step that is not divided
+    assert [one.token_offset for one in hooked.recorder.got] == [0, 2, 0]  # type: ignore[attr-defined]
     assert {hook.failure for hook in REGISTRY.values()} == {None}
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from nvtxmoe.capture import hooks
-from nvtxmoe.capture.hooks import Hook, put, registered, unhook_all, wrap
+from nvtxmoe.capture.hooks import Hook, listen, put, registered, unhook_all, wrap
 from nvtxmoe.capture.log import logger
 
 
@@ -139,3 +140,33 @@ def test_unhooking_puts_everything_back() -> None:
     assert "add" not in vars(instance)
     assert not hasattr(Program, "new")
     assert hooks.REGISTRY == {}
+
+
+class Callbacks:
+    """A library that calls back."""
+
+    def __init__(self) -> None:
+        self.registered: list[Callable[..., None]] = []
+
+    def register(self, callback: Callable[..., None]) -> Any:
+        self.registered.append(callback)
+        return SimpleNamespace(remove=lambda: self.registered.remove(callback))
+
+
+def test_a_callback_that_raises_is_off_with_one_warning_and_can_be_taken_back(heard: pytest.LogCaptureFixture) -> None:
+    library, seen = Callbacks(), list[int]()
+
+    def enter(value: int) -> None:
+        seen.append(value)
+        if value == 1:
+            raise RuntimeError("boom")
+
+    listen(library.register, registered(Hook("called back", enter)))
+    (callback,) = library.registered
+    for value in range(3):
+        callback(value)
+    assert seen == [0, 1]
+    assert hooks.failures() == {"called back": "RuntimeError: boom"}
+    assert len(heard.messages) == 1
+    unhook_all()
+    assert library.registered == []

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from copy import copy as shallow_copy
+from copy import deepcopy
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -192,3 +198,83 @@ def test_a_callback_that_raises_does_not_break_the_import(
     finally:
         import_watch.unwatch()
         sys.modules.pop("watched_too", None)
+
+
+#: What vLLM does with the entry points of its group, and the launcher's sitecustomize that runs no other.
+LOADS_PLUGINS = """
+from importlib.metadata import entry_points
+found = {point.name: point.load() for point in entry_points(group="vllm.general_plugins")}
+for register in found.values():
+    register()
+"""
+
+
+@pytest.fixture
+def launcher(tmp_path: Path) -> Path:
+    """A folder as opentelemetry-instrument puts it first on PYTHONPATH."""
+    folder = tmp_path / "launcher"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import builtins\nbuiltins.launched = True\n")
+    return folder
+
+
+def test_vllm_finds_the_plugin_behind_another_sitecustomize(launcher: Path, invented: Path) -> None:
+    program = f"assert launched\n{LOADS_PLUGINS}\n{USE}"
+    done = python(program, launcher, SITE, invented, NVTXMOE_ENABLE="1")
+    assert (done.returncode, done.stdout) == (0, "loaded\n"), done.stderr
+    assert done.stderr.count("no adapter fits") == 1
+    assert python(USE, launcher, SITE, invented, NVTXMOE_ENABLE="1").stderr == ""  # vLLM's plugins are the way in
+
+
+def test_the_plugin_by_path_and_the_sitecustomize_are_one(invented: Path) -> None:
+    done = python(f"{LOADS_PLUGINS}\n{USE}", SITE, invented, NVTXMOE_ENABLE="1")
+    assert done.stderr.count("no adapter fits") == 1
+
+
+def test_the_plugin_by_path_needs_no_installed_nvtxmoe_and_is_silent_when_off(launcher: Path, invented: Path) -> None:
+    base = Path(sys.base_prefix) / "bin" / "python3"  # has no nvtxmoe
+    program = f"import sys\n{LOADS_PLUGINS}\nprint('nvtxmoe' in sys.modules)"
+    path = os.pathsep.join(map(str, (launcher, SITE, invented)))
+    for enable, loaded in (("0", True), ("", False), ("1", True)):
+        env = {"PYTHONPATH": path, "NVTXMOE_ENABLE": enable, "PATH": os.environ["PATH"]}
+        done = subprocess.run([str(base), "-c", program], env=env, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (f"{loaded}\n", "")
+
+
+@pytest.mark.parametrize("way", [shallow_copy, deepcopy])
+def test_a_copied_loader_of_a_watched_module_loads_and_calls_back_once(
+    way: Callable[[Any], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watched_copy.py").write_text("X = 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    calls: list[int] = []
+    import_watch.watch("watched_copy", lambda: calls.append(1))
+    try:
+        spec = find_spec("watched_copy")
+        assert spec is not None
+        assert spec.loader is not None
+        spec.loader = way(spec.loader)
+        assert getattr(spec.loader, "path", None) == str(tmp_path / "watched_copy.py")
+        module = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert (module.X, calls) == (3, [1])
+        import watched_copy  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        assert (watched_copy.X, calls) == (3, [1])
+    finally:
+        import_watch.unwatch()
+        sys.modules.pop("watched_copy", None)
+
+
+def test_a_pickled_loader_is_the_modules_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "watched_pickle.py").write_text("X = 4\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import_watch.watch("watched_pickle", lambda: None)
+    try:
+        spec = find_spec("watched_pickle")
+        assert spec is not None
+        loader = pickle.loads(pickle.dumps(spec.loader))
+        assert type(loader).__name__ == "SourceFileLoader"
+        assert loader.path == str(tmp_path / "watched_pickle.py")
+    finally:
+        import_watch.unwatch()

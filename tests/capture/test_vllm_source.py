@@ -185,6 +185,19 @@ def test_the_table() -> None:
     ]
 
 
+def test_what_is_optional_makes_no_adapter_unfit() -> None:
+    """It has a table of its own."""
+    optional = {"parts": (Need("vllm.parts", "offset"),), "layers": OLD.NEEDS}
+    one = script.check("vllm", "old", tree_of(SHAPES["old"]), [OLD, NEW], optional)
+    assert one.fitting == ["old"]
+    assert script.complaints([one]) == []
+    assert script.optional_table([one]).splitlines() == [
+        "| version | parts | layers |",
+        "| --- | --- | --- |",
+        "| vllm old | no | yes |",
+    ]
+
+
 def unpacked(folder: Path, shape: str) -> None:
     """Every published version, in one shape."""
     for distribution, version in script.PUBLISHED:
@@ -206,7 +219,7 @@ def test_exit_status(
     unpacked(tmp_path, shape)
     assert script.main(["--source", str(tmp_path)]) == status
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 2 + len(script.PUBLISHED)
+    assert len(said.out.splitlines()) == 2 * (2 + len(script.PUBLISHED)) + 1  # two tables
     assert bool(said.err) == bool(status)
 
 

@@ -186,3 +186,29 @@ def test_counts_that_were_not_asked_for_are_not_missing(tmp_path: Path) -> None:
         run("merge", folder)
         document = json.loads((folder / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
         assert {c["name"]: c["status"] for c in document["checks"]}["steps_have_counts"] == status
+
+
+def test_experts_that_no_hook_sees_and_a_changed_program(tmp_path: Path) -> None:
+    """Both are optional keys of moe.meta; anything but what capture writes there is ignored."""
+    changed = "the fused front of decode_backend=latency_specialized is off"
+    cases: list[tuple[dict[str, Any], str, str]] = [
+        ({"changed_program": changed}, "warn", f"or a loss. Capture changed the program that ran: {changed}."),
+        ({"unrecorded_experts": {"OddExperts": 2}}, "fail", "Experts of these classes are not recorded: OddExperts."),
+        ({"unrecorded_experts": ["OddExperts"], "changed_program": 1}, "pass", "or a loss."),
+    ]
+    for place, (keys, status, said) in enumerate(cases):
+        sent = [meta(**keys)]
+        for number in range(2):
+            sent += [step(number), *(counts(number, layer, [2, 2, 1, 1]) for layer in range(2))]
+        journal(tmp_path / str(place), sent)
+        found = written(tmp_path / f"results{place}", tmp_path / str(place))
+        assert found.check("capture_healthy")[0] == status
+        assert found.check("capture_healthy")[1].endswith(said)
+        assert found.verdict == ("incomplete" if status == "fail" else "complete")
+
+
+def test_no_layer_is_recorded_and_the_reason_is_captures_own(tmp_path: Path) -> None:
+    why = "the model's experts are of a class that nvtxmoe does not record: OddExperts (2)"
+    journal(tmp_path / "session", [meta(layers=[], no_layers=why), step(0), step(1)])
+    found = written(tmp_path, tmp_path / "session")
+    assert found.check("steps_have_counts")[1] == f"2 steps with tokens, and no layer is recorded: {why}."

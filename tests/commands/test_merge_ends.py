@@ -35,4 +35,7 @@ def test_nothing_was_recorded_of_what_was_scheduled(tmp_path: Path) -> None:
     journal(tmp_path, [meta(layers=[]), step(0), step(1)])
     found = merged(tmp_path)
     assert found.verdict == "incomplete"
-    assert found.check("steps_have_counts")[1] == "2 steps with tokens, and no layer is recorded (NVTXMOE_LAYERS)."
+    assert (
+        found.check("steps_have_counts")[1]
+        == "2 steps with tokens, and no layer is recorded (NVTXMOE_LAYERS names none of the model's)."
+    )

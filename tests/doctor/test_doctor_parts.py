@@ -63,7 +63,12 @@ def told(findings: list[Finding]) -> list[tuple[str, str]]:
         (
             replace(PLUGGED, sitecustomize="/first/sitecustomize.py"),
             {"PYTHONPATH": f"/first:{SITE}"},
-            [("plugin", "ok"), ("PYTHONPATH", "note")],
+            [("plugin", "ok"), ("PYTHONPATH", "ok")],  # vLLM finds the plugin beside nvtxmoe's sitecustomize
+        ),
+        (
+            replace(PLUGGED, sitecustomize="/first/sitecustomize.py"),
+            {"PYTHONPATH": f"/first:{SITE}", "VLLM_PLUGINS": "other"},
+            [("plugin", "note"), ("PYTHONPATH", "note")],
         ),
         (replace(BARE, vllm=None), {}, []),
     ],

@@ -118,6 +118,19 @@ def test_settings_are_handed_on(nsys: Callable[..., Path], monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("plugins", "let_in"), [("", "nvtxmoe"), ("lora", "lora,nvtxmoe"), ("nvtxmoe,lora", None), (None, None)]
+)
+def test_the_plugin_is_let_in(
+    plugins: str | None, let_in: str | None, nsys: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launcher's sitecustomize may hide nvtxmoe's: then vLLM's plugins are the only way in."""
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if plugins is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", plugins)
+    assert variables(dry_run("--nsys", nsys(), "--", sys.executable)).get("VLLM_PLUGINS") == let_in
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--layers", "x"], "NVTXMOE_LAYERS: 'x' is not accepted. Give all, or a list as 0,3,8-11"),

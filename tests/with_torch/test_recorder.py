@@ -90,7 +90,7 @@ def test_a_layer_that_runs_twice_a_step_is_hidden_and_never_zero() -> None:
     assert {layer for _, layer in sink.counts()} == {0}
     told = sink.of("meta")[-1]["capture"]
     assert list(told["hidden_layers"]) == ["1"]
-    assert "more than once a step" in told["hidden_layers"]["1"]
+    assert "more than once per step" in told["hidden_layers"]["1"]
     assert recorder.lost == {}
 
 

@@ -11,7 +11,7 @@ import torch
 from nvtxmoe.capture.hooks import Hook, failed_so_far
 from nvtxmoe.capture.recording import current_stream
 from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_function
-from nvtxmoe.capture.recording.recorder import _PreparedRows
+from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import record, records_of
@@ -56,7 +56,7 @@ def test_steps_that_are_sent_together_keep_their_own_counts() -> None:
 
 
 def test_prepared_rows_are_those_of_the_step() -> None:
-    prepared = _PreparedRows((3, 5), 2, 4)
+    prepared = PreparedRows((3, 5), 2, 4)
     counts = np.arange(8, dtype=np.int32).reshape(2, 4)
     for step in (Step(7, 1, 6, 2, 6, 0), Step(8, 1, 6, 2, 0, 6), Step(9, 2, 3, 1, 3, 0)):
         counts += 1

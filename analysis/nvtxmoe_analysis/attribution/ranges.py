@@ -17,6 +17,7 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
+from nvtxmoe_analysis.attribution.micro_batch_threads import with_steps
 from nvtxmoe_analysis.core.arrays import Bools, Ints
 
 #: Phase codes; 0 is in a layer but in no phase of it.
@@ -97,14 +98,17 @@ _INT64 = np.iinfo(np.int64)
 
 
 def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
-    """Add ``kind``, ``layer``, ``phase`` and ``step_row`` to ``Events.ranges``; ranges of other names are left out."""
+    """Add ``kind``, ``layer``, ``phase`` and ``step_row`` to ``Events.ranges``; ranges of other names are left out.
+
+    Threads that run a micro-batch get the step of their process as a range of their own.
+    """
     names = pl.col("name")
     is_layer = names.str.starts_with(schema.LAYER_PREFIX)
     phases = {schema.PHASE_PREFIX + p: i for i, p in enumerate(PHASE_NAMES) if i}
     kinds = {schema.IDLE: IDLE, schema.STEP: STEP, **dict.fromkeys(phases, PHASE)}
     numbered = names.str.strip_prefix(schema.LAYER_PREFIX).cast(pl.Int64, strict=False)
     by_row = steps.select("row", pl.int_range(pl.len(), dtype=pl.Int64).alias("step_row"))
-    return (
+    classified = (
         ranges.with_columns(
             kind=pl.when(is_layer).then(LAYER).otherwise(names.replace_strict(kinds, default=None)),
             phase=names.replace_strict(phases, default=0, return_dtype=pl.Int8),
@@ -120,6 +124,7 @@ def classify(ranges: pl.DataFrame, steps: pl.DataFrame) -> pl.DataFrame:
         .join(by_row, on="row", how="left", maintain_order="left")
         .with_columns(pl.col("step_row").fill_null(NONE))
     )
+    return with_steps(classified, step=STEP, layer=LAYER)
 
 
 def flatten(ranges: pl.DataFrame) -> Segments:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.events.capture_state import CaptureState
+from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 80
 EXPORTS_ONLY = False
 
 NAME = "capture_healthy"
+#: What is shown of a text and of a list in moe.meta.
+MOST_TEXT, MOST_NAMES = 200, 10
 
 
 def check(results: RunMetrics) -> Check:
@@ -23,9 +26,26 @@ def check(results: RunMetrics) -> Check:
     states = [state for report in results.reports for state in report.events.capture_states().values()]
     if not states:
         return not_applicable(NAME, "No process says how its capture went.")
-    if all(state.healthy for state in states):
-        return passed(NAME, "No process reports a failure or a loss.", processes=len(states))
-    return failed(NAME, " ".join(sentences(states)), **_figures(states))
+    metas = [meta for report in results.reports for meta in report.metas.values()]
+    changed = _changed_program(metas)
+    unrecorded = _unrecorded(metas)
+    if unrecorded or not all(state.healthy for state in states):
+        return failed(NAME, " ".join([*sentences(states), *unrecorded, *changed]), **_figures(states))
+    if changed:
+        return warned(NAME, " ".join(["No process reports a failure or a loss.", *changed]), processes=len(states))
+    return passed(NAME, "No process reports a failure or a loss.", processes=len(states))
+
+
+def _changed_program(metas: Sequence[Meta]) -> list[str]:
+    said = {text for meta in metas if isinstance(text := meta.raw.get("changed_program"), str)}
+    return [f"Capture changed the program that ran: {_clause(text)[:MOST_TEXT]}." for text in sorted(said)]
+
+
+def _unrecorded(metas: Sequence[Meta]) -> list[str]:
+    """Experts of classes that no hook sees, by class; each rank of the run has the same ones."""
+    said = [classes for meta in metas if isinstance(classes := meta.raw.get("unrecorded_experts"), dict)]
+    names = sorted({_clause(name)[:MOST_TEXT] for classes in said for name in classes})
+    return [f"Experts of these classes are not recorded: {', '.join(names[:MOST_NAMES])}."] if names else []
 
 
 def sentences(states: Sequence[CaptureState]) -> list[str]:

@@ -12,6 +12,8 @@ ORDER = 110
 EXPORTS_ONLY = False
 
 NAME = "steps_have_counts"
+#: Characters of a reason from moe.meta that are shown.
+MOST_REASON = 400
 
 
 def check(results: RunMetrics) -> Check:
@@ -69,6 +71,8 @@ def _none(results: RunMetrics, figures: dict[str, JsonValue]) -> Check:
         return not_applicable(NAME, "No step with tokens whose layers are known.", **figures)
     if not any(meta.emits("counts") for meta in metas):
         return warned(NAME, "Counts were not asked for (NVTXMOE_EMIT): there are no activations.", **figures)
+    reason = next((text for meta in metas if isinstance(text := meta.raw.get("no_layers"), str)), None)
+    why = " (NVTXMOE_LAYERS names none of the model's)" if reason is None else ": " + " ".join(reason.split())
     return failed(
-        NAME, f"{number(scheduled, 'step')} with tokens, and no layer is recorded (NVTXMOE_LAYERS).", **figures
+        NAME, f"{number(scheduled, 'step')} with tokens, and no layer is recorded{why[:MOST_REASON]}.", **figures
     )

@@ -7,16 +7,21 @@ Nothing is added to the graph.
 
 from __future__ import annotations
 
+import gc
 import threading
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from nvtxmoe.capture.hooks import Hook, registered, wrap
+from nvtxmoe.capture.hooks import REGISTRY, Hook, listen, registered, wrap
+from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
 MOST_HELD_BYTES = 64 << 20
+#: Name of the hook on replays.
+REPLAY = "graph_replay"
 
 
 class Graphs:
@@ -39,7 +44,7 @@ class Graphs:
         self.lock = lock or threading.RLock()
         self._announced = 0
         self._capturing: list[int] = []
-        self._routed: dict[int, dict[int, RoutingTensors]] = {}
+        self._routed: dict[int, dict[tuple[int, int], RoutingTensors]] = {}
         self._repeated: dict[int, set[int]] = {}
 
     @property
@@ -77,21 +82,22 @@ class Graphs:
     def keep(self, one: RoutingTensors) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
-        if one.layer in of_graph:
+        place = one.layer, one.token_offset
+        if place in of_graph:
             self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
             return
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
             self.without_weights += 1
-            one = RoutingTensors(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
+            one = replace(one, weights=None)
         if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
             self.without_ids += 1
             return
         self.held_bytes += one.held_bytes
-        of_graph[one.layer] = one
+        of_graph[place] = one
 
-    def routed(self, key: int) -> dict[int, RoutingTensors]:
-        """What a graph's replay leaves behind, by layer."""
-        return self._routed.get(key, {})
+    def routed(self, key: int) -> tuple[RoutingTensors, ...]:
+        """Return the tensors that a graph's replay fills, each layer once per micro-batch."""
+        return tuple(self._routed.get(key, {}).values())
 
     def repeated(self, key: int) -> set[int]:
         """Layers that ran more than once in a graph."""
@@ -117,7 +123,9 @@ def _told() -> list[tuple[Graphs, Callable[[int], None]]]:
 def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
     """Hook PyTorch's graphs, once a process; the listener is forgotten when it goes.
 
-    ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too.
+    ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too. Programs may
+    keep a graph's bound ``replay`` (vLLM's breakable graphs do): PyTorch 2.14 and newer call back from inside
+    ``replay``, whenever it was bound; older ones get a wrapper on the class, which bound methods hold from here on.
 
     Parameters:
         replayed: a method, called with the graph's key before each replay.
@@ -152,4 +160,24 @@ def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
     owner = torch.cuda.CUDAGraph
     wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))
     wrap(owner, "capture_end", registered(Hook("graph_captured", lambda g, *_, **__: g, lambda g, _: end(g), end)))
-    wrap(owner, "replay", registered(Hook("graph_replay", replay)))
+    _warn_of_earlier(owner)
+    fresh = REPLAY not in REGISTRY
+    hook = registered(Hook(REPLAY, replay))
+    register = getattr(torch.cuda.graphs, "register_graph_replay_start_hook", None)
+    if register is None or owner is not torch.cuda.graphs.CUDAGraph:
+        wrap(owner, "replay", hook)
+    elif fresh:
+        listen(register, hook)
+
+
+def _warn_of_earlier(owner: type) -> None:
+    """Say so where graphs were captured before the hooks came: what was routed in them is not known."""
+    import torch  # noqa: PLC0415
+
+    if REPLAY in REGISTRY or not torch.cuda.is_initialized():
+        return
+    there = sum(issubclass(type(one), owner) for one in gc.get_objects())  # isinstance would wake lazy proxies
+    if there:
+        logger().warning(
+            "%d CUDA graphs were captured before nvtxmoe came: steps that replay them have no counts", there
+        )

@@ -10,21 +10,22 @@ import threading
 import time
 import weakref
 from collections import Counter as Tally
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from nvtxmoe.capture.hooks import failed_so_far, failures
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
+from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
+from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
+from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.formats import schema
@@ -74,18 +75,20 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._expected = 0  # layers whose routing a step must show
-        self._prepared: dict[tuple[tuple[int, ...], int, int], _PreparedRows] = {}
+        self._prepared: dict[tuple[tuple[int, ...], int, int], PreparedRows] = {}
         self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._step: Step | None = None
         self._lock = threading.RLock()
         self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
         self._open = False
         self._counter: Counter | None = None
+        self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
         self._told: object = None
         # Counts that arrive when no step follows are sent by a thread.
         self._idle: threading.Thread | None = None
         self._closed = False
+        self._stopped: str | None = None  # what steps are lost as
 
     # The process -------------------------------------------------------------------------------------------------
 
@@ -133,6 +136,12 @@ class Recorder:
         logger().warning("another model was loaded in this process: it is not recorded, only the first one is")
         self._lose("steps of another model in the process, from its load on")
         self._tell_meta()
+
+    def stop(self, change: str) -> None:
+        """Record no further step: ranks or experts are no longer those of moe.meta, which holds for the whole run."""
+        logger().warning("nothing is recorded from here on: ranks or experts have changed (%s)", change)
+        self.end_step()
+        self._stopped = f"steps after ranks or experts changed ({change})"
 
     def _wanted_changed(self) -> None:
         layers = () if self.identity is None else self.identity.layers
@@ -184,6 +193,11 @@ class Recorder:
             self.end_step()
         if self.warming_up:
             return
+        if self._stopped is not None:
+            self._lose(self._stopped)
+            if self._changes() != self._told:
+                self._tell_meta()
+            return
         if self.identity is None:
             self._lose("steps before the model was known")
             return
@@ -201,6 +215,8 @@ class Recorder:
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
         self.end_step()
+        if self._stopped is not None:
+            return
         self.steps += 1
         self.idle_steps += 1
 
@@ -232,19 +248,36 @@ class Recorder:
         if step is None or self.identity is None:
             return
         routed, key = tensors.routed, tensors.key
+        if tensors.divided:
+            self._count_micro_batches(step, routed, key)
+            return
         if routed and tensors.rows < step.num_tokens:
             routed, key = tuple(one for one in routed if self._whole(one, step)), None
         if self._every_layer and len(routed) < self._expected:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
             return
+        self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs)
+
+    def _count_micro_batches(self, step: Step, routed: tuple[RoutingTensors, ...], key: Hashable | None) -> None:
+        divided = divide(routed, step.num_tokens)
+        whole = len({one.layer for one in routed} - divided.incomplete)
+        if self._every_layer and whole < self._expected:
+            self._lose("steps in which a layer's routing was not seen in every micro-batch")
+        if not divided.parts:
+            return
+        self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
+
+    def _counter_for(self, routed: tuple[RoutingTensors, ...]) -> Counter:
         if self._counter is None:
             self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
-        sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-        self._counter.submit(step, routed, sample, key, self._pairs)
+        return self._counter
+
+    def _samples(self, step: Step) -> bool:
+        return "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
 
     def _hide_repeated(self, layer: int) -> None:
-        self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
+        self.hide(layer, "it runs more than once per step on the same tokens (a draft model, for example)")
 
     def _whole(self, one: RoutingTensors, step: Step) -> bool:
         if one.ids.shape[0] - one.start >= step.num_tokens:
@@ -283,7 +316,9 @@ class Recorder:
         if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):
-            self._send_counted(counted)
+            whole = self._together.add(counted)
+            if whole is not None:
+                self._send_counted(whole)
         if self._pairs is not None:
             for payload in self._pairs.arrived(self.identity.rank, wait):
                 self._send(schema.PAIRS, payload)
@@ -298,7 +333,7 @@ class Recorder:
         for cells in counted.cells:
             self._send_cells(counted.step, cells)
         for sample in counted.samples:
-            self._send(schema.TOPK, _topk(counted.step.number, sample))
+            self._send(schema.TOPK, topk_rows(counted.step.number, sample))
 
     def _send_cells(self, step: Step, cells: Cells) -> None:
         event = schema.PHYSICAL if cells.physical else schema.COUNTS
@@ -309,7 +344,7 @@ class Recorder:
         if prepared is None:
             if len(self._prepared) > MOST_PREPARED:
                 self._prepared.clear()
-            prepared = self._prepared[key] = _PreparedRows(*key)
+            prepared = self._prepared[key] = PreparedRows(*key)
         rows = prepared.filled(step, cells.counts)
         for sink in self._sinks:
             sink.payloads(event, rows)
@@ -351,31 +386,3 @@ class Recorder:
                     capture=capture,
                 )
             )
-
-
-class _PreparedRows:
-    """Rows of counts of the same layers, used again in every step: most of their fields stay as they are."""
-
-    def __init__(self, layers: tuple[int, ...], top_k: int, experts: int) -> None:
-        self._rows = np.zeros(len(layers), schema.counts_dtype(experts))
-        self._rows["layer"], self._rows["top_k"] = layers, top_k
-        self._step, self._counts = self._rows["step"], self._rows["counts"]
-        self._head: tuple[int, int] | None = None
-
-    def filled(self, step: Step, counts: Any) -> Any:
-        """Return the rows of a step, [layers]; they change with the next call."""
-        head = step.rank, step.num_tokens
-        if head != self._head:
-            self._rows["rank"], self._rows["num_tokens"] = head
-            self._head = head
-        self._step.fill(step.number)
-        self._counts[...] = counts
-        return self._rows
-
-
-def _topk(step: int, sample: Sample) -> Any:
-    rows = np.zeros(len(sample.experts), schema.topk_dtype(sample.experts.shape[1]))
-    rows["step"], rows["layer"], rows["token"] = step, sample.layer, np.arange(len(rows))
-    rows["experts"] = sample.experts
-    rows["weights"] = np.nan if sample.weights is None else sample.weights
-    return rows

@@ -22,6 +22,7 @@ class RoutingTensors:
         weights: [rows, top_k], floating; None where they are not known.
         physical: physical experts, as ids; None without EPLB.
         start: the first row that is this rank's (data parallelism may put all ranks' rows together).
+        token_offset: the step's token in that row, 0 unless the step runs as micro-batches.
     """
 
     layer: int
@@ -31,6 +32,7 @@ class RoutingTensors:
     physical: torch.Tensor | None = None
     num_physical: int = 0
     start: int = 0
+    token_offset: int = 0
 
     @property
     def held_bytes(self) -> int:

@@ -16,21 +16,24 @@ class StepTensors:
     """The routing of a forward.
 
     Attributes:
-        routed: each layer once.
+        routed: each layer once per micro-batch.
         key: stands for these very tensors where they will come again (CUDA graphs), else None.
         rows: that each of the tensors has at least, from its first own row on.
+        divided: whether the step ran as micro-batches.
     """
 
     routed: tuple[RoutingTensors, ...]
     key: Hashable | None
     rows: int
+    divided: bool
 
 
 def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTensors:
-    return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
+    rows = min((one.ids.shape[0] - one.start for one in routed), default=0)
+    return StepTensors(routed, key, rows, any(one.token_offset for one in routed))
 
 
-_NOTHING = StepTensors((), None, 0)
+_NOTHING = StepTensors((), None, 0, divided=False)
 
 
 class StepRouting:
@@ -48,7 +51,7 @@ class StepRouting:
         self.graphs = Graphs(lock)
         self._wanted = wanted
         self._repeated = repeated
-        self._eager: dict[int, RoutingTensors] | None = None  # None: no forward runs
+        self._eager: dict[tuple[int, int], RoutingTensors] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._keys = itertools.count()
@@ -66,13 +69,14 @@ class StepRouting:
         """A router chose: kept for this step, or under the graph that is being captured."""
         if not self.listens(one.layer):
             return
+        place = one.layer, one.token_offset
         if self.graphs.capturing:
             self.graphs.keep(one)
-        elif self._eager is not None and one.layer in self._eager:
-            del self._eager[one.layer]
+        elif self._eager is not None and place in self._eager:
+            del self._eager[place]
             self._repeated(one.layer)
         elif self._eager is not None:
-            self._eager[one.layer] = one
+            self._eager[place] = one
 
     def replayed(self, graph: int) -> None:
         """A graph is replayed as part of the forward."""
@@ -104,7 +108,7 @@ class StepRouting:
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
-                merged = self._together(merged, tuple(self.graphs.routed(graph).values()))
+                merged = self._together(merged, self.graphs.routed(graph))
             # A new key each time: graphs may come again at an old address, or with a layer hidden since.
             known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
@@ -112,6 +116,7 @@ class StepRouting:
     def _together(
         self, some: tuple[RoutingTensors, ...], more: tuple[RoutingTensors, ...]
     ) -> tuple[RoutingTensors, ...]:
-        for layer in {one.layer for one in some} & {one.layer for one in more}:
+        places = {(one.layer, one.token_offset) for one in some} & {(one.layer, one.token_offset) for one in more}
+        for layer in {layer for layer, _ in places}:
             self._repeated(layer)
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
@@ -44,7 +45,20 @@ class _Calling(Loader):
         self._watched = watched
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        inner = vars(self).get("_inner")  # absent while an object is being made without __init__, as copies are
+        if inner is None:
+            raise AttributeError(name)
+        return getattr(inner, name)
+
+    def __copy__(self) -> _Calling:
+        return _Calling(self._inner, self._name, self._watched)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Calling:
+        return _Calling(copy.deepcopy(self._inner, memo), self._name, self._watched)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the inner loader: another process has its own watch."""
+        return _itself, (self._inner,)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         """As the inner loader."""
@@ -60,6 +74,10 @@ class _Calling(Loader):
         callback = self._watched.pop(self._name, None)  # a spec alone, or an import that raised, is no import
         if callback is not None:
             called(callback)
+
+
+def _itself(loader: Any) -> Any:
+    return loader
 
 
 def called(callback: Callable[[], None]) -> None:

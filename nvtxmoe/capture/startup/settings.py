@@ -113,6 +113,9 @@ class Settings:
         _folder, DEFAULT_OUTPUT_DIR, "base folder of sessions of mode moe"
     )
     flush_interval: float = _setting(_seconds, 1.0, "seconds after which mode moe has written what was counted")
+    keep_router: bool = _setting(
+        _switch, False, "keep vLLM from replacing a router by a fused kernel; this changes the program that runs"
+    )
     payload: str = _setting(_one_of(*PAYLOADS), "auto", "NVTX payloads: binary, words, or what the stack can carry")
 
 

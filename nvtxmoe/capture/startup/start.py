@@ -111,4 +111,4 @@ def make_capture(settings: Settings) -> Capture:
 
     atexit.register(close)
     util.Finalize(recorder, close, exitpriority=200)  # children of multiprocessing leave without atexit
-    return Capture(recorder, emitter if "ranges" in settings.emit else None)
+    return Capture(recorder, emitter if "ranges" in settings.emit else None, settings.keep_router)

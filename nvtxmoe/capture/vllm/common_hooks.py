@@ -9,6 +9,7 @@ from nvtxmoe.capture.hooks import put, wrap
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.cuda_graphs import hook_graphs
 from nvtxmoe.capture.vllm import worker_hooks
+from nvtxmoe.capture.vllm.capture_sources import hook_sources, sources
 from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.requirements import Need
@@ -27,6 +28,15 @@ NEEDS = (
     Need("vllm.distributed.parallel_state", "GroupCoordinator._all_reduce_out_place"),
     Need("vllm.forward_context", "get_forward_context"),
 )
+#: What newer vLLM has and capture uses where it is there: a vLLM without it fits an adapter all the same.
+OPTIONAL = {
+    "micro-batches (DBO)": (Need("vllm.v1.worker.ubatching", "dbo_current_ubatch_token_offset"),),
+    "DeepGEMM MegaMoE": (
+        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.forward", ("topk_ids",)),
+        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.layer_id"),
+    ),
+    "breakable CUDA graphs": (Need("vllm.compilation.breakable_cudagraph", "BreakableCUDAGraphCapture.replay"),),
+}
 
 
 def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], list[MoeLayer]]) -> None:
@@ -38,7 +48,13 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
 
     if torch.version.cuda is not None:  # asking for a device would start CUDA here, which a fork does not survive
         hook_graphs(capture.recorder.graphs, capture.recorder.replayed)
-    wrap(Worker, "load_model", worker_hooks.load_hook(capture, find))
+
+    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
+        others = sources(static_context, runner)
+        hook_sources(capture, others)
+        return find(static_context) + others
+
+    wrap(Worker, "load_model", worker_hooks.load_hook(capture, found))
     wrap(Worker, "execute_model", worker_hooks.step_hook(capture))
     wrap(Worker, "sample_tokens", worker_hooks.sample_hook(capture))
     wrap(Worker, "execute_dummy_batch", worker_hooks.idle_hook(capture))

@@ -10,22 +10,37 @@ from typing import Any
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.measured_overhead import overhead
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
+from nvtxmoe.capture.vllm.fused_front import HIDDEN as FUSED_FRONT
+from nvtxmoe.capture.vllm.fused_front import may_replace_router
+from nvtxmoe.capture.vllm.own_rows import token_offset_of_thread
+from nvtxmoe.capture.vllm.unknown_experts import unknown_experts
 
 MONOLITHIC = "its routing runs inside a monolithic kernel"
-MICRO_BATCHES = "micro-batches (DBO) are on"
+MICRO_BATCHES = "micro-batches (DBO) are on, and this vLLM does not give their token offsets (0.33 and newer do)"
 DRAFT = "it is a draft model's, which runs after the step's forward"
 SUBSTITUTED = "vLLM replaces the routed experts afterwards"
 CONTEXT_PARALLEL = "prefill context parallelism divides the rows"
 ADAPTIVE = "the drafts of a step are cut after it was scheduled"
 ZERO_EXPERTS = "its router has zero-computation experts, whose ids vLLM overwrites"
+NO_LAYER = "the model has no MoE layer that vLLM runs through its MoE runner"
 #: Set by ``nvtxmoe profile`` to tell runs apart.
 RUN_ID = "NVTXMOE_RUN_ID"
 
 
-def identify(worker: Any, found: Sequence[Any]) -> tuple[Identity, list[LayerInfo], dict[int, str]]:
-    """The process's identity, an info for each of ``found``, and why layers are hidden, by number."""
+def identify(
+    worker: Any, found: Sequence[Any], changed_program: str | None = None
+) -> tuple[Identity, list[LayerInfo], dict[int, str]]:
+    """Return the process's identity, an info for each of ``found``, and why layers are hidden, by number.
+
+    Parameters:
+        changed_program: in what way capture changed the program that runs; None where it runs as without capture.
+    """
     parallel = worker.vllm_config.parallel_config
-    infos = [_info(number, one) for number, one in zip(numbering([f.layer_id for f in found]), found, strict=True)]
+    own = _own_modules(worker, found)
+    # A draft model's blocks may have the numbers of the target's: the target's layers keep theirs.
+    target_first = sorted(range(len(found)), key=lambda place: bool(own) and id(found[place].key) not in own)
+    numbers = dict(zip(target_first, numbering([found[place].layer_id for place in target_first]), strict=True))
+    infos = [_info(numbers[place], one) for place, one in enumerate(found)]
     in_rank, dp_size = parallel.world_size, parallel.data_parallel_size
     tp_size = parallel.tensor_parallel_size
     moe = found[0].moe_config.moe_parallel_config if found else None
@@ -40,14 +55,27 @@ def identify(worker: Any, found: Sequence[Any]) -> tuple[Identity, list[LayerInf
         dp_rank=parallel.data_parallel_rank if many else None,
         dp_size=dp_size if many else None,
         layers=tuple(infos),
-        extra=_extra(worker, infos),
+        extra=_extra(worker, infos) | _not_recorded(worker, found) | {"changed_program": changed_program},
     )
-    own = _own_modules(worker, found)
     reasons = {info.layer: _hidden(worker, one, own) for info, one in zip(infos, found, strict=True)}
     hidden = {layer: reason for layer, reason in reasons.items() if reason is not None}
-    if not found:
-        logger().warning("the model has no MoE layer that vLLM runs through its MoE runner: nothing to record")
     return identity, infos, hidden
+
+
+def _not_recorded(worker: Any, found: Sequence[Any]) -> dict[str, Any]:
+    """Keys of moe.meta that name experts which no hook sees, and why there is no layer; each is logged."""
+    try:
+        unknown = unknown_experts(worker.model_runner.get_model(), found)
+    except AttributeError:
+        unknown = {}
+    named = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
+    if unknown:
+        logger().warning("experts of a class that nvtxmoe does not record: %s", named)
+    no_layers = None
+    if not found:
+        no_layers = f"the model's experts are of a class that nvtxmoe does not record: {named}" if named else NO_LAYER
+        logger().warning("%s: nothing to record", no_layers)
+    return {"unrecorded_experts": unknown or None, "no_layers": no_layers}
 
 
 def numbering(layer_ids: Sequence[int]) -> list[int]:
@@ -97,9 +125,10 @@ def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
     reasons = {
         MONOLITHIC: one.monolithic,
         DRAFT: bool(own) and id(one.key) not in own,
+        FUSED_FRONT: may_replace_router(worker, one),
         ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
         SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
-        MICRO_BATCHES: bool(parallel.use_ubatching),
+        MICRO_BATCHES: bool(parallel.use_ubatching) and token_offset_of_thread() is None,
         CONTEXT_PARALLEL: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         ADAPTIVE: getattr(speculative, "method", None) == "dspark",
     }

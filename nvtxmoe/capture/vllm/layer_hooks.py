@@ -11,7 +11,8 @@ from nvtxmoe.capture.recording.recorder import Recorder
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import LayerInfo
 from nvtxmoe.capture.sinks.nvtx_emitter import Emitter
-from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start
+from nvtxmoe.capture.vllm.changed_identity import Place
+from nvtxmoe.capture.vllm.own_rows import UnknownLayoutError, own_start, token_offset_of_thread
 from nvtxmoe.formats import schema
 
 
@@ -30,16 +31,23 @@ class Capture:
 
     Parameters:
         ranges: emits layer and phase ranges; None for no ranges.
+        keep_router: whether vLLM is kept from replacing routers, though that changes the program that runs.
+
+    Attributes:
+        place: where the worker was in the run when its layers were found.
     """
 
-    def __init__(self, recorder: Recorder, ranges: Emitter | None) -> None:
+    def __init__(self, recorder: Recorder, ranges: Emitter | None, keep_router: bool = False) -> None:
         self.recorder = recorder
+        self.keep_router = keep_router
+        self.place: Place | None = None
         self.ranges = ranges
         self.thread = _Thread()
         self.layers: dict[int, LayerInfo] = {}  # by id() of the key; the model keeps the keys
         self.dp_rank = 0
+        self.token_offset = token_offset_of_thread() or (lambda: 0)
 
-    def layer_hook(self, key_of: Callable[..., Any], reduces: Callable[[Any], bool]) -> Hook:
+    def layer_hook(self, key_of: Callable[..., Any], reduces: Callable[[Any], bool], name: str = "layer") -> Hook:
         """Around a layer's forward. ``key_of`` takes its arguments."""
 
         def enter(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +70,7 @@ class Capture:
             if state[1] is not None and reduces(state[2]):
                 self.thread.collective = state[1].layer
 
-        hook = self.hook("layer", enter, leave, close)
+        hook = self.hook(name, enter, leave, close)
         unwind = hook.unwind
 
         def outside(depth: int) -> None:
@@ -139,6 +147,7 @@ class Capture:
                 physical=physical,
                 num_physical=info.num_physical or 0,
                 start=start,
+                token_offset=self.token_offset(),
             )
         )
 

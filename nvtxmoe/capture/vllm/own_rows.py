@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
+
+#: Has the token offset of the micro-batch that a thread runs, in vLLM 0.33 and newer.
+UBATCHING, TOKEN_OFFSET = "vllm.v1.worker.ubatching", "dbo_current_ubatch_token_offset"
+
+
+def token_offset_of_thread() -> Callable[[], int] | None:
+    """Return vLLM's function for the first token of this thread's micro-batch; None where vLLM has none."""
+    try:
+        found: Callable[[], int] | None = getattr(import_module(UBATCHING), TOKEN_OFFSET, None)
+    except ImportError:
+        return None
+    return found
 
 
 class UnknownLayoutError(LookupError):

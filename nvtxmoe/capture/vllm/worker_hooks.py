@@ -8,6 +8,8 @@ from weakref import WeakKeyDictionary
 
 from nvtxmoe.capture.hooks import Hook, wrap
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.vllm import fused_front
+from nvtxmoe.capture.vllm.changed_identity import Place
 from nvtxmoe.capture.vllm.identity import identify
 from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
@@ -23,6 +25,7 @@ def step_hook(capture: Capture) -> Hook:
         scheduled = scheduler_output
         requests = by_worker.setdefault(worker, RequestLengths())
         requests.forget(scheduled.finished_req_ids)
+        _notice_change(capture)
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
             return False
@@ -47,6 +50,12 @@ def step_hook(capture: Capture) -> Hook:
     return hook
 
 
+def _notice_change(capture: Capture) -> None:
+    if capture.place is not None and (change := capture.place.change()) is not None:
+        capture.recorder.stop(change)
+        capture.place = None
+
+
 def sample_hook(capture: Capture) -> Hook:
     """Around ``sample_tokens``: the step ends with it."""
     return capture.hook("sample", leave=lambda *_: capture.recorder.end_step())
@@ -56,6 +65,7 @@ def idle_hook(capture: Capture) -> Hook:
     """Around a data-parallel rank's dummy batch."""
 
     def enter(*_: Any, **__: Any) -> None:
+        _notice_change(capture)
         capture.recorder.skip_step()
         capture.push(schema.IDLE, 0, "idle")
 
@@ -87,12 +97,14 @@ def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[MoeLayer]]
         wrap(type(worker), "compile_or_warm_up_model", warm_up)  # workers of other devices have their own
         found = find(worker.vllm_config.compilation_config.static_forward_context)
         capture.dp_rank = worker.vllm_config.parallel_config.data_parallel_rank
-        identity, by_key, hidden = identify(worker, found)
+        kept = capture.keep_router and fused_front.keep_routers(worker, found)
+        identity, by_key, hidden = identify(worker, found, fused_front.CHANGED if kept else None)
         before = capture.recorder.identity
         if before is not None and not capture.recorder.same_layers(identity):
             capture.recorder.refuse_second_model()
             return
         capture.layers.update({id(one.key): info for one, info in zip(found, by_key, strict=True)})
+        capture.place = Place(worker, found)
         capture.recorder.model_loaded(identity)
         logger().info("rank %d: MoE layers %s", identity.rank, [layer.layer for layer in identity.layers])
         for layer, reason in hidden.items():

@@ -50,6 +50,8 @@ def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
         )
     if by_path:
         yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start")
+    elif str(SITE) in environ.get("PYTHONPATH", "").split(":") and admitted:
+        yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start, and vLLM nvtxmoe's plugin")
     elif str(SITE) in environ.get("PYTHONPATH", "").split(":"):
         yield Finding(
             "PYTHONPATH",
