@@ -158,7 +158,7 @@ def test_a_step_on_its_way_holds_no_routing_tensor() -> None:
 def test_tensors_of_a_kind_that_the_kernel_cannot_read_are_counted_otherwise() -> None:
     """Other integers, and columns that are not side by side."""
     for tensor in (
-        torch.tensor([[1, 2], [2, 3]], dtype=torch.int16),
+        torch.tensor([[1, 2], [2, 3]], dtype=torch.int8),
         torch.tensor([[1, 2], [2, 3]], dtype=torch.uint8),
         torch.tensor([[1, 2], [2, 3]], dtype=torch.int32).t().contiguous().t(),
     ):

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from typing import Any
 
 from nvtxmoe.capture.hooks import Hook, registered, wrap
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
 MOST_HELD_BYTES = 64 << 20
+#: The same for router logits, of which a token has as many as there are experts.
+MOST_LOGITS_BYTES = 512 << 20
 
 
 class Graphs:
@@ -26,20 +28,21 @@ class Graphs:
         lock: held by who asks the device for something: while a graph is captured nobody may, from any thread.
 
     Attributes:
-        held_bytes: what the held tensors occupy.
+        held_bytes: what the held tensors occupy; ``logits_bytes`` of it are router logits.
         without_weights, without_ids: tensors let go to stay within ``MOST_HELD_BYTES``.
         closed: whether the device must not be asked now.
     """
 
     def __init__(self, lock: threading.RLock | None = None) -> None:
         self.held_bytes = 0
+        self.logits_bytes = 0
         self.without_weights = 0
         self.without_ids = 0
         self.gone = 0
         self.lock = lock or threading.RLock()
         self._announced = 0
         self._capturing: list[int] = []
-        self._routed: dict[int, dict[int, RoutingTensors]] = {}
+        self._routed: dict[int, dict[int, Routed]] = {}
         self._repeated: dict[int, set[int]] = {}
 
     @property
@@ -74,22 +77,32 @@ class Graphs:
         if id(graph) in self._capturing:
             self._capturing.remove(id(graph))
 
-    def keep(self, one: RoutingTensors) -> None:
+    def keep(self, one: Routed) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
         if one.layer in of_graph:
             self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
             return
-        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
+        if not self._has_room(one) and (less := one.without_weights()) is not one:
             self.without_weights += 1
-            one = RoutingTensors(one.layer, one.num_experts, one.ids, None, one.physical, one.num_physical, one.start)
-        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
+            one = less
+        if not self._has_room(one):
             self.without_ids += 1
             return
-        self.held_bytes += one.held_bytes
+        self._add(one, 1)
         of_graph[one.layer] = one
 
-    def routed(self, key: int) -> dict[int, RoutingTensors]:
+    def _has_room(self, one: Routed) -> bool:
+        if isinstance(one, RouterLogits):
+            return self.logits_bytes + one.held_bytes <= MOST_LOGITS_BYTES
+        return self.held_bytes - self.logits_bytes + one.held_bytes <= MOST_HELD_BYTES
+
+    def _add(self, one: Routed, sign: int) -> None:
+        self.held_bytes += sign * one.held_bytes
+        if isinstance(one, RouterLogits):
+            self.logits_bytes += sign * one.held_bytes
+
+    def routed(self, key: int) -> dict[int, Routed]:
         """What a graph's replay leaves behind, by layer."""
         return self._routed.get(key, {})
 
@@ -99,7 +112,7 @@ class Graphs:
 
     def _forget(self, key: int) -> None:
         for one in self._routed.pop(key, {}).values():
-            self.held_bytes -= one.held_bytes
+            self._add(one, -1)
         self._repeated.pop(key, None)
         self.gone += 1
 

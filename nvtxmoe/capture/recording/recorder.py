@@ -18,12 +18,14 @@ import numpy as np
 
 from nvtxmoe.capture.hooks import failures
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.ambiguous_tokens import AmbiguousTokens
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
+from nvtxmoe.capture.recording.routing_tensors import Cells, Sample, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
@@ -77,10 +79,12 @@ class Recorder:
         self._heads: dict[tuple[tuple[int, ...], int, int], Any] = {}
         self._step: Step | None = None
         self._lock = threading.RLock()
-        self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
+        self._routing = StepRouting(self.records, self._hide_repeated, self._lock, self._hide_overwritten)
         self._open = False
         self._counter: Counter | None = None
         self._pairs = PairCounts() if "pairs" in emit else None
+        self._ambiguous = AmbiguousTokens()
+        self._warmed: set[object] = set()  # kinds of logits that are compiled for
         self._told: object = None
         # Counts that arrive when no step follows are sent by a thread.
         self._idle: threading.Thread | None = None
@@ -122,6 +126,16 @@ class Recorder:
         except Exception:  # it is tried again with the first step
             logger().info("the counting could not be compiled ahead", exc_info=True)
 
+    def prepare_for_logits(self, one: RouterLogits) -> None:
+        """Compile the recomputing of such logits during the warm-up, once a kind."""
+        kind = one.rule, one.num_experts, one.top_k, one.logits.dtype, one.bias is None
+        if not self.warming_up or self.graphs.closed or kind in self._warmed or not one.is_cuda:
+            return
+        self._warmed.add(kind)
+        with self._lock:
+            if isinstance(self._counter, CudaCounter):
+                self._counter.warm_up_logits(one)
+
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
         kept = [layer for layer in identity.layers if self._layers is None or layer.layer in self._layers]
@@ -160,7 +174,7 @@ class Recorder:
             return
         self.end_step()
         self.settle()
-        if self._capture() is not None:
+        if self._capture() is not None or self._ambiguous.tokens:
             self._tell_meta()
         for sink in self._sinks:
             sink.conclude(self._summary())
@@ -214,8 +228,11 @@ class Recorder:
         """Whether what this layer's router chooses now is to be kept."""
         return self._routing.listens(layer)
 
-    def routed(self, one: RoutingTensors) -> None:
-        """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
+    def routed(self, one: Routed) -> None:
+        """A router chose, or a kernel that routes inside itself was given logits.
+
+        Only references are kept, until ``forward_done`` or as long as a graph lives.
+        """
         self._routing.add(one)
 
     def replayed(self, graph: int) -> None:
@@ -236,15 +253,18 @@ class Recorder:
         if not routed:
             return
         if self._counter is None:
-            self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
+            self._counter = CudaCounter() if routed[0].is_cuda else CpuCounter()
         sample = "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
         self._counter.submit(step, routed, sample, key, self._pairs)
 
     def _hide_repeated(self, layer: int) -> None:
         self.hide(layer, "it runs more than once a step (micro-batches, or a draft model)")
 
-    def _whole(self, one: RoutingTensors, step: Step) -> bool:
-        if one.ids.shape[0] - one.start >= step.num_tokens:
+    def _hide_overwritten(self, layer: int) -> None:
+        self.hide(layer, "the compiled model uses the memory of its router logits again before they can be read")
+
+    def _whole(self, one: Routed, step: Step) -> bool:
+        if one.own_rows >= step.num_tokens:
             return True
         self._lose("layers with fewer rows than tokens")
         return False
@@ -294,6 +314,7 @@ class Recorder:
     def _send_counted(self, counted: StepCounts) -> None:
         for cells in counted.cells:
             self._send_cells(counted.step, cells)
+        self._ambiguous.add(counted)
         for sample in counted.samples:
             self._send(schema.TOPK, _topk(counted.step.number, sample))
 
@@ -350,8 +371,9 @@ class Recorder:
                     sample_every=self._sample_every,
                     emit=self._emit,
                     encoding=sink.encoding,
-                    recording="references",
+                    recomputed=self._ambiguous.as_meta(),
                     held_bytes=self.graphs.held_bytes,
+                    hidden=self.hidden,
                     capture=capture,
                 )
             )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
+from nvtxmoe.capture.recording.router_logits import Routed, overwritten
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class StepTensors:
         rows: that each of the tensors has at least, from its first own row on.
     """
 
-    routed: tuple[RoutingTensors, ...]
+    routed: tuple[Routed, ...]
     key: Hashable | None
     rows: int
 
 
-def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTensors:
-    return StepTensors(routed, key, min((one.ids.shape[0] - one.start for one in routed), default=0))
+def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
+    return StepTensors(routed, key, min((one.own_rows for one in routed), default=0))
 
 
 class StepRouting:
@@ -37,15 +37,21 @@ class StepRouting:
         wanted: whether a layer is recorded.
         repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
         lock: see ``Graphs``.
+        overwritten: told of a layer whose logits are gone before they can be read; likewise.
     """
 
     def __init__(
-        self, wanted: Callable[[int], bool], repeated: Callable[[int], None], lock: threading.RLock | None = None
+        self,
+        wanted: Callable[[int], bool],
+        repeated: Callable[[int], None],
+        lock: threading.RLock | None = None,
+        overwritten: Callable[[int], None] | None = None,
     ) -> None:
         self.graphs = Graphs(lock)
         self._wanted = wanted
         self._repeated = repeated
-        self._eager: dict[int, RoutingTensors] | None = None  # None: no forward runs
+        self._overwritten = repeated if overwritten is None else overwritten
+        self._eager: dict[int, Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._keys = itertools.count()
@@ -59,7 +65,7 @@ class StepRouting:
         """A forward begins."""
         self._eager, self._replays = {}, []
 
-    def add(self, one: RoutingTensors) -> None:
+    def add(self, one: Routed) -> None:
         """A router chose: kept for this step, or under the graph that is being captured."""
         if not self.listens(one.layer):
             return
@@ -95,7 +101,7 @@ class StepRouting:
             self._merged.clear()
         known = self._merged.get(replays)
         if known is None:
-            merged: tuple[RoutingTensors, ...] = ()
+            merged: tuple[Routed, ...] = ()
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
@@ -104,9 +110,9 @@ class StepRouting:
             known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
 
-    def _together(
-        self, some: tuple[RoutingTensors, ...], more: tuple[RoutingTensors, ...]
-    ) -> tuple[RoutingTensors, ...]:
+    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
         for layer in {one.layer for one in some} & {one.layer for one in more}:
             self._repeated(layer)
+        for layer in overwritten((*some, *more)):
+            self._overwritten(layer)
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))

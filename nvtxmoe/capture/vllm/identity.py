@@ -10,8 +10,9 @@ from typing import Any
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.measured_overhead import overhead
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
+from nvtxmoe.capture.vllm.monolithic import MONOLITHIC
+from nvtxmoe.formats import schema
 
-MONOLITHIC = "its routing runs inside a monolithic kernel"
 MICRO_BATCHES = "micro-batches (DBO) are on"
 DRAFT = "it is a draft model's, which runs after the step's forward"
 SUBSTITUTED = "vLLM replaces the routed experts afterwards"
@@ -81,6 +82,7 @@ def _info(number: int, one: Any) -> LayerInfo:
         local_experts=local,
         expert_bytes=_expert_bytes(one.experts, int(config.num_local_experts)),
         num_physical=physical,
+        recording=schema.REFERENCES if one.way is None else one.way.recording,
     )
 
 
@@ -94,8 +96,9 @@ def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
     """Why a layer's counts would be wrong or absent; ``own`` are the modules of the model itself."""
     parallel = worker.vllm_config.parallel_config
     speculative = worker.vllm_config.speculative_config
+    if one.monolithic and (one.way is None or one.way.reason is not None):
+        return MONOLITHIC if one.way is None else one.way.reason
     reasons = {
-        MONOLITHIC: one.monolithic,
         DRAFT: bool(own) and id(one.key) not in own,
         ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
         SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
