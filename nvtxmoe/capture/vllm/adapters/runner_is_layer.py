@@ -10,6 +10,7 @@ from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
 from nvtxmoe.capture.vllm.monolithic import Way, way_of
 from nvtxmoe.capture.vllm.monolithic_hooks import MonolithicLayers
+from nvtxmoe.capture.vllm.recomputed_beside import record_beside_if_asked
 from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "runner_is_layer"
@@ -88,3 +89,4 @@ def install(capture: Capture) -> None:
         if attribute in vars(SharedExperts):
             wrap(SharedExperts, attribute, shared)
     common.route_through_the_op(MoERunner)
+    record_beside_if_asked(capture)
