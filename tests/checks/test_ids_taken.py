@@ -80,8 +80,8 @@ def test_recomputed_layers_and_their_ambiguous_tokens(tmp_path: Path, recorded: 
 def test_the_report_says_it(tmp_path: Path) -> None:
     told = {"recording": "recomputed", "recomputed_tokens": 12}
     in_session(tmp_path, told)
-    done = run("merge", str(tmp_path / "session"), "--report", "-o", str(tmp_path / "out"))
-    assert done.code == 0
+    assert run("merge", str(tmp_path / "session"), "-o", str(tmp_path / "out")).code == 0
+    assert run("report", str(tmp_path / "out")).code == 0
     (page,) = tmp_path.rglob("report.html")
     assert "The expert ids of layers 0-1 are recomputed from router logits" in page.read_text()
     assert "0 of 12 tokens, each layer&#39;s added up, are ambiguous" in page.read_text()
