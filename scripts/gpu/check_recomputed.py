@@ -59,7 +59,8 @@ def kernel_counts(logits: Any, top_k: int, found: Any) -> tuple[Any, int]:
     """Counts [experts] of the counting kernel, and how many tokens it calls ambiguous."""
     import torch  # noqa: PLC0415
 
-    from nvtxmoe.capture.recording.logits_launch import addresses, best_recompute, launch_of  # noqa: PLC0415
+    from nvtxmoe.capture.recording.kernel_launch import best_recompute  # noqa: PLC0415
+    from nvtxmoe.capture.recording.logits_launch import addresses, launch_of  # noqa: PLC0415
     from nvtxmoe.capture.recording.router_logits import RouterLogits, SameRuleLogits  # noqa: PLC0415
 
     recompute = best_recompute()

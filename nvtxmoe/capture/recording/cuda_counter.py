@@ -14,13 +14,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
+from nvtxmoe.capture.recording.kernel_launch import (
+    Histogram,
+    Pairs,
+    Recompute,
+    best_kernels,
+    best_recompute,
+    torch_histogram,
+)
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.logits_launch import (
     LogitsLaunch,
-    Recompute,
     addresses,
-    best_recompute,
     fits_kernel,
     launch_of,
     torch_recompute,

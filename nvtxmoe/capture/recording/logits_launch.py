@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.router_logits import SameRuleLogits
 from nvtxmoe.capture.recording.routing_rule import RoutingRule
 
@@ -46,20 +44,6 @@ class LogitsLaunch:
     def shape(self) -> tuple[int, int, int]:
         """Shape of the counts; the last of a row is how many tokens are ambiguous."""
         return len(self.layers), self.parts, self.experts + 1
-
-
-#: Launches the recomputing of layers: (launch, table of addresses, int32 counts in pinned memory, tokens).
-Recompute = Callable[[LogitsLaunch, Any, Any, int], None]
-
-
-def best_recompute() -> Recompute | None:
-    """The kernel, where this machine has Triton; None where PyTorch's own operations must do."""
-    try:
-        from nvtxmoe.capture.recording.triton_recompute import recompute  # noqa: PLC0415  Triton is optional
-    except ImportError as error:
-        logger().info("recomputing with PyTorch's own operations: %s", error)
-        return None
-    return recompute
 
 
 def launch_of(group: SameRuleLogits) -> LogitsLaunch:
