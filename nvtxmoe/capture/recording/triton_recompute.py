@@ -171,7 +171,8 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
             max(1, BLOCK // bins),
         )
         compiled = nvtxmoe_recompute[grid](table, out, num_tokens, *rest, num_warps=4)
-        launch.prepared["recompute"] = compiled[grid] if compiled is not None else None, rest
+        if compiled is not None:  # Triton's interpreter gives nothing
+            launch.prepared["recompute"] = compiled[grid], rest
         return
     run, rest = prepared
     run(table, out, num_tokens, *rest)

@@ -40,8 +40,8 @@ def hidden(found: Installed) -> Iterator[Finding]:
         yield Finding(
             "hidden routing",
             NOTE,
-            "layers whose experts run in one of these route inside it, and get counts only if the kernel writes its ids or "
-            "its rule is known: " + ", ".join(names),
+            "layers whose experts run in one of these route inside it, and get counts only if the kernel writes its "
+            "ids or its rule is known: " + ", ".join(names),
             "Look for `no expert counts are recorded` in the run's output: it names the layers",
             {"kernels": kernels, "methods": methods},
         )
