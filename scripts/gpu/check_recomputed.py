@@ -85,11 +85,12 @@ def compared(name: str, logits: Any, ids: Any, top_k: int, found: Any, input_ids
     ours = choose(logits, top_k, found.rule, found.bias, found.table, input_ids)
     same = (ours.ids.sort(dim=1).values == ids.to(torch.int64).sort(dim=1).values).all(dim=1)
     clear = ~ours.ambiguous
-    line = {
+    ambiguous = int((~clear).sum())
+    line: dict[str, Any] = {
         "case": name,
         "tokens": len(logits),
         "equal": int(same.sum()),
-        "ambiguous": int((~clear).sum()),
+        "ambiguous": ambiguous,
         "differing_clear": int((~same & clear).sum()),
     }
     exact = line["differing_clear"] == 0
@@ -98,7 +99,7 @@ def compared(name: str, logits: Any, ids: Any, top_k: int, found: Any, input_ids
         theirs = np.bincount(ids.cpu().numpy().ravel(), minlength=logits.shape[1])
         line["kernel_differing_assignments"] = int(np.abs(counts - theirs).sum())
         line["kernel_ambiguous"] = unsure
-        exact = exact and line["kernel_differing_assignments"] <= 2 * max(unsure, line["ambiguous"])
+        exact = exact and line["kernel_differing_assignments"] <= 2 * max(unsure, ambiguous)
     return line | {"exact": exact}
 
 

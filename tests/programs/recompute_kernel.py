@@ -67,8 +67,9 @@ def main() -> None:
         return empty(*args, **more)
 
     torch.empty = pageable
-    for at, (name, *case) in enumerate(CASES):
-        print(json.dumps({"name": name, "top_k": case[2], **compared(*case, parts=1 + at % 2)}), flush=True)
+    for at, (name, dtype, experts, top_k, rule, biased) in enumerate(CASES):
+        found = compared(dtype, experts, top_k, rule, biased, parts=1 + at % 2)
+        print(json.dumps({"name": name, "top_k": top_k, **found}), flush=True)
 
 
 if __name__ == "__main__":

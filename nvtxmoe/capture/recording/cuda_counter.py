@@ -217,7 +217,10 @@ class CudaCounter:
 
     def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
         ids, logits = alike(only_ids(routed)), alike_logits(routed)
-        launches = (*(_launch_of(group) for group in ids), *(launch_of(group) for group in logits))
+        launches: tuple[Launch | LogitsLaunch, ...] = (
+            *(_launch_of(group) for group in ids),
+            *(launch_of(group) for group in logits),
+        )
         plain = (
             *(None if self._histogram is not None and _fits_kernel(group) else group for group in ids),
             *(None if self._recompute is not None and fits_kernel(group) else group for group in logits),

@@ -39,17 +39,17 @@ class RouterLogits:
     @property
     def held_bytes(self) -> int:
         """Memory that this keeps from being used again."""
-        return self.logits.numel() * self.logits.element_size()
+        return int(self.logits.numel() * self.logits.element_size())
 
     @property
     def own_rows(self) -> int:
         """Rows from the first own one on."""
-        return self.logits.shape[0] - self.start
+        return int(self.logits.shape[0]) - self.start
 
     @property
     def is_cuda(self) -> bool:
         """Whether a GPU has it."""
-        return self.logits.is_cuda
+        return bool(self.logits.is_cuda)
 
     def without_weights(self) -> RouterLogits:
         """There is nothing to let go."""

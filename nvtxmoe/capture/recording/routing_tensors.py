@@ -43,12 +43,12 @@ class RoutingTensors:
     @property
     def own_rows(self) -> int:
         """Rows from the first own one on."""
-        return self.ids.shape[0] - self.start
+        return int(self.ids.shape[0]) - self.start
 
     @property
     def is_cuda(self) -> bool:
         """Whether a GPU has it."""
-        return self.ids.is_cuda
+        return bool(self.ids.is_cuda)
 
     def without_weights(self) -> RoutingTensors:
         """The same with the weights let go."""
