@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.events.recording import recomputed_tokens, recording_by_layer
+from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
 from tests.support.cli import run
 from tests.support.export_builder import Export, Process
 from tests.support.sessions import counts, journal, meta, step
@@ -85,6 +87,12 @@ def test_the_report_says_it(tmp_path: Path) -> None:
     (page,) = tmp_path.rglob("report.html")
     assert "The expert ids of layers 0-1 are recomputed from router logits" in page.read_text()
     assert "0 of 12 tokens, each layer&#39;s added up, are ambiguous" in page.read_text()
+
+
+def test_a_trimmed_capture_tells_it_too() -> None:
+    keys = {"recording": {"references": "0", "recomputed": "1"}, "recomputed_tokens": 9, "ambiguous_tokens": {"1": 2}}
+    scrubbed = json.loads(scrub_text(json.dumps({"schema": 1, "rank": 0, "layers": [], **keys}).encode(), "here"))
+    assert {key: scrubbed.get(key) for key in keys} == keys
 
 
 def told(**raw: Any) -> Meta:
