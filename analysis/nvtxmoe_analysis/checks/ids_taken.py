@@ -23,8 +23,8 @@ def check(results: RunMetrics) -> Check:
         for meta in report.metas.values():
             for layer, way in recording_by_layer(meta).items():
                 layers.setdefault(way, set()).add(layer)
-            recomputed, uncertain = recomputed_tokens(meta)
-            tokens += recomputed
+            new_tokens, uncertain = recomputed_tokens(meta)
+            tokens += new_tokens
             for layer, count in uncertain.items():
                 ambiguous[layer] = ambiguous.get(layer, 0) + count
     if not layers:
