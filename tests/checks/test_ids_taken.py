@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.meta import Layer, Meta
 from nvtxmoe_analysis.events.recording import recomputed_tokens, recording_by_layer
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
 from tests.support.cli import run
@@ -97,7 +97,8 @@ def test_a_trimmed_capture_tells_it_too() -> None:
 
 def told(**raw: Any) -> Meta:
     """moe.meta of two layers with these keys."""
-    return Meta(1, 0, 1, 0, 1, {0: None, 1: None}, raw)  # type: ignore[dict-item]  the numbers are enough
+    layers = {number: Layer(number, None, 4, 2, None) for number in (0, 1)}
+    return Meta(1, 0, 1, 0, 1, layers, raw)
 
 
 @pytest.mark.parametrize("text", ["0-", "-1", "x", "1,,2", "99999999999", ""])
