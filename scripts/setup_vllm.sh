@@ -30,5 +30,6 @@ rm -rf .venv-vllm
 pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check -q)
 "${pip[@]}" install -r <(sed '/^# --no-deps/,$d' requirements-vllm.txt)
 "${pip[@]}" install --no-deps -r <(sed '1,/^# --no-deps/d' requirements-vllm.txt)
+"${pip[@]}" install --no-deps --target .venv-vllm/triton triton==3.8.0 # for its interpreter; vLLM does not see it
 "${pip[@]}" install -c requirements-test.txt -e '.[analysis]' # merges when vLLM ends
 echo "$stamp" >.venv-vllm/.stamp

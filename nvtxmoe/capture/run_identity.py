@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ class LayerInfo:
         num_experts: logical experts.
         local_experts: experts that this rank holds (physical ones where EPLB is on); None when unknown.
         expert_bytes: bytes of the weights of one expert on this rank; None when unknown.
+        recording: one of ``schema.RECORDINGS``.
     """
 
     layer: int
@@ -35,6 +36,7 @@ class LayerInfo:
     local_experts: tuple[int, ...] | None = None
     expert_bytes: int | None = None
     num_physical: int | None = None
+    recording: str = schema.REFERENCES
 
     def as_dict(self) -> dict[str, Any]:
         """As moe.meta has it; what is not known is absent."""
@@ -99,16 +101,18 @@ def meta_text(
     sample_every: int,
     emit: frozenset[str],
     encoding: str,
-    recording: str,
     held_bytes: int,
     capture: Mapping[str, Any] | None,
+    hidden: Container[int] = (),
+    recomputed: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The JSON of moe.meta.
 
     Parameters:
-        recording: how ids were taken: ``references`` to the router's tensors, counted after the forward.
         held_bytes: memory that CUDA graphs keep for it.
         capture: failures, losses and hidden layers so far; left out while there are none.
+        hidden: layers without counts.
+        recomputed: keys on tokens of recomputed layers.
     """
     said: dict[str, Any] = {
         "schema": schema.SCHEMA,
@@ -128,9 +132,30 @@ def meta_text(
         "pid": os.getpid(),
         "clock": {"unix_ns": time.time_ns(), "monotonic_ns": time.monotonic_ns()},
         "payload_encoding": encoding,
-        "recording": recording,
+        "recording": recording_text([layer for layer in identity.layers if layer.layer not in hidden]),
+        **(recomputed or {}),
         "held_bytes": held_bytes or None,
         "layers": [layer.as_dict() for layer in identity.layers],
         "capture": dict(capture) if capture else None,
     }
     return json.dumps({key: value for key, value in said.items() if value is not None}).encode()
+
+
+def recording_text(layers: Sequence[LayerInfo]) -> str | dict[str, str]:
+    """How ids are taken: one of ``schema.RECORDINGS`` where all layers are alike, else layers by it (``0-3,5``)."""
+    by_way: dict[str, list[int]] = {}
+    for layer in layers:
+        by_way.setdefault(layer.recording, []).append(layer.layer)
+    if len(by_way) < 2:
+        return next(iter(by_way), schema.REFERENCES)
+    return {way: _ranges(sorted(numbers)) for way, numbers in sorted(by_way.items())}
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

@@ -24,6 +24,10 @@ IDLE = "moe.idle"
 PHASES = ("route", "dispatch", "experts", "combine", "shared")
 PHASE_PREFIX = "moe."
 
+# How a layer's ids are taken: references to what its router gave, a sink that its kernel fills, or the router's logits,
+# from which the counting kernel chooses the experts again.
+REFERENCES, SINK, RECOMPUTED = RECORDINGS = ("references", "sink", "recomputed")
+
 # The word form: marks with int64 payloads, for stacks that carry no binary ones (see nvtxmoe.formats.word_payloads).
 WORD_PREFIX = "moe.w."
 WORD_EVENTS = ("meta", "step", "counts", "physical", "topk", "pairs")

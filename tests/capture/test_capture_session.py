@@ -38,7 +38,7 @@ from nvtxmoe.capture.sinks.journal import JournalSink
 sink = JournalSink(Path(sys.argv[1]), 0, float(sys.argv[2]))
 layers = (LayerInfo(0, "layer 0", 4, 2),)
 sink.meta(meta_text(Identity(layers=layers), sample_every=0, emit=frozenset({"counts"}), encoding="journal",
-                    recording="references", held_bytes=0, capture=None))
+                    held_bytes=0, capture=None))
 for number in range(10_000):
     sink.step_begins(Step(number, 0, 2, 1, 0, 2))
     sink.payloads(schema.COUNTS, np.array([(number, 0, 0, 2, 2, [1, 1, 1, 1])], schema.counts_dtype(4)))

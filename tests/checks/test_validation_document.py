@@ -36,6 +36,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("journals_whole", "No journal among the inputs.", {}),
         ("journals_agree", "No journal whose end record contains its number of steps.", {"journals": 0, "wrong": 0}),
         ("capture_healthy", "No process reports a failure or a loss.", {"processes": 1}),
+        ("ids_taken", "No process tells how it took the expert ids.", {}),
         ("steps_closed", "3 steps, each closed.", {"steps": 3, "unclosed": 0}),
         ("unique_keys", "Each (rank, step, layer) occurs once.", {"repeated_steps": 0, "repeated_counts": 0}),
         ("steps_in_order", "Step numbers rise with time.", {"steps": 3, "falling": 0}),
@@ -120,7 +121,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
     nothing_to_see = {
         *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
         *("reports_read", "collectives_seen", "clocks_agree", "copies_counted_once", "local_experts_agree"),
-        *("journals_agree", "ranks_in_step", "pairs_agree"),
+        *("journals_agree", "ranks_in_step", "pairs_agree", "ids_taken"),
     }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {

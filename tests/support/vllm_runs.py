@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from nvtxmoe.capture.vllm.recomputed_beside import VARIABLE
 from scripts.make_tiny_model import write_model
 from tests.support.journal_reader import Captured, only_session, read_session
 from tests.support.paths import ROOT
@@ -34,6 +35,7 @@ SINGLE = ((41, 6),)
 #: Direct mode, as most tests use it.
 DIRECT = {"NVTXMOE_ENABLE": "1", "NVTXMOE_MODE": "moe", "NVTXMOE_LOG_INTERVAL": str(SAMPLE_EVERY)}
 EVERYTHING = DIRECT | {"NVTXMOE_EMIT": "ranges,counts,topk,physical,pairs", "NVTXMOE_LOG_INTERVAL": "1"}
+RECOMPUTED = EVERYTHING | {VARIABLE: "1"}
 BOTH = DIRECT | {"NVTXMOE_MODE": "both", "NVTXMOE_PAYLOAD": "words", "VLLM_NVTX_SCOPES_FOR_PROFILING": "1"}
 
 
@@ -63,6 +65,8 @@ class Run:
         return self.mode == "inproc" and self.way == "plugin" and self.eager and not self.nsys
 
 
+#: Softmax and all experts; sigmoid with a bias and groups; the best logits.
+RECOMPUTED_FAMILIES = ("qwen3_moe", "deepseek_v3", "gpt_oss")
 FAMILIES = ("qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "gpt_oss")
 RUNS: dict[str, Run] = {
     **{f"{family} off": Run(family, oracle=True) for family in FAMILIES},
@@ -74,6 +78,8 @@ RUNS: dict[str, Run] = {
     "tp2 on": Run(mode="tp2", settings=BOTH, nsys=True),
     "everything by site": Run(settings=EVERYTHING, way="site"),
     "both ways": Run(settings=DIRECT, way="both"),
+    # Layers are recorded a second time, recomputed from their router's logits.
+    **{f"{family} recomputed": Run(family, settings=RECOMPUTED, way="site") for family in RECOMPUTED_FAMILIES},
     "faults": Run("deepseek_v3", settings=BOTH, way="site", faults=True),
     "under nsys": Run(settings=BOTH, nsys=True),
     "compiled off": Run(settings={"VLLM_CPU_CI_ENV": "1"}, eager=False),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.recording.router_logits import Routed
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 
 
@@ -126,5 +127,6 @@ class Hearing(Recorder):
     def listens(self, layer: int) -> bool:
         return self.records(layer)
 
-    def routed(self, one: RoutingTensors) -> None:
+    def routed(self, one: Routed) -> None:
+        assert isinstance(one, RoutingTensors)
         self.got.append(one)

@@ -79,7 +79,7 @@ def histogram(launch: Launch, table: Any, out: torch.Tensor, num_tokens: int) ->
 
 def chosen(launch: Launch, address: int, num_tokens: int) -> list[list[int]]:
     """The experts of each token at an address."""
-    item = ctypes.c_int32 if launch.item_bytes == 4 else ctypes.c_int64
+    item = {2: ctypes.c_int16, 4: ctypes.c_int32, 8: ctypes.c_int64}[launch.item_bytes]
     token_bytes = launch.row_stride * launch.item_bytes
     return [list((item * launch.top_k).from_address(address + at * token_bytes)) for at in range(num_tokens)]
 

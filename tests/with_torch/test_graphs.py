@@ -116,7 +116,8 @@ def test_memory_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for layer in range(5):
         held.keep(routed(layer, tensor))
     kept = held.routed(id(graph))
-    assert [one.weights is not None for one in kept] == [True, True, False]
+    weights = [one.weights for one in kept if isinstance(one, RoutingTensors)]
+    assert [one is not None for one in weights] == [True, True, False]
     assert (held.without_weights, held.without_ids) == (3, 2)
     assert held.held_bytes == 2 * 64 + 32
 
@@ -158,7 +159,7 @@ def test_a_step_on_its_way_holds_no_routing_tensor() -> None:
 def test_tensors_of_a_kind_that_the_kernel_cannot_read_are_counted_otherwise() -> None:
     """Other integers, and columns that are not side by side."""
     for tensor in (
-        torch.tensor([[1, 2], [2, 3]], dtype=torch.int16),
+        torch.tensor([[1, 2], [2, 3]], dtype=torch.int8),
         torch.tensor([[1, 2], [2, 3]], dtype=torch.uint8),
         torch.tensor([[1, 2], [2, 3]], dtype=torch.int32).t().contiguous().t(),
     ):

@@ -48,7 +48,7 @@ def test_pairs_where_there_is_no_kernel_for_the_tensors() -> None:
     made._counter = CudaCounter(histogram, pairs)
     Event.ready = Event.may_wait = True
     made.begin_step(1, 1, 0, 1)
-    made.routed(routed(0, torch.tensor([[3, 1]], dtype=torch.int16)))
+    made.routed(routed(0, torch.tensor([[3, 1]], dtype=torch.int8)))
     made.forward_done()
     made.close()
     (row,) = sink.of("moe.pairs")

@@ -21,7 +21,7 @@ KNOWN_KEYS = frozenset({
     "schema", "nvtxmoe", "vllm", "torch", "device", "rank", "world_size", "tp_rank", "tp_size", "ep_rank",
     "ep_size", "dp_rank", "dp_size", "sample_every", "layers", "run_id", "model", "pid", "clock",
     "payload_encoding", "recording", "emit", "held_bytes", "num_physical_experts", "expert_bytes", "block_m",
-    "eplb", "overhead", "capture",
+    "eplb", "overhead", "capture", "recomputed_tokens", "ambiguous_tokens",
 })  # fmt: skip
 _RUN_ID = re.compile(r"[0-9a-f-]*")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, only_ids
 from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
 from nvtxmoe.capture.run_identity import Step
 
@@ -25,7 +26,7 @@ class Counter(Protocol):
     def submit(
         self,
         step: Step,
-        routed: tuple[RoutingTensors, ...],
+        routed: tuple[Routed, ...],
         sample: bool,
         key: Hashable | None = None,
         pairs: PairCounts | None = None,
@@ -50,7 +51,7 @@ class CpuCounter:
     def submit(
         self,
         step: Step,
-        routed: tuple[RoutingTensors, ...],
+        routed: tuple[Routed, ...],
         sample: bool,
         key: Hashable | None = None,  # noqa: ARG002
         pairs: PairCounts | None = None,
@@ -60,11 +61,18 @@ class CpuCounter:
         Raises:
             ValueError: an expert out of range.
         """
-        cells = tuple(_cells(group, step.num_tokens) for group in alike(routed))
-        samples = tuple(_sample(one, step.num_tokens) for one in routed) if sample else ()
-        self._done.append(StepCounts(step, cells, samples))
+        ids = list(only_ids(routed))
+        ambiguous: list[tuple[int, int]] = []
+        for one in routed:
+            if isinstance(one, RouterLogits):
+                chosen = one.chosen(step.num_tokens)
+                ids.append(RoutingTensors(one.layer, one.num_experts, chosen.ids, chosen.weights))
+                ambiguous.append((one.layer, int(chosen.ambiguous.sum())))
+        cells = tuple(_cells(group, step.num_tokens) for group in alike(tuple(ids)))
+        samples = tuple(_sample(one, step.num_tokens) for one in ids) if sample else ()
+        self._done.append(StepCounts(step, cells, samples, tuple(ambiguous)))
         if pairs is not None:
-            pairs.add(step, routed)
+            pairs.add(step, tuple(ids))
 
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:  # noqa: ARG002  nothing to wait for
         """All that was submitted."""

@@ -7,6 +7,7 @@ what is being read.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,13 +15,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nvtxmoe.capture.recording.current_stream import CurrentStreams
-from nvtxmoe.capture.recording.kernel_launch import Histogram, Pairs, best_kernels, torch_histogram
+from nvtxmoe.capture.recording.kernel_launch import (
+    Histogram,
+    Pairs,
+    Recompute,
+    best_kernels,
+    best_recompute,
+    torch_histogram,
+)
 from nvtxmoe.capture.recording.launch import Launch
+from nvtxmoe.capture.recording.logits_launch import (
+    LogitsLaunch,
+    addresses,
+    fits_kernel,
+    launch_of,
+    torch_recompute,
+)
 from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, SameRuleLogits, alike_logits, only_ids
 from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
 #: Counts of a launch begin at multiples of so many, 16 bytes: a kernel is compiled for how its memory is aligned.
@@ -36,11 +53,14 @@ class _Slot:
     """Pinned memory for one step's counts, and the events that they have arrived, one a device.
 
     Attributes:
-        outs: int32 [layers x experts] a launch, each aligned to 16 bytes; ``cells`` have the same as arrays.
+        outs: int32, as many as a launch's shape has, each aligned to 16 bytes.
+        cells: the same as arrays, of the launches that count ids.
+        recomputed: the same of those that recompute: [layers, parts, experts + 1] each.
     """
 
     outs: tuple[Any, ...]
     cells: tuple[Cells, ...]
+    recomputed: tuple[tuple[LogitsLaunch, npt.NDArray[Any]], ...]
     events: tuple[Any, ...]
 
 
@@ -53,9 +73,9 @@ class _Plan:
         free: slots for these layers that nothing is under way to.
     """
 
-    launches: tuple[Launch, ...]
+    launches: tuple[Launch | LogitsLaunch, ...]
     tables: tuple[Any, ...]
-    groups: tuple[SameShapeTensors | None, ...]
+    groups: tuple[SameShapeTensors | SameRuleLogits | None, ...]
     devices: tuple[torch.device, ...]
     free: list[_Slot]
 
@@ -77,13 +97,17 @@ class CudaCounter:
     """Counts tensors of GPUs.
 
     Parameters:
-        histogram, pairs: launch the kernels of a group; ``None`` takes Triton's where it is there, else PyTorch's own
-            operations do it.
+        histogram, pairs, recompute: launch the kernels of a group; without any, Triton's are taken where it is there,
+            else PyTorch's own operations do it.
     """
 
-    def __init__(self, histogram: Histogram | None = None, pairs: Pairs | None = None) -> None:
+    def __init__(
+        self, histogram: Histogram | None = None, pairs: Pairs | None = None, recompute: Recompute | None = None
+    ) -> None:
         self.dropped = 0
-        self._histogram, self._pairs = (histogram, pairs) if histogram is not None else best_kernels()
+        given = histogram is not None or recompute is not None
+        self._histogram, self._pairs = (histogram, pairs) if given else best_kernels()
+        self._recompute = recompute if given else best_recompute()
         self._plans: dict[Hashable, _Plan] = {}
         self._free: dict[Hashable, list[_Slot]] = {}
         self._pending: deque[_Pending] = deque()
@@ -93,7 +117,7 @@ class CudaCounter:
     def submit(
         self,
         step: Step,
-        routed: tuple[RoutingTensors, ...],
+        routed: tuple[Routed, ...],
         sample: bool,
         key: Hashable | None = None,
         pairs: PairCounts | None = None,
@@ -137,7 +161,7 @@ class CudaCounter:
                         return
                     event.synchronize()
             self._pending.popleft()
-            yield StepCounts(first.step, first.slot.cells, _samples(first) if first.samples else ())
+            yield _arrived(first)
             first.free.append(first.slot)
 
     def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
@@ -153,6 +177,14 @@ class CudaCounter:
         for _ in self.drain(wait=True):
             pass
 
+    def warm_up_logits(self, one: RouterLogits) -> None:
+        """Compile the kernel for logits like these now, likewise. Nothing of it is counted."""
+        if self._recompute is None:
+            return
+        self.submit(Step(-1, 0, 1, 1, 0, 1), (one,), sample=False)
+        for _ in self.drain(wait=True):
+            pass
+
     def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
         for place, launch in enumerate(plan.launches):
             with _on(launch.device):
@@ -161,19 +193,28 @@ class CudaCounter:
     def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int, places: Iterable[int]) -> None:
         for place in places:
             group = plan.groups[place]
-            if group is not None:
-                torch_histogram(group, slot.outs[place], num_tokens)
+            launch, out = plan.launches[place], slot.outs[place]
+            if isinstance(group, SameRuleLogits):
+                torch_recompute(group, out, num_tokens)
+            elif group is not None:
+                torch_histogram(group, out, num_tokens)
+            elif isinstance(launch, LogitsLaunch):
+                if self._recompute is not None:
+                    self._recompute(launch, plan.tables[place], out, num_tokens)
             elif self._histogram is not None:
-                self._histogram(plan.launches[place], plan.tables[place], slot.outs[place], num_tokens)
+                self._histogram(launch, plan.tables[place], out, num_tokens)
 
-    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[RoutingTensors, ...], pairs: PairCounts) -> None:
+    def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[Routed, ...], pairs: PairCounts) -> None:
         """Before the step's event: until then the tables are held."""
         kernel = self._pairs
+        # Pairs of recomputed layers cost operations of PyTorch in every step: who asks for pairs pays for them.
+        if any(isinstance(one, RouterLogits) for one in routed):
+            pairs.add(step, tuple(one.as_ids(step.num_tokens) for one in routed if isinstance(one, RouterLogits)))
         if kernel is None or any(plan.groups) or len(plan.devices) > 1:
-            pairs.add(step, routed)
+            pairs.add(step, only_ids(routed))
             return
         for launch, table in zip(plan.launches, plan.tables, strict=True):
-            if not launch.physical:
+            if isinstance(launch, Launch) and not launch.physical:
                 pairs.add_group(
                     step,
                     launch.layers,
@@ -182,17 +223,26 @@ class CudaCounter:
                     lambda squares, launch=launch, table=table: kernel(launch, table, squares, step.num_tokens),  # type: ignore[misc]
                 )
 
-    def _make_plan(self, routed: tuple[RoutingTensors, ...], key: Hashable | None) -> _Plan:
-        groups = alike(routed)
-        launches = tuple(_launch_of(group) for group in groups)
-        plain = tuple(None if self._histogram is not None and _fits_kernel(group) else group for group in groups)
+    def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
+        ids, logits = alike(only_ids(routed)), alike_logits(routed)
+        launches: tuple[Launch | LogitsLaunch, ...] = (
+            *(_launch_of(group) for group in ids),
+            *(launch_of(group) for group in logits),
+        )
+        plain = (
+            *(None if self._histogram is not None and _fits_kernel(group) else group for group in ids),
+            *(None if self._recompute is not None and fits_kernel(group) else group for group in logits),
+        )
+        for launch, group in zip(launches, plain, strict=True):
+            if isinstance(launch, LogitsLaunch) and group is not None:
+                launch.parts = 1  # PyTorch's operations do it in one
         devices = tuple(dict.fromkeys(launch.device for launch in launches))
         plan = _Plan(
             launches=launches,
-            tables=tuple(_addresses(group) for group in groups),
+            tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),
             groups=plain,
             devices=devices,
-            free=self._free.setdefault((tuple(launch.counted for launch in launches), devices), []),
+            free=self._free.setdefault((tuple((type(one), one.counted) for one in launches), devices), []),
         )
         if key is not None and not any(plain):
             if len(self._plans) >= MOST_PLANS:
@@ -204,16 +254,19 @@ class CudaCounter:
 def _new_slot(plan: _Plan) -> _Slot:
     import torch  # noqa: PLC0415  only where there are tensors of a GPU
 
-    sizes = [layers * experts for layers, experts in (launch.shape for launch in plan.launches)]
+    sizes = [math.prod(launch.shape) for launch in plan.launches]
     padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]
     host = torch.empty(sum(padded), dtype=torch.int32, pin_memory=True)
     parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
+    counts = [(launch, part.numpy().reshape(launch.shape)) for part, launch in zip(parts, plan.launches, strict=True)]
     return _Slot(
         outs=tuple(parts),
         cells=tuple(
-            Cells(launch.layers, launch.top_k, part.numpy().reshape(launch.shape), launch.physical)
-            for part, launch in zip(parts, plan.launches, strict=True)
+            Cells(launch.layers, launch.top_k, numbers, launch.physical)
+            for launch, numbers in counts
+            if isinstance(launch, Launch)
         ),
+        recomputed=tuple((launch, numbers) for launch, numbers in counts if isinstance(launch, LogitsLaunch)),
         events=tuple(torch.cuda.Event() for _ in plan.devices),
     )
 
@@ -227,7 +280,7 @@ def _launch_of(group: SameShapeTensors) -> Launch:
 
 def _fits_kernel(group: SameShapeTensors) -> bool:
     ids = group.tensors[0][0]
-    return ids.element_size() in (4, 8) and (ids.stride(1) == 1 or ids.shape[1] == 1)
+    return ids.element_size() in (2, 4, 8) and (ids.stride(1) == 1 or ids.shape[1] == 1)
 
 
 def _on(device: torch.device) -> AbstractContextManager[object]:
@@ -248,7 +301,9 @@ def _addresses(group: SameShapeTensors) -> Any:
     return table
 
 
-def _sampled(one: RoutingTensors, num_tokens: int) -> tuple[int, Any, Any]:
+def _sampled(one: Routed, num_tokens: int) -> tuple[int, Any, Any]:
+    if isinstance(one, RouterLogits):
+        one = one.as_ids(num_tokens)
     rows = slice(one.start, one.start + num_tokens)
     return one.layer, _to_host(one.ids[rows]), None if one.weights is None else _to_host(one.weights[rows])
 
@@ -259,6 +314,20 @@ def _to_host(tensor: torch.Tensor) -> torch.Tensor:
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
     return host
+
+
+def _arrived(pending: _Pending) -> StepCounts:
+    slot = pending.slot
+    samples = _samples(pending) if pending.samples else ()
+    if not slot.recomputed:
+        return StepCounts(pending.step, slot.cells, samples)
+    cells = list(slot.cells)
+    ambiguous: list[tuple[int, int]] = []
+    for launch, counts in slot.recomputed:
+        total = counts.sum(axis=1) if launch.parts > 1 else counts[:, 0]
+        cells.append(Cells(launch.layers, launch.top_k, total[:, :-1]))
+        ambiguous += zip(launch.layers, total[:, -1].tolist(), strict=True)
+    return StepCounts(pending.step, tuple(cells), samples, tuple(ambiguous))
 
 
 def _samples(pending: _Pending) -> tuple[Sample, ...]:

@@ -11,15 +11,16 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from nvtxmoe.capture.hooks import REGISTRY, Hook, listen, registered, wrap
 from nvtxmoe.capture.log import logger
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
 
 #: Memory that all graphs together may keep from being used again. Past it weights are let go, then ids.
 MOST_HELD_BYTES = 64 << 20
+#: The same for router logits, of which a token has as many as there are experts.
+MOST_LOGITS_BYTES = 512 << 20
 #: Name of the hook on replays.
 REPLAY = "graph_replay"
 
@@ -31,20 +32,21 @@ class Graphs:
         lock: held by who asks the device for something: while a graph is captured nobody may, from any thread.
 
     Attributes:
-        held_bytes: what the held tensors occupy.
+        held_bytes: what the held tensors occupy; ``logits_bytes`` of it are router logits.
         without_weights, without_ids: tensors let go to stay within ``MOST_HELD_BYTES``.
         closed: whether the device must not be asked now.
     """
 
     def __init__(self, lock: threading.RLock | None = None) -> None:
         self.held_bytes = 0
+        self.logits_bytes = 0
         self.without_weights = 0
         self.without_ids = 0
         self.gone = 0
         self.lock = lock or threading.RLock()
         self._announced = 0
         self._capturing: list[int] = []
-        self._routed: dict[int, dict[tuple[int, int], RoutingTensors]] = {}
+        self._routed: dict[int, dict[tuple[int, int], Routed]] = {}
         self._repeated: dict[int, set[int]] = {}
 
     @property
@@ -79,24 +81,34 @@ class Graphs:
         if id(graph) in self._capturing:
             self._capturing.remove(id(graph))
 
-    def keep(self, one: RoutingTensors) -> None:
+    def keep(self, one: Routed) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
         place = one.layer, one.token_offset
         if place in of_graph:
             self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
             return
-        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES and one.weights is not None:
+        if not self._has_room(one) and (less := one.without_weights()) is not one:
             self.without_weights += 1
-            one = replace(one, weights=None)
-        if self.held_bytes + one.held_bytes > MOST_HELD_BYTES:
+            one = less
+        if not self._has_room(one):
             self.without_ids += 1
             return
-        self.held_bytes += one.held_bytes
+        self._add(one, 1)
         of_graph[place] = one
 
-    def routed(self, key: int) -> tuple[RoutingTensors, ...]:
-        """Return the tensors that a graph's replay fills, each layer once per micro-batch."""
+    def _has_room(self, one: Routed) -> bool:
+        if isinstance(one, RouterLogits):
+            return self.logits_bytes + one.held_bytes <= MOST_LOGITS_BYTES
+        return self.held_bytes - self.logits_bytes + one.held_bytes <= MOST_HELD_BYTES
+
+    def _add(self, one: Routed, sign: int) -> None:
+        self.held_bytes += sign * one.held_bytes
+        if isinstance(one, RouterLogits):
+            self.logits_bytes += sign * one.held_bytes
+
+    def routed(self, key: int) -> tuple[Routed, ...]:
+        """Return what a graph's replay leaves behind, each layer once per micro-batch."""
         return tuple(self._routed.get(key, {}).values())
 
     def repeated(self, key: int) -> set[int]:
@@ -105,7 +117,7 @@ class Graphs:
 
     def _forget(self, key: int) -> None:
         for one in self._routed.pop(key, {}).values():
-            self.held_bytes -= one.held_bytes
+            self._add(one, -1)
         self._repeated.pop(key, None)
         self.gone += 1
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.launch import Launch
+from nvtxmoe.capture.recording.logits_launch import LogitsLaunch
 from nvtxmoe.capture.recording.routing_tensors import SameShapeTensors
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Histogram = Callable[[Launch, Any, Any, int], None]
 #: The same for pairs: int32 [layers, experts, experts] on the device, added to.
 Pairs = Histogram
+#: Launches the recomputing of layers: (launch, table of addresses, int32 counts in pinned memory, tokens).
+Recompute = Callable[[LogitsLaunch, Any, Any, int], None]
 
 
 def best_kernels() -> tuple[Histogram | None, Pairs | None]:
@@ -28,6 +31,16 @@ def best_kernels() -> tuple[Histogram | None, Pairs | None]:
         logger().info("counting with PyTorch's own operations: %s", error)
         return None, None
     return histogram, pairs
+
+
+def best_recompute() -> Recompute | None:
+    """The kernel of recomputed layers, likewise."""
+    try:
+        from nvtxmoe.capture.recording.triton_recompute import recompute  # noqa: PLC0415  Triton is optional
+    except ImportError as error:
+        logger().info("recomputing with PyTorch's own operations: %s", error)
+        return None
+    return recompute
 
 
 def torch_histogram(group: SameShapeTensors, out: torch.Tensor, num_tokens: int) -> None:

@@ -15,7 +15,7 @@ class Launch:
 
     Attributes:
         row_stride: elements from one token's row to the next.
-        item_bytes: of an id, 4 or 8.
+        item_bytes: of an id, 2, 4 or 8.
         prepared: what the launcher keeps for the next launch.
     """
 

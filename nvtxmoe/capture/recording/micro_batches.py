@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nvtxmoe.capture.recording.cpu_counter import Counter
+from nvtxmoe.capture.recording.cpu_counter import Counter as StepCounter
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, Sample, StepCounts
+from nvtxmoe.capture.recording.router_logits import Routed
+from nvtxmoe.capture.recording.routing_tensors import Cells, Sample, StepCounts
 from nvtxmoe.capture.run_identity import Step
 
 
@@ -25,7 +27,7 @@ class MicroBatch:
 
     token_offset: int
     num_tokens: int
-    routed: tuple[RoutingTensors, ...]
+    routed: tuple[Routed, ...]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Divided:
     incomplete: frozenset[int]
 
 
-def divide(routed: Sequence[RoutingTensors], num_tokens: int) -> Divided:
+def divide(routed: Sequence[Routed], num_tokens: int) -> Divided:
     """Divide a step's routing by token offset.
 
     Parameters:
@@ -53,11 +55,7 @@ def divide(routed: Sequence[RoutingTensors], num_tokens: int) -> Divided:
     sizes = {offset: min(end, num_tokens) - offset for offset, end in zip(offsets, ends, strict=True)}
     sizes = {offset: size for offset, size in sizes.items() if size > 0}
     layers = {one.layer for one in routed}
-    whole = {
-        (one.layer, one.token_offset)
-        for one in routed
-        if one.ids.shape[0] - one.start >= sizes.get(one.token_offset, 0)
-    }
+    whole = {(one.layer, one.token_offset) for one in routed if one.own_rows >= sizes.get(one.token_offset, 0)}
     complete = {layer for layer in layers if offsets[0] == 0 and all((layer, offset) in whole for offset in sizes)}
     parts = tuple(
         MicroBatch(offset, size, tuple(one for one in routed if one.token_offset == offset and one.layer in complete))
@@ -76,7 +74,7 @@ class Together:
 
     def submit(
         self,
-        counter: Counter,
+        counter: StepCounter,
         step: Step,
         divided: Divided,
         sample: bool,
@@ -140,7 +138,10 @@ def _added(step: Step, parts: Sequence[StepCounts]) -> StepCounts:
         _joined([next(s for s in part.samples if s.layer == first.layer) for part in parts])
         for first in parts[0].samples
     )
-    return StepCounts(step, cells, samples)
+    ambiguous: Counter[int] = Counter()
+    for part in parts:
+        ambiguous.update(dict(part.ambiguous))
+    return StepCounts(step, cells, samples, tuple(ambiguous.items()))
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:

@@ -16,6 +16,7 @@ from typing import Any
 
 from nvtxmoe.capture.hooks import failed_so_far, failures
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.ambiguous_tokens import AmbiguousTokens
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
@@ -23,7 +24,8 @@ from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, StepCounts
+from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
+from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
@@ -79,11 +81,13 @@ class Recorder:
         self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._step: Step | None = None
         self._lock = threading.RLock()
-        self._routing = StepRouting(self.records, self._hide_repeated, self._lock)
+        self._routing = StepRouting(self.records, self._hide_repeated, self._lock, self._hide_overwritten)
         self._open = False
         self._counter: Counter | None = None
         self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
+        self._ambiguous = AmbiguousTokens()
+        self._warmed: set[object] = set()  # kinds of logits that are compiled for
         self._told: object = None
         # Counts that arrive when no step follows are sent by a thread.
         self._idle: threading.Thread | None = None
@@ -125,6 +129,16 @@ class Recorder:
                     counter.warm_up(sorted(shapes), self._pairs is not None)
         except Exception:  # it is tried again with the first step
             logger().info("the counting could not be compiled ahead", exc_info=True)
+
+    def prepare_for_logits(self, one: RouterLogits) -> None:
+        """Compile the recomputing of such logits during the warm-up, once a kind."""
+        kind = one.rule, one.num_experts, one.top_k, one.logits.dtype, one.bias is None
+        if not self.warming_up or self.graphs.closed or kind in self._warmed or not one.is_cuda:
+            return
+        self._warmed.add(kind)
+        with self._lock:
+            if isinstance(self._counter, CudaCounter):
+                self._counter.warm_up_logits(one)
 
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
@@ -170,7 +184,7 @@ class Recorder:
             return
         self.end_step()
         self.settle()
-        if self._capture() is not None:
+        if self._capture() is not None or self._ambiguous.tokens:
             self._tell_meta()
         for sink in self._sinks:
             sink.conclude(self._summary())
@@ -233,8 +247,11 @@ class Recorder:
         """Whether what this layer's router chooses now is to be kept."""
         return self._routing.listens(layer)
 
-    def routed(self, one: RoutingTensors) -> None:
-        """A router chose. Only references are kept, until ``forward_done`` or as long as a graph lives."""
+    def routed(self, one: Routed) -> None:
+        """A router chose, or a kernel that routes inside itself was given logits.
+
+        Only references are kept, until ``forward_done`` or as long as a graph lives.
+        """
         self._routing.add(one)
 
     def replayed(self, graph: int) -> None:
@@ -259,7 +276,7 @@ class Recorder:
             return
         self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs)
 
-    def _count_micro_batches(self, step: Step, routed: tuple[RoutingTensors, ...], key: Hashable | None) -> None:
+    def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)
         whole = len({one.layer for one in routed} - divided.incomplete)
         if self._every_layer and whole < self._expected:
@@ -268,9 +285,9 @@ class Recorder:
             return
         self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
 
-    def _counter_for(self, routed: tuple[RoutingTensors, ...]) -> Counter:
+    def _counter_for(self, routed: tuple[Routed, ...]) -> Counter:
         if self._counter is None:
-            self._counter = CudaCounter() if routed[0].ids.is_cuda else CpuCounter()
+            self._counter = CudaCounter() if routed[0].is_cuda else CpuCounter()
         return self._counter
 
     def _samples(self, step: Step) -> bool:
@@ -279,8 +296,11 @@ class Recorder:
     def _hide_repeated(self, layer: int) -> None:
         self.hide(layer, "it runs more than once per step on the same tokens (a draft model, for example)")
 
-    def _whole(self, one: RoutingTensors, step: Step) -> bool:
-        if one.ids.shape[0] - one.start >= step.num_tokens:
+    def _hide_overwritten(self, layer: int) -> None:
+        self.hide(layer, "the compiled model uses the memory of its router logits again before they can be read")
+
+    def _whole(self, one: Routed, step: Step) -> bool:
+        if one.own_rows >= step.num_tokens:
             return True
         self._lose("layers with fewer rows than tokens")
         return False
@@ -332,6 +352,7 @@ class Recorder:
     def _send_counted(self, counted: StepCounts) -> None:
         for cells in counted.cells:
             self._send_cells(counted.step, cells)
+        self._ambiguous.add(counted)
         for sample in counted.samples:
             self._send(schema.TOPK, topk_rows(counted.step.number, sample))
 
@@ -381,8 +402,9 @@ class Recorder:
                     sample_every=self._sample_every,
                     emit=self._emit,
                     encoding=sink.encoding,
-                    recording="references",
+                    recomputed=self._ambiguous.as_meta(),
                     held_bytes=self.graphs.held_bytes,
+                    hidden=self.hidden,
                     capture=capture,
                 )
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy.typing as npt
@@ -23,6 +23,7 @@ class RoutingTensors:
         physical: physical experts, as ids; None without EPLB.
         start: the first row that is this rank's (data parallelism may put all ranks' rows together).
         token_offset: the step's token in that row, 0 unless the step runs as micro-batches.
+        lives_on: whether the ids' memory is another's, which keeps it in any case.
     """
 
     layer: int
@@ -33,12 +34,27 @@ class RoutingTensors:
     num_physical: int = 0
     start: int = 0
     token_offset: int = 0
+    lives_on: bool = False
 
     @property
     def held_bytes(self) -> int:
         """Memory that this keeps from being used again."""
-        held = (self.ids, self.weights, self.physical)
+        held = (None if self.lives_on else self.ids, self.weights, self.physical)
         return sum(t.numel() * t.element_size() for t in held if t is not None)
+
+    @property
+    def own_rows(self) -> int:
+        """Rows from the first own one on."""
+        return int(self.ids.shape[0]) - self.start
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether a GPU has it."""
+        return bool(self.ids.is_cuda)
+
+    def without_weights(self) -> RoutingTensors:
+        """The same with the weights let go."""
+        return self if self.weights is None else replace(self, weights=None)
 
 
 @dataclass(frozen=True)
@@ -67,11 +83,16 @@ class Sample:
 
 
 class StepCounts(NamedTuple):
-    """A step whose counts have arrived."""
+    """A step whose counts have arrived.
+
+    Attributes:
+        ambiguous: (layer, tokens whose last expert rounding decides) of each layer that was recomputed, 0 included.
+    """
 
     step: Step
     cells: tuple[Cells, ...]
     samples: tuple[Sample, ...] = ()
+    ambiguous: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

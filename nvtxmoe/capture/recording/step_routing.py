@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
+from nvtxmoe.capture.recording.router_logits import Routed, overwritten
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class StepTensors:
         divided: whether the step ran as micro-batches.
     """
 
-    routed: tuple[RoutingTensors, ...]
+    routed: tuple[Routed, ...]
     key: Hashable | None
     rows: int
     divided: bool
 
 
-def _tensors(routed: tuple[RoutingTensors, ...], key: Hashable | None) -> StepTensors:
-    rows = min((one.ids.shape[0] - one.start for one in routed), default=0)
+def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
+    rows = min((one.own_rows for one in routed), default=0)
     return StepTensors(routed, key, rows, any(one.token_offset for one in routed))
 
 
@@ -43,15 +43,21 @@ class StepRouting:
         wanted: whether a layer is recorded.
         repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
         lock: see ``Graphs``.
+        overwritten: told of a layer whose logits are gone before they can be read; likewise.
     """
 
     def __init__(
-        self, wanted: Callable[[int], bool], repeated: Callable[[int], None], lock: threading.RLock | None = None
+        self,
+        wanted: Callable[[int], bool],
+        repeated: Callable[[int], None],
+        lock: threading.RLock | None = None,
+        overwritten: Callable[[int], None] | None = None,
     ) -> None:
         self.graphs = Graphs(lock)
         self._wanted = wanted
         self._repeated = repeated
-        self._eager: dict[tuple[int, int], RoutingTensors] | None = None  # None: no forward runs
+        self._overwritten = repeated if overwritten is None else overwritten
+        self._eager: dict[tuple[int, int], Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._keys = itertools.count()
@@ -65,7 +71,7 @@ class StepRouting:
         """A forward begins."""
         self._eager, self._replays = {}, []
 
-    def add(self, one: RoutingTensors) -> None:
+    def add(self, one: Routed) -> None:
         """A router chose: kept for this step, or under the graph that is being captured."""
         if not self.listens(one.layer):
             return
@@ -104,7 +110,7 @@ class StepRouting:
             self._merged.clear()
         known = self._merged.get(replays)
         if known is None:
-            merged: tuple[RoutingTensors, ...] = ()
+            merged: tuple[Routed, ...] = ()
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
                     self._repeated(layer)
@@ -113,10 +119,10 @@ class StepRouting:
             known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
 
-    def _together(
-        self, some: tuple[RoutingTensors, ...], more: tuple[RoutingTensors, ...]
-    ) -> tuple[RoutingTensors, ...]:
+    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
         places = {(one.layer, one.token_offset) for one in some} & {(one.layer, one.token_offset) for one in more}
         for layer in {layer for layer, _ in places}:
             self._repeated(layer)
+        for layer in overwritten((*some, *more)):
+            self._overwritten(layer)
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))

@@ -29,13 +29,18 @@ def nvtxmoe_count(  # type: ignore[no-untyped-def]
     top_k: tl.constexpr,
     experts: tl.constexpr,
     bins: tl.constexpr,
-    wide: tl.constexpr,
+    item_bytes: tl.constexpr,
     block: tl.constexpr,
 ):
     """A program a layer; its name is what nsys shows."""
     layer = tl.program_id(0)
     address = tl.load(table + layer)
-    ids = address.to(tl.pointer_type(tl.int64)) if wide else address.to(tl.pointer_type(tl.int32))
+    if item_bytes == 8:
+        ids = address.to(tl.pointer_type(tl.int64))
+    elif item_bytes == 4:
+        ids = address.to(tl.pointer_type(tl.int32))
+    else:  # what vLLM's sinks of monolithic kernels hold
+        ids = address.to(tl.pointer_type(tl.int16))
     total = num_rows * top_k
     counts = tl.zeros([bins], dtype=tl.int32)
     for first in range(0, total, block):
@@ -58,7 +63,7 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
     prepared = launch.prepared.get("count")
     if prepared is None:
         bins = triton.next_power_of_2(launch.experts + 1)
-        rest = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes == 8, BLOCK)
+        rest = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes, BLOCK)
         layers = len(launch.layers)
         compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *rest, num_warps=4)
         # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.

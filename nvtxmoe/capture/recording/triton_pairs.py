@@ -26,13 +26,18 @@ def nvtxmoe_pairs(  # type: ignore[no-untyped-def]
     top_k: tl.constexpr,
     width: tl.constexpr,
     experts: tl.constexpr,
-    wide: tl.constexpr,
+    item_bytes: tl.constexpr,
     block: tl.constexpr,
 ):
     """Some programs a layer; ``width`` is the power of two that has room for top_k."""
     layer = tl.program_id(0)
     address = tl.load(table + layer)
-    ids = address.to(tl.pointer_type(tl.int64)) if wide else address.to(tl.pointer_type(tl.int32))
+    if item_bytes == 8:
+        ids = address.to(tl.pointer_type(tl.int64))
+    elif item_bytes == 4:
+        ids = address.to(tl.pointer_type(tl.int32))
+    else:
+        ids = address.to(tl.pointer_type(tl.int16))
     total = num_rows * width * width
     for first in range(tl.program_id(1) * block, total, tl.num_programs(1) * block):
         at = first + tl.arange(0, block)
@@ -56,7 +61,7 @@ def pairs(launch: Launch, table: torch.Tensor, squares: torch.Tensor, num_tokens
     prepared = launch.prepared.get("pairs")
     if prepared is None:
         width = triton.next_power_of_2(launch.top_k)
-        rest = (launch.row_stride, launch.top_k, width, launch.experts, launch.item_bytes == 8, BLOCK)
+        rest = (launch.row_stride, launch.top_k, width, launch.experts, launch.item_bytes, BLOCK)
         layers = len(launch.layers)
         compiled = nvtxmoe_pairs[(layers, PROGRAMS)](table, squares, num_tokens, *rest, num_warps=4)
         launch.prepared["pairs"] = compiled[(layers, PROGRAMS, 1)], rest

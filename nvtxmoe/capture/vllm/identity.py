@@ -12,10 +12,11 @@ from nvtxmoe.capture.recording.measured_overhead import overhead
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
 from nvtxmoe.capture.vllm.fused_front import HIDDEN as FUSED_FRONT
 from nvtxmoe.capture.vllm.fused_front import may_replace_router
+from nvtxmoe.capture.vllm.monolithic import MONOLITHIC
 from nvtxmoe.capture.vllm.own_rows import token_offset_of_thread
 from nvtxmoe.capture.vllm.unknown_experts import unknown_experts
+from nvtxmoe.formats import schema
 
-MONOLITHIC = "its routing runs inside a monolithic kernel"
 MICRO_BATCHES = "micro-batches (DBO) are on, and this vLLM does not give their token offsets (0.33 and newer do)"
 DRAFT = "it is a draft model's, which runs after the step's forward"
 SUBSTITUTED = "vLLM replaces the routed experts afterwards"
@@ -109,6 +110,7 @@ def _info(number: int, one: Any) -> LayerInfo:
         local_experts=local,
         expert_bytes=_expert_bytes(one.experts, int(config.num_local_experts)),
         num_physical=physical,
+        recording=schema.REFERENCES if one.way is None else one.way.recording,
     )
 
 
@@ -122,8 +124,9 @@ def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
     """Why a layer's counts would be wrong or absent; ``own`` are the modules of the model itself."""
     parallel = worker.vllm_config.parallel_config
     speculative = worker.vllm_config.speculative_config
+    if one.monolithic and (one.way is None or one.way.reason is not None):
+        return MONOLITHIC if one.way is None else one.way.reason
     reasons = {
-        MONOLITHIC: one.monolithic,
         DRAFT: bool(own) and id(one.key) not in own,
         FUSED_FRONT: may_replace_router(worker, one),
         ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",

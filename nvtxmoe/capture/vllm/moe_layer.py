@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nvtxmoe.capture.vllm.monolithic import Way
+
 
 @dataclass(frozen=True)
 class MoeLayer:
@@ -13,6 +15,7 @@ class MoeLayer:
     Attributes:
         key: the object that the layer hook sees.
         experts: the module that holds the experts' weights.
+        way: how a monolithic layer is recorded; None if it can't be, and for other layers.
     """
 
     key: Any
@@ -23,3 +26,4 @@ class MoeLayer:
     experts: Any
     expert_map: Any
     monolithic: bool
+    way: Way | None = None

@@ -40,9 +40,9 @@ def hidden(found: Installed) -> Iterator[Finding]:
         yield Finding(
             "hidden routing",
             NOTE,
-            "these kernels and methods route inside, so their layers are not recorded by the router's ids: "
-            + ", ".join(names),
-            "See `recording` in moe.meta; `no expert counts are recorded` names layers without counts",
+            "layers whose experts run in one of these route inside it, and get counts only if the kernel writes its "
+            "ids or its rule is known: " + ", ".join(names),
+            "Look for `no expert counts are recorded` in the run's output: it names the layers",
             {"kernels": kernels, "methods": methods},
         )
 

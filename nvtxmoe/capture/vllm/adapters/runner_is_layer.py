@@ -8,6 +8,9 @@ from nvtxmoe.capture.hooks import Hook, wrap
 from nvtxmoe.capture.vllm import common_hooks as common
 from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
+from nvtxmoe.capture.vllm.monolithic import Way, way_of
+from nvtxmoe.capture.vllm.monolithic_hooks import MonolithicLayers
+from nvtxmoe.capture.vllm.recomputed_beside import record_beside_if_asked
 from nvtxmoe.capture.vllm.requirements import Need
 
 NAME = "runner_is_layer"
@@ -42,10 +45,15 @@ def _layers(static_context: dict[str, Any]) -> list[MoeLayer]:
             experts=runner.routed_experts,
             expert_map=runner.expert_map,
             monolithic=bool(runner.is_monolithic),
+            way=_way(runner) if runner.is_monolithic else None,
         )
         for name, runner in static_context.items()
         if isinstance(runner, MoERunner)
     ]
+
+
+def _way(runner: Any) -> Way:
+    return way_of(runner.routed_experts, runner.router, int(runner.moe_config.num_logical_experts))
 
 
 def install(capture: Capture) -> None:
@@ -55,23 +63,30 @@ def install(capture: Capture) -> None:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
 
-    experts = capture.phase_hook("experts")
+    routers: dict[int, Any] = {}
+    modular, monolithic = PASSES
+    passes = {
+        modular: capture.phase_hook("experts"),
+        monolithic: MonolithicLayers(capture, routers).hook(),
+    }
 
     def found(static_context: dict[str, Any]) -> list[MoeLayer]:
         layers = _layers(static_context)
         for one in layers:  # some models have experts of their own class
-            for attribute in PASSES:
-                wrap(type(one.experts), attribute, experts)
+            routers[id(one.experts)] = one.router
+            for attribute, hook in passes.items():
+                wrap(type(one.experts), attribute, hook)
         return layers
 
     common.install(capture, MoERunner, found)
     layer = capture.layer_hook(lambda runner, *_, **__: runner, common.reduces)
     wrap(MoERunner, "_forward_impl", layer)
     wrap(BaseRouter, "_select_experts", capture.router_hook())
-    for attribute in PASSES:
-        wrap(RoutedExperts, attribute, experts)
+    for attribute, hook in passes.items():
+        wrap(RoutedExperts, attribute, hook)
     shared: Hook = capture.phase_hook("shared")
     for attribute in ("forward", "maybe_forward_async"):
         if attribute in vars(SharedExperts):
             wrap(SharedExperts, attribute, shared)
     common.route_through_the_op(MoERunner)
+    record_beside_if_asked(capture)

@@ -1,0 +1,59 @@
+"""How a process took its layers' expert ids, as moe.meta says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.events.capture_state import shown
+from nvtxmoe_analysis.events.meta import MOST, Meta
+
+
+def recording_by_layer(meta: Meta) -> dict[int, str]:
+    """``references``, ``sink``, ``recomputed`` or another word by layer; without hidden layers and those not told.
+
+    Raises:
+        NvtxmoeError: the key ``recording`` is neither a word nor layers by word.
+    """
+    told = meta.raw.get("recording")
+    if told is None:
+        return {}
+    if isinstance(told, str):
+        found = dict.fromkeys(meta.layers, told)
+    elif isinstance(told, dict) and all(isinstance(layers, str) for layers in told.values()):
+        found = {layer: way for way, layers in told.items() for layer in _numbers(layers)}
+    else:
+        raise NvtxmoeError(f"damaged payload: recording is {shown(told)}, not a word or layers by word")
+    return {layer: way for layer, way in sorted(found.items()) if layer not in meta.capture.hidden}
+
+
+def recomputed_tokens(meta: Meta) -> tuple[int, dict[int, int]]:
+    """Tokens of recomputed layers, each layer's added up, and the ambiguous ones by layer; running totals.
+
+    Raises:
+        NvtxmoeError: the keys ``recomputed_tokens`` and ``ambiguous_tokens`` are no numbers.
+    """
+    tokens, ambiguous = meta.raw.get("recomputed_tokens", 0), meta.raw.get("ambiguous_tokens", {})
+    if not _is_count(tokens) or not isinstance(ambiguous, Mapping) or not all(map(_is_count, ambiguous.values())):
+        raise NvtxmoeError(f"damaged payload: ambiguous_tokens is {shown(ambiguous)} of {shown(tokens)}")
+    return tokens, {_number(layer): count for layer, count in ambiguous.items()}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _numbers(text: str) -> list[int]:
+    """Layers of ``0-3,5``."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        found += range(_number(first), _number(last if dash else first) + 1)
+    return found
+
+
+def _number(text: str) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= MOST:
+        return int(text)
+    raise NvtxmoeError(f"damaged payload: {shown(text)} is no layer")
