@@ -63,7 +63,7 @@ def launch() -> Launch:
     return Launch((0, 1, 2), 8, 2, False, 2, 4, torch.device("cuda", 5))
 
 
-REST = (2, 2, 8, 16, False, 1024)
+REST = (2, 2, 8, 16, 4, 1024)
 
 
 def test_later_launches_are_by_address(histogram: Callable[[bool], tuple[Histogram, Kernel]]) -> None:
