@@ -32,7 +32,9 @@ SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 #: Name of a database in a folder of our own.
 _COPY = "export.sqlite"
 #: Tables and their columns, in order. sqlite-utils would ask for the same and takes half a second to import.
-_COLUMNS = "SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY t.rowid, c.cid"
+_COLUMNS = """
+SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY t.rowid, c.cid
+"""
 #: From this many rows on connectorx is faster than sqlite3.
 LARGE_ROWS = 10_000
 
