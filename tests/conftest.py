@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM
+from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
 MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
@@ -20,6 +20,9 @@ MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
 # Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
 settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nvtxmoe")
+
+# What nvtxmoe keeps in the user's cache: a folder of the tests, not the developer's.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "tests")
 
 
 def _unpacked(name: str, folder: Path) -> Path:
