@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -109,13 +110,32 @@ def vllm_python() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disk_in_its_own_time() -> Iterator[None]:
+    """Commands that run in this process do not wait for the disk: a set of results forces 20 files there, at 5 ms each.
+
+    What is forced there survives a loss of power, which no test brings about. Commands in processes of their own do it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # it refuses what is not open, too
+        yield
+
+
+def shares_fixtures(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that is made once for the tests of its module."""
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  pytest has no public way
+    return any(one[-1].scope == "module" for one in fixtures)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use."""
+    """Mark tests by the fixtures that they use; keep those that share some in one process, which makes them once."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
                 item.add_marker(MARKERS[fixture])
+        if shares_fixtures(item) and not any(map(item.get_closest_marker, ("xdist_group", "vllm_runs"))):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
