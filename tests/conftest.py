@@ -8,7 +8,9 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -90,6 +92,12 @@ def golden_vllm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One event a numpy payload type, in the domain `pt`: SQLite."""
     return _unpacked("payload-encodings.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
+def statsmodels() -> Any:
+    """statsmodels.api. Not imported by modules: it takes two seconds, in each process and to choose tests too."""
+    return import_module("statsmodels.api")
 
 
 @pytest.fixture(scope="session")
