@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import tarfile
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM
+from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
 MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
@@ -20,6 +23,9 @@ MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
 # Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
 settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("nvtxmoe")
+
+# What nvtxmoe keeps in the user's cache: a folder of the tests, not the developer's.
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "tests")
 
 
 def _unpacked(name: str, folder: Path) -> Path:
@@ -89,6 +95,12 @@ def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def statsmodels() -> Any:
+    """statsmodels.api. Not imported by modules: it takes two seconds, in each process and to choose tests too."""
+    return import_module("statsmodels.api")
+
+
+@pytest.fixture(scope="session")
 def nsys_path() -> Path:
     """A real nsys: the one NVTXMOE_TEST_NSYS names, else the one scripts/test.sh installs. Never skipped."""
     path = Path(os.environ.get("NVTXMOE_TEST_NSYS") or INSTALLED_NSYS)
@@ -106,13 +118,32 @@ def vllm_python() -> Path:
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def disk_in_its_own_time() -> Iterator[None]:
+    """Commands that run in this process do not wait for the disk: a set of results forces 20 files there, at 5 ms each.
+
+    What is forced there survives a loss of power, which no test brings about. Commands in processes of their own do it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # it refuses what is not open, too
+        yield
+
+
+def shares_fixtures(item: pytest.Item) -> bool:
+    """Whether a test uses a fixture that is made once for the tests of its module."""
+    fixtures = getattr(item, "_fixtureinfo").name2fixturedefs.values()  # noqa: B009  pytest has no public way
+    return any(one[-1].scope == "module" for one in fixtures)
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by the fixtures that they use."""
+    """Mark tests by the fixtures that they use; keep those that share some in one process, which makes them once."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
                 item.add_marker(MARKERS[fixture])
+        if shares_fixtures(item) and not any(map(item.get_closest_marker, ("xdist_group", "vllm_runs"))):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

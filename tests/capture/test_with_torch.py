@@ -1,28 +1,44 @@
-"""Runs tests/with_torch, which needs torch, with the Python of vLLM's environment."""
+"""Runs tests/with_torch, which needs torch, with the Python of vLLM's environment: all modules in one process."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.paths import ROOT
 
-MODULES = sorted(file.name for file in (ROOT / "tests" / "with_torch").glob("test_*.py"))
+MODULES = sorted(file.stem for file in (ROOT / "tests" / "with_torch").glob("test_*.py"))
+NOT_PASSED = {"failure", "error", "skipped"}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_module(module: str, vllm_python: Path) -> None:
-    command = [str(vllm_python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"tests/with_torch/{module}"]
+@pytest.fixture(scope="module")
+def outcomes(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """By module, a line per test: nothing where it passed, else what came of it."""
+    report = tmp_path_factory.mktemp("with_torch") / "report.xml"
+    command = [str(vllm_python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     env = {key: value for key, value in os.environ.items() if not key.startswith("NVTXMOE")}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert re.match(r"\d+ passed(, \d+ warnings?)? in ", last), last  # none failed, none skipped
+    done = subprocess.run(
+        [*command, "tests/with_torch"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stdout[-4000:] + done.stderr[-2000:]
+    found: dict[str, list[str]] = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        module = next(part for part in case.attrib["classname"].split(".") if part.startswith("test_"))
+        bad = [f"{case.attrib['name']}: {part.tag}\n{part.text}" for part in case if part.tag in NOT_PASSED]
+        found.setdefault(module, []).append("\n".join(bad))
+    assert done.returncode == int(any(map(any, found.values()))), done.stdout[-4000:]
+    return found
+
+
+@pytest.mark.xdist_group("with_torch")
+@pytest.mark.parametrize("module", MODULES)
+def test_module(module: str, outcomes: dict[str, list[str]]) -> None:
+    assert outcomes[module] == [""] * len(outcomes[module])
 
 
 def test_there_are_some() -> None:
-    assert {"test_recorder.py", "test_graphs.py", "test_profiler.py"} <= set(MODULES)
+    assert {"test_recorder", "test_graphs", "test_profiler"} <= set(MODULES)

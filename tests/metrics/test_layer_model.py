@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import statsmodels.api as sm
 
 from nvtxmoe_analysis.outputs.layer_model import TABLE
 from tests.support.export_builder import Export, Process
@@ -140,7 +139,7 @@ def test_active_experts_explain_decode_on_a_gpu(one_gpu: Written) -> None:
     assert {row["status"] for (_, kind), row in rows.items() if kind != "decode"} == {"refused"}
 
 
-def test_statsmodels_agrees_on_a_gpu(one_gpu: Written) -> None:
+def test_statsmodels_agrees_on_a_gpu(statsmodels: Any, one_gpu: Written) -> None:
     """RLM over the rows of moe_layer_correlation itself, and the mean level as intercept."""
     rows = pl.read_csv(one_gpu.folder / "moe_layer_correlation.csv")
     for (layer, kind), row in best(one_gpu).items():
@@ -148,8 +147,10 @@ def test_statsmodels_agrees_on_a_gpu(one_gpu: Written) -> None:
             continue
         mine = rows.filter((pl.col("layer_idx") == int(layer)) & (pl.col("step_kind") == "decode"))
         assert mine["launched_by"].unique().to_list() == ["graph"]
-        columns = sm.add_constant(mine["local_active_experts"].to_numpy().astype(np.float64))
-        theirs = sm.RLM(mine["own_ns"].to_numpy(), columns, M=sm.robust.norms.HuberT(1.345)).fit(tol=1e-10)
+        columns = statsmodels.add_constant(mine["local_active_experts"].to_numpy().astype(np.float64))
+        theirs = statsmodels.RLM(mine["own_ns"].to_numpy(), columns, M=statsmodels.robust.norms.HuberT(1.345)).fit(
+            tol=1e-10
+        )
         assert float(row["slope_ns_per_unit"]) == pytest.approx(theirs.params[1], rel=1e-3)
         assert float(row["intercept_ns"]) == pytest.approx(theirs.params[0], rel=1e-3)
 
@@ -172,7 +173,9 @@ def test_a_program_whose_experts_all_work(golden_program: Path, tmp_path: Path) 
     assert {row["status"] for row in rows.values()} == {"no_effect"}
 
 
-def test_statsmodels_agrees_where_few_values_decide(golden_vllm_ranks: dict[str, Path], tmp_path: Path) -> None:
+def test_statsmodels_agrees_where_few_values_decide(
+    statsmodels: Any, golden_vllm_ranks: dict[str, Path], tmp_path: Path
+) -> None:
     """Rows of which few differ in the feature: the scale takes tens of iterations to settle."""
     found = written(tmp_path, golden_vllm_ranks["tp2"])
     rows = pl.read_csv(found.folder / "moe_layer_correlation.csv", infer_schema_length=None)
@@ -182,7 +185,9 @@ def test_statsmodels_agrees_where_few_values_decide(golden_vllm_ranks: dict[str,
     mine = mine.filter(pl.len().over("stratum") > 1)
     levels = mine["stratum"].to_dummies().to_numpy()
     columns = np.column_stack([mine["local_max_count"].to_numpy(), levels]).astype(np.float64)
-    theirs = sm.RLM(mine["own_ns"].to_numpy(), columns, M=sm.robust.norms.HuberT(1.345)).fit(maxiter=500, tol=1e-12)
+    theirs = statsmodels.RLM(mine["own_ns"].to_numpy(), columns, M=statsmodels.robust.norms.HuberT(1.345)).fit(
+        maxiter=500, tol=1e-12
+    )
     row = _row(found, "2", "decode", "alternative", "local_max_count")
     assert float(row["slope_ns_per_unit"]) == pytest.approx(theirs.params[0], abs=0.1 * theirs.bse[0])
     assert theirs.params[0] < 200

@@ -10,6 +10,7 @@ when it has ended.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -63,7 +64,13 @@ if __name__ == "__main__":
     os.environ.update(ENVIRONMENT)
     sys.path.insert(0, str(Path(__file__).parent))
     import vllm.entrypoints.llm  # noqa: F401
+    from vllm.model_executor.models import registry
 
+    # vLLM looks at each model's class in a new process, lest this one initialise CUDA. There is none on a CPU, and the
+    # new process would import vLLM again.
+    registry._run_in_subprocess = lambda look: look()
+    gc.collect()
+    gc.freeze()  # vLLM collects garbage several times a run: not among what all runs share
     asked = serve()
     if asked is not None:
         become_run(asked)

@@ -28,6 +28,8 @@ ENVIRONMENT = {
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS": "60",
 }
+#: Of the key-value cache, so many that no request waits for one. vLLM would fill a gigabyte with zeros.
+KV_BLOCKS = 64
 MODES: dict[str, dict[str, Any]] = {
     "inproc": {},
     "worker": {"distributed_executor_backend": "mp"},
@@ -139,6 +141,7 @@ def make_llm(spec: dict[str, Any]) -> Any:
         max_model_len=128,
         max_num_batched_tokens=spec["max_num_batched_tokens"],
         max_num_seqs=spec["max_num_seqs"],
+        num_gpu_blocks_override=KV_BLOCKS,
         seed=0,
         skip_tokenizer_init=True,
         **MODES[spec["mode"]],

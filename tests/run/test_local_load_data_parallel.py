@@ -333,7 +333,7 @@ def runs(draw: st.DrawFn) -> list[list[Batch]]:
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(runs(), st.booleans(), st.sampled_from(["binary", "words"]))
 def test_random_runs(ranks: list[list[Batch]], apart: bool, encoding: str) -> None:
     held = [[e for e in range(4) if e % len(ranks) == rank] for rank in range(len(ranks))]

@@ -16,6 +16,8 @@ from nvtxmoe_analysis.stats.divergence import js_bits
 from nvtxmoe_analysis.stats.long_run import cosine_sums, drifts
 from tests.support.compare_simulations import DRAWS, Floats, Timed, memory, rates
 
+pytestmark = pytest.mark.slow
+
 MOST_FALSE = 0.08
 LOAD = Timed()
 

@@ -47,6 +47,7 @@ def alarms(found: list[Comparison]) -> dict[str, int]:
     return out
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_thing(tmp_path: Path) -> None:
     load = Load(steps=60, experts=8, layers=3)
     found = alarms(pairs(tmp_path, load, load))
@@ -54,6 +55,7 @@ def test_runs_of_the_same_thing(tmp_path: Path) -> None:
     assert max(found.values()) <= MOST, found
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_thing_whose_steps_are_alike(tmp_path: Path) -> None:
     """Noise that lasts from step to step: drawing single steps would call about every third pair different."""
     load = Load(steps=200, experts=8, layers=2, correlation=0.7)
@@ -72,6 +74,7 @@ def test_runs_of_the_same_thing_whose_steps_are_alike(tmp_path: Path) -> None:
     assert naive > MOST
 
 
+@pytest.mark.slow
 def test_a_planted_change_lies_in_its_interval(tmp_path: Path) -> None:
     """8 % more kernel time in every layer, and other numbers of tokens, which must not count."""
     slow = dict.fromkeys(range(2), 1.08)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-import statsmodels.api as sm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
-from statsmodels.stats.multitest import multipletests
 
 from nvtxmoe_analysis.metrics.layer_model.estimates import worse
 from nvtxmoe_analysis.stats import block_sums, huber, student_t
@@ -71,27 +70,27 @@ def dummies(x: Floats, strata: Strata) -> Floats:
 
 @pytest.mark.parametrize("features", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_slopes_are_those_of_statsmodels_rlm(seed: int, features: int) -> None:
+def test_slopes_are_those_of_statsmodels_rlm(statsmodels: Any, seed: int, features: int) -> None:
     """With a dummy a stratum; so are levels, scale and the weighted R2 within strata."""
     y, x, strata = drawn(seed, features)
     ours = huber.fit(y, x, strata)
     for model in range(len(x)):
         columns = dummies(x[model], strata)
-        theirs = sm.RLM(y, columns, M=sm.robust.norms.HuberT(HUBER_K)).fit(maxiter=500, tol=1e-12)
+        theirs = statsmodels.RLM(y, columns, M=statsmodels.robust.norms.HuberT(HUBER_K)).fit(maxiter=500, tol=1e-12)
         tolerance = 0.01 * theirs.bse[0]
         assert ours.slopes[model] == pytest.approx(theirs.params[:features], abs=tolerance)
         assert ours.levels[model] == pytest.approx(theirs.params[features:], abs=3 * tolerance)
         assert ours.scale_ns[model] == pytest.approx(theirs.scale, rel=0.01)
-        weighted = sm.WLS(y, columns, weights=ours.weights[model]).fit()
-        levels = sm.WLS(y, columns[:, features:], weights=ours.weights[model]).fit()
+        weighted = statsmodels.WLS(y, columns, weights=ours.weights[model]).fit()
+        levels = statsmodels.WLS(y, columns[:, features:], weights=ours.weights[model]).fit()
         assert ours.r2[model] == pytest.approx(1 - weighted.ssr / levels.ssr, rel=1e-3)
 
 
-def test_nothing_to_clip_is_least_squares() -> None:
+def test_nothing_to_clip_is_least_squares(statsmodels: Any) -> None:
     y, x, strata = drawn(0, 2)
     ours = huber.fit(y, x, strata, np.inf)
     for model in range(len(x)):
-        theirs = sm.OLS(y, dummies(x[model], strata)).fit()
+        theirs = statsmodels.OLS(y, dummies(x[model], strata)).fit()
         assert ours.slopes[model] == pytest.approx(theirs.params[:2], rel=1e-9)
 
 
@@ -104,11 +103,13 @@ def test_exact_time_has_no_error() -> None:
     assert slope_errors(block_sums.tabulate(x[:1], strata, found)).error[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_a_feature_of_zeros_has_no_slope() -> None:
+def test_a_feature_of_zeros_has_no_slope(statsmodels: Any) -> None:
     y, x, strata = drawn(0, 1)
     found = huber.fit(y, np.zeros_like(x[:1]), strata)
     assert (found.slopes == 0).all()
-    location = sm.RLM(y, dummies(np.zeros((0, len(y))), strata), M=sm.robust.norms.HuberT(HUBER_K)).fit()
+    location = statsmodels.RLM(
+        y, dummies(np.zeros((0, len(y))), strata), M=statsmodels.robust.norms.HuberT(HUBER_K)
+    ).fit()
     assert found.levels[0] == pytest.approx(location.params, abs=5)
 
 
@@ -116,17 +117,17 @@ def test_a_feature_of_zeros_has_no_slope() -> None:
 
 
 @pytest.mark.parametrize("features", [1, 2])
-def test_with_a_block_a_row_the_errors_are_hc2(features: int) -> None:
+def test_with_a_block_a_row_the_errors_are_hc2(statsmodels: Any, features: int) -> None:
     """CR2 of clusters of one row is HC2, also beside another feature."""
     y, x, strata = drawn(1, features, per_stratum=50, strata=1, groups=50)
     model = huber.fit(y, x, strata, np.inf)
     found = slope_errors(block_sums.tabulate(x, strata, model))
     for m in range(len(x)):
-        theirs = sm.OLS(y, dummies(x[m], strata)).fit(cov_type="HC2")
+        theirs = statsmodels.OLS(y, dummies(x[m], strata)).fit(cov_type="HC2")
         assert found.error[m] == pytest.approx(theirs.bse[features - 1], rel=1e-9)
 
 
-def test_with_many_blocks_the_errors_are_cluster_robust() -> None:
+def test_with_many_blocks_the_errors_are_cluster_robust(statsmodels: Any) -> None:
     """statsmodels' CR1 and ours differ by what few blocks do, so little with 400 of four rows."""
     rng = np.random.default_rng(5)
     block = np.repeat(np.arange(400), 4)
@@ -135,9 +136,9 @@ def test_with_many_blocks_the_errors_are_cluster_robust() -> None:
     y = strata.centred(100 * x[0, 0] + 50 * rng.normal(size=400)[block] + 50 * rng.normal(size=1600))
     model = huber.fit(y, x, strata, np.inf)
     found = slope_errors(block_sums.tabulate(x, strata, model))
-    theirs = sm.OLS(y, dummies(x[0], strata)).fit(cov_type="cluster", cov_kwds={"groups": block})
+    theirs = statsmodels.OLS(y, dummies(x[0], strata)).fit(cov_type="cluster", cov_kwds={"groups": block})
     assert found.error[0] == pytest.approx(theirs.bse[0], rel=0.02)
-    apart = sm.OLS(y, dummies(x[0], strata)).fit().bse[0]
+    apart = statsmodels.OLS(y, dummies(x[0], strata)).fit().bse[0]
     assert found.error[0] > 1.5 * apart  # as if rows were independent
 
 
@@ -262,6 +263,8 @@ def few_objects_to_collect() -> Iterator[None]:
 @pytest.mark.usefixtures("few_objects_to_collect")
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_statsmodels(p_values: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests  # noqa: PLC0415  as the fixture statsmodels
+
     theirs = multipletests(p_values, method="holm")[1]
     for ours in (holm(np.array([[*p_values, np.nan]]))[0], holm(np.array([*p_values, np.nan]))):
         assert np.isnan(ours[-1])
@@ -270,6 +273,8 @@ def test_holm_is_statsmodels(p_values: list[float]) -> None:
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=20))
 def test_claims_of_one_feature_each_are_benjamini_hochberg(p_values: list[float]) -> None:
+    from statsmodels.stats.multitest import multipletests  # noqa: PLC0415  as the fixture statsmodels
+
     ours = claims(np.array(p_values)[:, None], 0.05)[:, 0]
     assert ours.tolist() == multipletests(p_values, 0.05, method="fdr_bh")[0].tolist()
 
@@ -329,7 +334,7 @@ def test_intervals_hold_where_steps_are_alike(name: str) -> None:
     assert found.coverage > (0.88 if CASES[name].steps < 100 else 0.90)
 
 
-def test_rows_are_not_independent() -> None:
+def test_rows_are_not_independent(statsmodels: Any) -> None:
     """The textbook interval of the same runs misses far more often: what the blocks are for."""
     rng = np.random.default_rng(0)
     held = 0
@@ -338,7 +343,7 @@ def test_rows_are_not_independent() -> None:
         for at in range(1, 200):
             x[at] = 0.8 * x[at - 1] + 0.6 * x[at]
             noise[at] = 0.6 * noise[at - 1] + 0.8 * noise[at]
-        low, high = sm.OLS(noise, sm.add_constant(x)).fit().conf_int()[1]
+        low, high = statsmodels.OLS(noise, statsmodels.add_constant(x)).fit().conf_int()[1]
         held += low <= 0 <= high
     assert held / RUNS < 0.8
 

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
-
-Floats = npt.NDArray[np.float64]
+from tests.support.compare_simulations import memory
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,6 @@ class Load:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def _series(random: np.random.Generator, shape: tuple[int, ...], correlation: float, scale: float) -> Floats:
-    """Autoregressive along the first axis, of this standard deviation."""
-    out = random.normal(0.0, scale, shape)
-    for i in range(1, shape[0]):
-        out[i] = correlation * out[i - 1] + np.sqrt(1.0 - correlation**2) * out[i]
-    return out
-
-
 def make_results(folder: Path, load: Load, seed: int) -> Path:
     """Write a folder of results. Two seeds of one load are two runs of the same thing."""
     random = np.random.default_rng(seed)
@@ -63,13 +53,13 @@ def make_results(folder: Path, load: Load, seed: int) -> Path:
         random.integers(load.prefill_tokens[0], load.prefill_tokens[1] + 1, load.steps),
         random.integers(load.tokens[0], load.tokens[1] + 1, load.steps),
     )
-    common = np.exp(_series(random, (load.steps,), load.correlation, load.noise))
+    common = np.exp(load.noise * memory(random, (load.steps,), load.correlation))
     times, counts = [], []
     for layer in range(load.layers):
         share = shares[layer].copy()
         share *= 1.0 - load.moved.get(layer, 0.0)
         share[0] += load.moved.get(layer, 0.0)
-        of_step = share * np.exp(_series(random, (load.steps, load.experts), load.correlation, load.scatter))
+        of_step = share * np.exp(load.scatter * memory(random, (load.steps, load.experts), load.correlation))
         of_step /= of_step.sum(axis=1, keepdims=True)
         drawn = [random.multinomial(n * load.top_k, p).tolist() for n, p in zip(tokens.tolist(), of_step, strict=True)]
         cell = {"step": np.arange(load.steps), "layer_idx": layer, "num_tokens": tokens}

@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from scipy.signal import lfilter
 
 from nvtxmoe_analysis.compare.measures import METRICS, measure
 from nvtxmoe_analysis.compare.plan import plan
@@ -23,10 +24,12 @@ DRAWS = int(os.environ.get("TEST_DRAWS", "200"))
 
 def memory(random: np.random.Generator, shape: tuple[int, ...], correlation: float) -> Floats:
     """Stationary autoregressive series along the first axis, of variance 1."""
-    out = random.normal(size=shape)
-    for i in range(1, shape[0]):
-        out[i] = correlation * out[i - 1] + np.sqrt(1.0 - correlation**2) * out[i]
-    return out
+    fresh = random.normal(size=shape)
+    if correlation == 0.0:
+        return fresh
+    fresh[1:] *= np.sqrt(1.0 - correlation**2)
+    series: Floats = lfilter([1.0], [1.0, -correlation], fresh, axis=0)
+    return series
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from nvtxmoe_analysis.compare import tables
 from nvtxmoe_analysis.compare.matched_means import Means, like_means, token_means
 from nvtxmoe_analysis.compare.plan import Kind
 from nvtxmoe_analysis.compare.runs import KEY, Run
-from nvtxmoe_analysis.compare.step_moves import drift_reason, in_time_order, uncertainty
+from nvtxmoe_analysis.compare.step_moves import Uncertainty, drift_reason, in_time_order, uncertainty
 from nvtxmoe_analysis.compare.tables import ALL, finished
 from nvtxmoe_analysis.core.arrays import Floats
 
@@ -99,8 +99,12 @@ def measure(
         if not of_kind[0].is_empty() and not of_kind[1].is_empty():
             by_kind[kind.name] = means(kind, of_kind, len(numbers) + 1)
     sure = [name for name, found in by_kind.items() if found.kind.silent is None]
-    out = [_rows(metric, ALL, [by_kind[name] for name in sure or by_kind], numbers, confidence)]
-    out += [_rows(metric, name, [found], numbers, confidence) for name, found in by_kind.items()]
+    found = {name: _figures([means], confidence) for name, means in by_kind.items()}
+    whole = [by_kind[name] for name in sure or by_kind]
+    # Of one kind, all steps are those of this kind.
+    of_all = found[whole[0].kind.name] if len(whole) == 1 else _figures(whole, confidence)
+    out = [_rows(metric, ALL, whole, of_all, numbers, confidence)]
+    out += [_rows(metric, name, [means], found[name], numbers, confidence) for name, means in by_kind.items()]
     return pl.concat(out)
 
 
@@ -116,9 +120,16 @@ def _prepared(metric: Metric, cells: pl.DataFrame, numbers: Mapping[int, int]) -
     return pl.concat([whole.with_columns(layer=pl.lit(ALL_LAYERS, pl.Int64)).select(names), each.select(names)])
 
 
-def _rows(
-    metric: Metric, name: str, kinds: Sequence[Means], numbers: Mapping[int, int], confidence: float
-) -> pl.DataFrame:
+@dataclass(frozen=True)
+class _Figures:
+    """Numbers by column of the table, float64 [1 + layers], and how sure they are; None where nothing tells."""
+
+    columns: Mapping[str, Floats]
+    relative: Uncertainty | None
+
+
+def _figures(kinds: Sequence[Means], confidence: float) -> _Figures:
+    """Of the steps of these kinds together."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mass: Floats = np.sum([means.mass for means in kinds], axis=0)
         a, b = (np.sum([means.value[run] for means in kinds], axis=0) / mass for run in (0, 1))
@@ -126,30 +137,43 @@ def _rows(
     ratio = np.where(np.isfinite(ratio), ratio, np.nan)
     columns: dict[str, Floats] = {"value_a": a, "value_b": b, "difference": b - a}
     columns["change_pct"] = 100.0 * np.expm1(ratio)
-    reasons: list[str | None] = [None] * len(a)
-    silent = next((means.kind.silent for means in kinds if means.kind.silent is not None), None)
-    if silent is None and kinds:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            absolute = uncertainty(_moves(kinds, (1.0 / mass, 1.0 / mass)))
-            relative = uncertainty(_moves(kinds, (1.0 / (mass * a), 1.0 / (mass * b))))
-        undecided = relative.undecided
-        half, half_log = (
-            np.where(undecided, np.nan, one.spread.half_width(confidence)) for one in (absolute, relative)
-        )
-        columns |= {
-            "ci_low": b - a - half,
-            "ci_high": b - a + half,
-            "change_pct_ci_low": 100.0 * np.expm1(ratio - half_log),
-            "change_pct_ci_high": 100.0 * np.expm1(ratio + half_log),
-            "p_value": np.where(undecided, np.nan, relative.spread.p_value(ratio)),
-        }
+    if not kinds or any(means.kind.silent is not None for means in kinds):
+        return _Figures(columns, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        absolute = uncertainty(_moves(kinds, (1.0 / mass, 1.0 / mass)))
+        relative = uncertainty(_moves(kinds, (1.0 / (mass * a), 1.0 / (mass * b))))
+    undecided = relative.undecided
+    half, half_log = (np.where(undecided, np.nan, one.spread.half_width(confidence)) for one in (absolute, relative))
+    columns |= {
+        "ci_low": b - a - half,
+        "ci_high": b - a + half,
+        "change_pct_ci_low": 100.0 * np.expm1(ratio - half_log),
+        "change_pct_ci_high": 100.0 * np.expm1(ratio + half_log),
+        "p_value": np.where(undecided, np.nan, relative.spread.p_value(ratio)),
+    }
+    return _Figures(columns, relative)
+
+
+def _rows(
+    metric: Metric,
+    name: str,
+    kinds: Sequence[Means],
+    figures: _Figures,
+    numbers: Mapping[int, int],
+    confidence: float,
+) -> pl.DataFrame:
+    """A row of all layers together and one of each; where a number is missing, with the reason."""
+    difference, relative = figures.columns["difference"], figures.relative
+    reasons: list[str | None] = [None] * len(difference)
+    if relative is not None:
         steps = (sum(means.kind.steps[0] for means in kinds), sum(means.kind.steps[1] for means in kinds))
-        for i in np.flatnonzero(undecided):
+        for i in np.flatnonzero(relative.undecided):
             reasons[i] = drift_reason(metric.name, name, steps, (relative.drift[0][i], relative.drift[1][i]))
+    silent = next((means.kind.silent for means in kinds if means.kind.silent is not None), None)
     nothing = f"no {' or '.join(means.kind.name for means in kinds)} steps with like numbers of tokens in both runs"
-    reasons = [silent or (nothing if gone else why) for gone, why in zip(np.isnan(b - a), reasons, strict=True)]
+    reasons = [silent or (nothing if gone else why) for gone, why in zip(np.isnan(difference), reasons, strict=True)]
     same = {"metric": metric.name, "unit": metric.unit, "step_kind": name}
-    return finished(columns, tables.METRICS, list(numbers), reasons, 1.0 - confidence, **same)
+    return finished(figures.columns, tables.METRICS, list(numbers), reasons, 1.0 - confidence, **same)
 
 
 def _moves(kinds: Sequence[Means], scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:

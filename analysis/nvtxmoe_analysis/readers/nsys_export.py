@@ -21,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.cache import cache_folder
 from nvtxmoe_analysis.core.files import whole_file
 
 NSYS_ENV = "NVTXMOE_NSYS"
@@ -109,8 +110,7 @@ def _cache_path(report: Path, cache_dir: Path | None) -> Path:
     if cache_dir is None and os.access(report.parent, os.W_OK | os.X_OK):
         return _beside(report)
     if cache_dir is None:
-        base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        cache_dir = (base if base.is_absolute() else Path("~/.cache").expanduser()) / "nvtxmoe"
+        cache_dir = cache_folder()
     # Reports of one name from several folders meet here.
     origin = hashlib.sha256(os.fsencode(report.resolve())).hexdigest()[:10]
     return cache_dir / f"{report.stem}.{origin}{CACHE_SUFFIX}"

@@ -1,4 +1,4 @@
-"""SQLite exports: schema by sqlite-utils, large tables by connectorx, the rest by sqlite3. The file stays as it is.
+"""SQLite exports: large tables by connectorx, the rest by sqlite3. The file stays as it is.
 
 Reading 1,000,000 rows of 8 integers in two spans at a time takes 0.84 s of CPU with connectorx 0.4.6, 1.15 s with
 adbc-driver-sqlite 1.13 and 3.8 s with sqlite3 and polars (Python 3.11). connectorx opens what it is given as a URI, so
@@ -18,7 +18,6 @@ from urllib.parse import quote
 
 import connectorx
 import polars as pl
-import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.parallel import ordered_map
@@ -32,6 +31,10 @@ MOST_PATH_BYTES = 512
 SQLITE_ERRORS = (sqlite3.Error, UnicodeDecodeError)
 #: Name of a database in a folder of our own.
 _COPY = "export.sqlite"
+#: Tables and their columns, in order. sqlite-utils would ask for the same and takes half a second to import.
+_COLUMNS = """
+SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY t.rowid, c.cid
+"""
 #: From this many rows on connectorx is faster than sqlite3.
 LARGE_ROWS = 10_000
 
@@ -57,10 +60,13 @@ class SqliteExport(Export):
 
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         try:
-            database = sqlite_utils.Database(self._db)
-            return {t.name: tuple(c.name for c in t.columns) for t in database.tables}
+            rows = self._db.execute(_COLUMNS).fetchall()
         except SQLITE_ERRORS as error:
             raise self._damaged(error) from error
+        layout: dict[str, tuple[str, ...]] = {}
+        for table, column in rows:
+            layout[table] = (*layout.get(table, ()), column)
+        return layout
 
     def _read(
         self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None, row: bool

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
@@ -19,6 +17,7 @@ from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.headlines import Tile
 from nvtxmoe_analysis.report.theme import CONFIG
 from nvtxmoe_analysis.report.trust import Trust
+from nvtxmoe_analysis.report.vega import bundle
 
 TITLE = "Mixture-of-experts report"
 
@@ -54,13 +53,6 @@ class Placed:
 def asset(name: str) -> str:
     """Return the text of a file of ``report/assets``."""
     return (files("nvtxmoe_analysis.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-@cache
-def bundle() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script that defines no global names."""
-    scripts = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # a snippet beside them is optional
-    return f"(() => {{\n{scripts}\n}})();"
 
 
 def page(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
@@ -11,6 +12,7 @@ from nvtxmoe_analysis.core.arrays import Floats
 
 #: Terms of the continued fraction; it converges in far fewer for degrees of freedom below a thousand.
 TERMS = 200
+TERMS_AT_ONCE = 20
 TINY = 1e-300
 #: Newton steps from the normal quantile's expansion.
 STEPS = 12
@@ -32,11 +34,7 @@ def p_value(t: npt.ArrayLike, df: npt.ArrayLike) -> Floats:
     """
     value, freedom = np.broadcast_arrays(np.abs(np.asarray(t, dtype=np.float64)), np.asarray(df, dtype=np.float64))
     freedom = np.minimum(freedom, MOST_DF)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        square = value * value
-        x, y = freedom / (freedom + square), square / (freedom + square)  # y = 1 - x without cancellation
-        x, y = np.where(np.isinf(square), 0.0, x), np.where(np.isinf(square), 1.0, y)
-        return _incomplete_beta(freedom / 2, np.full(freedom.shape, 0.5), x, y)
+    return _tail(value, freedom, _log_gammas(freedom))
 
 
 def quantile(confidence: float, df: npt.ArrayLike) -> Floats:
@@ -51,10 +49,11 @@ def quantile(confidence: float, df: npt.ArrayLike) -> Floats:
     freedom = np.minimum(np.asarray(df, dtype=np.float64), MOST_DF)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     t = np.full(freedom.shape, z) + (z**3 + z) / (4 * freedom)
-    log_scale = _log_gamma((freedom + 1) / 2) - _log_gamma(freedom / 2) - np.log(freedom * np.pi) / 2
+    gammas = _log_gammas(freedom)
+    log_scale = gammas[0] - gammas[1] - np.log(freedom * np.pi) / 2
     for _ in range(STEPS):
         density = np.exp(log_scale - (freedom + 1) / 2 * np.log1p(t * t / freedom))
-        step = (p_value(t, freedom) - (1 - confidence)) / (2 * density)
+        step = (_tail(t, freedom, gammas) - (1 - confidence)) / (2 * density)
         t = t + step
         if np.all(np.abs(step) <= ENOUGH * t):
             break
@@ -62,37 +61,58 @@ def quantile(confidence: float, df: npt.ArrayLike) -> Floats:
     return found
 
 
-def _incomplete_beta(a: Floats, b: Floats, x: Floats, y: Floats) -> Floats:
-    """I_x(a, b) with y = 1 - x, by the continued fraction DLMF 8.17.22 on the side where it converges fast."""
+def _log_gammas(freedom: Floats) -> tuple[Floats, Floats, Floats]:
+    """ln gamma of df / 2 + 1 / 2, df / 2 and 1 / 2."""
+    half = freedom / 2
+    return _log_gamma(half + 0.5), _log_gamma(half), _log_gamma(np.full(half.shape, 0.5))
+
+
+def _tail(value: Floats, freedom: Floats, gammas: tuple[Floats, Floats, Floats]) -> Floats:
+    """:func:`p_value` of values of at least 0, with the :func:`_log_gammas` of the degrees of freedom."""
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        square = value * value
+        x, y = freedom / (freedom + square), square / (freedom + square)  # y = 1 - x without cancellation
+        x, y = np.where(np.isinf(square), 0.0, x), np.where(np.isinf(square), 1.0, y)
+        return _incomplete_beta(freedom / 2, x, y, gammas)
+
+
+def _incomplete_beta(a: Floats, x: Floats, y: Floats, gammas: tuple[Floats, Floats, Floats]) -> Floats:
+    """I_x(a, 1 / 2) with y = 1 - x, by the continued fraction DLMF 8.17.22 on the side where it converges fast."""
+    of_sum, of_a, of_b = gammas
+    b = np.full(a.shape, 0.5)
     swap = x > (a + 1) / (a + b + 2)
     p, q = np.where(swap, b, a), np.where(swap, a, b)
     u, v = np.where(swap, y, x), np.where(swap, x, y)
-    log_front = p * np.log(u) + q * np.log(v) - np.log(p) + _log_gamma(p + q) - _log_gamma(p) - _log_gamma(q)
-    part = np.exp(log_front) * _fraction(p, q, u)
+    log_front = p * np.log(u) + q * np.log(v) - np.log(p) + of_sum - np.where(swap, of_b, of_a)
+    part = np.exp(log_front - np.where(swap, of_a, of_b)) * _fraction(p, q, u)
     return np.asarray(np.where(swap, 1 - part, part))
 
 
 def _fraction(a: Floats, b: Floats, x: Floats) -> Floats:
     """The continued fraction, by Lentz's method as Thompson and Barnett changed it (1986)."""
     c: Floats = np.ones_like(x)
-    d: Floats = 1 / _away(1 - (a + b) / (a + 1) * x)
+    # TINY keeps what Lentz's method divides by away from 0, and changes no other double.
+    d: Floats = 1 / (1 - (a + b) / (a + 1) * x + TINY)
     h: Floats = d.copy()
-    for m in range(1, TERMS):
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+    for even, odd in _coefficients(a, b, x):
         before = h
         for term in (even, odd):
-            d = 1 / _away(1 + term * d)
-            c = _away(1 + term / c)
+            d = 1 / (1 + term * d + TINY)
+            c = 1 + term / c + TINY
             h = h * d * c
         if not np.any(np.abs(h - before) > 1e-14 * np.abs(h)):
             break
     return h
 
 
-def _away(values: Floats) -> Floats:
-    """Kept away from 0, by which Lentz's method divides."""
-    return np.where(np.abs(values) < TINY, TINY, values)
+def _coefficients(a: Floats, b: Floats, x: Floats) -> Iterator[tuple[Floats, Floats]]:
+    """The fraction's terms, an even and an odd one at a time: computed many at once, as most inputs are short."""
+    for first in range(1, TERMS, TERMS_AT_ONCE):
+        m = np.arange(first, min(first + TERMS_AT_ONCE, TERMS)).reshape(-1, *[1] * x.ndim)
+        twice = a + 2 * m
+        even = m * (b - m) * x / ((twice - 1) * twice)
+        odd = -(a + m) * (a + b + m) * x / (twice * (twice + 1))
+        yield from zip(even, odd, strict=True)
 
 
 def _log_gamma(values: Floats) -> Floats:
@@ -101,6 +121,8 @@ def _log_gamma(values: Floats) -> Floats:
     shift = np.zeros_like(x)
     for _ in range(10):
         low = x < 10
+        if not low.any():
+            break
         shift = np.where(low, shift + np.log(np.where(low, x, 1.0)), shift)
         x = np.where(low, x + 1, x)
     z = 1 / (x * x)
