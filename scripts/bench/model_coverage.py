@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nvtxmoe_analysis.metrics.layer_model.design import design
 from nvtxmoe_analysis.metrics.layer_model.estimates import alone, infer
-from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, design, make_sample
+from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, make_sample
 
 Floats = npt.NDArray[np.float64]
 

@@ -24,6 +24,7 @@ from nvtxmoe_analysis.metrics.layer_model.choice import (
     Choice,
     Term,
 )
+from nvtxmoe_analysis.metrics.layer_model.design import Designed, design
 from nvtxmoe_analysis.metrics.layer_model.estimates import (
     Alone,
     Beside,
@@ -34,7 +35,7 @@ from nvtxmoe_analysis.metrics.layer_model.estimates import (
     infer,
     worse,
 )
-from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, Designed, Sample, design, samples
+from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, Sample, samples
 from nvtxmoe_analysis.metrics.layer_model.sentences import name_of, time_words, untested
 from nvtxmoe_analysis.stats.multiple_testing import claims
 
@@ -117,7 +118,7 @@ def _beside(trials: Sequence[_Trial], bests: Sequence[int | None]) -> list[Besid
             [trial.sample for trial, _ in some],
             [trial.designed for trial, _ in some],
             [best for _, best in some],
-            [trial.alone.weights[best] for trial, best in some],
+            [trial.alone for trial, _ in some],
         )
         if some
         else ()
