@@ -51,10 +51,10 @@ def slope_errors(tables: Tables) -> Errors:
     """CR2 of the last feature, given the first where there are two.
 
     With z the feature less its stratum's mean and less what the first feature explains, block g's score is the sum of
-    z x clipped residual. With independent noise the scores' covariance is that of z, less what the fit of the slopes
-    and levels takes up: C = diag(h) - hh' - uu' - vv' - ww', h the blocks' shares in the variation of z, u, v and w
-    from the levels, the first feature and the trend's columns. Each score is scaled to have the variance h; of that quadratic form the degrees of
-    freedom are trace^2 / trace of the square.
+    z x clipped residual. With independent noise the scores' covariance is that of z, less what the fit of the slopes,
+    levels and further columns takes up: C = diag(h) - hh' - uu' - vv' - ww', h the blocks' shares in the variation of
+    z, u, v and w from the levels, the first feature and the columns. Each score is scaled to have the variance h; of
+    that quadratic form the degrees of freedom are trace^2 / trace of the square.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = tables.held.sum(axis=2)

@@ -22,11 +22,13 @@ NORMAL_MAD = 0.6744897501960817
 LEAST_SCALE_NS = 1.0
 #: No residual is beyond it: what stands for no limit.
 MOST_LIMIT_NS = 1e300
-MOST_ITERATIONS = 150
+MOST_ITERATIONS = 500
 #: The scale is followed so long, should it never rest, then kept: Huber's estimate with a fixed scale is unique.
-SCALE_ITERATIONS = 120
+SCALE_ITERATIONS = 400
 #: Of the scale, by which one step may still move slopes (times the square root of rows), levels' mean and the scale.
-TOLERANCE = 1e-2, 1e-3, 1e-3
+TOLERANCE = 1e-3, 1e-4, 1e-4
+#: Least share of rows not clipped that a step of the further columns' coefficients counts on.
+LEAST_HELD = 0.5
 #: When such a share of the models rests, the others go on by themselves.
 SETTLED = 0.5
 
@@ -165,7 +167,8 @@ def fit(
             np.abs(levels - before[1]) @ sizes / y.shape[1] <= TOLERANCE[1] * scale
         )
         rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
-        moved = (weights * residuals) @ columns.T
+        # A Newton step: the clipped residuals change by the share that is not clipped.
+        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, (weights >= 1).mean(axis=1))[:, None]
         rests &= np.abs(moved).max(axis=1, initial=0.0) <= TOLERANCE[0] * scale
         if rests.mean() < SETTLED and iteration < MOST_ITERATIONS - 1:
             coefficients = coefficients + moved

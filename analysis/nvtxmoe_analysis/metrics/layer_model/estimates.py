@@ -232,9 +232,7 @@ class _Fitted:
         return replace(self, slopes=self.slopes[:, ::-1], errors=errors)
 
 
-def _fit(
-    samples: Sequence[Sample], xs: Sequence[Floats], columns: Floats, weights: Floats | None = None
-) -> _Fitted:
+def _fit(samples: Sequence[Sample], xs: Sequence[Floats], columns: Floats, weights: Floats | None = None) -> _Fitted:
     strata = samples[0].strata
     counts = [len(x) for x in xs]
     x = np.concatenate(xs)
