@@ -249,6 +249,39 @@ def test_a_bound_near_0_keeps_its_sign() -> None:
     assert _told(-1e-7, 1e-7, BY_CHANCE) == "between 0.00 and 0.00 ns (95 % CI)"
 
 
+def test_an_interval_has_two_ends() -> None:
+    assert _told(24.9, 25.1, NO_BETTER).startswith("between 24.9 and 25.1 ns")
+    assert _told(118, 121, NO_BETTER).startswith("between 0.118 and 0.121 us")
+
+
 def test_an_interval_without_0_says_why_it_is_no_effect() -> None:
     assert _told(700, 5300, BY_CHANCE) == "between 0.7 and 5.3 us (95 % CI, before the correction for many tests)"
     assert _told(700, 5300, NO_BETTER).endswith("(95 % CI, but it predicts no better than the typical time)")
+
+
+# All layers --------------------------------------------------------------------------------------------------------
+
+
+def test_all_layers_have_the_mean_of_their_slopes() -> None:
+    """500, 500, 500 and 4,500 ns: the interval of the mean holds 1,500, and the sentence names the layers."""
+    held = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = draw(rng, Plan(rng.integers(2, 40, 120), layers=4))
+        per_layer = np.where(rows["layer_idx"].to_numpy() == 3, 4500, 500)
+        frame = timed(
+            rows, lambda f, cost=per_layer: 20_000 + cost * f["local_active_experts"], step_noise(rng, rows, 700)
+        )
+        choice = choose(frame)[0]
+        (term,) = [t for t in (choice.best, *choice.alternatives) if t.feature == "local_active_experts"]
+        assert term.slope == pytest.approx(1500, rel=0.05)
+        held += (term.low or 0) <= 1500 <= (term.high or 0)
+    assert held >= 17
+    assert choice.best.feature == "local_active_experts"
+    assert "this is the mean of layers that differ: active experts cost from 0." in sentence(choice)
+    assert sentence(choice).endswith("in layer 3")
+
+
+def test_layers_alike_are_not_said_to_differ() -> None:
+    choices = [choose(planted(seed, 700, layers=4, steps=60))[0] for seed in range(20)]
+    assert sum(choice.apart is not None for choice in choices) <= 1

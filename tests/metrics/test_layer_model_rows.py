@@ -139,7 +139,7 @@ def test_copies_on_more_ranks_are_no_more_evidence() -> None:
     alone, copies = (choose(rows)[1].best for rows in (one, eight))
     assert copies.slope == pytest.approx(alone.slope, rel=3e-3)
     assert copies.low is not None and copies.high is not None and alone.low is not None and alone.high is not None
-    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.05)
+    assert copies.high - copies.low == pytest.approx(alone.high - alone.low, rel=0.1)
 
 
 @pytest.mark.filterwarnings("error")

@@ -181,6 +181,9 @@ def _slope(term: Term, factor: float) -> _Slope:
     decimals = max(0, *digits, 0)
     while decimals < MOST_DECIMALS and any(value and not round(value, decimals) for value in (low, high)):
         decimals += 1  # a bound near 0 keeps its sign
+    if low < high:  # an interval has two ends
+        wider = range(decimals, MOST_DECIMALS_NEAR_0 + 1)
+        decimals = next((some for some in wider if round(low, some) != round(high, some)), decimals)
     return _Slope(_number(low, decimals), _number(middle, decimals), _number(high, decimals), unit)
 
 
