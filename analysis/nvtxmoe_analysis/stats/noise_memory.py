@@ -40,7 +40,8 @@ def _shapes(rows: int, longest: int) -> Floats:
         for values in np.meshgrid(np.geomspace(slowest, MOST_CORNER, CORNERS), STRENGTHS, indexing="ij")
     )
     memory = 1.0 + strength * corner**2 / (corner**2 + wave)
-    return np.vstack([np.ones(rows - 1), memory])
+    shapes: Floats = np.vstack([np.ones(rows - 1), memory])
+    return shapes
 
 
 def spectra(residuals: Floats, strata: Strata, skipped: Sequence[int]) -> list[Floats | None]:
@@ -98,4 +99,5 @@ def _power(values: Floats) -> Floats:
     """Squares of the cosine sums 1, 2, ... of rows, each with the variance of independent rows: [..., rows - 1]."""
     rows = values.shape[-1]
     wave = np.fft.rfft(np.concatenate([values, values[..., ::-1]], axis=-1))[..., 1:rows]
-    return (wave.real**2 + wave.imag**2) / (2 * rows)
+    power: Floats = (wave.real**2 + wave.imag**2) / (2 * rows)
+    return power

@@ -29,7 +29,8 @@ def trend_of(rows: int) -> Floats:
     place = (np.arange(rows) + 0.5) / rows
     cosines = min(MOST_COSINES, rows // ROWS_PER_COSINE)
     columns = [np.ones(rows), place - 0.5, *(np.cos(np.pi * order * place) for order in range(1, cosines + 1))]
-    return np.ascontiguousarray(np.linalg.qr(np.stack(columns, axis=1))[0][:, 1:].T)
+    basis: Floats = np.linalg.qr(np.stack(columns, axis=1))[0][:, 1:].T
+    return np.ascontiguousarray(basis)
 
 
 def trend_columns(strata: Strata) -> Floats:
@@ -46,7 +47,8 @@ def trend_columns(strata: Strata) -> Floats:
 def without(values: Floats, columns: Floats, strata: Strata) -> Floats:
     """Return the values less their strata's means and their part in orthonormal columns, over the last axis."""
     centred = strata.centred(values)
-    return centred - (centred @ columns.T) @ columns
+    left: Floats = centred - (centred @ columns.T) @ columns
+    return left
 
 
 def joined(columns: Floats, more: Floats, strata: Strata) -> Floats:

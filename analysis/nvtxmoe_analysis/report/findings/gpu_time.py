@@ -9,7 +9,7 @@ from nvtxmoe_analysis.report.chart_tools import MOST_NAME
 from nvtxmoe_analysis.report.finding import COST, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
-from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
+from nvtxmoe_analysis.report.own_time import OUTLYING, STEP, costliest_layer, outlying, own_column
 from nvtxmoe_analysis.report.theme import CLASSES, PHASES
 
 ORDER = 10
@@ -18,11 +18,11 @@ ORDER = 10
 EVEN = 0.05
 #: Share of the steps' time from which the wait time in collectives gets a warning.
 LARGE = 0.1
-#: A single time above this many medians is reported as an outlier.
-OUTLYING = 5
+#: Share of the layers' own time in outliers from which the costliest layer is that of the steady steps, and how many
+#: outliers are listed.
+LARGE_OUTLIERS, MOST_LISTED = 0.05, 8
 
 ROWS = "layer_correlation"
-STEP = ("rank", "step")
 #: Classes whose names are not plain, in words.
 WORDS = {
     "collective": "collectives",
@@ -115,6 +115,9 @@ def _split(ledger: Ledger) -> list[Sentence]:
 def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
     layer, column = costliest_layer(frame), own_column(frame)
     where = {"layer_idx": layer}
+    outliers = outlying(frame)
+    if outliers[column].sum() > LARGE_OUTLIERS * frame[column].sum():
+        return _steady(ledger, frame, outliers)
     layer_time, layer_kernel_time = (ledger.take(ROWS, name, "sum", where=where) for name in (column, "kernel_time_ns"))
     all_time = ledger.take(ROWS, column, "sum")
     layers = ledger.take(ROWS, "layer_idx", "distinct")
@@ -149,6 +152,32 @@ def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
         "costliest layer, by own time", named, f"{layer_time}, {times_mean} times the mean layer"
     )
     return Finding("The layer that costs most", headline, details, confidence, COST, "layer_phases", headline_number)
+
+
+def _steady(ledger: Ledger, frame: pl.DataFrame, outliers: pl.DataFrame) -> Finding:
+    """Return the layer that costs most in steady steps, by medians, and the outliers one by one."""
+    layer, column = costliest_layer(frame), own_column(frame)
+    where = {"layer_idx": layer}
+    typical, mean = ledger.take(ROWS, column, "median", where=where), ledger.take(ROWS, column, "median")
+    times_mean = ratio(typical, mean)
+    text = "Outliers aside, layer {} costs most: {} per rank and step (median), {} times the median of all layers."
+    if abs(times_mean.value - 1) < EVEN:
+        text = "Outliers aside, the layers cost about the same: layer {} takes {} per rank and step (median), {} times "
+        text += "the median of all layers."
+    headline = sentence(text, layer, typical, times_mean)
+    details = []
+    ranked = outliers.sort([column, *STEP, "layer_idx"], descending=[True, False, False, False])
+    for row in ranked.head(MOST_LISTED).iter_rows(named=True):
+        cell = ledger.take(ROWS, column, where={name: row[name] for name in ("layer_idx", *STEP)})
+        usual = ledger.take(ROWS, column, "median", where={"layer_idx": row["layer_idx"]})
+        text = "Outlier: layer {} took {} in step {} on rank {}, where its median is {}."
+        details.append(sentence(text, row["layer_idx"], cell, str(row["step"]), str(row["rank"]), usual))
+    if len(outliers) > MOST_LISTED:
+        details.append(sentence("{} more times are outliers.", len(outliers) - MOST_LISTED))
+    details += _kernel(ledger, layer)
+    named = SourcedNumber(layer, f"layer {layer}", typical.file, "layer_idx", where=where)
+    number = Headline("costliest layer, outliers aside", named, f"{typical} per rank and step (median)")
+    return Finding("The layer that costs most", headline, details, None, COST, "layer_phases", number)
 
 
 def _outlier(ledger: Ledger, layer: int, column: str, layer_time: SourcedNumber) -> list[Sentence]:
