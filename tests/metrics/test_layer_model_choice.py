@@ -24,7 +24,7 @@ from nvtxmoe_analysis.metrics.layer_model.choose import choose
 from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, IMBALANCE, LOAD
 from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
 from tests.support.layer_model_terms import added, alternative, near, of_layers
-from tests.support.planted_correlation import Plan, decode_tokens, draw, planted, step_noise, timed
+from tests.support.planted_correlation import Features, Floats, Plan, decode_tokens, draw, planted, step_noise, timed
 from tests.support.planted_correlation import active_experts as active
 
 # A cause that shows ------------------------------------------------------------------------------------------------
@@ -260,6 +260,10 @@ def test_an_interval_without_0_says_why_it_is_no_effect() -> None:
 
 
 # All layers --------------------------------------------------------------------------------------------------------
+
+
+def steady(features: Features) -> Floats:
+    return np.full(len(features["cv"]), 20_000.0)
 
 
 def test_all_layers_have_the_mean_of_their_slopes() -> None:

@@ -73,6 +73,17 @@ def test_warm_up_of_a_layer_is_not_what_it_costs(tmp_path: Path) -> None:
     assert "Why layer 3 takes its time" in found
 
 
+@pytest.mark.parametrize(("busy", "said"), [(0.5, True), (1.0, False)])
+def test_work_on_two_streams_is_said_to_overlap(tmp_path: Path, busy: float, said: bool) -> None:
+    """Sums are twice the time that passed."""
+    tables = Made().tables()
+    rows = tables["moe_layer_correlation"]
+    union = (pl.col("kernel_time_ns") * busy).cast(pl.Int64)
+    tables["moe_layer_correlation"] = rows.with_columns(busy_ns=union)
+    details = by_topic(report(write(tmp_path, tables, Made().documents())))["Time of MoE layers"].details
+    assert any(str(detail).startswith("Kernels overlap: ") for detail in details) == said
+
+
 def test_a_large_batch_is_no_outlier(tmp_path: Path) -> None:
     tables = Made().tables()
     rows = tables["moe_layer_correlation"]

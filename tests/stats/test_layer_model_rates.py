@@ -17,6 +17,8 @@ from tests.support.layer_model_simulations import ramp, simulated, wandering
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+pytestmark = pytest.mark.slow
+
 MOST_FALSE = 0.08
 #: Time of a step without its cause, and the noise.
 BASE_NS, NOISE_NS = 30_000.0, 300.0

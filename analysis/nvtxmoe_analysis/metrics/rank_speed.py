@@ -121,12 +121,12 @@ def _fit(y: Floats, columns: Floats) -> tuple[Floats, Floats]:
     weight = np.ones(len(y))
     for _ in range(TURNS):
         root = np.sqrt(weight)
-        values = np.linalg.lstsq(columns * root[:, None], y * root, rcond=1e-8)[0]
+        values: Floats = np.linalg.lstsq(columns * root[:, None], y * root, rcond=1e-8)[0]
         apart = np.abs(y - columns @ values)
         scale = max(1e-9, float(np.median(apart)) / 0.6745)
         weight = np.minimum(1.0, HUBER_K * scale / np.maximum(apart, 1e-12))
     inverse = np.linalg.pinv((columns * weight[:, None]).T @ columns, rcond=1e-10, hermitian=True)
     free = max(1.0, len(y) - np.linalg.matrix_rank(columns))
     clipped = weight * (y - columns @ values)
-    error = np.sqrt(np.diag(inverse) * (clipped @ clipped) / free)
-    return values, error
+    error: Floats = np.sqrt(np.diag(inverse) * (clipped @ clipped) / free)
+    return values.astype(np.float64), error

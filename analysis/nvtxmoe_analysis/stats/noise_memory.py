@@ -83,7 +83,7 @@ def spectra(residuals: Floats, strata: Strata, skipped: Sequence[int]) -> list[F
 
 def filtered(values: Floats, spectrum: list[Floats | None], strata: Strata) -> Floats:
     """Divide by the root of the spectra: float64 [models, ..., rows] to [models, ..., rows]; means stay."""
-    out = values.copy()
+    out: Floats = values.copy()
     for start, size, shape in zip(strata.starts.tolist(), strata.sizes.tolist(), spectrum, strict=True):
         if shape is None:
             continue

@@ -22,6 +22,9 @@ LARGE = 0.1
 #: outliers are listed.
 LARGE_OUTLIERS, MOST_LISTED = 0.05, 8
 
+#: Share of the layers' kernel time that must overlap to be reported.
+OVERLAPPING = 0.02
+
 ROWS = "layer_correlation"
 #: Classes whose names are not plain, in words.
 WORDS = {
@@ -60,6 +63,7 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     if some_layers(ledger):
         headline = sentence("Kernels of the layers kept take {} of their own.", own)
         details = [
+            *_overlap(ledger, frame),
             *_inside(collectives),
             sentence("Other layers were filtered out, so a share of the steps says nothing."),
         ]
@@ -81,6 +85,7 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     details += _split(ledger) if collectives.value else []
     if (collectives.value + classes["collective"].value) > LARGE * steps.value:
         details.append(sentence("The time of a collective holds its waiting for other ranks."))
+    details = [*_overlap(ledger, frame), *details]
     if collectives.value:
         text = (
             "MoE layers' own kernels take {} of {} GPU time in steps: {}. Collectives inside them take another {}, {}."
@@ -90,6 +95,17 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
         headline = sentence("Kernels in MoE layers take {} of {} GPU time in steps: {}.", own, steps, share)
     headline_number = Headline("MoE layers' own share of GPU time", share, f"{own} of {steps}, without collectives")
     return [Finding("Time of MoE layers", headline, details, confidence, COST, "step_share", headline_number)]
+
+
+def _overlap(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
+    """Return the union of the layers' work if kernels ran at the same time: sums then exceed the time that passed."""
+    if "busy_ns" not in frame.columns:
+        return []
+    union, kernels = (ledger.take(ROWS, name, "sum") for name in ("busy_ns", "kernel_time_ns"))
+    if union.value >= (1 - OVERLAPPING) * kernels.value:
+        return []
+    text = "Kernels overlap: those of the layers keep the GPU busy for {}, {} is their sum. Times and shares here are "
+    return [sentence(text + "sums over kernels, not time that passed.", union, kernels)]
 
 
 def _inside(collectives: SourcedNumber) -> list[Sentence]:
@@ -116,7 +132,7 @@ def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
     layer, column = costliest_layer(frame), own_column(frame)
     where = {"layer_idx": layer}
     outliers = outlying(frame)
-    if outliers[column].sum() > LARGE_OUTLIERS * frame[column].sum():
+    if float(outliers[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum()):
         return _steady(ledger, frame, outliers)
     layer_time, layer_kernel_time = (ledger.take(ROWS, name, "sum", where=where) for name in (column, "kernel_time_ns"))
     all_time = ledger.take(ROWS, column, "sum")
