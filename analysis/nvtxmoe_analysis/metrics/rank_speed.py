@@ -119,9 +119,10 @@ def _speeds(rows: pl.DataFrame) -> dict[int, tuple[float, float, int]]:
 def _fit(y: Floats, columns: Floats) -> tuple[Floats, Floats]:
     """Return coefficients and standard errors; columns that say nothing get 0."""
     weight = np.ones(len(y))
+    values = np.zeros(columns.shape[1])
     for _ in range(TURNS):
         root = np.sqrt(weight)
-        values: Floats = np.linalg.lstsq(columns * root[:, None], y * root, rcond=1e-8)[0]
+        values = np.linalg.lstsq(columns * root[:, None], y * root, rcond=1e-8)[0].astype(np.float64)
         apart = np.abs(y - columns @ values)
         scale = max(1e-9, float(np.median(apart)) / 0.6745)
         weight = np.minimum(1.0, HUBER_K * scale / np.maximum(apart, 1e-12))
@@ -129,4 +130,4 @@ def _fit(y: Floats, columns: Floats) -> tuple[Floats, Floats]:
     free = max(1.0, len(y) - np.linalg.matrix_rank(columns))
     clipped = weight * (y - columns @ values)
     error: Floats = np.sqrt(np.diag(inverse) * (clipped @ clipped) / free)
-    return values.astype(np.float64), error
+    return values, error

@@ -26,7 +26,7 @@ MOST_ITERATIONS = 500
 #: The scale is followed so long, should it never rest, then kept: Huber's estimate with a fixed scale is unique.
 SCALE_ITERATIONS = 400
 #: Of the scale, by which one step may still move slopes (times the square root of rows), levels' mean and the scale.
-TOLERANCE = 1e-3, 1e-4, 1e-4
+TOLERANCE = 1e-3, 1e-3, 1e-3
 #: Least share of rows not clipped that a step of the further columns' coefficients counts on.
 LEAST_HELD = 0.5
 #: When such a share of the models rests, the others go on by themselves.

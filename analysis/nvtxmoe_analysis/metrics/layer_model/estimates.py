@@ -128,10 +128,7 @@ def batches(samples: Sequence[Sample]) -> list[list[int]]:
 def alone(samples: Sequence[Sample], designs: Sequence[Designed]) -> list[Alone]:
     """Fit each tested feature of samples of one batch by itself, and the levels alone."""
     if designs and designs[0].parts:
-        return [
-            _of_layers(alone(s.parts[at : at + 1], [p])[0] for at, p in enumerate(d.parts))
-            for s, d in _both(samples, designs)
-        ]
+        return [_of_layers(_parts_alone(sample, designed)) for sample, designed in _both(samples, designs)]
     xs = [np.concatenate([np.zeros((1, 1, s.rows)), d.x[:, None]]) for s, d in _both(samples, designs)]
     fitted = _fit(samples, xs, samples[0].trend)
     out = []
@@ -141,6 +138,12 @@ def alone(samples: Sequence[Sample], designs: Sequence[Designed]) -> list[Alone]
         level = float(found.intercept[0])
         out.append(Alone(found.part(slice(1, None)), found.misses.part(slice(1)), level, [weights[1:]], sample.rows))
     return out
+
+
+def _parts_alone(sample: Sample, designed: Designed) -> Iterable[Alone]:
+    """Fit the layers of a sample of all of them."""
+    for batch in batches(sample.parts):
+        yield from alone([sample.parts[at] for at in batch], [designed.parts[at] for at in batch])
 
 
 def beside(
