@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from nvtxmoe_analysis.metrics.layer_model.design import design
 from nvtxmoe_analysis.metrics.layer_model.estimates import alone, infer
-from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, design, make_sample
+from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, make_sample
 
 Floats = npt.NDArray[np.float64]
 
@@ -64,6 +65,10 @@ CASES: Mapping[str, Case] = {
     "40 steps with memory 0.6": Case(40, feature_memory=0.8, noise_memory=0.6),
     "200 steps with memory 0.6": Case(200, feature_memory=0.8, noise_memory=0.6),
     "1000 steps with memory 0.6": Case(1000, feature_memory=0.8, noise_memory=0.6),
+    "40 steps with memory 0.9": Case(40, feature_memory=0.8, noise_memory=0.9),
+    "200 steps with memory 0.9": Case(200, feature_memory=0.8, noise_memory=0.9),
+    "1000 steps with memory 0.9": Case(1000, feature_memory=0.8, noise_memory=0.9),
+    "200 steps with memory 0.97": Case(200, feature_memory=0.8, noise_memory=0.97),
 }
 
 

@@ -116,12 +116,29 @@ def test_tiles_of_several_blocks() -> None:
 def test_block_sizes() -> None:
     """What moe.meta says; else the default by the cell's tokens, labelled so."""
     tokens = [0, 1, 32, 33, 96, 97, 512, 513, 8192, 40]
-    cells = table([[0]] * len(tokens)).cells.with_columns(num_tokens=pl.Series(tokens), layer=pl.Series([0] * 9 + [1]))
+    cells = table([[0]] * len(tokens)).cells.with_columns(
+        num_tokens=pl.Series(tokens), layer=pl.Series([0] * 9 + [1]), top_k=pl.lit(2)
+    )
     found = block_sizes(cells, meta(Layer(0, None, 4, 2, None), Layer(1, None, 4, 2, None, block_m=48)))
     assert found["block_m"].to_list() == [16, 16, 16, 32, 32, 64, 64, 128, 128, 48]
     assert found["block_m_source"].to_list() == ["default"] * 9 + ["moe.meta"]
     # Of a process that announced nothing too.
     assert block_sizes(cells, {})["block_m_source"].to_list() == ["default"] * 10
+
+
+def test_a_small_batch_has_a_tile_per_assignment() -> None:
+    """tokens x top-k x 4 <= experts, if the process has no map of experts and moe.meta does not give block_m."""
+    cells = table([[0] * 32] * 3).cells.with_columns(
+        num_tokens=pl.Series([1, 2, 3]), top_k=pl.lit(4), num_experts=pl.lit(32)
+    )
+    layer = Layer(0, None, 32, 4, None)
+    assert block_sizes(cells, meta(layer))["rows_per_tile"].to_list() == [1, 1, 16]
+    assert block_sizes(cells, meta(layer, ep_size=None))["rows_per_tile"].to_list() == [1, 1, 16]
+    for sorted_run in (meta(layer, ep_size=2, world_size=2), meta(layer, ep_size=None, world_size=2), {}):
+        assert block_sizes(cells, sorted_run)["rows_per_tile"].to_list() == [16, 16, 16]
+    told = meta(Layer(0, None, 32, 4, None, block_m=64))
+    assert block_sizes(cells, told)["rows_per_tile"].to_list() == [64, 64, 64]
+    assert block_sizes(cells, meta(layer))["block_m"].to_list() == [16, 16, 16]
 
 
 # The rank's own experts --------------------------------------------------------------------------------------------

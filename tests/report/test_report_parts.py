@@ -26,6 +26,7 @@ from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
     difference,
     duration,
+    durations,
     percent,
     ratio,
     sentence,
@@ -53,6 +54,14 @@ from tests.support.screenshots import SHOTS
 )  # fmt: skip
 def test_durations(ns: int, text: str) -> None:
     assert duration(ns) == text
+
+
+def test_durations_that_a_sentence_compares() -> None:
+    """One unit, and enough digits to tell the ends of an interval apart."""
+    assert durations(95.0, 89.0, 110.0) == ["0.10 us", "0.09 us", "0.11 us"]
+    assert durations(25.0, 24.8, 25.2) == ["25.0 ns", "24.8 ns", "25.2 ns"]
+    assert durations(1650.2, 1650.1, 1650.3) == ["1.6502 us", "1.6501 us", "1.6503 us"]
+    assert durations(700, 700, 700) == ["0.70 us"] * 3
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,44 @@ def test_one_step_is_no_property_of_a_layer(tmp_path: Path) -> None:
     assert str(found.details[1]).startswith("20.0 us of it in one step, 7, on rank 1")
 
 
+def test_warm_up_of_a_layer_is_not_what_it_costs(tmp_path: Path) -> None:
+    """Layer 0 takes 200 times longer in four cells: layer 3 still costs most, and all four are told."""
+    tables = Made().tables()
+    rows = tables["moe_layer_correlation"]
+    first = rows["step"].unique().sort()[:4].to_list()
+    cells = (pl.col("layer_idx") == 0) & pl.col("step").is_in(first) & (pl.col("rank") == 0)
+    slow = [
+        pl.when(cells).then(200 * pl.col(name)).otherwise(name).alias(name) for name in ("own_ns", "kernel_time_ns")
+    ]
+    tables["moe_layer_correlation"] = rows.with_columns(slow)
+    found = by_topic(report(write(tmp_path, tables, Made().documents())))
+    cost = found["The layer that costs most"]
+    assert str(cost.headline).startswith("Outliers aside, layer 3 costs most: ")
+    outliers = [str(detail) for detail in cost.details if str(detail).startswith("Outlier: layer 0 took ")]
+    assert sorted(int(text.split(" in step ")[1].split()[0]) for text in outliers) == first
+    assert "Why layer 3 takes its time" in found
+
+
+@pytest.mark.parametrize(("busy", "said"), [(0.5, True), (1.0, False)])
+def test_work_on_two_streams_is_said_to_overlap(tmp_path: Path, busy: float, said: bool) -> None:
+    """Sums are twice the time that passed."""
+    tables = Made().tables()
+    rows = tables["moe_layer_correlation"]
+    union = (pl.col("kernel_time_ns") * busy).cast(pl.Int64)
+    tables["moe_layer_correlation"] = rows.with_columns(busy_ns=union)
+    details = by_topic(report(write(tmp_path, tables, Made().documents())))["Time of MoE layers"].details
+    assert any(str(detail).startswith("Kernels overlap: ") for detail in details) == said
+
+
+def test_a_large_batch_is_no_outlier(tmp_path: Path) -> None:
+    tables = Made().tables()
+    rows = tables["moe_layer_correlation"]
+    slow = pl.when(pl.col("step") == rows["step"].min()).then(50).otherwise(1)
+    tables["moe_layer_correlation"] = rows.with_columns(pl.col("own_ns", "kernel_time_ns") * slow)
+    found = by_topic(report(write(tmp_path, tables, Made().documents())))
+    assert str(found["The layer that costs most"].headline).startswith("Layer 3 costs most")
+
+
 @pytest.mark.parametrize(
     ("stem", "odd"),
     [

@@ -220,7 +220,9 @@ def layer_correlation(run: Run) -> str:
         mean = sum(counts) / len(counts)
         features = (run.top_k, sum(counts), sum(c > 0 for c in counts), max(counts), mean, deviation(counts))
         block = naive_step_sums.block_m(step.num_tokens)
-        tiles = (max(counts) / mean, block, naive_step_sums.tiles(counts, block))
+        held = len(run.work.local[key[0], key[2]])
+        rows_per_tile = naive_step_sums.rows_per_tile(step.num_tokens, run.top_k, len(counts), held)
+        tiles = (max(counts) / mean, block, naive_step_sums.tiles(counts, rows_per_tile))
         tokens = (row["num_tokens"], step.prefill_tokens, step.decode_tokens)
         timed = (row["kernel_count"], row["kernel_time_ns"], row["busy_ns"], row["launched_by"])
         kind = "mixed" if step.prefill_tokens and step.decode_tokens else "prefill" if step.prefill_tokens else "decode"
@@ -231,7 +233,7 @@ def layer_correlation(run: Run) -> str:
         rows.append(
             (
                 *(*key, *tokens, *features, *tiles, *timed, *more),
-                *naive_step_sums.local_columns(run.work, key, counts, block),
+                *naive_step_sums.local_columns(run.work, key, counts, rows_per_tile),
                 *(*phases, run.work.inferred[key], own),  # no collective runs in a layer
                 *naive_step_sums.step_columns(run.work, key, of_layer),
             )

@@ -146,6 +146,11 @@ def tiles(counts: Sequence[int], block: int) -> int:
     return sum(-(-c // block) for c in counts)
 
 
+def rows_per_tile(tokens: int, top_k: int, experts: int, held: int) -> int:
+    """Assignments per tile: 1 where a rank with all experts gets so few tokens that vLLM does not sort them."""
+    return 1 if held == experts and tokens * top_k * 4 <= experts else block_m(tokens)
+
+
 def local_columns(work: Work, key: CellKey, counts: Sequence[int], block: int) -> tuple[Any, ...]:
     """local_experts to weight_bytes; no golden capture tells the bytes of an expert."""
     held = work.local[key[0], key[2]]

@@ -47,7 +47,7 @@ def decode_tokens(rng: np.random.Generator, steps: int, most: int = 48) -> Ints:
 
 
 def draw(rng: np.random.Generator, plan: Plan) -> pl.DataFrame:
-    """Rows without a time: rank, step, layer_idx, step_kind, launched_by and every feature."""
+    """Rows without a time: rank, step, layer_idx, step_kind, launched_by, num_tokens and every feature."""
     frames = []
     for layer in range(plan.layers):
         base = rng.dirichlet(np.full(plan.experts, plan.skew))
@@ -78,6 +78,7 @@ def _rows(plan: Plan, layer: int, rank: int, counts: Ints) -> pl.DataFrame:
             "layer_idx": np.full(len(counts), layer),
             "step_kind": [plan.kind] * len(counts),
             "launched_by": ["graph"] * len(counts),
+            "num_tokens": np.asarray(plan.tokens),
             "local_activations": local.sum(axis=1),
             "local_active_experts": (local > 0).sum(axis=1),
             "local_expert_tiles": (-(-local // BLOCK_M)).sum(axis=1),

@@ -116,9 +116,13 @@ def _features(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
             features.select(
                 *FEATURES, cv=pl.when(pl.col("mean_count") > 0).then(pl.col("std_dev") / pl.col("mean_count"))
             ),
-            blocks.with_columns(expert_tiles=pl.Series(count_tiles(counts, blocks["block_m"].to_numpy()))),
+            blocks.select(
+                "block_m",
+                "block_m_source",
+                expert_tiles=pl.Series(count_tiles(counts, blocks["rows_per_tile"].to_numpy())),
+            ),
             features.select("entropy_bits", "gini"),
-            local_load(counts, report.events.physical, report.metas, blocks["block_m"], shared),
+            local_load(counts, report.events.physical, report.metas, blocks["rows_per_tile"], shared),
         ],
         how="horizontal",
     )

@@ -47,7 +47,7 @@ def local_load(
 
     Parameters:
         physical: counts of physical experts, of the same ranks.
-        blocks: block_m of each cell.
+        blocks: ``rows_per_tile`` of each cell, see ``expert_tiles.block_sizes``.
         shared: counts of logical experts and of physical ones that belong to these cells, where data-parallel ranks
             share experts: ``data_parallel.Sharing.of``.
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from nvtxmoe_analysis.metrics.rank_speed import by_routing
 from nvtxmoe_analysis.metrics.straggler import KEY, ROWS_AT_ONCE, once_a_step_ns, some_steps
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
@@ -34,7 +35,7 @@ def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dic
 
     Parameters:
         cells: see ``straggler.stragglers``.
-        layers: ``rank``, ``step``, ``layer_idx``, ``own_ns``, ``step_gpu_ns``.
+        layers: ``rank``, ``step``, ``layer_idx``, ``own_ns``, ``step_gpu_ns``; for ``by_routing`` the ranks' loads.
         groups: ``rank``, ``group``, ``size``.
     """
     whole = cells.filter(pl.col("excess_ns").is_not_null())
@@ -52,6 +53,7 @@ def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dic
             "of_steps_pct": _pct(excess, steps),
             "steps_gpu_us": _us(steps),
             "saves_us_if_ranks_met_once_a_step": _us(once_a_step_ns(layers, groups, whole)),
+            "by_routing": by_routing(whole, layers, groups),
             "bound": "upper: it assumes that ranks wait for the slowest after every layer and that nothing else runs "
             "meanwhile",
         },

@@ -99,12 +99,14 @@ def options() -> dict[str, Any]:
     from nvtxmoe_analysis.stats import huber  # noqa: PLC0415  see registry
 
     return {
-        "method": "Huber regression, an intercept each layer, rank and way of launch",
+        "method": "Huber regression, an intercept and a trend in time per layer, rank and way of launch",
         "target": choose.TARGET,
         "features": list(samples.FEATURES),
         "huber_k": huber.HUBER_K,
         "confidence_pct": 100 * estimates.CONFIDENCE,
         "errors": "cluster-robust (CR2, Bell-McCaffrey degrees of freedom), clusters are blocks of consecutive steps",
+        "memory": "noise with memory is filtered out of time and features (generalised least squares)",
+        "all_layers": "mean of the layers' slopes",
         "cross_validation": "each block predicted from the others, mean absolute error",
         "blocks": {"least": samples.MIN_BLOCKS, "most": samples.MOST_BLOCKS, "steps_a_block": samples.STEPS_A_BLOCK},
         "most_rows": {"layer": samples.MOST_ROWS, "all_layers": samples.MOST_POOLED_ROWS},

@@ -170,14 +170,33 @@ def shown(value: Value, column: str = "") -> str:
     return count(value)
 
 
+#: From so many nanoseconds on: the unit, and its decimals. Below, nanoseconds.
+UNITS = ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2))
+SCALE = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
+
+
 def duration(ns: Value) -> str:
     """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``."""
     size = abs(ns)
-    for limit, unit, digits in ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2)):
+    for limit, unit, digits in UNITS:
         if size >= limit:
-            scale = {"s": 1e9, "ms": 1e6, "us": 1e3}[unit]
-            return f"{ns / scale:,.{digits}f} {unit}"
+            return f"{ns / SCALE[unit]:,.{digits}f} {unit}"
     return f"{ns:,.0f} ns"
+
+
+#: Decimals at most where values would else look alike.
+MOST_DECIMALS = 6
+
+
+def durations(*ns: Value) -> list[str]:
+    """Format nanoseconds that one sentence compares: in one unit, with as many digits as tell them apart."""
+    largest = max((abs(value) for value in ns if math.isfinite(value)), default=0.0)
+    unit, digits = next(((unit, digits) for limit, unit, digits in UNITS if largest >= limit), ("ns", 0))
+    scale = SCALE[unit]
+    different = len(set(ns))
+    while digits < MOST_DECIMALS and len({round(value / scale, digits) for value in ns}) < different:
+        digits += 1
+    return [f"{value / scale:,.{digits}f} {unit}" for value in ns]
 
 
 def pct(value: Value) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from nvtxmoe_analysis.core.arrays import Bools, Floats
+from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
 from nvtxmoe_analysis.stats.huber import Fit, Strata, solve
 
 #: Of a feature's variation, and of what is its own beside another: less than this share without a block is rounding.
@@ -24,6 +24,7 @@ class Tables:
         sums: of each feature over held rows, [models, strata, blocks, features].
         pulls: feature x clipped residual, likewise.
         squares: feature x feature over held rows, [models, strata, blocks, features, features].
+        columns: feature x further column over held rows of all strata, [models, blocks, columns, features].
     """
 
     held: Floats
@@ -31,21 +32,54 @@ class Tables:
     sums: Floats
     pulls: Floats
     squares: Floats
+    columns: Floats
 
     @property
     def turned(self) -> Tables:
         """The features in the other order."""
         other = slice(None, None, -1)
         return Tables(
-            self.held, self.push, self.sums[..., other], self.pulls[..., other], self.squares[..., other, other]
+            self.held,
+            self.push,
+            self.sums[..., other],
+            self.pulls[..., other],
+            self.squares[..., other, other],
+            self.columns[..., other],
         )
 
+    def scaled(self, factor: Floats) -> Tables:
+        """The tables of features that are this many times as large, [models, features]."""
+        by = factor[:, None, None]
+        return Tables(
+            self.held,
+            self.push,
+            self.sums * by,
+            self.pulls * by,
+            self.squares * (by[..., :, None] * by[..., None, :]),
+            self.columns * by,
+        )
 
-def tabulate(x: Floats, strata: Strata, model: Fit) -> Tables:
-    """Sums by (stratum, block); parameters as of ``robust.fit``, whose result ``model`` is."""
+    def replaced(self, models: Ints, other: Tables) -> Tables:
+        """Return these tables with those of some models replaced."""
+        arrays = {name: getattr(self, name).copy() for name in self.__dataclass_fields__}
+        for name, values in arrays.items():
+            values[models] = getattr(other, name)
+        return Tables(**arrays)
+
+
+def tabulate(x: Floats, strata: Strata, model: Fit, columns: Floats | None = None) -> Tables:
+    """Sum by (stratum, block); parameters as of ``huber.fit``, whose result ``model`` is."""
+    return _tabulate(x, strata, (model.weights >= 1).astype(np.float64), model.weights * model.residuals, columns)
+
+
+def unclipped(x: Floats, strata: Strata) -> Tables:
+    """Sum as if nothing were clipped and nothing left: what blocks hold of the features' variation."""
+    shape = len(x), x.shape[2]
+    return _tabulate(x, strata, np.ones(shape), np.zeros(shape), None)
+
+
+def _tabulate(x: Floats, strata: Strata, held: Floats, score: Floats, further: Floats | None) -> Tables:
     features = x.shape[1]
-    held = (model.weights >= 1).astype(np.float64)
-    score = model.weights * model.residuals
     columns = [held * x[:, j] for j in range(features)]
     count = strata.cell_sums(held)
     squares = np.empty((*count.shape, features, features))
@@ -58,7 +92,16 @@ def tabulate(x: Floats, strata: Strata, model: Fit) -> Tables:
         sums=np.stack([strata.cell_sums(column) for column in columns], axis=-1),
         pulls=np.stack([strata.cell_sums(score * x[:, j]) for j in range(features)], axis=-1),
         squares=squares,
+        columns=_with_columns(columns, strata, further),
     )
+
+
+def _with_columns(features: list[Floats], strata: Strata, further: Floats | None) -> Floats:
+    """Sums of feature x column by block: [models, blocks, columns, features]."""
+    further = np.zeros((0, len(strata.stratum))) if further is None else further
+    block = (strata.block == np.arange(strata.blocks)[:, None]).astype(np.float64)
+    by_block = block[:, None] * further
+    return np.stack([np.einsum("mn,bcn->mbc", x, by_block, optimize=True) for x in features], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -73,7 +116,7 @@ class Misses:
     total_ns: Floats
     rows: Floats
 
-    def part(self, models: slice) -> Misses:
+    def part(self, models: slice | list[int]) -> Misses:
         """Of some models."""
         return Misses(self.total_ns[models], self.rows)
 
@@ -116,14 +159,17 @@ def _singular(squares: Floats, whole: Floats) -> Bools:
 
 
 def predict(y: Floats, x: Floats, strata: Strata, model: Fit, tables: Tables) -> Misses:
-    """Predict each block from the others; a row whose stratum lies in one block has no prediction."""
+    """Predict each block from the others; a row whose stratum lies in one block has no prediction.
+
+    Further columns of the fit are taken as known.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         moves, shifts = leave_out(tables)
         slopes = model.slopes[:, None] + moves
         levels = model.levels[:, :, None] + shifts
         size = np.bincount(strata.cell, minlength=strata.strata * strata.blocks).reshape(strata.strata, strata.blocks)
         known = size.sum(axis=1, keepdims=True) > size
-        miss = y - strata.of_rows(levels)
+        miss = y - model.trend_ns - strata.of_rows(levels)
         for j in range(x.shape[1]):
             miss -= strata.of_rows(np.broadcast_to(slopes[:, None, :, j], levels.shape)) * x[:, j]
         total = (strata.cell_sums(np.abs(miss)) * known).sum(axis=1)

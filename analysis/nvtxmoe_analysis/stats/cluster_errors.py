@@ -29,22 +29,32 @@ class Errors:
     Attributes:
         error: standard error, [models]; NaN without variation of the feature.
         df: degrees of freedom of Student's t, [models]. Few where few blocks hold the feature's variation.
-        largest: the largest block's share of that variation, [models].
+        share: each block's share of that variation, [models, blocks].
+        pull: what each block pulls the slope by, [models, blocks]: the standard error is the root of their squares.
+        form: of independent noise of variance 1 the pulls' covariance, [models, blocks, blocks].
     """
 
     error: Floats
     df: Floats
-    largest: Floats
+    share: Floats
+    pull: Floats
+    form: Floats
+
+    @property
+    def largest(self) -> Floats:
+        """The largest block's share of the variation, [models]."""
+        most: Floats = self.share.max(axis=1)
+        return most
 
 
 def slope_errors(tables: Tables) -> Errors:
     """CR2 of the last feature, given the first where there are two.
 
     With z the feature less its stratum's mean and less what the first feature explains, block g's score is the sum of
-    z x clipped residual. With independent noise the scores' covariance is that of z, less what the fit of the slopes
-    and levels takes up: C = diag(h) - hh' - uu' - vv', h the blocks' shares in the variation of z, u and v from the
-    levels and the first feature. Each score is scaled to have the variance h; of that quadratic form the degrees of
-    freedom are trace^2 / trace of the square.
+    z x clipped residual. With independent noise the scores' covariance is that of z, less what the fit of the slopes,
+    levels and further columns takes up: C = diag(h) - hh' - uu' - vv' - ww', h the blocks' shares in the variation of
+    z, u, v and w from the levels, the first feature and the columns. Each score is scaled to have the variance h; of
+    that quadratic form the degrees of freedom are trace^2 / trace of the square.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = tables.held.sum(axis=2)
@@ -74,12 +84,27 @@ def slope_errors(tables: Tables) -> Errors:
         free = -h[:, :, None] * h[:, None] - np.matmul(u.transpose(0, 2, 1), u) - v[:, :, None] * v[:, None]
         blocks = np.arange(h.shape[1])
         free[:, blocks, blocks] += h
+        taken = np.einsum("mgcj,mj->mgc", tables.columns, turn) / size[..., None]
+        free -= np.matmul(taken, taken.transpose(0, 2, 1))
         own = free[:, blocks, blocks]
         tied = own <= LEAST_FREE * h
         scale = np.where(tied, 1.0, np.sqrt(h / own))
         scores = np.einsum("mgj,mj->mg", pulls, turn) * scale
-        error = np.sqrt((scores * scores).sum(axis=1)) / variation
-        form = scale[:, :, None] * free * scale[:, None]
-        df = form[:, blocks, blocks].sum(axis=1) ** 2 / (form * form).sum(axis=(1, 2))
-        df = np.where((tied & (h >= FIXING)).any(axis=1), 0.0, df)
-    return Errors(error, df, h.max(axis=1))
+        pull = scores / variation[:, None]
+        form = scale[:, :, None] * free * scale[:, None] / variation[:, None, None]
+        df = np.where((tied & (h >= FIXING)).any(axis=1), 0.0, degrees_of_freedom(form))
+    return Errors(root_of_squares(pull), df, h, pull, form)
+
+
+def root_of_squares(pull: Floats) -> Floats:
+    """Standard error of what blocks pull: [models, blocks] to [models]."""
+    root: Floats = np.sqrt((pull * pull).sum(axis=1))
+    return root
+
+
+def degrees_of_freedom(form: Floats) -> Floats:
+    """trace^2 / trace of the square, [models, blocks, blocks] to [models]; NaN of a form of nothing."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        trace = np.trace(form, axis1=1, axis2=2)
+        df: Floats = trace**2 / (form * form).sum(axis=(1, 2))
+        return df

@@ -22,11 +22,13 @@ NORMAL_MAD = 0.6744897501960817
 LEAST_SCALE_NS = 1.0
 #: No residual is beyond it: what stands for no limit.
 MOST_LIMIT_NS = 1e300
-MOST_ITERATIONS = 150
+MOST_ITERATIONS = 500
 #: The scale is followed so long, should it never rest, then kept: Huber's estimate with a fixed scale is unique.
-SCALE_ITERATIONS = 120
+SCALE_ITERATIONS = 400
 #: Of the scale, by which one step may still move slopes (times the square root of rows), levels' mean and the scale.
-TOLERANCE = 1e-2, 1e-3, 1e-3
+TOLERANCE = 1e-3, 1e-3, 1e-3
+#: Least share of rows not clipped that a step of the further columns' coefficients counts on.
+LEAST_HELD = 0.5
 #: When such a share of the models rests, the others go on by themselves.
 SETTLED = 0.5
 
@@ -97,21 +99,32 @@ class Fit:
         slopes: [models, features].
         levels: intercept of each stratum, [models, strata].
         scale_ns: of the residuals, [models].
+        trend_ns: what the columns explain, [models, rows]; 0 without columns.
         residuals: [models, rows].
         weights: Huber's, [models, rows]; 1 where a residual is not clipped, and weight x residual is the clipped one.
         r2: share of the weighted variation within strata that the model explains, [models]; NaN without variation.
+        variation: the weighted variation within strata, ns^2, [models].
     """
 
     slopes: Floats
     levels: Floats
     scale_ns: Floats
+    trend_ns: Floats
     residuals: Floats
     weights: Floats
     r2: Floats
+    variation: Floats
 
 
-def fit(y: Floats, x: Floats, strata: Strata, huber_k: float = HUBER_K, weights: Floats | None = None) -> Fit:
-    """Fit y = level[stratum] + slopes . x by Huber's weights.
+def fit(
+    y: Floats,
+    x: Floats,
+    strata: Strata,
+    huber_k: float = HUBER_K,
+    weights: Floats | None = None,
+    columns: Floats | None = None,
+) -> Fit:
+    """Fit y = level[stratum] + slopes . x + coefficients . columns by Huber's weights.
 
     Parameters:
         y: [rows] or [models, rows], ns.
@@ -119,23 +132,30 @@ def fit(y: Floats, x: Floats, strata: Strata, huber_k: float = HUBER_K, weights:
             centred within strata, and features of mean square 1.
         huber_k: residuals past so many scales count less; infinity gives least squares.
         weights: to begin with, [models, rows]; 1 if not given.
+        columns: further ones of all models, such as a trend: orthonormal, and orthogonal to x and to the levels,
+            [columns, rows]. Their coefficients follow the clipped residuals (Huber and Ronchetti 2009, 7.8).
     """
+    columns = np.zeros((0, x.shape[2])) if columns is None else columns
     starts, sizes = strata.starts, strata.sizes
     y = np.broadcast_to(y, (len(x), len(strata.stratum)))
     out = Fit(
         slopes=np.zeros(x.shape[:2]),
         levels=np.zeros((len(x), len(starts))),
         scale_ns=np.full(len(x), LEAST_SCALE_NS),
+        trend_ns=np.zeros(y.shape),
         residuals=np.zeros(y.shape),
         weights=np.ones(y.shape) if weights is None else weights.copy(),
         r2=np.zeros(len(x)),
+        variation=np.zeros(len(x)),
     )
     going = np.arange(len(x))
     y_now, x_now, slopes, levels, scale, weights = y, x, out.slopes, out.levels, out.scale_ns, out.weights
+    coefficients = y @ columns.T
     for iteration in range(MOST_ITERATIONS if len(x) else 0):
         before = slopes, levels, scale
-        slopes, levels = _weighted(y_now, x_now, weights, starts)
-        residuals = y_now - np.repeat(levels, sizes, axis=1)
+        trend = coefficients @ columns
+        slopes, levels = _weighted(y_now - trend, x_now, weights, starts)
+        residuals = y_now - trend - np.repeat(levels, sizes, axis=1)
         for j in range(x.shape[1]):
             residuals -= slopes[:, j, None] * x_now[:, j]
         distance = np.abs(residuals)
@@ -147,16 +167,21 @@ def fit(y: Floats, x: Floats, strata: Strata, huber_k: float = HUBER_K, weights:
             np.abs(levels - before[1]) @ sizes / y.shape[1] <= TOLERANCE[1] * scale
         )
         rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
+        # A Newton step: the clipped residuals change by the share that is not clipped.
+        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, (weights >= 1).mean(axis=1))[:, None]
+        rests &= np.abs(moved).max(axis=1, initial=0.0) <= TOLERANCE[0] * scale
         if rests.mean() < SETTLED and iteration < MOST_ITERATIONS - 1:
+            coefficients = coefficients + moved
             continue
         out.slopes[going], out.levels[going], out.scale_ns[going] = slopes, levels, scale
-        out.residuals[going], out.weights[going] = residuals, weights
+        out.trend_ns[going], out.residuals[going], out.weights[going] = trend, residuals, weights
         moves = ~rests
         if not moves.any():
             break
         going, y_now, x_now, weights = going[moves], y_now[moves], x_now[moves], weights[moves]
-        slopes, levels, scale = slopes[moves], levels[moves], scale[moves]
-    return replace(out, r2=_r2(y, out.residuals, out.weights, strata))
+        slopes, levels, scale, coefficients = slopes[moves], levels[moves], scale[moves], (coefficients + moved)[moves]
+    r2, variation = _r2(y - out.trend_ns, out.residuals, out.weights, strata)
+    return replace(out, r2=r2, variation=variation)
 
 
 def _median(values: Floats) -> Floats:
@@ -201,11 +226,12 @@ def solve(squares: Floats, products: Floats) -> Floats:
         return np.stack([first, second], axis=-1)
 
 
-def _r2(y: Floats, residuals: Floats, weights: Floats, strata: Strata) -> Floats:
+def _r2(y: Floats, residuals: Floats, weights: Floats, strata: Strata) -> tuple[Floats, Floats]:
+    """Share of the variation that is explained, and the variation."""
     starts = strata.starts
     mass = np.add.reduceat(weights, starts, axis=1)
     sums = np.add.reduceat(weights * y, starts, axis=1)
     total = np.einsum("mn,mn,mn->m", weights, y, y) - (sums * sums / mass).sum(axis=1)
     left = np.einsum("mn,mn,mn->m", weights, residuals, residuals)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(total > 0, 1 - left / total, np.nan)
+        return np.where(total > 0, 1 - left / total, np.nan), total

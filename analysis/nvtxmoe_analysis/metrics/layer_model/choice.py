@@ -44,6 +44,16 @@ class Term:
 
 
 @dataclass(frozen=True)
+class LayerSlope:
+    """A layer with its slope of a feature, ns per unit, and the interval."""
+
+    layer: int
+    slope: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was found of one sample.
 
@@ -51,6 +61,7 @@ class Choice:
         alternatives: every other feature in a model of its own.
         added: every other feature beside the best one.
         constant_error: mean absolute error of predicting each stratum's level, ns; None where nothing was fitted.
+        apart: of all layers, if their slopes of the best feature differ: the layers with the least and the largest.
     """
 
     sample: Sample
@@ -58,6 +69,7 @@ class Choice:
     alternatives: list[Term] = field(default_factory=list)
     added: list[Term] = field(default_factory=list)
     constant_error: float | None = None
+    apart: tuple[LayerSlope, LayerSlope] | None = None
 
     @property
     def alike(self) -> list[Term]:

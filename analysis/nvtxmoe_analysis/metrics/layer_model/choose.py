@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,8 +23,10 @@ from nvtxmoe_analysis.metrics.layer_model.choice import (
     ONE_OF,
     REFUSED,
     Choice,
+    LayerSlope,
     Term,
 )
+from nvtxmoe_analysis.metrics.layer_model.design import Designed, design
 from nvtxmoe_analysis.metrics.layer_model.estimates import (
     Alone,
     Beside,
@@ -34,7 +37,7 @@ from nvtxmoe_analysis.metrics.layer_model.estimates import (
     infer,
     worse,
 )
-from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, Designed, Sample, design, samples
+from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, Sample, samples
 from nvtxmoe_analysis.metrics.layer_model.sentences import name_of, time_words, untested
 from nvtxmoe_analysis.stats.multiple_testing import claims
 
@@ -44,6 +47,8 @@ T = TypeVar("T")
 TARGET = "own_ns"
 #: Chance of any claim where nothing has an effect; see multiplicity.claims.
 LEVEL = 0.05
+#: Of an interval: the most extreme of n normal slopes lie about sqrt(2 log n) standard errors out.
+WIDEN = 0.4
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,33 @@ def choose(frame: pl.DataFrame) -> list[Choice]:
         id(trial.sample): _judge(trial, *findings)
         for trial, *findings in zip(trials, explains, bests, seconds, firsts, _claims(seconds), strict=True)
     }
-    return [judged.get(id(s)) or Choice(s, Term(None, BEST, REFUSED, reason=s.reason)) for s in whole]
+    found = [judged.get(id(s)) or Choice(s, Term(None, BEST, REFUSED, reason=s.reason)) for s in whole]
+    return [choice if choice.sample.layer is not None else _with_layers_apart(choice, found) for choice in found]
+
+
+def _with_layers_apart(pooled: Choice, choices: Sequence[Choice]) -> Choice:
+    """Return the choice of all layers with those whose slopes of its best feature differ most, if any two differ.
+
+    Two slopes differ if their intervals, widened for the number of layers, do not overlap.
+    """
+    feature = pooled.best.feature
+    slopes = []
+    for choice in choices:
+        layer = choice.sample.layer
+        if layer is None or choice.sample.kind != pooled.sample.kind:
+            continue
+        for term in (choice.best, *choice.alternatives):
+            if term.feature == feature and None not in (term.slope, term.low, term.high):
+                slopes.append(LayerSlope(layer, term.slope or 0.0, term.low or 0.0, term.high or 0.0))
+    if feature is None or len(slopes) < 2:
+        return pooled
+    widen = WIDEN * math.sqrt(math.log(len(slopes)))
+    lows = [one.slope - (1 + widen) * (one.slope - one.low) for one in slopes]
+    highs = [one.slope + (1 + widen) * (one.high - one.slope) for one in slopes]
+    if max(lows) <= min(highs):
+        return pooled
+    ordered = sorted(slopes, key=lambda one: one.slope)
+    return replace(pooled, apart=(ordered[0], ordered[-1]))
 
 
 def _of(items: Sequence[T], positions: Sequence[int]) -> list[T]:
@@ -117,7 +148,7 @@ def _beside(trials: Sequence[_Trial], bests: Sequence[int | None]) -> list[Besid
             [trial.sample for trial, _ in some],
             [trial.designed for trial, _ in some],
             [best for _, best in some],
-            [trial.alone.weights[best] for trial, best in some],
+            [trial.alone for trial, _ in some],
         )
         if some
         else ()

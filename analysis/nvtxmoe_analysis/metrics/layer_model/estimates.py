@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
-from nvtxmoe_analysis.metrics.layer_model.samples import Designed, Sample
+from nvtxmoe_analysis.metrics.layer_model.curves import curve
+from nvtxmoe_analysis.metrics.layer_model.design import Designed
+from nvtxmoe_analysis.metrics.layer_model.samples import Sample
 from nvtxmoe_analysis.stats.block_sums import Misses, Tables, predict, tabulate
-from nvtxmoe_analysis.stats.cluster_errors import Errors, slope_errors
+from nvtxmoe_analysis.stats.cluster_errors import Errors, degrees_of_freedom, root_of_squares, slope_errors
 from nvtxmoe_analysis.stats.huber import Fit, fit
 from nvtxmoe_analysis.stats.student_t import p_value, quantile
+from nvtxmoe_analysis.stats.trend import joined, without
+from nvtxmoe_analysis.stats.whitened_fit import whitened
 
 CONFIDENCE = 0.95
 #: With fewer degrees of freedom an interval holds, but says next to nothing.
 MIN_DF = 2.0
 #: From this correlation on two features are not fitted together: their slopes would balance each other.
 MOST_CORRELATED = 0.95
+#: Of a second feature's variation: with less of its own beside a curve in the first it moves with that.
+LEAST_OWN = 0.05
+#: So many rows are left beside levels, trend and curve, or no second feature is looked for.
+MIN_FREE = 5
 #: Of samples that are fitted at once: more would not stay in the processor's cache.
 BATCH_ROWS = 8_000
 
@@ -35,7 +43,8 @@ class Estimates:
         p_value: that the slope is 0, two-sided, [models]; NaN until ``infer``, and where ``too_few``.
         largest: share of one block in the feature's variation, [models].
         intercept: at 0 of the features, mean of the strata's as rows weigh, ns, [models].
-        r2: see ``robust.Fit``, [models].
+        r2, variation: see ``huber.Fit``, [models].
+        pull, form: of blocks, see ``cluster_errors.Errors``, in the feature's own unit.
         misses: of prediction.
     """
 
@@ -49,6 +58,9 @@ class Estimates:
     largest: Floats
     intercept: Floats
     r2: Floats
+    variation: Floats
+    pull: Floats
+    form: Floats
     misses: Misses
 
     @property
@@ -57,7 +69,7 @@ class Estimates:
         few: Bools = ~(self.df >= MIN_DF)
         return few
 
-    def part(self, models: slice) -> Estimates:
+    def part(self, models: slice | list[int]) -> Estimates:
         """Of some models."""
         arrays = {name: getattr(self, name)[models] for name in self.__dataclass_fields__ if name != "misses"}
         return Estimates(**arrays, misses=self.misses.part(models))
@@ -70,21 +82,34 @@ class Alone:
     Attributes:
         constant: misses of the strata's levels alone.
         level: typical time, ns.
-        weights: Huber's of each model, [tested, rows].
+        weights: Huber's of each model, [tested, rows], of each layer that was fitted.
+        rows: how many.
     """
 
     single: Estimates
     constant: Misses
     level: float
-    weights: Floats
+    weights: list[Floats]
+    rows: int
 
 
 @dataclass(frozen=True)
 class Beside:
-    """Each other tested feature beside the best one, but those that move with it: its slope, and the best one's."""
+    """Each other tested feature beside the best one, but those that move with it.
+
+    Attributes:
+        second: its slope, with a curve in the best one and the stairs of padded batches held fixed; what is
+            predicted, and R2, are of the straight lines of both.
+        first: the best one's slope beside it, as straight lines.
+    """
 
     second: Estimates
     first: Estimates
+
+    def only(self, features: Collection[int]) -> Beside:
+        """Of some of the second features."""
+        at = [at for at, feature in enumerate(self.second.features.tolist()) if feature in features]
+        return Beside(self.second.part(at), self.first.part(at))
 
 
 def batches(samples: Sequence[Sample]) -> list[list[int]]:
@@ -92,7 +117,8 @@ def batches(samples: Sequence[Sample]) -> list[list[int]]:
     out: list[list[int]] = []
     for at, sample in enumerate(samples):
         begun = samples[out[-1][0]] if out else None
-        full = len(out[-1]) * sample.rows >= BATCH_ROWS if out else True
+        pooled = sample.layers is not None or (begun is not None and begun.layers is not None)
+        full = pooled or len(out[-1]) * sample.rows >= BATCH_ROWS if out else True
         if begun is None or full or not begun.strata.same(sample.strata):
             out.append([])
         out[-1].append(at)
@@ -101,45 +127,90 @@ def batches(samples: Sequence[Sample]) -> list[list[int]]:
 
 def alone(samples: Sequence[Sample], designs: Sequence[Designed]) -> list[Alone]:
     """Fit each tested feature of samples of one batch by itself, and the levels alone."""
-    fitted = _fit(
-        samples, [np.concatenate([np.zeros((1, 1, s.rows)), d.x[:, None]]) for s, d in _both(samples, designs)]
-    )
+    if designs and designs[0].parts:
+        return [_of_layers(_parts_alone(sample, designed)) for sample, designed in _both(samples, designs)]
+    xs = [np.concatenate([np.zeros((1, 1, s.rows)), d.x[:, None]]) for s, d in _both(samples, designs)]
+    fitted = _fit(samples, xs, samples[0].trend)
     out = []
     for (sample, designed), models in zip(_both(samples, designs), fitted.parts, strict=True):
         found = _described(sample, designed, np.arange(-1, len(designed.x))[:, None], fitted, models)
         weights = fitted.model.weights[models]
-        out.append(
-            Alone(found.part(slice(1, None)), found.misses.part(slice(1)), float(found.intercept[0]), weights[1:])
-        )
+        level = float(found.intercept[0])
+        out.append(Alone(found.part(slice(1, None)), found.misses.part(slice(1)), level, [weights[1:]], sample.rows))
     return out
 
 
+def _parts_alone(sample: Sample, designed: Designed) -> Iterable[Alone]:
+    """Fit the layers of a sample of all of them."""
+    for batch in batches(sample.parts):
+        yield from alone([sample.parts[at] for at in batch], [designed.parts[at] for at in batch])
+
+
 def beside(
-    samples: Sequence[Sample], designs: Sequence[Designed], bests: Sequence[int], weights: Sequence[Floats]
+    samples: Sequence[Sample], designs: Sequence[Designed], bests: Sequence[int], alones: Sequence[Alone]
 ) -> list[Beside]:
     """Fit each other tested feature of samples of one batch beside one.
 
     Parameters:
         bests: position of that one in each ``designed.tested``.
-        weights: Huber's of its own model, to begin with, [rows] each.
+        alones: of each sample what :func:`alone` gave.
     """
-    positions, xs = [], []
-    for (sample, designed), best in zip(_both(samples, designs), bests, strict=True):
-        near = np.abs(designed.correlation[best]) >= MOST_CORRELATED
-        others = [at for at in range(len(designed.tested)) if at != best and not near[at]]
-        positions.append(np.array([(best, at) for at in others], dtype=np.int64).reshape(-1, 2))
-        leading = np.broadcast_to(designed.x[best], (len(others), sample.rows))
-        xs.append(np.stack([leading, designed.x[others]], axis=1))
-    begin = np.concatenate([np.broadcast_to(w, (len(x), len(w))) for w, x in zip(weights, xs, strict=True)])
-    fitted = _fit(samples, xs, begin)
-    turned = fitted.turned
-    return [
-        Beside(
-            _described(sample, designed, position, fitted, models),
-            _described(sample, designed, position[:, ::-1], turned, models),
-        )
-        for (sample, designed), position, models in zip(_both(samples, designs), positions, fitted.parts, strict=True)
-    ]
+    if designs and designs[0].parts:
+        return [_beside_in_layers(*one) for one in zip(samples, designs, bests, alones, strict=True)]
+    return _beside(samples, designs, bests, alones, [_apart(d, best) for d, best in zip(designs, bests, strict=True)])
+
+
+def _apart(designed: Designed, best: int) -> list[int]:
+    """Positions of the features that do not move with the best one."""
+    near = np.abs(designed.correlation[best]) >= MOST_CORRELATED
+    return [at for at in range(len(designed.tested)) if at != best and not near[at]]
+
+
+def _beside_in_layers(sample: Sample, designed: Designed, best: int, single: Alone) -> Beside:
+    """The mean over layers of what each one's second features add."""
+    others = _apart(designed, best)
+    found = []
+    for part, one, weights in zip(sample.parts, designed.parts, single.weights, strict=True):
+        own = Alone(single.single, single.constant, single.level, [weights], part.rows)
+        found.append(_beside([part], [one], [best], [own], [others])[0])
+    kept = set.intersection(*(set(one.second.features.tolist()) for one in found))
+    found = [one.only(kept) for one in found]
+    rows = [part.rows for part in sample.parts]
+    return Beside(_mean([one.second for one in found], rows), _mean([one.first for one in found], rows))
+
+
+def _beside(
+    samples: Sequence[Sample],
+    designs: Sequence[Designed],
+    bests: Sequence[int],
+    alones: Sequence[Alone],
+    others: Sequence[list[int]],
+) -> list[Beside]:
+    """Of each other feature: its slope beside a curve in the best one, and what the two together predict."""
+    positions, xs, begin, bent = [], [], [], []
+    for sample, designed, best, single, apart in zip(samples, designs, bests, alones, others, strict=True):
+        columns = joined(sample.trend, curve(sample, sample.values[designed.tested[best]]), sample.strata)
+        own = without(designed.x[apart], columns, sample.strata)
+        share = np.einsum("fn,fn->f", own, own) / sample.rows
+        kept = np.flatnonzero(share >= LEAST_OWN).tolist() if len(columns) + 2 * MIN_FREE < sample.rows else []
+        seconds = [apart[at] for at in kept]
+        positions.append(np.array([(best, at) for at in seconds], dtype=np.int64).reshape(-1, 2))
+        leading = np.broadcast_to(designed.x[best], (len(seconds), sample.rows))
+        xs.append(np.stack([leading, designed.x[seconds]], axis=1))
+        begin.append(np.broadcast_to(single.weights[0][best], (len(seconds), sample.rows)))
+        bent.append(_fit([sample], [own[kept][:, None]], columns, begin[-1]))
+    joint = _fit(samples, xs, samples[0].trend, np.concatenate(begin))
+    turned = joint.turned
+    out = []
+    for (sample, designed), position, curved, models in zip(
+        _both(samples, designs), positions, bent, joint.parts, strict=True
+    ):
+        second = _described(sample, designed, position, joint, models)
+        alone_in = _described(sample, designed, position[:, 1:], curved, slice(None))
+        names = ("slope", "error", "df", "largest", "pull", "form")
+        second = replace(second, **{name: getattr(alone_in, name) for name in names})
+        out.append(Beside(second, _described(sample, designed, position[:, ::-1], turned, models)))
+    return out
 
 
 def _both(samples: Sequence[Sample], designs: Sequence[Designed]) -> Iterable[tuple[Sample, Designed]]:
@@ -164,16 +235,17 @@ class _Fitted:
         return replace(self, slopes=self.slopes[:, ::-1], errors=errors)
 
 
-def _fit(samples: Sequence[Sample], xs: Sequence[Floats], weights: Floats | None = None) -> _Fitted:
+def _fit(samples: Sequence[Sample], xs: Sequence[Floats], columns: Floats, weights: Floats | None = None) -> _Fitted:
     strata = samples[0].strata
     counts = [len(x) for x in xs]
     x = np.concatenate(xs)
     y = np.repeat(strata.centred(np.stack([sample.y for sample in samples])), counts, axis=0)
-    model = fit(y, x, strata, weights=weights)
-    tables = tabulate(x, strata, model)
+    model = fit(y, x, strata, weights=weights, columns=columns)
+    misses = predict(y, x, strata, model, tabulate(x, strata, model))
+    slopes, tables = whitened(x, strata, model, columns)
     ends = np.cumsum(counts).tolist()
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-    return _Fitted(model, model.slopes, tables, slope_errors(tables), predict(y, x, strata, model, tables), parts)
+    return _Fitted(model, slopes, tables, slope_errors(tables), misses, parts)
 
 
 def _described(sample: Sample, designed: Designed, positions: Ints, fitted: _Fitted, models: slice) -> Estimates:
@@ -185,19 +257,64 @@ def _described(sample: Sample, designed: Designed, positions: Ints, fitted: _Fit
     share = weights / weights.sum(axis=1, keepdims=True)
     mean = np.take_along_axis(share @ sample.values.T, number, axis=1)
     unknown = np.full(len(slopes), np.nan)
+    spread = np.append(designed.df, np.inf)[positions[:, -1]], np.append(designed.largest, 0.0)[positions[:, -1]]
+    one = scale[:, -1]
     return Estimates(
         features=number[:, -1],
         slope=slopes[:, -1],
-        error=fitted.errors.error[models] / scale[:, -1],
-        df=fitted.errors.df[models],
+        error=fitted.errors.error[models] / one,
+        df=np.minimum(fitted.errors.df[models], spread[0]),
         low=unknown,
         high=unknown,
         p_value=unknown,
-        largest=fitted.errors.largest[models],
+        largest=np.maximum(fitted.errors.largest[models], spread[1]),
         intercept=share @ sample.y - np.where(number >= 0, slopes * mean, 0.0).sum(axis=1),
         r2=fitted.model.r2[models],
+        variation=fitted.model.variation[models],
+        pull=fitted.errors.pull[models] / one[:, None],
+        form=fitted.errors.form[models] / (one**2)[:, None, None],
         misses=fitted.misses.part(models),
     )
+
+
+def _of_layers(parts: Iterable[Alone]) -> Alone:
+    """What each feature costs in the mean of the layers."""
+    parts = list(parts)
+    rows = [part.rows for part in parts]
+    level = float(np.average([part.level for part in parts], weights=rows))
+    constant = Misses(_added(p.constant.total_ns for p in parts), _added(p.constant.rows for p in parts))
+    weights = [weight for part in parts for weight in part.weights]
+    return Alone(_mean([part.single for part in parts], rows), constant, level, weights, sum(rows))
+
+
+def _mean(layers: Sequence[Estimates], rows: Sequence[int]) -> Estimates:
+    """The mean of the layers' slopes. What blocks pull adds up block by block: layers share their steps' noise."""
+    first, number = layers[0], len(layers)
+    share = np.array(rows) / sum(rows)
+    pull = _added(one.pull for one in layers) / number
+    form = _added(one.form for one in layers) / number**2
+    variation = _added(one.variation for one in layers)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        r2 = _added(np.where(one.variation > 0, one.r2, 0.0) * one.variation for one in layers) / variation
+    few = np.any([~(one.df >= MIN_DF) for one in layers], axis=0)
+    return replace(
+        first,
+        slope=_added(one.slope for one in layers) / number,
+        error=root_of_squares(pull),
+        df=np.where(few, 0.0, degrees_of_freedom(form)),
+        largest=_added(one.largest for one in layers) / number,
+        intercept=_added(w * one.intercept for w, one in zip(share, layers, strict=True)),
+        r2=r2,
+        variation=variation,
+        pull=pull,
+        form=form,
+        misses=Misses(_added(one.misses.total_ns for one in layers), _added(one.misses.rows for one in layers)),
+    )
+
+
+def _added(values: Iterable[Floats]) -> Floats:
+    total: Floats = np.sum(np.stack(list(values)), axis=0)
+    return total
 
 
 def infer(estimates: Sequence[Estimates]) -> list[Estimates]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import polars as pl
@@ -12,6 +13,7 @@ from nvtxmoe_analysis.attribution.layer_sums import LAUNCHED_BY
 from nvtxmoe_analysis.core import text
 from nvtxmoe_analysis.core.arrays import Floats, Ints
 from nvtxmoe_analysis.stats.huber import Strata
+from nvtxmoe_analysis.stats.trend import trend_columns
 
 KINDS = ("prefill", "decode", "mixed")
 
@@ -30,6 +32,7 @@ STEPS_A_BLOCK = 10
 MOST_ROWS, MOST_POOLED_ROWS, POOLED_IN_STRATUM = 1_000, 5_000, 10
 #: Why a feature is refused.
 NOT_KNOWN, NO_VARIATION, TWIN = "not known", "no variation", "moves exactly as"
+WITH_TIME = "changes with time alone"
 #: A stratum of one row says nothing of any slope.
 MIN_IN_STRATUM = 2
 #: Of the largest value: smaller differences are rounding.
@@ -47,6 +50,8 @@ class Sample:
         y: the target, ns, [rows].
         steps: how many steps.
         reason: why nothing is fitted, None where it is.
+        tokens: of each row's step, [rows], NaN where not known; None where no row tells.
+        layers: of each row its layer, [rows], in the sample of all layers; else None.
     """
 
     layer: int | None
@@ -56,20 +61,44 @@ class Sample:
     strata: Strata
     steps: int
     reason: str | None
+    tokens: Floats | None = None
+    layers: Ints | None = None
 
     @property
     def rows(self) -> int:
         """How many."""
         return len(self.y)
 
+    @cached_property
+    def trend(self) -> Floats:
+        """Orthonormal trend columns of the strata, [columns, rows]."""
+        return trend_columns(self.strata)
+
+    @cached_property
+    def parts(self) -> list[Sample]:
+        """The layers of a sample of all of them that have rows enough for a slope of their own, with its blocks."""
+        if self.layers is None:
+            return []
+        starts = np.flatnonzero(np.append(True, self.layers[1:] != self.layers[:-1]))
+        bounds = list(zip(starts.tolist(), [*starts[1:].tolist(), self.rows], strict=True))
+        return [self._part(slice(*bound)) for bound in bounds if bound[1] - bound[0] >= MIN_STEPS]
+
+    def _part(self, here: slice) -> Sample:
+        assert self.layers is not None
+        stratum = self.strata.stratum[here] - self.strata.stratum[here.start]
+        strata = Strata(stratum, self.strata.block[here], int(stratum[-1]) + 1, self.strata.blocks)
+        values, layer = np.ascontiguousarray(self.values[:, here]), int(self.layers[here.start])
+        tokens = None if self.tokens is None else self.tokens[here]
+        return Sample(layer, self.kind, values, self.y[here], strata, self.steps, None, tokens)
+
 
 def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
     """The samples of each kind of step: of all layers, then layer by layer.
 
     Parameters:
-        frame: ``rank``, ``step``, ``layer_idx``, ``step_kind``, ``launched_by``, the target and FEATURES. Rows in
-            which the GPU did nothing are left out, and those of which no feature is known; a layer that has only
-            such rows gives a sample without rows, with the reason.
+        frame: ``rank``, ``step``, ``layer_idx``, ``step_kind``, ``launched_by``, the target and FEATURES;
+            ``num_tokens`` where it is known. Rows in which the GPU did nothing are left out, and those of which no
+            feature is known; a layer that has only such rows gives a sample without rows, with the reason.
     """
     timed = pl.all_horizontal(pl.col("rank", "step", "layer_idx", target).is_not_null())
     worked = (pl.col("launched_by") != "none") & timed
@@ -101,7 +130,17 @@ def _of_kind(frame: pl.DataFrame, mine: pl.Series, kind: str, target: str) -> It
         keep, lone = _kept(stratum[part], step[part], number)
         rows = frame.select(*FEATURES, target)[at[part][keep]].cast(pl.Float64)
         values = np.array([rows[name].fill_null(np.nan).to_numpy() for name in FEATURES])
-        yield _sample(number, kind, values, rows[target].to_numpy(), stratum[part][keep], step[part][keep], lone)
+        tokens = _tokens(frame, at[part][keep])
+        layers = layer[part][keep] if number is None else None
+        y, strata, steps = rows[target].to_numpy(), stratum[part][keep], step[part][keep]
+        yield _sample(number, kind, values, y, strata, steps, lone, tokens, layers)
+
+
+def _tokens(frame: pl.DataFrame, at: Ints) -> Floats | None:
+    if "num_tokens" not in frame.columns:
+        return None
+    tokens: Floats = frame["num_tokens"].gather(at).cast(pl.Float64).fill_null(np.nan).to_numpy()
+    return None if np.isnan(tokens).all() else tokens
 
 
 def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
@@ -111,17 +150,36 @@ def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
     return Sample(layer, kind, np.zeros((len(FEATURES), 0)), np.zeros(0), Strata(none, none, 0, 0), 0, reason)
 
 
-def make_sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints) -> Sample:
+def make_sample(
+    layer: int | None,
+    kind: str,
+    values: Floats,
+    y: Floats,
+    stratum: Ints,
+    step: Ints,
+    tokens: Floats | None = None,
+) -> Sample:
     """Choose the rows that are fitted, and cut their steps into blocks.
 
     Parameters:
         values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
     """
     keep, lone = _kept(stratum, step, layer)
-    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone)
+    kept = None if tokens is None else tokens[keep]
+    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone, kept)
 
 
-def _sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: Ints, step: Ints, lone: int) -> Sample:
+def _sample(
+    layer: int | None,
+    kind: str,
+    values: Floats,
+    y: Floats,
+    stratum: Ints,
+    step: Ints,
+    lone: int,
+    tokens: Floats | None = None,
+    layers: Ints | None = None,
+) -> Sample:
     """The same of the rows that were chosen; so many were not, being alone in their stratum."""
     stratum = np.unique(stratum, return_inverse=True)[1]
     numbers, order = np.unique(step, return_inverse=True)
@@ -133,8 +191,10 @@ def _sample(layer: int | None, kind: str, values: Floats, y: Floats, stratum: In
         if lone:
             have += f" and {text.number(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
         reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
+    elif layers is not None and np.unique(layers, return_counts=True)[1].max() < MIN_STEPS:
+        reason = f"no layer has the {MIN_STEPS} rows that a slope of its own needs"
     strata = Strata(stratum, order * blocks // max(steps, 1), int(stratum.max(initial=-1)) + 1, blocks)
-    return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason)
+    return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason, tokens, layers)
 
 
 def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
@@ -154,51 +214,3 @@ def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
         size = np.bincount(number[at], minlength=len(size))
     kept = at[size[number[at]] >= MIN_IN_STRATUM]
     return kept, len(at) - len(kept)
-
-
-@dataclass(frozen=True)
-class Designed:
-    """A sample's features made fit for fitting.
-
-    Attributes:
-        x: those that can be tested, centred by stratum and of mean square 1, [tested, rows].
-        scale: what one of x is in the feature's own unit, [tested].
-        tested: their numbers in FEATURES, rising.
-        refused: why not, by number, of the others.
-        correlation: within strata, [tested, tested].
-    """
-
-    x: Floats
-    scale: Floats
-    tested: Ints
-    refused: dict[int, str]
-    correlation: Floats
-
-
-#: Correlation at which two features are one: they differ by a factor and a constant.
-SAME = 1 - 1e-9
-
-
-def design(sample: Sample) -> Designed:
-    """Which features vary, each in its own way, and what they are within strata."""
-    refused: dict[int, str] = {}
-    unknown = np.isnan(sample.values).sum(axis=1)
-    for number in np.flatnonzero(unknown).tolist():
-        some = f"{NOT_KNOWN} in {unknown[number]:,} of the rows"
-        refused[number] = NOT_KNOWN if unknown[number] == sample.rows else some
-    x = sample.strata.centred(sample.values)
-    scale = np.sqrt(np.einsum("fn,fn->f", x, x) / sample.rows)
-    for number in np.flatnonzero(scale <= ROUNDING * np.abs(sample.values).max(axis=1)).tolist():
-        refused[number] = NO_VARIATION
-    tested = [number for number in range(len(FEATURES)) if number not in refused]
-    x = x[tested] / scale[tested, None]
-    correlation = x @ x.T / sample.rows
-    alone: list[int] = []
-    for at, number in enumerate(tested):
-        twin = next((other for other in alone if abs(correlation[other, at]) > SAME), None)
-        if twin is None:
-            alone.append(at)
-        else:
-            refused[number] = f"{TWIN} {FEATURES[tested[twin]]} in these rows"
-    numbers = np.array(tested, dtype=np.int64)[alone]
-    return Designed(x[alone], scale[numbers], numbers, refused, correlation[np.ix_(alone, alone)])

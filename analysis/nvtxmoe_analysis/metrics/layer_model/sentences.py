@@ -75,9 +75,17 @@ def sentence(choice: Choice) -> str:
         return f"{where}: not fitted, {best.reason}"
     if best.status == NO_EFFECT:
         return f"{where}: {_nothing(choice)}"
-    if best.status == ALIKE:
-        return f"{where}: {_alike(choice)}"
-    return f"{where}: {_explained(choice)}"
+    found = _alike(choice) if best.status == ALIKE else _explained(choice)
+    return f"{where}: {found}{_layers_apart(choice)}"
+
+
+def _layers_apart(choice: Choice) -> str:
+    """The least and the largest slope of a layer, where they differ from the mean of all."""
+    if choice.apart is None or choice.best.feature is None:
+        return ""
+    sort, _, size = NAMES[choice.best.feature]
+    costs = [f"{time_words(size * one.slope)} in layer {one.layer}" for one in choice.apart]
+    return f"; this is the mean of layers that differ: {sort} cost from {costs[0]} to {costs[1]}"
 
 
 def _explained(choice: Choice) -> str:
@@ -173,6 +181,9 @@ def _slope(term: Term, factor: float) -> _Slope:
     decimals = max(0, *digits, 0)
     while decimals < MOST_DECIMALS and any(value and not round(value, decimals) for value in (low, high)):
         decimals += 1  # a bound near 0 keeps its sign
+    if low < high:  # an interval has two ends
+        wider = range(decimals, MOST_DECIMALS_NEAR_0 + 1)
+        decimals = next((some for some in wider if round(low, some) != round(high, some)), decimals)
     return _Slope(_number(low, decimals), _number(middle, decimals), _number(high, decimals), unit)
 
 

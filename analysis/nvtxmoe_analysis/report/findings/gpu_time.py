@@ -9,7 +9,7 @@ from nvtxmoe_analysis.report.chart_tools import MOST_NAME
 from nvtxmoe_analysis.report.finding import COST, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
-from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
+from nvtxmoe_analysis.report.own_time import OUTLYING, STEP, costliest_layer, outlying, own_column
 from nvtxmoe_analysis.report.theme import CLASSES, PHASES
 
 ORDER = 10
@@ -18,11 +18,14 @@ ORDER = 10
 EVEN = 0.05
 #: Share of the steps' time from which the wait time in collectives gets a warning.
 LARGE = 0.1
-#: A single time above this many medians is reported as an outlier.
-OUTLYING = 5
+#: Share of the layers' own time in outliers from which the costliest layer is that of the steady steps, and how many
+#: outliers are listed.
+LARGE_OUTLIERS, MOST_LISTED = 0.05, 8
+
+#: Share of the layers' kernel time that must overlap to be reported.
+OVERLAPPING = 0.02
 
 ROWS = "layer_correlation"
-STEP = ("rank", "step")
 #: Classes whose names are not plain, in words.
 WORDS = {
     "collective": "collectives",
@@ -60,6 +63,7 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     if some_layers(ledger):
         headline = sentence("Kernels of the layers kept take {} of their own.", own)
         details = [
+            *_overlap(ledger, frame),
             *_inside(collectives),
             sentence("Other layers were filtered out, so a share of the steps says nothing."),
         ]
@@ -81,6 +85,7 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
     details += _split(ledger) if collectives.value else []
     if (collectives.value + classes["collective"].value) > LARGE * steps.value:
         details.append(sentence("The time of a collective holds its waiting for other ranks."))
+    details = [*_overlap(ledger, frame), *details]
     if collectives.value:
         text = (
             "MoE layers' own kernels take {} of {} GPU time in steps: {}. Collectives inside them take another {}, {}."
@@ -90,6 +95,17 @@ def _share(ledger: Ledger, frame: pl.DataFrame) -> list[Finding]:
         headline = sentence("Kernels in MoE layers take {} of {} GPU time in steps: {}.", own, steps, share)
     headline_number = Headline("MoE layers' own share of GPU time", share, f"{own} of {steps}, without collectives")
     return [Finding("Time of MoE layers", headline, details, confidence, COST, "step_share", headline_number)]
+
+
+def _overlap(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
+    """Return the union of the layers' work if kernels ran at the same time: sums then exceed the time that passed."""
+    if "busy_ns" not in frame.columns:
+        return []
+    union, kernels = (ledger.take(ROWS, name, "sum") for name in ("busy_ns", "kernel_time_ns"))
+    if union.value >= (1 - OVERLAPPING) * kernels.value:
+        return []
+    text = "Kernels overlap: those of the layers keep the GPU busy for {}, {} is their sum. Times and shares here are "
+    return [sentence(text + "sums over kernels, not time that passed.", union, kernels)]
 
 
 def _inside(collectives: SourcedNumber) -> list[Sentence]:
@@ -115,6 +131,9 @@ def _split(ledger: Ledger) -> list[Sentence]:
 def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
     layer, column = costliest_layer(frame), own_column(frame)
     where = {"layer_idx": layer}
+    outliers = outlying(frame)
+    if float(outliers[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum()):
+        return _steady(ledger, frame, outliers)
     layer_time, layer_kernel_time = (ledger.take(ROWS, name, "sum", where=where) for name in (column, "kernel_time_ns"))
     all_time = ledger.take(ROWS, column, "sum")
     layers = ledger.take(ROWS, "layer_idx", "distinct")
@@ -149,6 +168,32 @@ def _costliest(ledger: Ledger, frame: pl.DataFrame) -> Finding:
         "costliest layer, by own time", named, f"{layer_time}, {times_mean} times the mean layer"
     )
     return Finding("The layer that costs most", headline, details, confidence, COST, "layer_phases", headline_number)
+
+
+def _steady(ledger: Ledger, frame: pl.DataFrame, outliers: pl.DataFrame) -> Finding:
+    """Return the layer that costs most in steady steps, by medians, and the outliers one by one."""
+    layer, column = costliest_layer(frame), own_column(frame)
+    where = {"layer_idx": layer}
+    typical, mean = ledger.take(ROWS, column, "median", where=where), ledger.take(ROWS, column, "median")
+    times_mean = ratio(typical, mean)
+    text = "Outliers aside, layer {} costs most: {} per rank and step (median), {} times the median of all layers."
+    if abs(times_mean.value - 1) < EVEN:
+        text = "Outliers aside, the layers cost about the same: layer {} takes {} per rank and step (median), {} times "
+        text += "the median of all layers."
+    headline = sentence(text, layer, typical, times_mean)
+    details = []
+    ranked = outliers.sort([column, *STEP, "layer_idx"], descending=[True, False, False, False])
+    for row in ranked.head(MOST_LISTED).iter_rows(named=True):
+        cell = ledger.take(ROWS, column, where={name: row[name] for name in ("layer_idx", *STEP)})
+        usual = ledger.take(ROWS, column, "median", where={"layer_idx": row["layer_idx"]})
+        text = "Outlier: layer {} took {} in step {} on rank {}, where its median is {}."
+        details.append(sentence(text, row["layer_idx"], cell, str(row["step"]), str(row["rank"]), usual))
+    if len(outliers) > MOST_LISTED:
+        details.append(sentence("{} more times are outliers.", len(outliers) - MOST_LISTED))
+    details += _kernel(ledger, layer)
+    named = SourcedNumber(layer, f"layer {layer}", typical.file, "layer_idx", where=where)
+    number = Headline("costliest layer, outliers aside", named, f"{typical} per rank and step (median)")
+    return Finding("The layer that costs most", headline, details, None, COST, "layer_phases", number)
 
 
 def _outlier(ledger: Ledger, layer: int, column: str, layer_time: SourcedNumber) -> list[Sentence]:

@@ -8,7 +8,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, difference, duration, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, Where, difference, durations, sentence
 from nvtxmoe_analysis.report.own_time import costliest_layer, own_column
 
 ORDER = 20
@@ -115,7 +115,8 @@ def _sure(ledger: Ledger, row: dict[str, Any]) -> Sentence | None:
 def _slope(ledger: Ledger, where: Where, row: dict[str, Any], stem: str) -> Sentence:
     """Return a slope with its interval."""
     columns = (f"{stem}_ns_per_unit", f"{stem}_ci_low", f"{stem}_ci_high")
-    values = (ledger.take(MODEL, column, where=where, text=duration(row[column])) for column in columns)
+    texts = durations(*(row[column] for column in columns))
+    values = (ledger.take(MODEL, column, where=where, text=text) for column, text in zip(columns, texts, strict=True))
     return sentence("{} a unit, 95 % CI {} to {}", *values)
 
 

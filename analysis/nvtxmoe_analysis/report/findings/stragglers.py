@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, Headline
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, duration, pct, sentence, together
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, duration, pct, sentence, times, together
 
 ORDER = 30
 
 DOCUMENT = "straggler_document"
 #: Below this share of the steps' time, imbalance between ranks is a note rather than a cost.
 SMALL_PCT = 1.0
+#: A rank that takes less than this share more time than the mean at the same load is not slow.
+LEAST_SLOWER = 0.02
 
 
 def find(ledger: Ledger) -> list[Finding]:
@@ -26,6 +28,8 @@ def _excess(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
     straggler = document.get("straggler")
     if not isinstance(straggler, Mapping) or not straggler.get("cells"):
         return []
+    if isinstance(straggler["perfect_balance"].get("by_routing"), Mapping):
+        return _by_routing(ledger, straggler)
     saves = ledger.from_document(DOCUMENT, "straggler", "perfect_balance", "saves_us")
     shares = []
     for key, whole in (
@@ -50,6 +54,46 @@ def _excess(ledger: Ledger, document: Mapping[str, Any]) -> list[Finding]:
     return [
         Finding("Unequal ranks", headline, details, confidence, NOTE if small else COST, "stragglers", headline_number)
     ]
+
+
+def _by_routing(ledger: Ledger, straggler: Mapping[str, Any]) -> list[Finding]:
+    """Return what even loads would save, apart from what ranks take longer at the same load."""
+    at = ("straggler", "perfect_balance")
+    balance = straggler["perfect_balance"]
+    routing = ledger.from_document(DOCUMENT, *at, "by_routing", "saves_us")
+    excess = ledger.from_document(DOCUMENT, *at, "saves_us")
+    text = "Even loads of the ranks would save at most {}; the slowest ranks' excess is {} in all"
+    if balance.get("of_steps_pct") is not None:
+        share = ledger.from_document(DOCUMENT, *at, "of_steps_pct")
+        headline = sentence(text + ", {} of the steps' GPU time.", routing, excess, share)
+    else:
+        headline = sentence(text + ".", routing, excess)
+    cells, even = (ledger.from_document(DOCUMENT, *at, "by_routing", key) for key in ("cells", "cells_of_even_load"))
+    confidence = sentence(
+        "an upper bound: the slowest rank's own work over the mean's in {} (step, layer), as if ranks waited after "
+        "every layer and nothing else ran meanwhile; in {} of them all ranks have the same load.",
+        cells,
+        even,
+    )
+    details = [*_speeds(ledger, balance["by_routing"].get("speed") or [])]
+    details += [*_worst_layer(ledger, straggler), *_explained_wait(ledger, straggler), *_slowest(ledger, straggler)]
+    small = (balance.get("of_steps_pct") or 0.0) < SMALL_PCT
+    number = Headline("even loads of ranks would save", routing, f"at most, of {excess} that the slowest take longer")
+    return [Finding("Unequal ranks", headline, details, confidence, NOTE if small else COST, "stragglers", number)]
+
+
+def _speeds(ledger: Ledger, speed: Sequence[Mapping[str, Any]]) -> list[Sentence]:
+    """Return the rank that takes longest at the same load, if that is more than chance; why it is not known."""
+    known = [(row["time_at_mean_load"], at) for at, row in enumerate(speed) if "time_at_mean_load" in row]
+    if not known:
+        reasons = sorted({str(row["reason"]) for row in speed if row.get("reason")})
+        return [sentence("Whether a rank is slow at the same load can't be told: {}.", reasons[0])] if reasons else []
+    factor, at = max(known)
+    if factor - 1 <= max(LEAST_SLOWER, 3 * speed[at]["error"]):
+        return []
+    path = ("straggler", "perfect_balance", "by_routing", "speed", at, "time_at_mean_load")
+    slower = ledger.from_document(DOCUMENT, *path, text=times(factor))
+    return [sentence("Rank {} takes {} times the mean rank's time at the same load.", str(speed[at]["rank"]), slower)]
 
 
 def _worst_layer(ledger: Ledger, straggler: Mapping[str, Any]) -> list[Sentence]:

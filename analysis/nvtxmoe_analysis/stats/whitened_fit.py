@@ -1,0 +1,52 @@
+"""Slopes of a fit whose noise has memory: fitted again after the memory is filtered out."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nvtxmoe_analysis.core.arrays import Floats
+from nvtxmoe_analysis.stats.block_sums import Tables, tabulate
+from nvtxmoe_analysis.stats.huber import Fit, Strata, fit
+from nvtxmoe_analysis.stats.noise_memory import LEAST_MEMORY, filtered, spectra
+from nvtxmoe_analysis.stats.trend import trend_of, without
+
+#: Residuals beyond so many scales are pulled in before the filter, which would spread them over their neighbours.
+FAR = 3.0
+#: How often the memory is estimated, each time from the residuals of the last slopes.
+TURNS = 2
+
+
+def whitened(x: Floats, strata: Strata, model: Fit, columns: Floats) -> tuple[Floats, Tables]:
+    """Return slopes [models, features] and their sums by block, free of the noise's memory.
+
+    Models whose noise has none keep their slopes.
+
+    Parameters:
+        x, strata, columns: as of ``huber.fit``, whose result ``model`` is.
+    """
+    slopes, tables = model.slopes, tabulate(x, strata, model, columns)
+    limit = FAR * model.scale_ns[:, None]
+    calm = np.clip(model.residuals, -limit, limit)
+    known = calm + np.einsum("mf,mfn->mn", slopes, x)
+    skipped = [len(trend_of(size)) for size in strata.sizes.tolist()]
+    going = np.arange(len(x))
+    for _ in range(TURNS):
+        spectrum = spectra(calm[going], strata, skipped)
+        strength = [one.max(axis=1) / one.min(axis=1) for one in spectrum if one is not None]
+        some = np.max(strength, axis=0, initial=1.0) >= LEAST_MEMORY if strength else np.zeros(len(going), dtype=bool)
+        going = going[some]
+        if not len(going):
+            break
+        parts = [None if one is None else one[some] for one in spectrum]
+        fast = without(filtered(x[going], parts, strata), columns, strata)
+        scale = np.sqrt((fast * fast).mean(axis=2))
+        scale = np.where(scale > 0, scale, 1.0)
+        fast = fast / scale[..., None]
+        y = strata.centred(filtered(known[going], parts, strata))
+        found = fit(y, fast, strata, weights=model.weights[going], columns=columns)
+        slopes = slopes.copy()
+        slopes[going] = found.slopes / scale
+        tables = tables.replaced(going, tabulate(fast, strata, found, columns).scaled(scale))
+        left = known[going] - np.einsum("mf,mfn->mn", slopes[going], x[going])
+        calm[going] = np.clip(left, -limit[going], limit[going])
+    return slopes, tables
