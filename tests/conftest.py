@@ -66,6 +66,13 @@ def golden_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_vllm_033(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """vLLM 0.33 on an H200, captured by nvtxmoe itself: ``gpt-oss`` (recomputed) and ``fp8``, SQLite."""
+    folder = tmp_path_factory.mktemp("golden")
+    return {kind: _unpacked(f"h200-vllm-{kind}-capture.sqlite", folder) for kind in ("gpt-oss", "fp8")}
+
+
+@pytest.fixture(scope="session")
 def golden_vllm_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two ranks captured by nvtxmoe itself: ``tp2``, ``eplb`` and ``dp2``, SQLite."""
     folder = tmp_path_factory.mktemp("golden")
