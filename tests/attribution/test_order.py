@@ -1,0 +1,55 @@
+"""Rows out of order, against plain Python."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nvtxmoe_analysis.attribution.order import calls_disordered, nodes_disordered, operations_disordered
+from nvtxmoe_analysis.core.arrays import Ints
+
+SMALL = st.integers(0, 3)
+ROWS = st.lists(st.tuples(SMALL, st.integers(0, 40), st.integers(0, 40)), max_size=30)
+
+
+def columns(rows: list[tuple[int, int, int]]) -> tuple[Ints, Ints, Ints]:
+    first, second, third = (np.array([row[at] for row in rows], dtype=np.int64) for at in range(3))
+    return first, second, third
+
+
+def falls(rows: list[tuple[int, int, int]]) -> int:
+    """Rows (group, order, value) whose value is below that of the row before them in their group."""
+    ordered = sorted(rows)
+    return sum(a[0] == b[0] and b[2] < a[2] for a, b in pairwise(ordered))
+
+
+@given(ROWS)
+def test_calls(rows: list[tuple[int, int, int]]) -> None:
+    assert calls_disordered(*columns(rows)) == falls([row for row in rows if row[2] > 0])
+
+
+@given(ROWS)
+def test_nodes(rows: list[tuple[int, int, int]]) -> None:
+    assert nodes_disordered(*columns(rows)) == falls(rows)
+
+
+@given(ROWS)
+def test_operations(rows: list[tuple[int, int, int]]) -> None:
+    stream, start_ns, launched_ns = columns(rows)
+    assert operations_disordered([stream, stream // 2], start_ns, launched_ns) == falls(rows)
+
+
+def test_ids_that_begin_again_are_in_order() -> None:
+    tid, start_ns = np.zeros(2, dtype=np.int64), np.array([1, 2])
+    assert calls_disordered(tid, start_ns, np.array([(1 << 32) - 1, 1])) == 0
+    assert calls_disordered(tid, start_ns, np.array([7, 6])) == 1
+
+
+def test_one_exchange_is_seen() -> None:
+    start_ns = np.arange(10)
+    launched_ns = np.arange(10)
+    launched_ns[[3, 7]] = launched_ns[[7, 3]]
+    assert operations_disordered([np.zeros(10, dtype=np.int64)], start_ns, launched_ns) > 0
