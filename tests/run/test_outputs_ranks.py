@@ -262,7 +262,7 @@ def test_mixed_launches(tmp_path: Path) -> None:
         replay = worker.call("cudaGraphLaunch_v10000")
         worker.kernel(100, "fused", correlation=replay, node=11, start=5000)
         worker.memset(30, correlation=replay, node=12).update(start=5050, end=5080)
-        worker.kernel(40, "topk", correlation=replay, node=13, start=6000)
+        worker.kernel(40, "topk", correlation=replay, node=13, start=6000)["streamId"] = 8
         with worker.layer(0):
             worker.kernel(60, "fused", start=5090)
     for layer in (0, 1):

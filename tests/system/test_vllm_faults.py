@@ -12,7 +12,7 @@ marks = pytest.mark.vllm_runs(OFF, RUN)
 #: Every hook that there is without a GPU; the functions of each are made to raise.
 HOOKS = [
     "load", "step", "sample", "idle", "shutdown", "layer", "route", "eplb", "dispatch", "experts", "combine", "shared",
-    "collective", "warm_up",
+    "collective", "warm_up", "layer of experts", "monolithic", "sink",
 ]  # fmt: skip
 FAULTS = [f"{hook}.{part}" for hook in HOOKS for part in ("enter", "leave") if (hook, part) != ("shutdown", "leave")]
 

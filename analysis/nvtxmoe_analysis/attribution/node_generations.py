@@ -98,11 +98,12 @@ def _begun() -> pl.Expr:
 
 
 def _disordered(rows: pl.DataFrame, paired: pl.Expr) -> int:
-    """Rows out of order: creations by time, clones by their originals, and clones without a creation of their own in a
-    graph whose other clones have one."""
-    clones = rows.with_columns(own=paired.shift(1, fill_value=False)).filter("is_clone")
-    whole = pl.col("own").any().over("pid", pl.col("node") // GRAPH_SPAN)
-    total = int(clones.select((whole & ~pl.col("own")).sum()).item())
+    """Rows out of order: creations by time, clones by their originals, and clones without a creation of their own (or
+    creations that name no original) in a graph whose other clones have both rows."""
+    both = rows.select("pid", "node", both=paired | paired.shift(1, fill_value=False))
+    whole = pl.col("both").any().over("pid", pl.col("node") // GRAPH_SPAN)
+    numbered = pl.col("node") >= GRAPH_SPAN  # else ids tell no graph
+    total = int(both.select((numbered & whole & ~pl.col("both")).sum()).item())
     for of_clones, value in ((False, "start"), (True, "originalGraphNodeId")):
         some = rows.filter(pl.col("is_clone") == of_clones)
         graph = packed([some["pid"].to_numpy(), some["node"].to_numpy() // GRAPH_SPAN, some["times"].to_numpy()])

@@ -25,8 +25,18 @@ def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> int:
     known = correlation > 0
     tid, start_ns, correlation = tid[known], start_ns[known], correlation[known]
     order = np.lexsort((correlation, start_ns, tid))
-    fall = -np.diff(correlation[order])
-    return int(np.count_nonzero((np.diff(tid[order]) == 0) & (fall > 0) & (fall < HALF_OF_IDS)))
+    tid, correlation = tid[order], correlation[order]
+    same, fall = np.diff(tid) == 0, -np.diff(correlation)
+    # A process that gets the id of an earlier one begins anew: its ids are not above the lowest before.
+    least = _least_so_far(np.cumsum(np.append(0, ~same))[: len(tid)], correlation)[:-1]
+    return int(np.count_nonzero(same & (fall > 0) & (fall < HALF_OF_IDS) & (correlation[1:] > least)))
+
+
+def _least_so_far(group: Ints, value: Ints) -> Ints:
+    """The least value of each row's group up to it; groups are numbered in order, values have 62 bits less theirs."""
+    shift = group * (1 << 33)
+    least: Ints = np.minimum.accumulate(value - shift) + shift
+    return least
 
 
 def nodes_disordered(graph: Ints, node: Ints, created: Ints) -> int:

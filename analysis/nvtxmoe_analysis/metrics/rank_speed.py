@@ -87,6 +87,8 @@ def _rows(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> pl
 
 def _unknown(found: Mapping[int, tuple[float, float, int]]) -> str | None:
     """Return why the speeds of a group's ranks are not known."""
+    if not found:
+        return "no rank's time is known at a load that the others have too"
     rows = min(number for _, _, number in found.values())
     if rows < LEAST_ROWS:
         return f"{rows} (step, layer), at least {LEAST_ROWS} needed"

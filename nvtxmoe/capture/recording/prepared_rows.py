@@ -6,8 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from nvtxmoe.capture.recording.routing_tensors import Cells
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
+
+#: Kinds of rows that are kept prepared.
+MOST_PREPARED = 64
 
 
 class PreparedRows:
@@ -28,3 +32,20 @@ class PreparedRows:
         self._step.fill(step.number)
         self._counts[...] = counts
         return self._rows
+
+
+class RowsByShape:
+    """The rows of each set of layers, kept for the next step."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[tuple[int, ...], int, int], PreparedRows] = {}
+
+    def of(self, cells: Cells) -> PreparedRows:
+        """Return the rows for counts of these layers."""
+        key = (cells.layers, cells.top_k, cells.counts.shape[1])
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) > MOST_PREPARED:
+                self._rows.clear()
+            found = self._rows[key] = PreparedRows(*key)
+        return found

@@ -22,7 +22,7 @@ from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.prepared_rows import PreparedRows
+from nvtxmoe.capture.recording.prepared_rows import RowsByShape
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
 from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
@@ -36,8 +36,6 @@ from nvtxmoe.formats import schema
 META_EVERY = 500
 #: Steps of one span of moe.pairs.
 PAIRS_EVERY = 100
-#: Kinds of rows that are kept prepared.
-MOST_PREPARED = 64
 #: Counts wait for so many seconds at most to be sent together.
 SEND_S = 0.25
 
@@ -77,7 +75,7 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._expected = 0  # layers whose routing a step must show
-        self._prepared: dict[tuple[tuple[int, ...], int, int], PreparedRows] = {}
+        self._prepared = RowsByShape()
         self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._step: Step | None = None
         self._lock = threading.RLock()
@@ -184,7 +182,7 @@ class Recorder:
             return
         self.end_step()
         self.settle()
-        if self._capture() is not None or self._ambiguous.tokens:
+        if failures() or self.lost or self.hidden or self._ambiguous.tokens:
             self._tell_meta()
         for sink in self._sinks:
             sink.conclude(self._summary())
@@ -360,13 +358,7 @@ class Recorder:
         event = schema.PHYSICAL if cells.physical else schema.COUNTS
         if event not in self._counted:
             return
-        key = (cells.layers, cells.top_k, cells.counts.shape[1])
-        prepared = self._prepared.get(key)
-        if prepared is None:
-            if len(self._prepared) > MOST_PREPARED:
-                self._prepared.clear()
-            prepared = self._prepared[key] = PreparedRows(*key)
-        rows = prepared.filled(step, cells.counts)
+        rows = self._prepared.of(cells).filled(step, cells.counts)
         for sink in self._sinks:
             sink.payloads(event, rows)
 
@@ -379,22 +371,15 @@ class Recorder:
     def _lose(self, what: str) -> None:
         self.lost[what] += 1
 
-    def _capture(self) -> dict[str, Any] | None:
-        """Failures, losses and hidden layers by name, without their numbers: a change is worth telling at once."""
-        known = {"failures": failures(), "lost": sorted(self.lost), "hidden_layers": dict(self.hidden)}
-        return known if any(known.values()) else None
-
     def _changes(self) -> object:
-        """Numbers one of which changes when moe.meta is worth sending again: whenever ``_capture`` has a new name."""
+        """Numbers one of which changes when moe.meta is worth sending again: a new failure, loss or hidden layer."""
         return failed_so_far(), len(self.lost), len(self.hidden), self.graphs.held_bytes
 
     def _tell_meta(self) -> None:
         assert self.identity is not None
         self._told = self._changes()
-        capture = None
-        if self._capture() is not None:
-            hidden = {str(layer): reason for layer, reason in self.hidden.items()}
-            capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
+        hidden = {str(layer): reason for layer, reason in self.hidden.items()}
+        capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
         for sink in self._sinks:
             sink.meta(
                 meta_text(
@@ -405,6 +390,6 @@ class Recorder:
                     recomputed=self._ambiguous.as_meta(),
                     held_bytes=self.graphs.held_bytes,
                     hidden=self.hidden,
-                    capture=capture,
+                    capture=capture if any(capture.values()) else None,
                 )
             )
