@@ -355,3 +355,21 @@ def test_where_the_importer_is(nsys_path: Path, tmp_path: Path) -> None:
     found = importer_of(nsys_path)
     assert found is not None and found.name == "QdstrmImporter"
     assert importer_of(executable(tmp_path / "bin" / "nsys", "#!/bin/sh")) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "code"), [((), 0), (("--strict",), 3)])
+def test_strict_exits_with_3_for_an_incomplete_capture(tmp_path: Path, options: tuple[str, ...], code: int) -> None:
+    """One rank of two is missing."""
+    one_rank = program(
+        tmp_path,
+        "import os, pathlib, sys",
+        f"sys.path.insert(0, {str(PROGRAMS.parents[1])!r})",
+        "from tests.programs import write_journals",
+        "session = pathlib.Path(os.environ['NVTXMOE_SESSION_DIR'])",
+        "write_journals.write(session)",
+        "next(session.glob('ranks/rank1-*')).unlink()",
+    )
+    ran = profile(tmp_path / "out", "--mode", "moe", *options, "--", sys.executable, one_rank)
+    assert ran.code == code, ran
+    assert "Capture incomplete" in ran.out
