@@ -44,7 +44,7 @@ class Launches:
             -1 where none had, of calls in steps, and in the last entry.
         start_ns: int64 [calls + 1], when each call began; the last entry, for a missing call, is the latest time.
         thread: int32 [calls + 1], the lower bits of each call's globalTid; the last entry is -1.
-        disordered: see ``order.calls_disordered``.
+        disordered, restarts: see ``order.calls_disordered``.
         repeated: calls whose (process, correlation id) an earlier one has; see :meth:`of`.
     """
 
@@ -58,7 +58,7 @@ class Launches:
         self.after_step: Calls = np.full(1, -1, dtype=np.int32)
         self.start_ns: Ints = np.full(1, np.iinfo(np.int64).max)
         self.thread: Calls = np.full(1, -1, dtype=np.int32)
-        self.repeated = self.disordered = 0
+        self.repeated = self.disordered = self.restarts = 0
         self._indexes: list[tuple[int, Index, RepeatedIds]] = []
         self._in_step: list[pl.DataFrame] = []
         if self._names:
@@ -140,7 +140,10 @@ class Launches:
             self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
             pids.append(tid >> nsys_tables.TID_BITS)
             threads.append((tid & ((1 << nsys_tables.TID_BITS) - 1)).astype(np.int32))
-            self.disordered += calls_disordered(tid, start_ns, correlation) if first == 0 else 0
+            if first == 0:
+                disordered, restarts = calls_disordered(tid, start_ns, correlation)
+                self.disordered += disordered
+                self.restarts += restarts
             starts.append(start_ns)
             idents.append(correlation)
             found.append(segment)

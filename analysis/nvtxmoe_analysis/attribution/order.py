@@ -16,8 +16,9 @@ from nvtxmoe_analysis.core.grouping import packed
 HALF_OF_IDS = 1 << 31
 
 
-def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> int:
-    """Return how many calls have a lower correlation id than the call before them on their thread.
+def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> tuple[int, int]:
+    """Return how many calls have a lower correlation id than the call before them on their thread; of those whose id is
+    above the lowest before, and of others: a process that gets the id of an earlier one begins anew.
 
     Parameters:
         tid, start_ns, correlation: int64 [calls]; ids of 0 stand for none and are left out.
@@ -27,9 +28,10 @@ def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> int:
     order = np.lexsort((correlation, start_ns, tid))
     tid, correlation = tid[order], correlation[order]
     same, fall = np.diff(tid) == 0, -np.diff(correlation)
-    # A process that gets the id of an earlier one begins anew: its ids are not above the lowest before.
     least = _least_so_far(np.cumsum(np.append(0, ~same))[: len(tid)], correlation)[:-1]
-    return int(np.count_nonzero(same & (fall > 0) & (fall < HALF_OF_IDS) & (correlation[1:] > least)))
+    falls = same & (fall > 0) & (fall < HALF_OF_IDS)
+    above = int(np.count_nonzero(falls & (correlation[1:] > least)))
+    return above, int(np.count_nonzero(falls)) - above
 
 
 def _least_so_far(group: Ints, value: Ints) -> Ints:

@@ -200,7 +200,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         operations=int(placed.coverage["operations"].sum()),
         implausible_in_steps=placed.implausible_in_steps,
         clocks_agree=placed.clocks_agree,
-        disordered=placed.disordered,
+        # Ids begin anew only where a process id was used again.
+        disordered=placed.disordered
+        if events.lives
+        else {**placed.disordered, "calls": launches.disordered + launches.restarts},
         implausible_ranges=segments.implausible,
         unclosed_ranges=segments.unclosed,
         range_gaps=range_gaps(classified, events),
