@@ -94,8 +94,8 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     )  # fmt: skip
     with plain_exchange_under_dbo() if options.dbo else nullcontext():
         llm = LLM(model=str(model), **check_engine(options))
-    dp_rank = int(os.environ["RANK"]) // options.tp if options.dp > 1 else None
-    drive(llm, options.requests, options.longest, shared_prefix=True, dp_rank=dp_rank)
+        dp_rank = int(os.environ["RANK"]) // options.tp if options.dp > 1 else None
+        drive(llm, options.requests, options.longest, shared_prefix=True, dp_rank=dp_rank)
     llm.llm_engine.engine_core.shutdown()
     if not apart:
         journal = next(session.glob(f"ranks/*-{os.getpid()}.journal"))

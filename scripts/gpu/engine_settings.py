@@ -72,6 +72,10 @@ def check_engine(options: Namespace) -> dict[str, Any]:
             "enable_expert_parallel": True,
             "seed": 0,
         }
+    if options.dp > 1:
+        # With batches scheduled ahead, a rank whose requests end makes an empty batch. vLLM 0.33's model runner V2 then
+        # returns before the ranks exchange their batch sizes, and the other rank waits for it.
+        made["async_scheduling"] = False
     if options.pp > 1:  # workers of their own, each with an oracle
         made |= {
             "pipeline_parallel_size": options.pp,
@@ -98,14 +102,19 @@ def check_engine(options: Namespace) -> dict[str, Any]:
 
 @contextmanager
 def plain_exchange_under_dbo() -> Iterator[None]:
-    """Let DBO run with the exchange that needs no package.
+    """Let DBO run with the exchange that needs no package, until the context ends.
 
     vLLM 0.33 admits DBO on CUDA with DeepEP's and NIXL's exchange alone; on ROCm, with the same code, it admits the
     plain exchange too. The configuration is checked with DeepEP's name, and the ranks then take the plain exchange.
+    Every layer asks the exchange again whether it supports DBO (``supports_dbo``), so the context has to last as long
+    as the engine runs.
     """
     from vllm.config import VllmConfig  # noqa: PLC0415
+    from vllm.model_executor.layers.fused_moe.prepare_finalize.naive_dp_ep import (  # noqa: PLC0415
+        MoEPrepareAndFinalizeNaiveDPEPModular as PlainExchange,
+    )
 
-    check = VllmConfig.__post_init__
+    check, supports = VllmConfig.__post_init__, PlainExchange.supports_dbo
 
     def checked(config: Any, *args: Any, **kwargs: Any) -> None:
         check(config, *args, **kwargs)
@@ -113,7 +122,9 @@ def plain_exchange_under_dbo() -> Iterator[None]:
             config.parallel_config.all2all_backend = PLAIN_EXCHANGE
 
     VllmConfig.__post_init__ = checked
+    PlainExchange.supports_dbo = lambda _: True
     try:
         yield
     finally:
         VllmConfig.__post_init__ = check
+        PlainExchange.supports_dbo = supports

@@ -4,7 +4,8 @@
     python scripts/gpu/versions_table.py results.json [more.json ...]           # print it
     python scripts/gpu/versions_table.py results.json --into docs/vllm-versions.md
 
-A row is a case that ran, or one that did not with the reason. Of several files the last one that ran a case counts.
+A row is a case that ran, or one that did not with the reason. Of several files the last one that ran a case counts, so
+a case that was repeated in a later file replaces its earlier result. Rows are in the order of scripts/gpu/cases.py.
 With --into, the text between the two marks ``<!-- gpu 0.33.0 -->`` and ``<!-- /gpu 0.33.0 -->`` is replaced.
 """
 
@@ -17,6 +18,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from scripts.gpu.cases import CASES  # noqa: E402
 
 HEAD = (
     "model", "quantisation, parallelism", "model runner", "CUDA graphs", "oracle", "kernel", "recorded by",
@@ -34,28 +40,50 @@ def merged(files: Iterable[Mapping[str, Any]]) -> tuple[dict[str, Any], list[dic
 
     Parameters:
         files: parsed results.json, the oldest first.
+
+    Returns:
+        The last file's machine, with ``ran_on``: the names of the cases by the GPUs that they ran on; and the results
+        in the order of the matrix.
     """
     machine: dict[str, Any] = {}
     cases: dict[str, dict[str, Any]] = {}
+    gpus_of: dict[str, str] = {}
     for file in files:
         machine |= {key: value for key, value in file["machine"].items() if value}
+        gpus = gpus_in_words(file["machine"].get("gpus") or machine.get("gpus"))
         for case in file["cases"]:
             before = cases.get(case["name"])
             if before is None or case["status"] != "not run" or before["status"] == "not run":
                 cases[case["name"]] = case
-    return machine, list(cases.values())
+                gpus_of[case["name"]] = gpus
+    order = {case.name: number for number, case in enumerate(CASES)}
+    names = sorted(cases, key=lambda name: order.get(name, len(order)))
+    machine["ran_on"] = {}
+    for name in names:
+        machine["ran_on"].setdefault(gpus_of[name], []).append(name)
+    return machine, [cases[name] for name in names]
+
+
+def gpus_in_words(gpus: Sequence[str] | None) -> str:
+    """The GPUs of a machine: ``2 x NVIDIA H200``."""
+    if not gpus:
+        return "a GPU that nvidia-smi does not name"
+    return f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else str(gpus[0])
 
 
 def section(machine: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> str:
-    """What ran where, and the table."""
-    gpus = machine.get("gpus") or ["a GPU that nvidia-smi does not name"]
+    """The versions, the machines if there are several, and the table."""
     packages = (("vLLM", "vllm"), ("PyTorch", "torch"), ("Triton", "triton"), ("driver", "driver"))
     versions = ", ".join(f"{name} {machine[key]}" for name, key in packages if machine.get(key))
     ran = sum(case["status"] == "exact" for case in cases)
-    where = f"{len(gpus)} x {gpus[0]}" if len(gpus) > 1 else str(gpus[0])
+    ran_on = machine.get("ran_on") or {}
+    *others, where = sorted(ran_on, key=lambda gpus: len(ran_on[gpus])) or [gpus_in_words(machine.get("gpus"))]
+    which = "".join(
+        f" Cases on another machine ({gpus}): {', '.join(f'`{name}`' for name in ran_on[gpus])}." for gpus in others
+    )
     return "\n".join(
         [
-            f"{where}, {machine.get('date', 'day unknown')}: {versions}. {ran} of {len(cases)} cases are exact.",
+            f"{where}, {machine.get('date', 'day unknown')}: {versions}. {ran} of {len(cases)} cases are exact.{which}",
             "",
             table(cases),
         ]
@@ -143,8 +171,9 @@ def _hidden(process: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a table's cell can hold."""
-    return re.sub(r"\s+", " ", text).replace("|", "\\|")[:200]
+    """Text that a table's cell can hold, without PyTorch's link to the list of CUDA errors."""
+    text = re.sub(r"\s*Search for `cuda\w+' in \S+ for more information\.?", "", text)
+    return re.sub(r"\s+", " ", text).strip().replace("|", "\\|")[:200]
 
 
 def replaced(document: str, version: str, text: str) -> str:

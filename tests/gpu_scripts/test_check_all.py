@@ -7,6 +7,7 @@ import lzma
 import sys
 import time
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from scripts.gpu import check_all, check_exact
 from scripts.gpu.case_process import command, last_error
 from scripts.gpu.cases import CASES, Case
 from scripts.gpu.check_all import Driver
-from scripts.gpu.engine_settings import EXCHANGE_OF_DBO, check_engine
+from scripts.gpu.engine_settings import EXCHANGE_OF_DBO, PLAIN_EXCHANGE, check_engine, plain_exchange_under_dbo
 from scripts.gpu.made_up_models import QUANTISATIONS
 from tests.support import fakes
 
@@ -113,6 +114,7 @@ def test_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options.draft == "none" or "speculative_config" in made
         assert made["attention_backend"] == ("TRITON_MLA" if options.family == "deepseek_v3" else "TRITON_ATTN")
         assert (made.get("all2all_backend") == EXCHANGE_OF_DBO) is options.dbo
+        assert (made.get("async_scheduling") is False) is (options.dp > 1)  # ranks in step
         assert set(QUANTISATIONS[options.quantisation].engine) <= set(made)
         assert one.least_s < one.limit_s
     monkeypatch.setattr("scripts.gpu.case_process.free_port", lambda: 4711)
@@ -121,6 +123,38 @@ def test_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
         "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", "2", "--master-addr",
     ]  # fmt: skip
     assert "torch.distributed.run" not in command(by_name["pp2"], "python", Path("r"))
+
+
+def test_the_plain_exchange_under_dbo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration becomes the plain exchange, which supports DBO for as long as the engine runs."""
+
+    class Exchange:
+        def supports_dbo(self) -> bool:
+            return False
+
+    class VllmConfig:
+        def __init__(self) -> None:
+            self.parallel_config = SimpleNamespace(all2all_backend=EXCHANGE_OF_DBO)
+            self.__post_init__()
+
+        def __post_init__(self) -> None:
+            assert self.parallel_config.all2all_backend == EXCHANGE_OF_DBO
+
+    folder = "vllm.model_executor.layers.fused_moe.prepare_finalize.naive_dp_ep"
+    for name, one in (("vllm.config", VllmConfig), (folder, Exchange)):
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            package = ModuleType(".".join(parts[:end]))
+            package.__path__ = []
+            monkeypatch.setitem(sys.modules, package.__name__, package)
+        module = ModuleType(name)
+        setattr(module, "VllmConfig" if one is VllmConfig else "MoEPrepareAndFinalizeNaiveDPEPModular", one)
+        monkeypatch.setitem(sys.modules, name, module)
+    with plain_exchange_under_dbo():
+        assert VllmConfig().parallel_config.all2all_backend == PLAIN_EXCHANGE
+        assert Exchange().supports_dbo()
+    assert VllmConfig().parallel_config.all2all_backend == EXCHANGE_OF_DBO
+    assert not Exchange().supports_dbo()
 
 
 @pytest.mark.parametrize(

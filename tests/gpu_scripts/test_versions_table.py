@@ -71,8 +71,25 @@ def test_the_last_run_of_a_case_counts() -> None:
     late = [case(name, "not run", why="no time was left") for name in "bc"]
     second = {"machine": {"vllm": "0.33.0", "driver": None}, "cases": [case("a", processes=[PROCESS]), *late]}
     machine, cases = versions_table.merged([first, second])
-    assert machine == MACHINE
+    assert machine == {**MACHINE, "ran_on": {"2 x NVIDIA H200": ["a", "b", "c"]}}
     assert {one["name"]: one["status"] for one in cases} == {"a": "exact", "b": "exact", "c": "not run"}
+
+
+def test_cases_of_two_machines_in_the_order_of_the_matrix() -> None:
+    many = [case(name, processes=[PROCESS]) for name in ("other", "qwen3-eager", "gpt-oss-mxfp4")]
+    first = {"machine": {**MACHINE, "gpus": ["NVIDIA H200"]}, "cases": [case("qwen3-bf16", processes=[PROCESS]), *many]}
+    machine, cases = versions_table.merged([first, {"machine": MACHINE, "cases": many}])
+    assert [one["name"] for one in cases] == ["gpt-oss-mxfp4", "qwen3-bf16", "qwen3-eager", "other"]
+    head = versions_table.section(machine, cases).splitlines()[0]
+    assert head.startswith("2 x NVIDIA H200, 2026-11-30: vLLM 0.33.0, ")
+    assert head.endswith(" 4 of 4 cases are exact. Cases on another machine (NVIDIA H200): `qwen3-bf16`.")
+
+
+def test_a_cuda_error_without_its_link() -> None:
+    link = "Search for `cudaErrorUnknown' in https://x.html for more information.\n"
+    why = f"AcceleratorError: CUDA error: unknown error\n{link}"
+    (row,) = rows(case("a", "failed", why=why))
+    assert row.endswith(" failed: AcceleratorError: CUDA error: unknown error |")
 
 
 def test_the_section_replaces_the_one_between_the_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

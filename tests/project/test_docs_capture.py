@@ -82,6 +82,7 @@ RUN = {
         "0.32.0",
     ): "run: 5 model families, worker process, tensor parallel 2, compiled; counts equal the logits'",
     ("vllm", "0.26.0"): "run on an H100 under CUDA graphs: see below",
+    ("vllm", "0.33.0"): "run on an H200 under CUDA graphs: see below",
 }
 
 
