@@ -75,4 +75,8 @@ def _show(console: Console, findings: list[Finding], good: bool) -> None:
     console.print(table)
     counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}
     end = "A capture can work." if good else "A capture can't work: see the problems."
-    console.print(f"{end} {counts[PROBLEM]} problems, {counts[NOTE]} notes.")
+    told = [
+        f"{counts[level]} {word}{'' if counts[level] == 1 else 's'}"
+        for level, word in ((PROBLEM, "problem"), (NOTE, "note"))
+    ]
+    console.print(f"{end} {', '.join(told)}.")

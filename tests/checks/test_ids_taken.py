@@ -42,6 +42,11 @@ def in_session(folder: Path, *told: dict[str, Any]) -> Written:
     return written(folder, folder / "session")
 
 
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 FORMS = pytest.mark.parametrize("recorded", [exported, in_session])
 
 
@@ -61,22 +66,60 @@ def test_the_routers_own(tmp_path: Path, recorded: Any) -> None:
 @FORMS
 def test_recomputed_layers_and_their_ambiguous_tokens(tmp_path: Path, recorded: Any) -> None:
     one = {"recording": "recomputed", "recomputed_tokens": 6, "ambiguous_tokens": {"1": 1}}
-    other = {"recording": {"references": "0", "recomputed": "1"}, "recomputed_tokens": 2, "ambiguous_tokens": {"1": 1}}
+    other = {"recording": {"references": "0", "recomputed": "1"}, "recomputed_tokens": 3, "ambiguous_tokens": {"1": 1}}
     found = recorded(tmp_path, one, other)
     status, message, figures = found.check("ids_taken")
     assert status == "warn"
     assert message == (
         "The expert ids of layers 0-1 are recomputed from router logits, because the kernel does not show its own; "
-        "2 (25 %) of 8 tokens, each layer's added up, are ambiguous: the last chosen expert's score equals the next "
+        "2 (22 %) of 9 tokens, each layer's added up, are ambiguous: the last chosen expert's score equals the next "
         "one's or differs by rounding only."
     )
     assert figures == {
         "recomputed": "0-1",
         "references": "0",
-        "recomputed_tokens": 8,
+        "recomputed_tokens": 9,
         "ambiguous_tokens": 2,
         "ambiguous_by_layer": {"1": 2},
     }
+
+
+@FORMS
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"recording": "references", "recomputed_tokens": 6}, "6 tokens are recomputed, and no layer is"),
+        ({"recording": {"recomputed": "0"}}, "recording does not name layer 1"),
+        ({"recording": {"recomputed": "0-3"}}, "recording names layers 2-3, which the model has not"),
+        ({"recording": {"recomputed": "0-1", "sink": "1"}}, "recording names layer 1 in two ways"),
+        ({"recording": {"recomputed": "1-0"}}, "is no range of layers"),
+        ({"recording": ["x"]}, "not a word or layers by word"),
+        (
+            {"recording": "recomputed", "recomputed_tokens": 6, "ambiguous_tokens": {"1": 7}},
+            "7 of 6 recomputed tokens are ambiguous",
+        ),
+        (
+            {"recording": "recomputed", "recomputed_tokens": 6, "ambiguous_tokens": {"9": 1}},
+            "layer 9 has ambiguous tokens, and not recomputed ids",
+        ),
+    ],
+)
+def test_contradictions_are_never_complete(tmp_path: Path, recorded: Any, keys: dict[str, Any], says: str) -> None:
+    found = recorded(tmp_path, keys)
+    status, message, _ = found.check("ids_taken")
+    assert status == "fail"
+    assert says in message
+    assert found.verdict == "incomplete"
+
+
+@FORMS
+def test_an_unknown_way_and_old_totals_are_said(tmp_path: Path, recorded: Any) -> None:
+    status, message, _ = recorded(folder(tmp_path / "way"), {"recording": "magic"}).check("ids_taken")
+    assert (status, "does not know: magic" in message) == ("warn", True)
+    told = {"recording": "recomputed", "recomputed_tokens": 2}
+    status, message, _ = recorded(folder(tmp_path / "old"), told).check("ids_taken")
+    assert status == "warn"
+    assert message.endswith("The last moe.meta tells of 2 of the 6 tokens.")
 
 
 def test_the_report_says_it(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class Module:
     def modules(self) -> Iterator[Any]:
         yield from (module for _, module in self.named_modules())
 
-    def parameters(self, recurse: bool = True) -> list[Any]:
+    def named_parameters(self, recurse: bool = True) -> list[tuple[str, Any]]:
         return []
 
 

@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
+import polars as pl
+
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
-from nvtxmoe_analysis.checks.check import Check, JsonValue, not_applicable, passed, warned
+from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import number, spans
-from nvtxmoe_analysis.events.recording import recomputed_tokens, recording_by_layer
+from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.recording import contradictions, recomputed_tokens, recording_by_layer
+from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 82
 EXPORTS_ONLY = False
 
 NAME = "ids_taken"
+KNOWN = {schema.REFERENCES, schema.SINK, schema.RECOMPUTED}
+#: Contradictions that a message contains.
+MOST_WRONG = 4
 
 
 def check(results: RunMetrics) -> Check:
-    """Recomputed ids are those that the kernel chose, except perhaps in ambiguous tokens: worth knowing."""
+    """Recomputed ids are those that the kernel chose, except perhaps in ambiguous tokens: worth knowing.
+
+    What moe.meta says of it must not contradict itself.
+    """
     layers: dict[str, set[int]] = {}
-    tokens = 0
+    tokens = counted = 0
     ambiguous: dict[int, int] = {}
+    wrong: list[str] = []
     for report in results.reports:
-        for meta in report.metas.values():
+        for pid, meta in report.metas.items():
+            try:
+                wrong += [f"{text} (rank {meta.rank})" for text in contradictions(meta)]
+            except NvtxmoeError as error:
+                wrong.append(f"{error.what} (rank {meta.rank})")
+                continue
+            counted += _counted(report, pid, meta)
             for layer, way in recording_by_layer(meta).items():
                 layers.setdefault(way, set()).add(layer)
             new_tokens, uncertain = recomputed_tokens(meta)
             tokens += new_tokens
             for layer, count in uncertain.items():
                 ambiguous[layer] = ambiguous.get(layer, 0) + count
+    if wrong:
+        return failed(NAME, f"moe.meta contradicts itself: {'; '.join(wrong[:MOST_WRONG])}.", contradictions=len(wrong))
     if not layers:
         return not_applicable(NAME, "No process tells how it took the expert ids.")
     figures: dict[str, JsonValue] = {
@@ -35,10 +55,23 @@ def check(results: RunMetrics) -> Check:
         "ambiguous_tokens": sum(ambiguous.values()),
         "ambiguous_by_layer": {str(layer): count for layer, count in sorted(ambiguous.items())},
     }
+    if unknown := sorted(layers.keys() - KNOWN):
+        ways = ", ".join(unknown)
+        return warned(NAME, f"Expert ids were taken in a way that this nvtxmoe does not know: {ways}.", **figures)
     if schema.RECOMPUTED not in layers:
         return passed(NAME, "The expert ids are those that routers or kernels chose.", **figures)
     recomputed = sorted(layers[schema.RECOMPUTED])
-    return warned(NAME, sentence(recomputed, tokens, sum(ambiguous.values())), **figures)
+    told = sentence(recomputed, tokens, sum(ambiguous.values()))
+    if 0 < tokens < counted:
+        told += f" The last moe.meta tells of {tokens:,} of the {counted:,} tokens."
+    return warned(NAME, told, **figures)
+
+
+def _counted(report: CaptureFacts, pid: int, meta: Meta) -> int:
+    """Tokens of the recomputed layers that a process has counts of, each layer's added up."""
+    recomputed = [layer for layer, way in recording_by_layer(meta).items() if way == schema.RECOMPUTED]
+    cells = report.events.counts.cells.filter(pl.col("pid") == pid, pl.col("layer").is_in(recomputed))
+    return int(cells["num_tokens"].sum())
 
 
 def sentence(layers: list[int], tokens: int, ambiguous: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.formats import schema
+from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.events.capture_state import shown
 from nvtxmoe_analysis.events.meta import MOST, Meta
 
@@ -26,6 +29,39 @@ def recording_by_layer(meta: Meta) -> dict[int, str]:
     else:
         raise NvtxmoeError(f"damaged payload: recording is {shown(told)}, not a word or layers by word")
     return {layer: way for layer, way in sorted(found.items()) if layer not in meta.capture.hidden}
+
+
+def contradictions(meta: Meta) -> list[str]:
+    """Return what of ``recording``, ``recomputed_tokens`` and ``ambiguous_tokens`` contradicts the rest of moe.meta.
+
+    Raises:
+        NvtxmoeError: see :func:`recording_by_layer` and :func:`recomputed_tokens`.
+    """
+    told = meta.raw.get("recording")
+    ways = recording_by_layer(meta)
+    tokens, ambiguous = recomputed_tokens(meta)
+    recomputed = {layer for layer, way in ways.items() if way == schema.RECOMPUTED}
+    found: list[str] = []
+    if isinstance(told, Mapping):
+        named = [layer for layers in told.values() for layer in _numbers(layers)]
+        if twice := sorted(layer for layer, number in Counter(named).items() if number > 1):
+            found.append(f"recording names {_layers(twice)} in two ways")
+        if unknown := sorted(set(named) - set(meta.layers)):
+            found.append(f"recording names {_layers(unknown)}, which the model has not")
+        if missing := sorted(set(meta.layers) - set(named) - set(meta.capture.hidden)):
+            found.append(f"recording does not name {_layers(missing)}")
+    if tokens and not recomputed:
+        found.append(f"{tokens:,} tokens are recomputed, and no layer is")
+    if other := sorted(set(ambiguous) - recomputed):
+        verb = "has" if len(other) == 1 else "have"
+        found.append(f"{_layers(other)} {verb} ambiguous tokens, and not recomputed ids")
+    if sum(ambiguous.values()) > tokens:
+        found.append(f"{sum(ambiguous.values()):,} of {tokens:,} recomputed tokens are ambiguous")
+    return found
+
+
+def _layers(numbers: list[int]) -> str:
+    return f"{'layer' if len(numbers) == 1 else 'layers'} {spans(numbers)}"
 
 
 def recomputed_tokens(meta: Meta) -> tuple[int, dict[int, int]]:
@@ -49,7 +85,10 @@ def _numbers(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        found += range(_number(first), _number(last if dash else first) + 1)
+        begin, end = _number(first), _number(last if dash else first)
+        if end < begin:
+            raise NvtxmoeError(f"damaged payload: {shown(part)} is no range of layers")
+        found += range(begin, end + 1)
     return found
 
 

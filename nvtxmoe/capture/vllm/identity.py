@@ -17,6 +17,8 @@ from nvtxmoe.capture.vllm.own_rows import token_offset_of_thread
 from nvtxmoe.capture.vllm.unknown_experts import unknown_experts
 from nvtxmoe.formats import schema
 
+#: Beginnings of the names of an expert's weights in vLLM: gate and up together, and down.
+WEIGHTS = ("w13", "w2")
 MICRO_BATCHES = "micro-batches (DBO) are on, and this vLLM does not give their token offsets (0.33 and newer do)"
 DRAFT = "it is a draft model's, which runs after the step's forward"
 SUBSTITUTED = "vLLM replaces the routed experts afterwards"
@@ -115,9 +117,15 @@ def _info(number: int, one: Any) -> LayerInfo:
 
 
 def _expert_bytes(experts: Any, num_local: int) -> int | None:
-    held = [p for p in experts.parameters(recurse=False) if p.ndim and p.shape[0] == num_local]
-    total = sum(p.numel() * p.element_size() for p in held)
-    return total // num_local if total and num_local else None
+    """Bytes of an expert's parameters; None unless both of its weights are among them.
+
+    Some kernels (those of triton_kernels, for one) keep weights in objects of their own, and only biases are left.
+    """
+    held = {name: p for name, p in experts.named_parameters(recurse=False) if p.ndim and p.shape[0] == num_local}
+    weights = [name for name in held if "weight" in name and "scale" not in name]
+    if not num_local or not all(any(name.startswith(part) for name in weights) for part in WEIGHTS):
+        return None
+    return int(sum(p.numel() * p.element_size() for p in held.values())) // num_local
 
 
 def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
