@@ -59,7 +59,7 @@ def test_a_laptop_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     nsys = next(one for one in told["findings"] if one["topic"] == "nsys")
     assert nsys["level"] == "note"
     assert run(["doctor"]) == 2
-    assert "A capture can't work: see the problems. 1 problems" in capsys.readouterr().out
+    assert "A capture can't work: see the problems. 1 problem," in capsys.readouterr().out
 
 
 def test_real_vllm_and_real_nsys(vllm_python: Path, nsys_path: Path) -> None:
