@@ -149,7 +149,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
                 item.add_marker(MARKERS[fixture])
-        if shares_fixtures(item) and not any(map(item.get_closest_marker, ("xdist_group", "vllm_runs"))):
+        grouped = any(map(item.get_closest_marker, ("xdist_group", "vllm_runs")))
+        if "nsys_path" in getattr(item, "fixturenames", ()) and not grouped:
+            # With those of vLLM, some of which run nsys too: two that start at one time can fail in nsys itself.
+            item.add_marker(pytest.mark.xdist_group("vllm"))
+        elif shares_fixtures(item) and not grouped:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
