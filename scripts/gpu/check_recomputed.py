@@ -29,18 +29,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from scripts.gpu.made_up_models import SIZES  # noqa: E402
+
 ENGINES = ("qwen3_moe", "deepseek_v3", "olmoe", "gpt_oss")
 CASES = ("routers", "triton_kernels", *ENGINES)
-#: Sizes that fused kernels like, in the place of the tiny ones.
-SIZES: dict[str, Any] = {
-    "hidden_size": 512,
-    "moe_intermediate_size": 256,
-    "intermediate_size": 1024,
-    "torch_dtype": "bfloat16",
-    "head_dim": 64,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-}
 MLA = {"qk_nope_head_dim": 128, "v_head_dim": 128}
 MXFP4 = {
     "quantization_config": {

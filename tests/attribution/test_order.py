@@ -60,6 +60,14 @@ def test_ids_that_begin_again_are_in_order() -> None:
     assert calls_disordered(tid, start_ns, np.array([5, 7, 5])) == (0, 1)
 
 
+def test_large_ids_of_several_threads() -> None:
+    """The least id of a thread is its own, however large ids are."""
+    high = (1 << 38) - 10
+    tid, start_ns = np.array([1, 1, 2, 2, 2]), np.array([1, 2, 1, 2, 3])
+    assert calls_disordered(tid, start_ns, np.array([1, 2, high, high + 2, high + 1])) == (1, 0)
+    assert calls_disordered(tid, start_ns, np.array([high, high + 1, 5, 7, 5])) == (0, 1)
+
+
 def test_one_exchange_is_seen() -> None:
     start_ns = np.arange(10)
     launched_ns = np.arange(10)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from nvtxmoe_analysis.attribution.id_index import ID_BITS
 from nvtxmoe_analysis.core.arrays import AnyInts, Ints
 from nvtxmoe_analysis.core.grouping import packed
 
@@ -35,8 +36,8 @@ def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> tuple[int,
 
 
 def _least_so_far(group: Ints, value: Ints) -> Ints:
-    """The least value of each row's group up to it; groups are numbered in order, values have 62 bits less theirs."""
-    shift = group * (1 << 33)
+    """The least value of each row's group up to it; groups are numbered in order, values have ID_BITS."""
+    shift = group << ID_BITS
     least: Ints = np.minimum.accumulate(value - shift) + shift
     return least
 
