@@ -14,7 +14,7 @@ import polars as pl
 from nvtxmoe_analysis.attribution.gpu_operations import KINDS
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES
 
-#: (regular expression, source of the names that it is for). Case counts unless the expression says otherwise.
+#: (regular expression, source of the names that it is for): of names without return type, template and arguments.
 PATTERNS: tuple[tuple[str, str], ...] = (
     (r"^fused_moe_kernel", "vLLM, fused_moe.py: fused_moe_kernel, fused_moe_kernel_gptq_awq"),
     (r"^_?(p_)?matmul_ogs|^_(p_)?matmul\b", "triton_kernels: _matmul_ogs_NNT_bf16xbf16xmxfp4_16x256x128x1_swiglu"),
@@ -77,19 +77,14 @@ def expert_matmuls(in_layer: pl.DataFrame, names: Mapping[int, str]) -> pl.DataF
 
 def is_matmul(name: str) -> bool:
     """Return whether a kernel of the phase ``experts`` multiplies by experts' weights."""
-    short = name.removeprefix("void ")
-    return any(re.search(pattern, short) for pattern, _ in PATTERNS) and not re.search(NOT_PRODUCTS, _head(short))
+    head = re.split(r"[<(]", name.removeprefix("void "), maxsplit=1)[0]
+    return any(re.search(pattern, head) for pattern, _ in PATTERNS) and not re.search(NOT_PRODUCTS, head)
 
 
 def block_in_name(name: str) -> int | None:
     """Return the rows of a tile that a kernel's name contains."""
     found = TILE.search(name)
     return int(found[1]) if found else None
-
-
-def _head(name: str) -> str:
-    """Return a name without the types of its template and its arguments."""
-    return re.split(r"[<(]", name, maxsplit=1)[0]
 
 
 def _known(names: Mapping[int, str]) -> pl.DataFrame:
