@@ -17,9 +17,10 @@ from nvtxmoe_analysis.metrics.roofline.expert_sizes import expert_sizes
 from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions
 from nvtxmoe_analysis.metrics.roofline.rows import roofline, with_work
 from nvtxmoe_analysis.metrics.roofline.work import expert_work
+from nvtxmoe_analysis.metrics.straggler import stragglers
 from nvtxmoe_analysis.metrics.wait_transfer import Split, split
 from nvtxmoe_analysis.run.data_parallel import Sharing, sharing
-from nvtxmoe_analysis.run.parallel_groups import distinct
+from nvtxmoe_analysis.run.parallel_groups import EXPERT, distinct
 from nvtxmoe_analysis.run.run_facts import RunFacts
 
 
@@ -68,13 +69,20 @@ class RunMetrics(RunFacts):
         epochs = [report.recorded_clock()[0] for report in self.reports]
         return split(self.collectives, distinct(self.rank_groups), epochs)
 
+    @cached_property
+    def stragglers(self) -> pl.DataFrame:
+        """The rows of moe_straggler."""
+        kept = self.collective_split.frame.lazy().filter("kept")
+        return stragglers(self.correlation, self.rank_groups[EXPERT], kept)
+
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""
         _ = self.features, self.totals, self.steps
         with ThreadPoolExecutor(1, "nvtxmoe-cross-layer") as aside:
             paths = aside.submit(lambda: self.cross_layer)
             if not self.direct:
-                _ = self.collectives, self.correlation, self.collective_split, self.models, self.roofline
+                _ = self.collectives, self.correlation, self.collective_split, self.models
+                _ = self.roofline, self.stragglers
             paths.result()
 
     @cached_property

@@ -70,7 +70,7 @@ def document(results: RunMetrics) -> dict[str, Any]:
         return {**said, "straggler": None, "collectives": None, "clock": None}
     return {
         **said,
-        "straggler": cost(build(results), results.correlation, groups),
+        "straggler": cost(results.stragglers, results.correlation, groups),
         "collectives": waiting(results.collective_split.frame),
         "clock": describe(results.collective_split, results.reports),
     }

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.metrics.roofline.expert_sizes import device_of
-from nvtxmoe_analysis.metrics.roofline.peaks import PEAKS, PeakOptions, peak_gb_per_s, source_of
+from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions, peak_gb_per_s, peak_of, source_of
 
 #: What a layer's experts are described by.
 SIZES = ("expert_bytes", "hidden_size", "intermediate_size", "gated", "activation_dtype", "input_dtype")
@@ -21,7 +21,7 @@ def gpus(metas: Iterable[Meta], options: PeakOptions) -> list[dict[str, Any]]:
         ranks.setdefault(device_of(meta), set()).add(meta.rank)
     found = []
     for device in sorted(ranks, key=str):
-        table = dict(PEAKS[device].tflop_per_s) if device in PEAKS else {}
+        table = dict(peak_of(device).tflop_per_s)
         found.append(
             {
                 "name": device,

@@ -80,24 +80,24 @@ PEAKS: Mapping[str, Peak] = {
 }
 
 
+def peak_of(device: str | None) -> Peak:
+    """Return the peaks of a GPU in the table; without values where it is not there."""
+    return PEAKS.get(device or "", Peak(None, {}, "not in the table"))
+
+
 def peak_gb_per_s(device: str | None, options: PeakOptions) -> float | None:
     """Return the memory bandwidth of a GPU; None where unknown."""
-    return options.gb_per_s or (PEAKS[device].gb_per_s if device in PEAKS else None)
+    return options.gb_per_s or peak_of(device).gb_per_s
 
 
 def peak_tflop_per_s(device: str | None, input_dtype: str | None, options: PeakOptions) -> float | None:
     """Return the dense matrix throughput of a GPU for inputs of this type; None where either is unknown."""
-    if options.tflop_per_s:
-        return options.tflop_per_s
-    if device not in PEAKS or input_dtype not in TYPE_CLASSES:
-        return None
-    return PEAKS[device].tflop_per_s.get(TYPE_CLASSES[input_dtype])
+    return options.tflop_per_s or peak_of(device).tflop_per_s.get(TYPE_CLASSES.get(input_dtype or "", ""))
 
 
 def source_of(device: str | None, options: PeakOptions) -> str:
     """Return where the peaks of a GPU come from."""
-    if options.gb_per_s and options.tflop_per_s:
-        return "options"
-    table = PEAKS[device].source if device in PEAKS else "not in the table"
     given = [name for name, value in (("bandwidth", options.gb_per_s), ("throughput", options.tflop_per_s)) if value]
-    return f"{table}; {given[0]} from the options" if given else table
+    if len(given) > 1:
+        return "options"
+    return peak_of(device).source + (f"; {given[0]} from the options" if given else "")

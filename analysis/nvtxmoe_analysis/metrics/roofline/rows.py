@@ -35,8 +35,8 @@ def with_work(correlation: pl.DataFrame, work: pl.DataFrame, sizes: pl.DataFrame
     ``experts_ns`` is then the phase's time without collectives, null where the phase has no kernel; ``matmul_ns`` is
     null without a matrix product that is known by name; ``tile_rows``, ``block_m`` and ``block_m_source``: see
     ``with_tile_rows``; ``routed_rows`` are the assignments to the rank's experts. ``weight_bytes`` is null where
-    ``expert_bytes`` may be of biases alone: triton_kernels (their names contain a tile) hold weights in objects of their
-    own, which captures from before the sizes were recorded did not count.
+    ``expert_bytes`` may be of biases alone: triton_kernels (their names contain a tile) hold weights in objects of
+    their own, which captures from before the sizes were recorded did not count.
 
     Parameters:
         work: see ``work.expert_work``; sizes: see ``expert_sizes.expert_sizes``.

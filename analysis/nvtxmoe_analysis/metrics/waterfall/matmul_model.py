@@ -64,7 +64,7 @@ def fit(time_ns: Ints, experts: Ints, tile_rows: Ints | None, step: Ints) -> Mat
     """
     steps = np.unique(step)
     if len(time_ns) < LEAST_ROWS or len(steps) < LEAST_STEPS:
-        return f"{len(time_ns)} (rank, step, layer) of {len(steps)} steps; at least {LEAST_ROWS} of {LEAST_STEPS} are needed"
+        return f"{len(time_ns)} (rank, step, layer) of {len(steps)} steps, {LEAST_ROWS} of {LEAST_STEPS} are needed"
     every = -(-len(time_ns) // MOST_ROWS)
     if every > 1:
         kept = np.isin(step, steps[::every])
