@@ -131,16 +131,24 @@ def _not_negative(design: Floats, y: Floats, weight: Floats, parts: int) -> tupl
 
 
 def _covariance(design: Floats, weight: Floats, residual: Floats, block: Ints, used: Bools) -> Floats:
-    """Return the cluster-robust covariance of the values; 0 of parts that are not used."""
+    """Return the cluster-robust covariance of the values; 0 of parts that are not used.
+
+    It is the sandwich of an M-estimator (Huber and Ronchetti, "Robust Statistics", 2009, 7.6): the rows that are not
+    clipped, and the clipped residuals.
+    """
     at = np.flatnonzero(used)
     whole = np.zeros((PARTS, PARTS))
     if not len(at):
         return whole
     columns = design[:, at]
-    bread = np.linalg.pinv((columns * weight[:, None]).T @ columns, hermitian=True)
+    held = weight >= 1.0
+    scale = np.maximum(np.abs(columns).max(axis=0), 1.0)
+    columns = columns / scale
+    bread = np.linalg.pinv((columns * held[:, None]).T @ columns, hermitian=True)
     blocks = int(block.max()) + 1
     scores = np.zeros((blocks, len(at)))
     np.add.at(scores, block, columns * (weight * residual)[:, None])
-    few = blocks / max(1, blocks - 1)
-    whole[np.ix_(at, at)] = few * bread @ (scores.T @ scores) @ bread
+    rows = len(design)
+    few = blocks / max(1, blocks - 1) * (rows - 1) / max(1, rows - len(at))
+    whole[np.ix_(at, at)] = few * bread @ (scores.T @ scores) @ bread / np.outer(scale, scale)
     return whole
