@@ -99,7 +99,7 @@ def test_limit_by_options(tmp_path: Path) -> None:
     ],
 )
 def test_null_where_unknown(absent: str, null: tuple[str, ...], known: tuple[str, ...], tmp_path: Path) -> None:
-    found = one_cell(tmp_path, **{absent: None})
+    found = one_cell(tmp_path, **dict[str, Any]({absent: None}))
     row = row_of(found)
     assert [name for name in null if row[name] is not None] == []
     assert [name for name in known if row[name] is None] == []

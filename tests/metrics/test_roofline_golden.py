@@ -33,7 +33,7 @@ COLUMNS = {
     "roofline_ns": "roofline_ns",
 }
 #: Sizes of the models of scripts/gpu/made_up_models.py, which these captures ran; they were recorded without.
-SIZES = {"hidden_size": 512, "intermediate_size": 256, "gated": True, "activation_dtype": "bfloat16"}
+SIZES: dict[str, Any] = {"hidden_size": 512, "intermediate_size": 256, "gated": True, "activation_dtype": "bfloat16"}
 
 
 @pytest.fixture

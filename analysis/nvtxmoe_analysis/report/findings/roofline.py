@@ -109,8 +109,8 @@ def _binding(frame: pl.DataFrame, kind: str) -> list[Sentence]:
     limits = sizes["limit"].unique().to_list()
     if len(limits) < 2:
         return []
-    memory = sizes.filter(limit="memory")["tokens_to"].max()
-    compute = sizes.filter(limit="compute")["tokens_from"].min()
+    memory = max(sizes.filter(limit="memory")["tokens_to"].to_list())
+    compute = min(sizes.filter(limit="compute")["tokens_from"].to_list())
     text = "In {} steps memory binds in batches of up to {} tokens, compute in batches from {} on."
     return [sentence(text, kind, f"{memory:,}", f"{compute:,}")]
 
