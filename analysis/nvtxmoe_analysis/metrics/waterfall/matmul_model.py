@@ -25,7 +25,11 @@ PARTS = 3
 LEAST_ROWS, LEAST_STEPS, MOST_BLOCKS = 12, 6, 20
 #: Rows that are fitted at most; of more, some steps.
 MOST_ROWS = 200_000
-TURNS = 25
+TURNS = 200
+#: Largest relative change of values with which the fit has settled.
+SETTLED = 1e-10
+#: Digits of values and intervals: further ones depend on the processor's order of summation.
+DIGITS = 6
 #: Rows of tiles whose variation the active experts explain but for so little are not told apart from them.
 LEAST_OWN_VARIATION = 0.02
 CONFIDENCE = 0.95
@@ -52,8 +56,7 @@ class MatmulModel:
     def half_width(self, sums: Floats) -> Floats:
         """Return half of the confidence interval of ``sums @ values``: sums [..., PARTS] to [...]."""
         variance = np.einsum("...i,ij,...j->...", sums, self.covariance, sums)
-        half: Floats = self.t * np.sqrt(np.maximum(variance, 0.0))
-        return half
+        return rounded(self.t * np.sqrt(np.maximum(variance, 0.0)))
 
 
 def fit(time_ns: Ints, experts: Ints, tile_rows: Ints | None, step: Ints) -> MatmulModel | str:
@@ -79,6 +82,7 @@ def fit(time_ns: Ints, experts: Ints, tile_rows: Ints | None, step: Ints) -> Mat
     blocks = min(MOST_BLOCKS, len(steps))
     block = np.searchsorted(steps, step) * blocks // len(steps)
     covariance = _covariance(design, weight, y - design @ values, block, used)
+    values = rounded(values)
     t = float(quantile(CONFIDENCE, np.array([blocks - 1.0]))[0])
     return MatmulModel(values, covariance, t, apart, len(time_ns))
 
@@ -99,13 +103,13 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
     weight = np.ones(len(y))
     values, used = np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
     for _ in range(TURNS):
+        before = values
         values, used = _not_negative(design, y, weight, PARTS if with_rows else PER_ROW)
+        if np.allclose(values, before, rtol=SETTLED, atol=0.0):
+            break
         apart = np.abs(y - design @ values)
         scale = max(1.0, float(np.median(apart)) / NORMAL_MAD)
-        following = np.minimum(1.0, HUBER_K * scale / np.maximum(apart, 1e-9))
-        if np.allclose(following, weight, atol=1e-6):
-            break
-        weight = following
+        weight = np.minimum(1.0, HUBER_K * scale / np.maximum(apart, 1e-9))
     return values, used, weight
 
 
@@ -152,3 +156,12 @@ def _covariance(design: Floats, weight: Floats, residual: Floats, block: Ints, u
     few = blocks / max(1, blocks - 1) * (rows - 1) / max(1, rows - len(at))
     whole[np.ix_(at, at)] = few * bread @ (scores.T @ scores) @ bread / np.outer(scale, scale)
     return whole
+
+
+def rounded(values: Floats) -> Floats:
+    """Return values with DIGITS digits."""
+    with np.errstate(divide="ignore"):
+        place = DIGITS - 1 - np.floor(np.log10(np.abs(values)))
+    scale = 10.0 ** np.where(np.isfinite(place), place, 0.0)
+    found: Floats = np.round(values * scale) / scale
+    return found
