@@ -28,12 +28,15 @@ TABLES = (
     "moe_kernel_timings",
     "moe_layer_correlation",
     "moe_layer_model",
+    "moe_roofline",
+    "moe_roofline_summary",
+    "moe_waterfall",
     "moe_straggler",
     "moe_collectives",
 )
 #: Always Parquet: their cells hold lists.
 PARQUET_ONLY = ("moe_step_activations",)
-DOCUMENTS = ("moe_summary", "moe_layer_model", "moe_straggler", "moe_capture_validation")
+DOCUMENTS = ("moe_summary", "moe_layer_model", "moe_roofline", "moe_straggler", "moe_capture_validation")
 
 
 def file_set(*formats: str) -> set[str]:

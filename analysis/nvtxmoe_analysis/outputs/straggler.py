@@ -47,11 +47,7 @@ DOCUMENT = Document(
 
 def build(results: RunMetrics) -> pl.DataFrame:
     """One row per (step, layer) of each group of ranks that share the layer's experts; empty where none does."""
-    from nvtxmoe_analysis.metrics.straggler import stragglers  # noqa: PLC0415  see registry
-    from nvtxmoe_analysis.run.parallel_groups import EXPERT  # noqa: PLC0415  see registry
-
-    split = results.collective_split.frame.lazy().filter("kept")
-    return stragglers(results.correlation, results.rank_groups[EXPERT], split)
+    return results.stragglers
 
 
 def document(results: RunMetrics) -> dict[str, Any]:
@@ -74,7 +70,7 @@ def document(results: RunMetrics) -> dict[str, Any]:
         return {**said, "straggler": None, "collectives": None, "clock": None}
     return {
         **said,
-        "straggler": cost(build(results), results.correlation, groups),
+        "straggler": cost(results.stragglers, results.correlation, groups),
         "collectives": waiting(results.collective_split.frame),
         "clock": describe(results.collective_split, results.reports),
     }

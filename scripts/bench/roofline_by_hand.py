@@ -1,0 +1,218 @@
+"""Computes the roofline of a small capture by plain loops: the independent check of moe_roofline.
+
+``python scripts/bench/roofline_by_hand.py CAPTURE.sqlite...`` prints a row per (rank, step, layer) as JSON. Nothing of
+nvtxmoe_analysis is used: operations are placed by ``brute_force``, moe.meta and counts are read from the export's rows,
+formulas and peaks are written down here again. docs/roofline.md explains them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.bench.brute_capture import ARRAY_SCHEMA, HEADER_BYTES, CellKey, decode_counts
+from scripts.bench.brute_force import Answer, Operation, attribute
+
+#: GB/s, and TFLOP/s of 16-bit and 8-bit numbers, as on the data sheets (dense).
+SHEETS = {"NVIDIA H100 80GB HBM3": (3350.0, 1979 / 2, 3958 / 2), "NVIDIA H200": (4800.0, 1979 / 2, 3958 / 2)}
+BYTES = {"bfloat16": 2.0, "float16": 2.0, "float8_e4m3fn": 1.0}
+PRODUCTS = ("fused_moe_kernel", "_matmul_ogs", "cutlass::Kernel")
+TOGETHER = ("nccl", "cross_device_reduce")
+MARKS = (
+    "SELECT domainId, CAST(binaryData AS BLOB) FROM NVTX_EVENTS LEFT JOIN StringIds ON id = textId "
+    "WHERE eventType = 34 AND coalesce(text, value) = ? ORDER BY start"
+)
+ARRAYS = f"SELECT domainId, schemaId FROM NVTX_PAYLOAD_SCHEMAS WHERE type = {ARRAY_SCHEMA}"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What moe.meta says of one rank."""
+
+    meta: Mapping[str, Any]
+
+    def layer(self, number: int) -> Mapping[str, Any]:
+        """Return the entry of a layer."""
+        found: Mapping[str, Any] = next(entry for entry in self.meta["layers"] if entry["layer"] == number)
+        return found
+
+    @property
+    def data_parallel(self) -> bool:
+        """Whether ranks with tokens of their own share the experts."""
+        return int(self.meta.get("dp_size") or 1) > 1
+
+
+def marks(path: Path, name: str) -> list[tuple[bytes, bool]]:
+    """Return the payloads of marks of one name, with whether each is an array."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        arrays = set(connection.execute(ARRAYS))
+        found = connection.execute(MARKS, (name,)).fetchall()
+    return [(blob, (domain, int.from_bytes(blob[8:16], "little")) in arrays) for domain, blob in found]
+
+
+def ranks_of(paths: Sequence[Path]) -> dict[int, Rank]:
+    """Return moe.meta by rank; the last one of a rank counts."""
+    found = {}
+    for path in paths:
+        for blob, _ in marks(path, "moe.meta"):
+            text = blob[HEADER_BYTES:]
+            meta = json.loads(text[text.index(b"{") :])
+            found[int(meta["rank"])] = Rank(meta)
+    return found
+
+
+def physical_counts(paths: Sequence[Path]) -> dict[CellKey, tuple[int, ...]]:
+    """Return the counts of physical experts, where EPLB is on."""
+    return {
+        key: cell.counts
+        for path in paths
+        for blob, is_array in marks(path, "moe.physical")
+        for key, cell in decode_counts(blob, is_array)
+    }
+
+
+def tokens_and_counts(
+    key: CellKey, ranks: Mapping[int, Rank], answers: Sequence[Answer], physical: Mapping[CellKey, tuple[int, ...]]
+) -> tuple[int, list[int]] | None:
+    """Return the tokens whose rows a rank's kernels got, and the rows of each expert that the rank holds.
+
+    None where it can't be told: data-parallel ranks of which one has no counts in the step.
+    """
+    rank, step, layer = key
+    cells = {one: cell for answer in answers for one, cell in answer.cells.items()}
+    told = ranks[rank].layer(layer)
+    if ranks[rank].data_parallel:
+        of_all = [cells.get((other, step, layer)) for other in sorted(ranks)]
+        if any(cell is None for cell in of_all):
+            return None
+        tokens = sum(cell.num_tokens for cell in of_all if cell is not None)
+        counts = [sum(each) for each in zip(*(cell.counts for cell in of_all if cell is not None), strict=True)]
+    else:
+        tokens = cells[key].num_tokens
+        counts = list(physical.get(key, cells[key].counts))
+    held = told.get("local_experts")
+    if held is None and int(ranks[rank].meta.get("ep_size") or 0) > 1:
+        return None
+    return tokens, counts if held is None else [counts[expert] for expert in held]
+
+
+def tile_rows(
+    tokens: int, mine: Sequence[int], names: Sequence[str], rank: Rank, layer: Mapping[str, Any]
+) -> tuple[int, int] | None:
+    """Return rows of a tile, and of all tiles; None where the kernel is not one whose tiles are known."""
+    if layer.get("block_m"):
+        block = int(layer["block_m"])
+        return block, block * sum(-(-rows // block) for rows in mine)
+    sizes = {int(found[1]) for name in names if (found := re.search(r"_(\d+)x\d+x\d+", name))}
+    if len(sizes) == 1 and all(name.startswith("_matmul_ogs") for name in names):
+        (block,) = sizes
+        return block, block * sum(-(-rows // block) for rows in mine)
+    if set(names) != {"fused_moe_kernel"}:
+        return None
+    block = 16 if tokens <= 32 else 32 if tokens <= 96 else 64 if tokens <= 512 else 128
+    alone = int(rank.meta.get("ep_size") or rank.meta["world_size"]) == 1
+    if alone and tokens * layer["top_k"] * 4 <= layer["num_experts"]:
+        return block, block * sum(mine)  # not sorted: a tile per assignment
+    return block, block * sum(-(-rows // block) for rows in mine)
+
+
+def roofline(paths: Sequence[Path]) -> dict[CellKey, Row]:
+    """Return the roofline of each (rank, step, layer) that has counts, of one run's exports."""
+    answers = [attribute(path) for path in paths]
+    ranks, physical = ranks_of(paths), physical_counts(paths)
+    inside: dict[CellKey, list[Operation]] = defaultdict(list)
+    for answer in answers:
+        for operation in answer.operations:
+            if operation.key is not None and operation.kind == "kernel" and operation.phase == "experts":
+                inside[operation.key].append(operation)
+    keys = sorted(key for answer in answers for key in answer.cells)
+    return {key: row(key, inside[key], ranks, answers, physical) for key in keys}
+
+
+def row(
+    key: CellKey,
+    operations: Sequence[Operation],
+    ranks: Mapping[int, Rank],
+    answers: Sequence[Answer],
+    physical: Mapping[CellKey, tuple[int, ...]],
+) -> Row:
+    """Return the numbers of one (rank, step, layer); None where a size, a time or a peak is unknown."""
+    rank, layer = ranks[key[0]], ranks[key[0]].layer(key[2])
+    products = [one for one in operations if any(name in one.name for name in PRODUCTS)]
+    others = [one for one in operations if not any(name in one.name for name in TOGETHER)]
+    time = sum(one.end_ns - one.start_ns for one in products) or None
+    found = tokens_and_counts(key, ranks, answers, physical)
+    names = sorted({one.name for one in products})
+    out: Row = dict.fromkeys(
+        ("routed_rows", "active", "padded_rows", "weight_bytes", "activation_bytes", "routed_flop")
+    )
+    out |= {
+        "matmul_ns": time,
+        "experts_ns": sum(one.end_ns - one.start_ns for one in others) or None,
+        "known": bool(found),
+    }
+    if found is not None:
+        tokens, mine = found
+        out["routed_rows"], out["active"] = sum(mine), sum(rows > 0 for rows in mine)
+        tiles = tile_rows(tokens, mine, names, rank, layer)
+        out["padded_rows"] = None if tiles is None else tiles[1] - sum(mine)
+        stored = layer.get("expert_bytes")
+        named = any(name.startswith("_matmul_ogs") for name in names) and "hidden_size" not in layer
+        out["weight_bytes"] = None if stored is None or named else out["active"] * stored
+        out |= work(sum(mine), layer)
+    return out | against_sheet(out, rank.meta.get("device"), layer)
+
+
+def work(rows: int, layer: Mapping[str, Any]) -> Row:
+    """Return the bytes of activations and the operations of routed rows."""
+    hidden, middle, gated = (layer.get(name) for name in ("hidden_size", "intermediate_size", "gated"))
+    out: Row = {"activation_bytes": None, "routed_flop": None}
+    if hidden is None or middle is None:
+        return out
+    if gated is not None:
+        first = rows * hidden * (2 * middle if gated else middle)  # multiply-adds of the first product
+        second = rows * middle * hidden
+        out["routed_flop"] = 2 * (first + second)
+    taken, given = BYTES.get(layer.get("input_dtype", "")), BYTES.get(layer.get("activation_dtype", ""))
+    if taken is not None and given is not None:
+        first_bytes = rows * (hidden * taken + middle * given)
+        second_bytes = rows * (middle * taken + hidden * given)
+        out["activation_bytes"] = int(first_bytes + second_bytes)
+    return out
+
+
+def against_sheet(out: Row, device: str | None, layer: Mapping[str, Any]) -> Row:
+    """Return shares of the GPU's peaks, and which limit binds."""
+    found: Row = dict.fromkeys(("mbu_pct", "mfu_pct", "limit", "roofline_ns"))
+    if device not in SHEETS or out["matmul_ns"] is None:
+        return found
+    bandwidth, half, quarter = SHEETS[device]
+    memory = compute = None
+    if out["weight_bytes"] is not None and out["activation_bytes"] is not None:
+        memory = (out["weight_bytes"] + out["activation_bytes"]) / bandwidth
+        found["mbu_pct"] = 100 * memory / out["matmul_ns"]
+    if out["routed_flop"] is not None and layer.get("input_dtype") in BYTES:
+        throughput = quarter if layer["input_dtype"] == "float8_e4m3fn" else half
+        compute = out["routed_flop"] / (throughput * 1000)
+        found["mfu_pct"] = 100 * compute / out["matmul_ns"]
+    if memory is not None and compute is not None and max(memory, compute) > 0:
+        found["limit"] = "memory" if memory >= compute else "compute"
+        found["roofline_ns"] = max(memory, compute)
+    return found
+
+
+if __name__ == "__main__":
+    for cell, numbers in roofline([Path(word) for word in sys.argv[1:]]).items():
+        print(json.dumps({**dict(zip(("rank", "step", "layer_idx"), cell, strict=True)), **numbers}))
