@@ -1,6 +1,6 @@
 """The checksum in a mark of counts: it tells whether anything in the mark changed after capture.
 
-Every row has it as its last field, ``checksum``: the CRC-32 of all rows of the mark, with zeros in place of the checksum.
+Every row has it as its last field, ``checksum``: the CRC-32 of all rows of the mark, with zeros in its place.
 The journal and the word form do not carry it: a journal's blocks have checksums of their own.
 """
 
