@@ -35,6 +35,8 @@ CORNERS = 10
 STRENGTHS = np.geomspace(0.5, 128.0, 9)
 #: Memory with a corner below this many half periods is a drift: the run holds it hardly more than once.
 DRIFT_CORNER = 2.5
+#: No run is taken for steadier than its slowest cosines are: so many, whose mean square counts as often.
+SLOWEST_COSINES, SLOWEST_FACTOR = 4, 2.0
 #: Evidence (Bayes factor) for a drift, of one run and the product of both, from which nothing can be told.
 DRIFT_OF_ONE, DRIFT_OF_BOTH = 5.0, 2.0
 
@@ -101,6 +103,19 @@ def long_run(power: Floats, columns_pooled: float = 1.0) -> LongRun:
     with np.errstate(divide="ignore"):
         drift = weight[slow].sum(axis=0) / weight[~slow].sum(axis=0) * (1.0 - slowly) / slowly
     return LongRun(variance, df, np.where(nothing, 0.0, drift))
+
+
+def slowest(power: Floats) -> tuple[Floats, Floats]:
+    """Variance of sums over steps from the slowest cosines alone, enlarged, and its degrees of freedom, [columns].
+
+    The shapes of ``long_run`` average over all cosines. A memory about as long as the run shows in a few of them, and by
+    chance hardly there: a difference that these few do not support is not sure.
+
+    Parameters:
+        power: squares of the cosine sums, slowest first, float64 [cosines, columns].
+    """
+    few = power[:SLOWEST_COSINES]
+    return SLOWEST_FACTOR * few.mean(axis=0), np.full(few.shape[1], float(len(few)))
 
 
 def drifts(one: Floats, other: Floats, tests: int = 1) -> Bools:
