@@ -109,8 +109,8 @@ def long_run(power: Floats, columns_pooled: float = 1.0) -> LongRun:
 def slowest(power: Floats) -> tuple[Floats, Floats]:
     """Variance of sums over steps from the slowest cosines alone, enlarged, and its degrees of freedom, [columns].
 
-    The shapes of ``long_run`` average over all cosines. A memory about as long as the run shows in a few of them, and by
-    chance hardly there: a difference that these few do not support is not sure.
+    The shapes of ``long_run`` average over all cosines. A memory about as long as the run shows in a few of them, and
+    by chance hardly there: a difference that these few do not support is not sure.
 
     Parameters:
         power: squares of the cosine sums, slowest first, float64 [cosines, columns].
