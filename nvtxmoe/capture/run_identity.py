@@ -157,6 +157,7 @@ def meta_text(
         "recording": recording_text([layer for layer in identity.layers if layer.layer not in hidden]),
         **(recomputed or {}),
         "held_bytes": held_bytes or None,
+        "num_layers": len(identity.layers),
         "layers": [layer.as_dict() for layer in identity.layers],
         "capture": dict(capture) if capture else None,
     }

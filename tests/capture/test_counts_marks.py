@@ -15,6 +15,7 @@ from nvtxmoe.capture.sinks import nvtx_emitter
 from nvtxmoe.capture.sinks.nvtx import NvtxSink
 from nvtxmoe.capture.sinks.nvtx_emitter import BinaryEmitter, WordEmitter
 from nvtxmoe.formats import schema, word_payloads
+from nvtxmoe.formats.checksum import broken, sealed_dtype
 from tests.support.paths import ROOT
 
 BINARY = ROOT / ".cache" / "nvtx-binary"
@@ -70,6 +71,37 @@ def test_the_layers_of_a_step_are_one_mark(domain: Domain) -> None:
         assert np.array_equal(sent, rows_of(48, 16, step))
 
 
+def sealed_rows(layers: int, experts: int) -> np.ndarray[Any, Any]:
+    plain = rows_of(layers, experts)
+    rows = np.zeros(layers, sealed_dtype(experts))
+    for name in plain.dtype.names or ():
+        rows[name] = plain[name]
+    return rows
+
+
+@pytest.mark.parametrize("most_rows", [10, 4, 1])
+def test_each_mark_has_its_checksum(domain: Domain, monkeypatch: pytest.MonkeyPatch, most_rows: int) -> None:
+    rows = sealed_rows(10, 16)
+    monkeypatch.setattr(schema, "MOST_PAYLOAD_BYTES", most_rows * rows.dtype.itemsize)
+    for step in range(2):
+        rows["step"] = step
+        NvtxSink(BinaryEmitter()).payloads(schema.COUNTS, rows)
+    sent = [mark for _, mark in domain.marks]
+    assert sum(map(len, sent)) == 20
+    for mark in sent:
+        assert mark["checksum"].any()
+        assert broken(mark[None]).tolist() == [False]  # type: ignore[union-attr]
+    assert len({int(mark["checksum"][0]) for mark in sent}) == len(sent)
+
+
+def test_the_word_form_has_no_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    words: list[tuple[str, int]] = []
+    calls = (lambda _: None, lambda: None, lambda a: words.append((a.message.string, a.payload)))
+    monkeypatch.setattr(nvtx_emitter, "_calls", lambda _: calls)
+    NvtxSink(WordEmitter()).payloads(schema.COUNTS, sealed_rows(3, 5))
+    assert words == [word for row in rows_of(3, 5) for word in word_payloads.marks("counts", row.tobytes())]
+
+
 def test_a_step_makes_no_new_attributes(domain: Domain) -> None:
     """nvtx takes most of a mark's time to make them."""
     sink = NvtxSink(BinaryEmitter())
@@ -117,6 +149,7 @@ from nvtxmoe.capture.sinks import nvtx_emitter
 from nvtxmoe.capture.sinks.nvtx import NvtxSink
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
+from nvtxmoe.formats.checksum import sealed_dtype
 
 domain = object.__new__(lib.Domain)
 domain.handle = lib.DomainHandle("nvtxmoe")
@@ -124,7 +157,7 @@ lib.Domain.__init__(domain, "nvtxmoe")
 nvtx_emitter.nvtx.get_domain = lambda _: domain
 sink = NvtxSink(nvtx_emitter.make_emitter("auto"))
 assert sink.encoding == "binary", sink.encoding
-rows = np.zeros(48, schema.counts_dtype(128))
+rows = np.zeros(48, sealed_dtype(128))
 def rss():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
 def steps(number):

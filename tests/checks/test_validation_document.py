@@ -29,9 +29,19 @@ def test_the_whole_document(tmp_path: Path) -> None:
         ("ranks_agree", "Ranks and sizes of 1 process agree.", {"processes": 1, "contradictions": 0}),
         ("copies_counted_once", "moe.meta explains which ranks share tokens.", {"groups": 1, "equal": 0}),
         ("one_model", "All serve left out.", {"models": ["left out"]}),
+        (
+            "layers_named",
+            "No moe.meta contains the number of its layers.",
+            {"processes": 1, "without_number": 1, "contradictions": 0},
+        ),
         ("layer_shapes_agree", "Counts have the shapes that moe.meta contains.", {"compared": 2, "wrong": 0}),
         ("local_experts_agree", "No moe.meta contains local_experts.", {"lists": 0, "contradictions": 0}),
         ("blobs_present", "Every payload is in the export.", {"missing": 0}),
+        (
+            "checksums_agree",
+            "The marks of counts have no checksum (captured by an older nvtxmoe, or in the word form).",
+            {"marks": 6, "checked": 0, "broken": 0},
+        ),
         ("words_whole", "Payloads are binary.", {"truncated": 0, "damaged": 0}),
         ("journals_whole", "No journal among the inputs.", {}),
         ("journals_agree", "No journal whose end record contains its number of steps.", {"journals": 0, "wrong": 0}),
@@ -121,7 +131,7 @@ def test_the_whole_document(tmp_path: Path) -> None:
     nothing_to_see = {
         *("words_whole", "journals_whole", "tensor_parallel_copies", "graph_tracing", "graph_nodes"),
         *("reports_read", "collectives_seen", "clocks_agree", "copies_counted_once", "local_experts_agree"),
-        *("journals_agree", "ranks_in_step", "pairs_agree", "ids_taken"),
+        *("journals_agree", "ranks_in_step", "pairs_agree", "ids_taken", "checksums_agree", "layers_named"),
     }
     nothing = {"operations": 0, "time_ns": 0, "kinds": {}}
     assert found.validation == {

@@ -20,6 +20,8 @@ from nvtxmoe_analysis.compare.runs import Run
 
 Floats = npt.NDArray[np.float64]
 DRAWS = int(os.environ.get("TEST_DRAWS", "200"))
+#: Added to the seed of every simulation.
+SEED = int(os.environ.get("TEST_SEED", "0"))
 
 
 def memory(random: np.random.Generator, shape: tuple[int, ...], correlation: float) -> Floats:
@@ -100,7 +102,7 @@ class Rates:
 
 def rates(metric: str, load: Timed, *, slow: float = 1.0, draws: int = DRAWS, seed: int = 1) -> Rates:
     """Compare pairs of runs of one load, layer 0 of B being slower by ``slow``."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(seed + SEED)
     changed = replace(load, slow=slow)
     truth = 100.0 * (slow - 1.0) / load.layers
     told_of: dict[str, list[bool]] = {name: [] for name in ("whole", "slow", "others", "undecided", "covered")}

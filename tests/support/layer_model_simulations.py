@@ -13,7 +13,7 @@ from nvtxmoe_analysis.core.arrays import Bools
 from nvtxmoe_analysis.metrics.layer_model import choose as choosing
 from nvtxmoe_analysis.metrics.layer_model.choice import Choice
 from nvtxmoe_analysis.metrics.layer_model.estimates import Estimates
-from tests.support.compare_simulations import DRAWS, memory
+from tests.support.compare_simulations import DRAWS, SEED, memory
 from tests.support.layer_model_terms import of_layers
 from tests.support.planted_correlation import Plan, draw
 
@@ -50,7 +50,7 @@ def simulated(
     """
     frames = []
     for number in range(draws):
-        random = np.random.default_rng([seed, number])
+        random = np.random.default_rng([seed, number, SEED] if SEED else [seed, number])
         tokens = batches(random, steps)
         rows = draw(random, Plan(tokens, drift=popularity)).with_columns(layer_idx=pl.lit(number, pl.Int64))
         features = {name: rows[name].cast(pl.Float64).to_numpy() for name in rows.columns[5:]}

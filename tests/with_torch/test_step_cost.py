@@ -14,6 +14,7 @@ from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_
 from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.formats import schema
+from nvtxmoe.formats.checksum import seal, sealed_dtype
 from nvtxmoe.formats.journal import record, records_of
 from tests.with_torch import device as stand_ins
 from tests.with_torch.device import Event, Graph, recorder, replay, routed
@@ -60,10 +61,19 @@ def test_prepared_rows_are_those_of_the_step() -> None:
     counts = np.arange(8, dtype=np.int32).reshape(2, 4)
     for step in (Step(7, 1, 6, 2, 6, 0), Step(8, 1, 6, 2, 0, 6), Step(9, 2, 3, 1, 3, 0)):
         counts += 1
-        wanted = np.zeros(2, schema.counts_dtype(4))
+        wanted = np.zeros(2, sealed_dtype(4))
         wanted["step"], wanted["rank"], wanted["num_tokens"] = step.number, step.rank, step.num_tokens
         wanted["layer"], wanted["top_k"], wanted["counts"] = (3, 5), 2, counts
         assert np.array_equal(prepared.filled(step, counts), wanted)
+
+
+def test_records_and_words_leave_checksums_out() -> None:
+    """Their layout is that of schema 1: readers take the length for the number of experts."""
+    plain, sealed = np.zeros(3, schema.counts_dtype(5)), np.zeros(3, sealed_dtype(5))
+    for rows in (plain, sealed):
+        rows["step"], rows["layer"], rows["counts"] = 7, (1, 2, 4), np.arange(15).reshape(3, 5)
+    seal(sealed)
+    assert bytes(records_of("counts", 99, sealed)) == bytes(records_of("counts", 99, plain))
 
 
 def test_records_of_rows_are_those_of_each_row() -> None:

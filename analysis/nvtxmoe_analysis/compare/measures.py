@@ -143,13 +143,13 @@ def _figures(kinds: Sequence[Means], confidence: float) -> _Figures:
         absolute = uncertainty(_moves(kinds, (1.0 / mass, 1.0 / mass)))
         relative = uncertainty(_moves(kinds, (1.0 / (mass * a), 1.0 / (mass * b))))
     undecided = relative.undecided
-    half, half_log = (np.where(undecided, np.nan, one.spread.half_width(confidence)) for one in (absolute, relative))
+    half, half_log = (np.where(undecided, np.nan, one.half_width(confidence)) for one in (absolute, relative))
     columns |= {
         "ci_low": b - a - half,
         "ci_high": b - a + half,
         "change_pct_ci_low": 100.0 * np.expm1(ratio - half_log),
         "change_pct_ci_high": 100.0 * np.expm1(ratio + half_log),
-        "p_value": np.where(undecided, np.nan, relative.spread.p_value(ratio)),
+        "p_value": np.where(undecided, np.nan, relative.p_value(ratio)),
     }
     return _Figures(columns, relative)
 

@@ -13,6 +13,7 @@ from nvtxmoe.errors import located
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.events.binary_payloads import Decoder
 from nvtxmoe_analysis.events.capture_state import CaptureState
+from nvtxmoe_analysis.events.checksums import Checksums, whole_marks
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.meta import RECAPTURE, Meta, _meta
 from nvtxmoe_analysis.events.nvtx import pid_of, push_pop, read_nvtx, read_payloads, step_ranges
@@ -48,6 +49,7 @@ class Events:
         journals: the files of a session of direct mode, by the ``pid`` of their rows; else empty.
         all_metas: (when it was set, content) of every moe.meta mark, in the order of time.
         lives: process ids that were used again; ``pid`` tells the processes apart everywhere here.
+        checksums: marks of counts whose checksum was compared.
     """
 
     ranges: pl.DataFrame
@@ -62,6 +64,7 @@ class Events:
     journals: Mapping[int, JournalFile] = field(default_factory=dict)
     all_metas: Sequence[tuple[int, Meta]] = ()
     lives: Lives = field(default_factory=Lives)
+    checksums: Checksums = field(default_factory=Checksums)
 
     def capture_states(self) -> dict[int, CaptureState]:
         """What each process said of its own capture, in moe.meta and, later, at the end of its journal."""
@@ -124,6 +127,7 @@ def decode(
     """
     words = {name: spelled.filter(pl.col("name") == name) for name in PAYLOAD_EVENTS}
     marks = _metas(source, groups[schema.META], words[schema.META])
+    groups, checksums = whole_marks(groups, spelled)
     metas = {meta.pid: meta for _, meta in marks}  # sent again by sessions that start late: the last one counts
 
     def counted(name: str) -> CountTable:
@@ -144,6 +148,7 @@ def decode(
             problems=dict.fromkeys(("blobs_missing", "words_truncated", "words_damaged", "start_end_steps"), 0),
             encoding="none",
             all_metas=marks,
+            checksums=checksums,
         )
 
 

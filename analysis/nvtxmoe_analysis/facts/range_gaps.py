@@ -25,12 +25,14 @@ class RangeGaps:
         phases: phase ranges that a layer of a step lacks, since other runs of that layer have more.
         seen: layer and phase ranges.
         bare_phases: phase ranges outside a range of their layer, on their thread.
+        layers_seen: (pid, layer) that have ranges, in steps or outside.
     """
 
     seen: int = 0
     layers: int = 0
     phases: int = 0
     bare_phases: int = 0
+    layers_seen: frozenset[tuple[int, int]] = frozenset()
 
 
 def range_gaps(classified: pl.DataFrame, events: Events) -> RangeGaps:
@@ -54,7 +56,14 @@ def range_gaps(classified: pl.DataFrame, events: Events) -> RangeGaps:
         layers=_layers_missing(runs, events),
         phases=_phases_missing(in_steps.filter(kind=PHASE), runs),
         bare_phases=bare,
+        layers_seen=_layers_seen(events),
     )
+
+
+def _layers_seen(events: Events) -> frozenset[tuple[int, int]]:
+    number = pl.col("name").str.strip_prefix(schema.LAYER_PREFIX).str.to_integer(strict=False)
+    named = events.ranges.filter(pl.col("name").str.starts_with(schema.LAYER_PREFIX)).select("pid", layer=number)
+    return frozenset((int(pid), int(layer)) for pid, layer in named.drop_nulls().unique().iter_rows())
 
 
 def _bare(phases: pl.DataFrame, layers: pl.DataFrame) -> int:

@@ -26,15 +26,18 @@ MOST_COSINES, LEAST_COSINES = 24, 4
 STEPS_PER_COSINE = 4
 LEAST_STEPS = 8
 
-#: Weight of a spectrum without memory; the shapes with memory share the rest.
-FLAT_WEIGHT = 0.8
+#: Weight of a spectrum without memory, of one series and of several that are pooled; the shapes with memory share the
+#: rest. Pooled series show a weak memory, and add up what a weight of its absence leaves out.
+FLAT_WEIGHT, POOLED_FLAT_WEIGHT = 0.8, 0.5
 #: Corners of the shapes, in half periods over the whole run, from this one up to the number of cosines.
 SLOWEST_CORNER = 0.5
 CORNERS = 10
 #: Strength of the memory: spectrum at frequency 0 over the floor, less 1.
-STRENGTHS = np.geomspace(0.5, 128.0, 9)
+STRENGTHS = np.geomspace(0.125, 128.0, 11)
 #: Memory with a corner below this many half periods is a drift: the run holds it hardly more than once.
 DRIFT_CORNER = 2.5
+#: No run is taken for steadier than its slowest cosines are: so many, whose mean square counts as often.
+SLOWEST_COSINES, SLOWEST_FACTOR = 4, 2.0
 #: Evidence (Bayes factor) for a drift, of one run and the product of both, from which nothing can be told.
 DRIFT_OF_ONE, DRIFT_OF_BOTH = 5.0, 2.0
 
@@ -81,7 +84,7 @@ def long_run(power: Floats, columns_pooled: float = 1.0) -> LongRun:
         power: squares, slowest cosine first, float64 [cosines, columns].
         columns_pooled: number of independent series whose squares are added in each column.
     """
-    shapes, gains, prior, slow = _shapes(len(power))
+    shapes, gains, prior, slow = _shapes(len(power), FLAT_WEIGHT if columns_pooled == 1.0 else POOLED_FLAT_WEIGHT)
     cosines = len(power)
     nothing = ~(power.sum(axis=0) > 0)
     safe = np.where(nothing, 1.0, power)
@@ -103,6 +106,19 @@ def long_run(power: Floats, columns_pooled: float = 1.0) -> LongRun:
     return LongRun(variance, df, np.where(nothing, 0.0, drift))
 
 
+def slowest(power: Floats) -> tuple[Floats, Floats]:
+    """Variance of sums over steps from the slowest cosines alone, enlarged, and its degrees of freedom, [columns].
+
+    The shapes of ``long_run`` average over all cosines. A memory about as long as the run shows in a few of them, and
+    by chance hardly there: a difference that these few do not support is not sure.
+
+    Parameters:
+        power: squares of the cosine sums, slowest first, float64 [cosines, columns].
+    """
+    few = power[:SLOWEST_COSINES]
+    return SLOWEST_FACTOR * few.mean(axis=0), np.full(few.shape[1], float(len(few)))
+
+
 def drifts(one: Floats, other: Floats, tests: int = 1) -> Bools:
     """Return whether drift leaves the difference of two runs undecided, [columns].
 
@@ -114,8 +130,8 @@ def drifts(one: Floats, other: Floats, tests: int = 1) -> Bools:
     return undecided
 
 
-@lru_cache(maxsize=MOST_COSINES)
-def _shapes(cosines: int) -> tuple[Floats, Floats, Floats, Bools]:
+@lru_cache(maxsize=2 * MOST_COSINES)
+def _shapes(cosines: int, flat_weight: float) -> tuple[Floats, Floats, Floats, Bools]:
     """Spectra at the cosines over their floor [shapes, cosines], variance of the plain sum over that of the floor,
     prior weight, and which are drifts [shapes].
     """
@@ -129,6 +145,6 @@ def _shapes(cosines: int) -> tuple[Floats, Floats, Floats, Bools]:
     # Steps of the run per memory length; the variance of the mean of a stationary AR(1) over its spectrum at 0.
     lengths = np.pi * corner
     gains = np.concatenate([[1.0], 1.0 + strength * (1.0 - (1.0 - np.exp(-lengths)) / lengths)])
-    prior = np.concatenate([[FLAT_WEIGHT], np.full(len(corner), (1.0 - FLAT_WEIGHT) / len(corner))])
+    prior = np.concatenate([[flat_weight], np.full(len(corner), (1.0 - flat_weight) / len(corner))])
     slow = np.concatenate([[False], corner < DRIFT_CORNER])
     return shapes, gains, prior, slow

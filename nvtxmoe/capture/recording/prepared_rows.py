@@ -8,7 +8,7 @@ import numpy as np
 
 from nvtxmoe.capture.recording.routing_tensors import Cells
 from nvtxmoe.capture.run_identity import Step
-from nvtxmoe.formats import schema
+from nvtxmoe.formats.checksum import sealed_dtype
 
 #: Kinds of rows that are kept prepared.
 MOST_PREPARED = 64
@@ -18,7 +18,7 @@ class PreparedRows:
     """Rows of counts of the same layers, used again in every step: most of their fields stay as they are."""
 
     def __init__(self, layers: tuple[int, ...], top_k: int, experts: int) -> None:
-        self._rows = np.zeros(len(layers), schema.counts_dtype(experts))
+        self._rows = np.zeros(len(layers), sealed_dtype(experts))
         self._rows["layer"], self._rows["top_k"] = layers, top_k
         self._step, self._counts = self._rows["step"], self._rows["counts"]
         self._head: tuple[int, int] | None = None

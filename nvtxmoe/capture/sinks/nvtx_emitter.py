@@ -14,6 +14,7 @@ import numpy as np
 import nvtx
 
 from nvtxmoe.formats import schema, word_payloads
+from nvtxmoe.formats.checksum import seal, without_checksum
 
 #: Binary payloads came with this nvtx.
 BINARY_SINCE = (0, 2, 15)
@@ -115,10 +116,13 @@ class BinaryEmitter(_Ranges):
         most = max(1, schema.MOST_PAYLOAD_BYTES // rows.dtype.itemsize)
         if len(rows) <= most:
             if len(rows):
+                seal(rows)
                 self.mark(event, rows)
             return
         for first in range(0, len(rows), most):
-            self.mark(event, rows[first : first + most])
+            part = rows[first : first + most]
+            seal(part)
+            self.mark(event, part)
 
 
 class WordEmitter(_Ranges):
@@ -179,7 +183,7 @@ class WordEmitter(_Ranges):
 
     def mark_rows(self, event: str, rows: Payload) -> None:
         """Emit each row as words of its own: a row's length follows from its layer, that of several rows does not."""
-        for row in rows:
+        for row in without_checksum(rows):
             self.mark(event, row)
 
 

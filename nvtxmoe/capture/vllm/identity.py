@@ -59,7 +59,12 @@ def identify(
         dp_rank=parallel.data_parallel_rank if many else None,
         dp_size=dp_size if many else None,
         layers=tuple(infos),
-        extra=_extra(worker, infos) | _not_recorded(worker, found) | {"changed_program": changed_program},
+        extra={
+            **_extra(worker, infos),
+            **_not_recorded(worker, found),
+            "changed_program": changed_program,
+            "model_layers": len(infos),
+        },
     )
     reasons = {info.layer: _hidden(worker, one, own) for info, one in zip(infos, found, strict=True)}
     hidden = {layer: reason for layer, reason in reasons.items() if reason is not None}
