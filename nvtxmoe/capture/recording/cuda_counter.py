@@ -101,6 +101,8 @@ class CudaCounter:
             else PyTorch's own operations do it.
     """
 
+    arrives_later = True
+
     def __init__(
         self, histogram: Histogram | None = None, pairs: Pairs | None = None, recompute: Recompute | None = None
     ) -> None:
@@ -113,6 +115,7 @@ class CudaCounter:
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
         self._streams = CurrentStreams()
+        self._device: torch.device | None = None
 
     def submit(
         self,
@@ -163,6 +166,15 @@ class CudaCounter:
             self._pending.popleft()
             yield _arrived(first)
             first.free.append(first.slot)
+
+    def enter_thread(self) -> bool:
+        """Make the GPU current: asked for an event, CUDA would else start on the first GPU. False before any count."""
+        import torch  # noqa: PLC0415
+
+        device = self._device
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device is not None
 
     def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
         """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
@@ -237,6 +249,7 @@ class CudaCounter:
             if isinstance(launch, LogitsLaunch) and group is not None:
                 launch.parts = 1  # PyTorch's operations do it in one
         devices = tuple(dict.fromkeys(launch.device for launch in launches))
+        self._device = devices[0]
         plan = _Plan(
             launches=launches,
             tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),

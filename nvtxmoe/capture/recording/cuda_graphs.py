@@ -111,6 +111,10 @@ class Graphs:
         """Return what a graph's replay leaves behind, each layer once per micro-batch."""
         return tuple(self._routed.get(key, {}).values())
 
+    def has_routing(self, key: int) -> bool:
+        """Whether a graph's replay leaves anything behind."""
+        return bool(self._routed.get(key))
+
     def repeated(self, key: int) -> set[int]:
         """Layers that ran more than once in a graph."""
         return self._repeated.get(key, set())
@@ -166,8 +170,11 @@ def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
             one.end(graph)
 
     def replay(graph: Any, *_: Any, **__: Any) -> None:
-        for _graphs, tell in _told():
-            tell(id(graph))
+        key = id(graph)
+        for _graphs, replayed_ in _listeners:
+            tell = replayed_()
+            if tell is not None:
+                tell(key)
 
     owner = torch.cuda.CUDAGraph
     wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))
