@@ -25,7 +25,7 @@ from nvtxmoe.capture.recording.prepared_rows import RowsByShape
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
 from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
-from nvtxmoe.capture.recording.sending import SendingThread
+from nvtxmoe.capture.recording.sending import WAKE_EVERY, SendingThread
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
@@ -233,6 +233,11 @@ class Recorder:
         return layer not in self.hidden and (self._layers is None or layer in self._layers)
 
     @property
+    def sends_soon(self) -> bool:
+        """Whether counts may not wait until several steps are sent together."""
+        return self._steps_a_send == 1
+
+    @property
     def graphs(self) -> Graphs:
         """Routing of captured CUDA graphs."""
         return self._routing.graphs
@@ -312,7 +317,7 @@ class Recorder:
         if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
             self._pairs.begin()
         if self._counter is not None and self._counter.arrives_later:
-            if not self.steps % self._steps_a_send:
+            if not self.steps % WAKE_EVERY:
                 self._sending.wake()
         elif not self.steps % self._steps_a_send or time.monotonic() >= self._send_at:
             with self._lock:
@@ -378,7 +383,7 @@ class Recorder:
 
     def _changes(self) -> object:
         """Numbers one of which changes when moe.meta is worth sending again: a new failure, loss or hidden layer."""
-        return failed_so_far(), len(self.lost), len(self.hidden), self.graphs.held_bytes
+        return failed_so_far(), len(self.lost), len(self.hidden), self._routing.graphs.held_bytes
 
     def _tell_meta(self) -> None:
         assert self.identity is not None

@@ -12,12 +12,16 @@ from nvtxmoe.capture.hooks import Hook, registered
 #: The recorder, which imports this module.
 Recorder = Any
 
-#: Seconds after which what has arrived is sent without being asked; without a step in them it is also written.
+#: Seconds after which what has arrived is sent. In ``IDLE_S`` without a step it is also written.
 IDLE_S = 0.1
+#: The same while steps run, for sinks whose counts may not wait for other steps.
+SOON_S = 0.01
+#: Steps after which the thread is woken: to wake it takes the serving thread longer than all else in ``end_step``.
+WAKE_EVERY = 64
 
 
 class SendingThread:
-    """Sends what has arrived when it is woken, and every ``IDLE_S``: counts would else wait for the next step.
+    """Sends what has arrived every ``SOON_S`` or ``IDLE_S``, and when it is woken.
 
     A failure switches off its hook, ``send``, as a failure of a hook does; what has arrived is then not sent.
     """
@@ -29,7 +33,8 @@ class SendingThread:
     def start(self, recorder: Recorder) -> None:
         """Begin; the thread ends with the recorder."""
         arguments = weakref.ref(recorder), self._asleep, registered(Hook("send"))
-        threading.Thread(target=_send, args=arguments, name="nvtxmoe-send", daemon=True).start()
+        self.thread = threading.Thread(target=_send, args=arguments, name="nvtxmoe-send", daemon=True)
+        self.thread.start()
 
     def wake(self) -> None:
         """Have it send soon. The caller does not wait."""
@@ -39,9 +44,9 @@ class SendingThread:
 
 
 def _send(recorder: weakref.ref[Recorder], asleep: threading.Lock, hook: Hook) -> None:
-    counter, before = None, -1
+    counter, before, wait_s = None, -1, IDLE_S
     while True:
-        woken = asleep.acquire(timeout=IDLE_S)
+        woken = asleep.acquire(timeout=wait_s)
         one = recorder()
         if one is None or one._closed:
             return
@@ -51,11 +56,11 @@ def _send(recorder: weakref.ref[Recorder], asleep: threading.Lock, hook: Hook) -
                     counter = one._counter
                 if counter is one._counter:
                     one.send_arrived()
-            if not woken and one.steps == before and not one._open:
+            if wait_s == IDLE_S and not woken and one.steps == before and not one._open:
                 for sink in one._sinks:
                     sink.pause()
         except Exception as error:  # serving is sacred
             hook.fail(error, 0)
-        if not woken:
-            before = one.steps
+        wait_s = SOON_S if one.sends_soon and one.steps != before else IDLE_S
+        before = one.steps
         del one
