@@ -12,7 +12,7 @@ calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding req
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
 imitate that: 64 MB are written between steps. `warm` rows sleep for a millisecond. Prints JSON: per part the mean, the
 median and the quartiles of blocks, in microseconds per step, of CPU time of the serving thread; `other_threads` is the
-CPU time of nvtxmoe's own threads. In direct mode every 16th step wakes the thread that sends: the mean has its share.
+CPU time of all other threads, nvtxmoe's own above all.
 With --against, blocks of both trees take turns, and `ratio` has the quartiles of this tree's block over the other's.
 """
 
@@ -26,7 +26,6 @@ import platform
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -182,10 +181,8 @@ class Subject:
                 for name, begun, ended in zip(PARTS, at, at[1:], strict=False):
                     times_ns[name] += ended - begun
                 times_ns["calls"] += at[-1] - at[0]
-            mine = now() - at[0]
-            if any(thread.name.startswith("nvtxmoe") for thread in threading.enumerate()):
-                time.sleep(0.002)  # what this step woke runs now
-            others += max(0, time.process_time_ns() - process - mine)
+            time.sleep(0.002)  # other threads run now
+            others += max(0, time.process_time_ns() - process - (now() - at[0]))
         found = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}
         return {**found, "other_threads": others / 2 / STEPS_A_BLOCK / 1000}
 

@@ -54,7 +54,8 @@ class Compiled:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def runner(*args: Any, stream: Any = None) -> None:
-            self.run(*grid, stream, self.function, self.hooks, *args)
+            x, y, z = grid
+            self.run(x, y, z, stream, self.function, self.hooks, *args)
 
         return runner
 

@@ -99,12 +99,17 @@ def test_the_thread_asks_no_other_gpu_than_that_of_the_counts(monkeypatch: pytes
     monkeypatch.setattr(sending, "IDLE_S", 0.01)
     calls: list[tuple[int, Any]] = []
     monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: calls.append((threading.get_ident(), gpu)))
-    monkeypatch.setattr(Event, "query", lambda _: calls.append((threading.get_ident(), None)) or True)
+
+    def query(_: Event) -> bool:
+        calls.append((threading.get_ident(), None))
+        return True
+
+    monkeypatch.setattr(Event, "query", query)
     recorder, sink = made()
     counter, recorder._counter = recorder._counter, None  # the thread does not see it yet
     assert isinstance(counter, CudaCounter)
     assert not counter.enter_thread()
-    graph, tensors = captured(recorder)
+    _, tensors = captured(recorder)
     counter.submit(Step(0, 0, 1, 1, 0, 1), tuple(routed(n, one) for n, one in enumerate(tensors)), sample=False)
     counter._device = torch.device("cuda", 1)
     recorder._counter = counter

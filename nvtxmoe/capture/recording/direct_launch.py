@@ -48,7 +48,7 @@ def direct_launcher(compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, 
     Parameters:
         compiled: Triton's compiled kernel. rest: arguments after the rows.
     """
-    table, out, rows, stream = marks = tuple(_Mark() for _ in range(4))
+    table, out, rows, stream = (_Mark() for _ in range(4))
     seen: list[tuple[Any, ...]] = []
     try:
         launcher = compiled.run
@@ -65,42 +65,39 @@ def direct_launcher(compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, 
     args = tuple(None if _nobody_listens(arg) else arg for arg in seen[0])
     if any(hasattr(arg, "calls") or hasattr(arg, "data_ptr") for arg in args):
         return None
-    nested = [at for at, arg in enumerate(args) if isinstance(arg, tuple) and any(arg[:1] == (mark,) for mark in marks)]
-    kernel_args = args[nested[0]] if nested else args
-    at_stream, first = _place(args, stream), _place(kernel_args, table)
-    last = nested[0] if nested else first
-    if at_stream is None or first is None or last is None or at_stream > last:
+    at = [place for place, arg in enumerate(args) if arg is stream]
+    own = table, out, rows
+    nested = [place for place, arg in enumerate(args) if isinstance(arg, tuple) and arg[:3] == own]
+    flat = [place for place in range(len(args)) if args[place : place + 3] == own]
+    if len(at) != 1 or len(nested) + len(flat) != 1 or at[0] > (nested + flat)[0]:
         return None
-    if kernel_args[first : first + 3] != (table, out, rows):
-        return None
-    return _call(launch, args, at_stream, nested[0] if nested else None, first)
+    return _in_tuple(launch, args, at[0], nested[0]) if nested else _flat(launch, args, at[0], flat[0])
 
 
-def _call(launch: Callable[..., Any], args: tuple[Any, ...], at_stream: int, nested: int | None, first: int) -> Launcher:
-    before = args[:at_stream]
-    if nested is None:
-        between, after = args[at_stream + 1 : first], args[first + 3 :]
+def _in_tuple(launch: Callable[..., Any], args: tuple[Any, ...], at_stream: int, first: int) -> Launcher:
+    """The form of Triton 3.8: arguments of the kernel are a tuple."""
+    kernel_args: tuple[Any, ...] = args[first]
+    before, between, more, after = args[:at_stream], args[at_stream + 1 : first], kernel_args[3:], args[first + 1 :]
 
-        def flat(table: int, out: int, rows: int, stream: int) -> None:
-            launch(*before, stream, *between, table, out, rows, *after)
-
-        return flat
-    between, after, more = args[at_stream + 1 : nested], args[nested + 1 :], args[nested][3:]
-
-    def in_tuple(table: int, out: int, rows: int, stream: int) -> None:
+    def call(table: int, out: int, rows: int, stream: int) -> None:
         launch(*before, stream, *between, (table, out, rows, *more), *after)
 
-    return in_tuple
+    return call
+
+
+def _flat(launch: Callable[..., Any], args: tuple[Any, ...], at_stream: int, first: int) -> Launcher:
+    """The form of earlier ones: arguments of the kernel follow the others."""
+    before, between, after = args[:at_stream], args[at_stream + 1 : first], args[first + 3 :]
+
+    def call(table: int, out: int, rows: int, stream: int) -> None:
+        launch(*before, stream, *between, table, out, rows, *after)
+
+    return call
 
 
 def _nobody_listens(arg: Any) -> bool:
     """Whether an argument is a chain of hooks with none in it."""
     return getattr(arg, "calls", None) == []
-
-
-def _place(args: tuple[Any, ...], mark: _Mark) -> int | None:
-    places = [at for at, arg in enumerate(args) if arg is mark]
-    return places[0] if len(places) == 1 else None
 
 
 def by_runner(run: Callable[..., Any], rest: tuple[Any, ...]) -> Launcher:
