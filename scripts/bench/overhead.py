@@ -9,8 +9,9 @@ The model has the shape of Qwen3-30B-A3B (48 layers, 128 experts, top-8, hidden 
 weights, decoding 32 requests under full CUDA graphs. GPU time is that between an event just before the graph's replay
 and one after everything that the step enqueued up to the end of ``execute_model``: forward, logits, and the counting.
 Prints JSON lines: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval. CPU time
-is that of the recorder's calls and, apart, of the hooks with all that they call, on the serving thread: the mean and the
-quartiles of blocks; and that of nvtxmoe's thread that sends counts, per recorded step. The rows `parts` time what these calls consist of, which makes the sum larger.
+is that of the recorder's calls and, apart, of the hooks with all that they call, on the serving thread: the mean and
+the quartiles of blocks. That of nvtxmoe's thread that sends counts is per recorded step. The rows `parts` time what
+these calls consist of, which makes the sum larger.
 """
 
 from __future__ import annotations
