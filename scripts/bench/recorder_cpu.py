@@ -1,22 +1,26 @@
 #!/usr/bin/env python3
 """CPU time per step of the recorder without a GPU: everything but the launch, the event and nsys itself.
 
-    python scripts/bench/recorder_cpu.py [--layers 48] [--experts 128] [--steps 600]
+    python scripts/bench/recorder_cpu.py [--layers 48] [--experts 128] [--pairs 15]
+    python scripts/bench/recorder_cpu.py --against TREE   # TREE: another checkout, measured in turn in one process
 
 Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
 kernel and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
-is made to believe that a tool listens, so that payloads are copied as under nsys.
+is made to believe that a tool listens, so that payloads are copied as under nsys. `calls` are the recorder's four
+calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding requests, with these calls inside.
 
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
-imitate that: 64 MB are written between steps. Prints JSON: per part of the step the mean, the median and the quartiles
-over steps, in microseconds, of CPU time of the thread. In direct mode every 16th step sends the counts of 16 steps: the
-mean has its share.
+imitate that: 64 MB are written between steps. `warm` rows sleep for a millisecond. Prints JSON: per part the mean, the
+median and the quartiles of blocks, in microseconds per step, of CPU time of the serving thread; `other_threads` is the
+CPU time of all other threads, nvtxmoe's own above all.
+With --against, blocks of both trees take turns, and `ratio` has the quartiles of this tree's block over the other's.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import importlib
 import json
 import platform
 import statistics
@@ -25,14 +29,21 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
 
 TOKENS, TOP_K = 32, 8
 THRASHED_BYTES = 64 << 20
+STEPS_A_BLOCK = 16
 PARTS = ("begin_step", "replayed", "forward_done", "end_step")
+MODULES = {
+    "counter": "recording.cuda_counter", "recorder": "recording.recorder", "graphs": "recording.cuda_graphs",
+    "tensors": "recording.routing_tensors", "identity": "run_identity", "journal": "sinks.journal",
+    "nvtx": "sinks.nvtx", "emitter": "sinks.nvtx_emitter", "hooks": "hooks", "layer_hooks": "vllm.layer_hooks",
+    "worker_hooks": "vllm.worker_hooks",
+}  # fmt: skip
 
 
 class Event:
@@ -49,8 +60,16 @@ class Event:
         """Nothing to wait for."""
 
 
-class Graph:
-    """Stands for a torch.cuda.CUDAGraph."""
+def modules_of(tree: Path) -> SimpleNamespace:
+    """Import the capture package of a checkout, beside those of other checkouts."""
+    for name in [name for name in sys.modules if name.split(".")[0] == "nvtxmoe"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(tree))
+    try:
+        found = {key: importlib.import_module(f"nvtxmoe.capture.{name}") for key, name in MODULES.items()}
+    finally:
+        sys.path.remove(str(tree))
+    return SimpleNamespace(**found)
 
 
 def without_gpu() -> None:
@@ -68,8 +87,6 @@ def without_gpu() -> None:
 
 def listening_domain() -> None:
     """Make nvtx believe that a tool listens."""
-    import importlib  # noqa: PLC0415
-
     import nvtx  # noqa: PLC0415
 
     lib = importlib.import_module("nvtx._lib.lib")  # it has no types
@@ -79,79 +96,151 @@ def listening_domain() -> None:
     nvtx.get_domain = lambda _: domain
 
 
-def recorder(mode: str, layers: int, experts: int) -> Any:
-    """A recorder of ``layers`` layers that counts on the stand-in device."""
-    from nvtxmoe.capture.recording.cuda_counter import CudaCounter  # noqa: PLC0415
-    from nvtxmoe.capture.recording.recorder import Recorder  # noqa: PLC0415
-    from nvtxmoe.capture.run_identity import Identity, LayerInfo  # noqa: PLC0415
-    from nvtxmoe.capture.sinks.journal import JournalSink  # noqa: PLC0415
-    from nvtxmoe.capture.sinks.nvtx import NvtxSink  # noqa: PLC0415
-    from nvtxmoe.capture.sinks.nvtx_emitter import BinaryEmitter  # noqa: PLC0415
+class Subject:
+    """A recorder of one checkout with its hooks around a stand-in worker, and a captured graph."""
 
-    def sinks(_: Any) -> list[Any]:
-        if mode == "nsys":
-            return [NvtxSink(BinaryEmitter())]
-        return [JournalSink(Path(tempfile.mkdtemp()), 0, 3600.0)]
+    def __init__(self, tree: Path, mode: str, layers: int, experts: int) -> None:
+        import torch  # noqa: PLC0415
 
-    made = Recorder(sinks, sample_every=0)
-    made.model_loaded(Identity(layers=tuple(LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))))
-    made._counter = CudaCounter(lambda *_: None)
-    return made
+        code = modules_of(tree)
+        identity = code.identity
+
+        class Graph:
+            """Stands for a torch.cuda.CUDAGraph."""
+
+            def capture_begin(self) -> None:
+                """Begin."""
+
+            def capture_end(self) -> None:
+                """End."""
+
+            def replay(self) -> None:
+                """Nothing runs."""
+
+        class Worker:
+            """Stands for vLLM's."""
+
+            def __init__(self, graph: Graph) -> None:
+                self.graph = graph
+
+            def execute_model(self, _: Any) -> None:
+                """Replay."""
+                self.graph.replay()
+
+            def sample_tokens(self) -> None:
+                """Nothing runs."""
+
+        def sinks(_: Any) -> list[Any]:
+            if mode == "nsys":
+                return [code.nvtx.NvtxSink(code.emitter.BinaryEmitter())]
+            return [code.journal.JournalSink(Path(tempfile.mkdtemp()), 0, 3600.0)]
+
+        self.recorder = code.recorder.Recorder(sinks, sample_every=0)
+        infos = tuple(identity.LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))
+        self.recorder.model_loaded(identity.Identity(layers=infos))
+        self.recorder._counter = code.counter.CudaCounter(lambda *_: None)
+        ours = torch.cuda.CUDAGraph
+        torch.cuda.CUDAGraph = Graph
+        code.graphs.hook_graphs(self.recorder.graphs, self.recorder.replayed)
+        torch.cuda.CUDAGraph = ours
+        capture = code.layer_hooks.Capture(self.recorder, None)
+        code.hooks.wrap(Worker, "execute_model", code.worker_hooks.step_hook(capture))
+        code.hooks.wrap(Worker, "sample_tokens", code.worker_hooks.sample_hook(capture))
+        self.graph = Graph()
+        self.graph.capture_begin()
+        for layer in range(layers):
+            ids = torch.randint(0, experts, (TOKENS, TOP_K), dtype=torch.int32)
+            self.recorder.routed(code.tensors.RoutingTensors(layer, experts, ids, ids.float()))
+        self.graph.capture_end()
+        self.worker = Worker(self.graph)
+        self.worker.execute_model(scheduled(0, new=True))
+        self.worker.sample_tokens()
+
+    def block(self, big: Any) -> dict[str, float]:
+        """Microseconds per step of a block of steps: with hooks, then the recorder's calls alone."""
+        times_ns: dict[str, int] = defaultdict(int)
+        now, made, worker = time.thread_time_ns, self.recorder, self.worker
+        others = 0
+        for step in range(2 * STEPS_A_BLOCK):
+            one = scheduled(step)
+            between_steps(big)
+            process, at = time.process_time_ns(), [now()]
+            if step < STEPS_A_BLOCK:
+                worker.execute_model(one)
+                worker.sample_tokens()
+                times_ns["hooks"] += now() - at[0]
+            else:
+                made.begin_step(TOKENS, TOKENS, 0, TOKENS)
+                at.append(now())
+                made.replayed(id(self.graph))
+                at.append(now())
+                made.forward_done()
+                at.append(now())
+                made.end_step()
+                at.append(now())
+                for name, begun, ended in zip(PARTS, at, at[1:], strict=False):
+                    times_ns[name] += ended - begun
+                times_ns["calls"] += at[-1] - at[0]
+            time.sleep(0.002)  # other threads run now
+            others += max(0, time.process_time_ns() - process - (now() - at[0]))
+        found = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}
+        return {**found, "other_threads": others / 2 / STEPS_A_BLOCK / 1000}
 
 
-def captured(made: Any, layers: int, experts: int) -> Graph:
-    """A graph with all layers in it."""
-    import torch  # noqa: PLC0415
+def between_steps(big: Any) -> None:
+    """What an engine does: 64 MB of memory and some Python, or a pause."""
+    if big is None:
+        time.sleep(0.001)
+    else:
+        big += 1
+        json.dumps(list(map(str, range(100))))
 
-    from nvtxmoe.capture.recording.routing_tensors import RoutingTensors  # noqa: PLC0415
 
-    graph = Graph()
-    made.graphs.begin(graph)
-    for layer in range(layers):
-        ids = torch.randint(0, experts, (TOKENS, TOP_K), dtype=torch.int32)
-        made.routed(RoutingTensors(layer, experts, ids, ids.float()))
-    made.graphs.end(graph)
-    return graph
+def scheduled(step: int, new: bool = False) -> Any:
+    """A SchedulerOutput of 32 requests of 16 prompt tokens, all of which decode unless new."""
+    names = [f"r{number}" for number in range(TOKENS)]
+    requests = [SimpleNamespace(req_id=name, num_computed_tokens=0, prompt_token_ids=[1] * 16) for name in names]
+    cached = SimpleNamespace(req_ids=[] if new else names, num_computed_tokens=[] if new else [16 + step] * TOKENS)
+    return SimpleNamespace(
+        finished_req_ids=set(), scheduled_new_reqs=requests if new else [], scheduled_cached_reqs=cached,
+        num_scheduled_tokens=dict.fromkeys(names, 1), total_num_scheduled_tokens=TOKENS,
+    )  # fmt: skip
 
 
 def measure(mode: str, options: argparse.Namespace, cold: bool) -> dict[str, Any]:
-    """Times of the parts in one mode."""
+    """Times of the parts in one mode, of each tree."""
     import numpy as np  # noqa: PLC0415
 
-    made = recorder(mode, options.layers, options.experts)
-    graph = captured(made, options.layers, options.experts)
-    big = np.zeros(THRASHED_BYTES // 8, np.int64)
-    times_ns: dict[str, list[int]] = defaultdict(list)
-    now = time.thread_time_ns
-    for step in range(options.steps + 32):
-        if cold:
-            big += 1
-            json.dumps(list(map(str, range(100))))  # an engine's Python runs just before
-        at = [now()]
-        made.begin_step(TOKENS, TOKENS, 0, TOKENS)
-        at.append(now())
-        made.replayed(id(graph))
-        at.append(now())
-        made.forward_done()
-        at.append(now())
-        made.end_step()
-        at.append(now())
-        if step >= 32:
-            for name, begun, ended in zip(PARTS, at, at[1:], strict=False):
-                times_ns[name].append(ended - begun)
-            times_ns["step"].append(at[-1] - at[0])
-    made.close()
-    return {
-        "mode": mode, "cold": cold, "steps": options.steps,
-        **{name: summary(ns) for name, ns in times_ns.items()},
-    }  # fmt: skip
+    trees = {"this": ROOT} if options.against is None else {"this": ROOT, "against": options.against}
+    subjects = {name: Subject(tree, mode, options.layers, options.experts) for name, tree in trees.items()}
+    big = np.zeros(THRASHED_BYTES // 8, np.int64) if cold else None
+    blocks: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
+    for number in range(options.pairs + 1):
+        order = list(subjects) if number % 2 else list(reversed(subjects))
+        for name in order:
+            block = subjects[name].block(big)
+            if number:  # the first is the warm-up
+                blocks[name].append(block)
+    for subject in subjects.values():
+        subject.recorder.close()
+    found: dict[str, Any] = {"mode": mode, "cold": cold, "blocks": options.pairs, "steps_a_block": STEPS_A_BLOCK}
+    for name, measured in blocks.items():
+        found[name] = {part: summary([block[part] for block in measured]) for part in measured[0]}
+    if options.against is not None:
+        found["ratio"] = {
+            part: [round(q, 3) for q in statistics.quantiles(
+                [ours[part] / other[part] for ours, other in zip(blocks["this"], blocks["against"], strict=True)], n=4
+            )]
+            for part in ("calls", "hooks")
+        }  # fmt: skip
+    return found
 
 
-def summary(times_ns: list[int]) -> dict[str, float]:
-    """Mean, median and quartiles in microseconds."""
-    low, middle, high = statistics.quantiles(times_ns, n=4)
-    found = {"mean": statistics.fmean(times_ns), "median": middle, "q1": low, "q3": high}
-    return {name: round(ns / 1000, 1) for name, ns in found.items()}
+def summary(times_us: list[float]) -> dict[str, float]:
+    """Mean, median and quartiles."""
+    low, middle, high = statistics.quantiles(times_us, n=4)
+    found = {"mean": statistics.fmean(times_us), "median": middle, "q1": low, "q3": high}
+    return {name: round(us, 1) for name, us in found.items()}
 
 
 def main() -> None:
@@ -159,22 +248,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--experts", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--pairs", type=int, default=15, help="Blocks of 16 steps, per tree.")
     parser.add_argument("--mode", choices=["moe", "nsys"], action="append", help="Both by default.")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="Another checkout.")
     options = parser.parse_args()
-    import numpy as np  # noqa: PLC0415
-    import nvtx  # noqa: PLC0415, F401
-    import torch  # noqa: PLC0415
+    from importlib.metadata import version  # noqa: PLC0415
 
-    from nvtxmoe.capture.sinks.nvtx_emitter import nvtx_version  # noqa: PLC0415
+    import torch  # noqa: PLC0415, F401
 
     without_gpu()
     listening_domain()
     gc.collect()
     print(json.dumps({
         "layers": options.layers, "experts": options.experts, "cpu": platform.processor() or platform.machine(),
-        "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__,
-        "nvtx": ".".join(map(str, nvtx_version())),
+        "python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "nvtx")},
     }))  # fmt: skip
     for mode in options.mode or ("moe", "nsys"):
         for cold in (False, True):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nvtxmoe.capture.run_identity import Step
 from nvtxmoe.capture.sinks import nvtx_emitter
 from nvtxmoe.capture.sinks.nvtx import NvtxSink
 from nvtxmoe.capture.sinks.nvtx_emitter import BinaryEmitter, WordEmitter
@@ -24,11 +25,15 @@ BINARY = ROOT / ".cache" / "nvtx-binary"
 class Attributes:
     """Stands for nvtx's EventAttributes, which copies an array when it is set."""
 
-    made = 0
+    made = payloads = 0
 
     def __init__(self, message: str, payload: Any) -> None:
         Attributes.made += 1
         self.message, self.payload = message, payload
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        Attributes.payloads += name == "payload"
+        super().__setattr__(name, value)
 
 
 class Domain:
@@ -41,6 +46,15 @@ class Domain:
         """A new object."""
         return Attributes(message, payload)
 
+    @property
+    def set_payloads(self) -> int:
+        """How often a payload was set."""
+        return Attributes.payloads
+
+    def push_range(self, attributes: Attributes) -> None:
+        """As a mark."""
+        self.mark(attributes)
+
     def mark(self, attributes: Attributes) -> None:
         """Read the attributes now, as nvtx does."""
         self.marks.append((attributes.message, attributes.payload.copy()))
@@ -49,6 +63,7 @@ class Domain:
 @pytest.fixture
 def domain(monkeypatch: pytest.MonkeyPatch) -> Domain:
     domain = Domain()
+    Attributes.payloads = 0
     monkeypatch.setattr("nvtx.get_domain", lambda _: domain)
     return domain
 
@@ -113,6 +128,17 @@ def test_a_step_makes_no_new_attributes(domain: Domain) -> None:
     assert len(domain.marks) == 6
 
 
+def test_a_step_is_set_anew_where_nvtx_would_have_copied_it(domain: Domain) -> None:
+    """The stand-in's attributes do not hold the struct's address: what they hold may be a copy."""
+    sink = NvtxSink(BinaryEmitter())
+    seen: list[int] = []
+    for number in range(3):
+        sink.step_begins(Step(number, 0, 1, 1, 0, 1))
+        seen.append(domain.set_payloads)
+    assert seen == [1, 2, 3]
+    assert [int(payload["step"]) for _, payload in domain.marks] == [0, 1, 2]
+
+
 def test_arrays_that_are_too_large_are_split(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_of(10, 16)
     monkeypatch.setattr(schema, "MOST_PAYLOAD_BYTES", 4 * rows.dtype.itemsize + 3)
@@ -172,6 +198,7 @@ steps(2000)
 print(rss() - before)
 kept = sink.emitter._reused(schema.COUNTS, rows, "counts")
 print(np.array_equal(kept.payload, rows))
+print(sink.emitter._local.in_place is not None, nvtx_emitter._reads_in_place(kept, rows))
 """
 
 
@@ -181,6 +208,7 @@ def test_a_real_nvtx_takes_the_array_and_keeps_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    grown_bytes, equal = done.stdout.split()
+    grown_bytes, equal, step_in_place, array_in_place = done.stdout.split()
     assert int(grown_bytes) < 4_000_000  # 26 KB per step would be 52 MB
     assert equal == "True"
+    assert (step_in_place, array_in_place) == ("True", "False")  # nvtx copies arrays, and points to single structs

@@ -114,6 +114,7 @@ def replay(made: Recorder, graph: Graph, tensors: list[torch.Tensor], *values: t
         tensor[: len(values)] = torch.tensor(values, dtype=tensor.dtype)
     made.forward_done()
     made.end_step()
+    made.send_arrived()  # else its thread does
 
 
 def captured(made: Recorder, rows: int = 4) -> tuple[Graph, list[torch.Tensor]]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from nvtxmoe.capture.recording import process_ends
+from nvtxmoe.capture.recording import sending
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.launch import Launch
 from nvtxmoe.capture.recording.recorder import Recorder
@@ -76,28 +76,9 @@ def test_kernels_are_compiled_before_the_first_request(monkeypatch: pytest.Monke
     assert made.steps == 0
 
 
-def test_counts_wait_for_others_where_that_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    sink = Kept()
-    sink.steps_a_send = 4
-    made = Recorder(lambda _: [sink], sample_every=0)
-    made.model_loaded(identity())
-    made._counter = CudaCounter(histogram)
-    monkeypatch.setattr(process_ends, "IDLE_S", 1000.0)
-    Event.ready = True
-    graph, tensors = captured(made)
-    steps = []
-    for _ in range(8):
-        replay(made, graph, tensors, (0, 1))
-        steps.append(len({step for step, _ in sink.counts()}))
-    assert steps == [1, 1, 1, 4, 4, 4, 4, 8]  # the first is due at once
-    made._send_at = 0.0  # time is up
-    replay(made, graph, tensors, (0, 1))
-    assert len({step for step, _ in sink.counts()}) == 9
-
-
 def test_what_is_compiled_ahead_is_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thread that sends in pauses must not take it for one."""
-    monkeypatch.setattr(process_ends, "IDLE_S", 0.01)
+    monkeypatch.setattr(sending, "IDLE_S", 0.01)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *shape, **said: zeros(*shape, **(said | {"device": "cpu"})))
 

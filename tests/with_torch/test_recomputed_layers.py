@@ -83,6 +83,7 @@ def test_held_logits_of_a_graph_are_counted_after_each_replay() -> None:
             tensor[: len(pairs)] = logits_for(*pairs)
         made.forward_done()
         made.end_step()
+    made.send_arrived()
     assert launched == [(0, 1)] * 2  # one launch a step counts all layers
     counts = sink.counts()
     assert counts[0, 0] == counts[0, 1] == [1, 2, 1, 0, 0, 0, 0, 0]

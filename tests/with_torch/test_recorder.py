@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe.capture.hooks import unhook_all
-from nvtxmoe.capture.recording import process_ends
+from nvtxmoe.capture.recording import sending
 from nvtxmoe.capture.recording.cpu_counter import CpuCounter
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.recorder import META_EVERY, PAIRS_EVERY, Recorder
@@ -220,7 +220,7 @@ def test_spans_of_pairs() -> None:
 
 
 def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_ends, "IDLE_S", 0.01)
+    monkeypatch.setattr(sending, "IDLE_S", 0.01)
 
     class Late(CpuCounter):
         """Nothing has arrived while the step runs."""
@@ -243,9 +243,8 @@ def test_counts_that_arrive_in_a_pause_are_sent(monkeypatch: pytest.MonkeyPatch)
         time.sleep(0.01)
     assert set(sink.counts()) == {(0, 0), (0, 1)}
     recorder.close()
-    assert recorder._idle is not None
-    recorder._idle.join(5)
-    assert not recorder._idle.is_alive()
+    recorder._sending.thread.join(5)
+    assert not recorder._sending.thread.is_alive()
 
 
 def test_a_second_model_in_the_process_is_recorded_too() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from nvtxmoe.capture.hooks import Hook, failed_so_far
 from nvtxmoe.capture.recording import current_stream
+from nvtxmoe.capture.recording.cpu_counter import CpuCounter
 from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_function
 from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.run_identity import Step
@@ -45,15 +46,24 @@ def test_counts_of_layers_of_one_shape_stay_apart() -> None:
         assert found == [int(expert in (step, 7)) for expert in range(8)]
 
 
-def test_steps_that_are_sent_together_keep_their_own_counts() -> None:
+def test_steps_of_a_cpu_that_are_sent_together_keep_their_own_counts() -> None:
     made, sink, _ = recorder()
-    made._steps_a_send = 4
-    made._send_at = float("inf")
-    graph, tensors = graph_of(made, 0)
-    Event.ready = True
-    for number in range(4):
-        replay(made, graph, tensors, (number, 7))
-    assert [sink.counts()[step, 0].index(1) for step in range(4)] == [0, 1, 2, 3]
+    made._counter, made._steps_a_send, made._send_at = CpuCounter(), 4, float("inf")
+    steps = []
+    for number in range(8):
+        made.begin_step(1, 1, 0, 1)
+        made.routed(routed(0, torch.tensor([[number, 7]], dtype=torch.int32)))
+        made.forward_done()
+        made.end_step()
+        steps.append(len({step for step, _ in sink.counts()}))
+    assert steps == [0, 0, 0, 4, 4, 4, 4, 8]
+    assert [sink.counts()[step, 0].index(1) for step in range(7)] == list(range(7))
+    made._send_at = 0.0  # time is up
+    made.begin_step(1, 1, 0, 1)
+    made.routed(routed(0, torch.tensor([[1, 7]], dtype=torch.int32)))
+    made.forward_done()
+    made.end_step()
+    assert len({step for step, _ in sink.counts()}) == 9
 
 
 def test_prepared_rows_are_those_of_the_step() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from nvtxmoe.capture.recording import direct_launch
 from nvtxmoe.capture.recording.launch import Launch
 
 Histogram = Callable[[Launch, torch.Tensor, torch.Tensor, int], None]
@@ -52,7 +53,7 @@ def histogram(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[Histogr
         monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram", raising=False)
         module = importlib.import_module("nvtxmoe.capture.recording.triton_histogram")
         monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram")
-        monkeypatch.setattr(module, "raw_stream", {5: 77}.__getitem__)
+        monkeypatch.setattr(direct_launch, "raw_stream_function", lambda: {5: 77}.__getitem__)
         found: Histogram = module.histogram
         return found, kernel
 

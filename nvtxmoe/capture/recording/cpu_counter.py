@@ -22,6 +22,8 @@ class Counter(Protocol):
 
     #: Steps that had to be left out, the device being too far behind.
     dropped: int
+    #: Whether counts arrive some time after ``submit``.
+    arrives_later: bool
 
     def submit(
         self,
@@ -40,9 +42,14 @@ class Counter(Protocol):
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps that are counted by now; with ``wait`` all of them."""
 
+    def enter_thread(self) -> bool:
+        """Prepare the calling thread, which is not the serving one, for ``drain``; False where it is too early."""
+
 
 class CpuCounter:
     """Counts CPU tensors when they are submitted."""
+
+    arrives_later = False
 
     def __init__(self) -> None:
         self.dropped = 0
@@ -78,6 +85,10 @@ class CpuCounter:
         """All that was submitted."""
         while self._done:
             yield self._done.popleft()
+
+    def enter_thread(self) -> bool:
+        """Nothing to prepare."""
+        return True
 
 
 def _cells(group: SameShapeTensors, num_tokens: int) -> Cells:

@@ -7,11 +7,13 @@ what is being read.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nvtxmoe.capture.recording.current_stream import CurrentStreams
@@ -53,11 +55,13 @@ class _Slot:
     """Pinned memory for one step's counts, and the events that they have arrived, one a device.
 
     Attributes:
+        number: its own in the process.
         outs: int32, as many as a launch's shape has, each aligned to 16 bytes.
         cells: the same as arrays, of the launches that count ids.
         recomputed: the same of those that recompute: [layers, parts, experts + 1] each.
     """
 
+    number: int
     outs: tuple[Any, ...]
     cells: tuple[Cells, ...]
     recomputed: tuple[tuple[LogitsLaunch, npt.NDArray[Any]], ...]
@@ -71,6 +75,7 @@ class _Plan:
     Attributes:
         groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
         free: slots for these layers that nothing is under way to.
+        calls: launches of a kept plan into a slot, by the slot's ``number``; each is given the tokens.
     """
 
     launches: tuple[Launch | LogitsLaunch, ...]
@@ -78,6 +83,7 @@ class _Plan:
     groups: tuple[SameShapeTensors | SameRuleLogits | None, ...]
     devices: tuple[torch.device, ...]
     free: list[_Slot]
+    calls: dict[int, tuple[Callable[[int], None], ...]] = field(default_factory=dict)
 
 
 class _Pending(NamedTuple):
@@ -101,6 +107,8 @@ class CudaCounter:
             else PyTorch's own operations do it.
     """
 
+    arrives_later = True
+
     def __init__(
         self, histogram: Histogram | None = None, pairs: Pairs | None = None, recompute: Recompute | None = None
     ) -> None:
@@ -113,6 +121,7 @@ class CudaCounter:
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
         self._streams = CurrentStreams()
+        self._device: torch.device | None = None
 
     def submit(
         self,
@@ -133,7 +142,8 @@ class CudaCounter:
             if several:
                 self._launch_on_each(plan, slot, step.num_tokens)
             else:
-                self._launch(plan, slot, step.num_tokens, range(len(plan.launches)))
+                for call in plan.calls.get(slot.number) or self._calls(plan, slot):
+                    call(step.num_tokens)
             if pairs is not None:
                 self._add_pairs(plan, step, routed, pairs)
             samples = [_sampled(one, step.num_tokens) for one in routed] if sample else ()
@@ -164,6 +174,15 @@ class CudaCounter:
             yield _arrived(first)
             first.free.append(first.slot)
 
+    def enter_thread(self) -> bool:
+        """Make the GPU current: asked for an event, CUDA would else start on the first GPU. False before any count."""
+        import torch  # noqa: PLC0415
+
+        device = self._device
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+        return device is not None
+
     def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
         """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
         import torch  # noqa: PLC0415
@@ -186,23 +205,29 @@ class CudaCounter:
             pass
 
     def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
-        for place, launch in enumerate(plan.launches):
+        for launch, call in zip(plan.launches, self._calls(plan, slot), strict=True):
             with _on(launch.device):
-                self._launch(plan, slot, num_tokens, (place,))
+                call(num_tokens)
 
-    def _launch(self, plan: _Plan, slot: _Slot, num_tokens: int, places: Iterable[int]) -> None:
-        for place in places:
-            group = plan.groups[place]
-            launch, out = plan.launches[place], slot.outs[place]
-            if isinstance(group, SameRuleLogits):
-                torch_recompute(group, out, num_tokens)
-            elif group is not None:
-                torch_histogram(group, out, num_tokens)
-            elif isinstance(launch, LogitsLaunch):
-                if self._recompute is not None:
-                    self._recompute(launch, plan.tables[place], out, num_tokens)
-            elif self._histogram is not None:
-                self._histogram(launch, plan.tables[place], out, num_tokens)
+    def _calls(self, plan: _Plan, slot: _Slot) -> tuple[Callable[[int], None], ...]:
+        """The plan's launches into a slot, made once for a plan that comes again."""
+        found = plan.calls[slot.number] = tuple(
+            self._call(*each) for each in zip(plan.groups, plan.launches, plan.tables, slot.outs, strict=True)
+        )
+        return found
+
+    def _call(
+        self, group: SameShapeTensors | SameRuleLogits | None, launch: Launch | LogitsLaunch, table: Any, out: Any
+    ) -> Callable[[int], None]:
+        if isinstance(group, SameRuleLogits):
+            return partial(torch_recompute, group, out)
+        if group is not None:
+            return partial(torch_histogram, group, out)
+        if isinstance(launch, LogitsLaunch):
+            assert self._recompute is not None  # else the plan has a group
+            return partial(self._recompute, launch, table, out)
+        assert self._histogram is not None
+        return partial(self._histogram, launch, table, out)
 
     def _add_pairs(self, plan: _Plan, step: Step, routed: tuple[Routed, ...], pairs: PairCounts) -> None:
         """Before the step's event: until then the tables are held."""
@@ -237,6 +262,7 @@ class CudaCounter:
             if isinstance(launch, LogitsLaunch) and group is not None:
                 launch.parts = 1  # PyTorch's operations do it in one
         devices = tuple(dict.fromkeys(launch.device for launch in launches))
+        self._device = devices[0]
         plan = _Plan(
             launches=launches,
             tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),
@@ -251,6 +277,9 @@ class CudaCounter:
         return plan
 
 
+_numbers = itertools.count()
+
+
 def _new_slot(plan: _Plan) -> _Slot:
     import torch  # noqa: PLC0415  only where there are tensors of a GPU
 
@@ -260,6 +289,7 @@ def _new_slot(plan: _Plan) -> _Slot:
     parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
     counts = [(launch, part.numpy().reshape(launch.shape)) for part, launch in zip(parts, plan.launches, strict=True)]
     return _Slot(
+        number=next(_numbers),
         outs=tuple(parts),
         cells=tuple(
             Cells(launch.layers, launch.top_k, numbers, launch.physical)

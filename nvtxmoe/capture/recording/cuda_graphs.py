@@ -111,6 +111,10 @@ class Graphs:
         """Return what a graph's replay leaves behind, each layer once per micro-batch."""
         return tuple(self._routed.get(key, {}).values())
 
+    def has_routing(self, key: int) -> bool:
+        """Whether a graph's replay leaves anything behind."""
+        return bool(self._routed.get(key))
+
     def repeated(self, key: int) -> set[int]:
         """Layers that ran more than once in a graph."""
         return self._repeated.get(key, set())
@@ -132,7 +136,7 @@ def _told() -> list[tuple[Graphs, Callable[[int], None]]]:
     return [(graphs, replayed) for graphs, replayed in found if graphs is not None and replayed is not None]
 
 
-def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
+def hook_graphs(graphs: Graphs, on_replay: Callable[[int], None]) -> None:
     """Hook PyTorch's graphs, once a process; the listener is forgotten when it goes.
 
     ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too. Programs may
@@ -140,12 +144,12 @@ def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
     ``replay``, whenever it was bound; older ones get a wrapper on the class, which bound methods hold from here on.
 
     Parameters:
-        replayed: a method, called with the graph's key before each replay.
+        on_replay: a method, called with the graph's key before each replay.
     """
     import torch  # noqa: PLC0415  only where there is a model
 
     _listeners[:] = [one for one in _listeners if one[0]() is not None]
-    _listeners.append((weakref.ref(graphs), weakref.WeakMethod(replayed)))
+    _listeners.append((weakref.ref(graphs), weakref.WeakMethod(on_replay)))
 
     def announce(graph: Any, *_: Any, **__: Any) -> Any:
         for one, _replayed in _told():
@@ -166,8 +170,11 @@ def hook_graphs(graphs: Graphs, replayed: Callable[[int], None]) -> None:
             one.end(graph)
 
     def replay(graph: Any, *_: Any, **__: Any) -> None:
-        for _graphs, tell in _told():
-            tell(id(graph))
+        key = id(graph)
+        for one, replayed in _listeners:  # ``_told`` would make lists in every replay
+            tell = replayed()
+            if tell is not None and one() is not None:
+                tell(key)
 
     owner = torch.cuda.CUDAGraph
     wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))

@@ -1,11 +1,10 @@
-"""What happens to a recorder in a pause, in a forked child, and at the end of its process."""
+"""What happens to a recorder in a forked child, and at the end of its process."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import threading
-import time
 import weakref
 from multiprocessing import util
 from typing import Any
@@ -14,10 +13,6 @@ from nvtxmoe.capture.log import logger
 
 #: The recorder, which imports this module.
 Recorder = Any
-
-#: Seconds without a step after which what has arrived is sent and written.
-IDLE_S = 0.1
-
 
 #: How long the end of a process waits for a thread that sends, in seconds.
 EXIT_LOCK_S = 1.0
@@ -60,21 +55,3 @@ def drain_at_exit(recorder: Recorder) -> None:
 
     atexit.register(drain)
     util.Finalize(None, drain, exitpriority=DRAIN_PRIORITY)  # children of multiprocessing leave without atexit
-
-
-def send_when_idle(recorder: weakref.ref[Recorder]) -> None:
-    """Send the last counts before a pause: they would else wait for the next step, or die with a killed process."""
-    before = -1
-    while True:
-        time.sleep(IDLE_S)
-        one = recorder()
-        if one is None or one._closed:
-            return
-        if one.steps == before and not one._open:
-            with one._lock:
-                if not one._open and not one._closed and not one.graphs.closed:
-                    one._arrived()
-                    for sink in one._sinks:
-                        sink.pause()
-        before = one.steps
-        del one

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import time
-import weakref
 from collections import Counter as Tally
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
@@ -23,9 +22,10 @@ from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.prepared_rows import RowsByShape
-from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit, send_when_idle
+from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
 from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
+from nvtxmoe.capture.recording.sending import WAKE_EVERY, SendingThread
 from nvtxmoe.capture.recording.step_routing import StepRouting
 from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
@@ -36,7 +36,7 @@ from nvtxmoe.formats import schema
 META_EVERY = 500
 #: Steps of one span of moe.pairs.
 PAIRS_EVERY = 100
-#: Counts wait for so many seconds at most to be sent together.
+#: Counts of a CPU wait for so many seconds at most to be sent together.
 SEND_S = 0.25
 
 
@@ -87,8 +87,7 @@ class Recorder:
         self._ambiguous = AmbiguousTokens()
         self._warmed: set[object] = set()  # kinds of logits that are compiled for
         self._told: object = None
-        # Counts that arrive when no step follows are sent by a thread.
-        self._idle: threading.Thread | None = None
+        self._sending = SendingThread()
         self._closed = False
         self._stopped: str | None = None  # what steps are lost as
 
@@ -109,9 +108,7 @@ class Recorder:
             drain_at_exit(self)
             self._sinks = self._make_sinks(identity)
             self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
-            idle = (weakref.ref(self),)
-            self._idle = threading.Thread(target=send_when_idle, args=idle, name="nvtxmoe-idle", daemon=True)
-            self._idle.start()
+            self._sending.start(self)
         self._wanted_changed()
         self._tell_meta()
 
@@ -216,13 +213,12 @@ class Recorder:
         number = self.steps
         if number and number % META_EVERY == 0:
             self._tell_meta()
-        with self._lock:
-            step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
-            self.steps = number + 1
-            self._routing.begin()
-            self._open = True
-            for sink in self._sinks:
-                sink.step_begins(step)
+        step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+        self.steps = number + 1
+        self._routing.begin()
+        self._open = True
+        for sink in self._sinks:
+            sink.step_begins(step)
 
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
@@ -235,6 +231,11 @@ class Recorder:
     def records(self, layer: int) -> bool:
         """Whether a layer is wanted and visible."""
         return layer not in self.hidden and (self._layers is None or layer in self._layers)
+
+    @property
+    def sends_soon(self) -> bool:
+        """Whether counts may not wait until several steps are sent together."""
+        return self._steps_a_send == 1
 
     @property
     def graphs(self) -> Graphs:
@@ -281,7 +282,8 @@ class Recorder:
             self._lose("steps in which a layer's routing was not seen in every micro-batch")
         if not divided.parts:
             return
-        self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
+        with self._lock:  # the thread that sends must not see a part of a step that is then left out
+            self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
 
     def _counter_for(self, routed: tuple[Routed, ...]) -> Counter:
         if self._counter is None:
@@ -304,20 +306,22 @@ class Recorder:
         return False
 
     def end_step(self) -> None:
-        """The step's range closes; counts that have arrived are sent."""
+        """The step's range closes; counts that have arrived are sent: a GPU's by a thread of its own."""
         if not self._open:
             return
-        with self._lock:
-            self._open = False
-            self._step = None
-            self._routing.end()
-            for sink in self._sinks:
-                sink.step_ends()
-            if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
-                self._pairs.begin()
-            if self.steps % self._steps_a_send and time.monotonic() < self._send_at:
-                return
-            self._arrived()
+        self._open = False
+        self._step = None
+        self._routing.end()
+        for sink in self._sinks:
+            sink.step_ends()
+        if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
+            self._pairs.begin()
+        if self._counter is not None and self._counter.arrives_later:
+            if not self.steps % WAKE_EVERY:
+                self._sending.wake()
+        elif not self.steps % self._steps_a_send or time.monotonic() >= self._send_at:
+            with self._lock:
+                self._arrived()
         if self._changes() != self._told:
             self._tell_meta()
 
@@ -328,6 +332,12 @@ class Recorder:
             self.end_step()
 
     # Events ------------------------------------------------------------------------------------------------------
+
+    def send_arrived(self) -> None:
+        """Send the counts that have arrived, unless the device must not be asked now. Any thread may call it."""
+        with self._lock:
+            if not self._closed and not self.graphs.closed:
+                self._arrived()
 
     def _arrived(self, wait: bool = False) -> None:
         self._send_at = time.monotonic() + SEND_S
@@ -373,11 +383,16 @@ class Recorder:
 
     def _changes(self) -> object:
         """Numbers one of which changes when moe.meta is worth sending again: a new failure, loss or hidden layer."""
-        return failed_so_far(), len(self.lost), len(self.hidden), self.graphs.held_bytes
+        return failed_so_far(), len(self.lost), len(self.hidden), self._routing.graphs.held_bytes
 
     def _tell_meta(self) -> None:
         assert self.identity is not None
-        self._told = self._changes()
+        with self._lock:  # the thread that sends changes what it lists
+            self._told = self._changes()
+            self._send_meta()
+
+    def _send_meta(self) -> None:
+        assert self.identity is not None
         hidden = {str(layer): reason for layer, reason in self.hidden.items()}
         capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
         for sink in self._sinks:

@@ -86,7 +86,7 @@ class StepRouting:
 
     def replayed(self, graph: int) -> None:
         """A graph is replayed as part of the forward."""
-        if self._eager is not None and self.graphs.routed(graph):
+        if self._eager is not None and self.graphs.has_routing(graph):
             self._replays.append(graph)
 
     def end(self) -> StepTensors:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from nvtxmoe.capture.recording.current_stream import raw_stream_function
+from nvtxmoe.capture.recording.direct_launch import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 #: Assignments that a program takes at a time.
 BLOCK = 1024
-
-raw_stream = raw_stream_function()
 
 
 @triton.jit(do_not_specialize=["num_rows", "row_stride"])  # type: ignore[untyped-decorator]
@@ -67,17 +65,6 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
         layers = len(launch.layers)
         compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *rest, num_warps=4)
         # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
-        launch.prepared["count"] = compiled[(layers, 1, 1)], rest, True
+        launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), rest)
         return
-    run, rest, by_address = prepared
-    if by_address:
-        try:
-            # Addresses as numbers: of a tensor, Triton's launcher asks the driver in every launch whether the GPU can
-            # reach it. The launch of the compilation has asked.
-            stream = None if raw_stream is None else raw_stream(launch.device.index)
-            run(table.data_ptr(), out.data_ptr(), num_tokens, *rest, stream=stream)
-        except TypeError:  # a Triton whose launcher takes neither
-            launch.prepared["count"] = run, rest, False
-        else:
-            return
-    run(table, out, num_tokens, *rest)
+    prepared(launch.device, table, out, num_tokens)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from nvtxmoe.capture.recording import routing_rule
+from nvtxmoe.capture.recording.direct_launch import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -172,7 +173,6 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
         )
         compiled = nvtxmoe_recompute[grid](table, out, num_tokens, *rest, num_warps=4)
         if compiled is not None:  # Triton's interpreter gives nothing
-            launch.prepared["recompute"] = compiled[grid], rest
+            launch.prepared["recompute"] = Prepared(compiled, grid, rest)
         return
-    run, rest = prepared
-    run(table, out, num_tokens, *rest)
+    prepared(launch.device, table, out, num_tokens)

@@ -13,7 +13,8 @@ class Sink(Protocol):
 
     encoding: str
     #: Counts may wait for so many steps and then be sent together, which takes less time than one step at a time. A
-    #: session of nsys may stop after any step: there they may not wait.
+    #: session of nsys may stop after any step: there they may not wait. Of a GPU's counts it only matters whether it is
+    #: 1: a thread sends them (``recording.sending``).
     steps_a_send: int
 
     def meta(self, text: bytes) -> None:

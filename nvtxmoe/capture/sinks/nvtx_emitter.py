@@ -5,6 +5,8 @@ The nvtx module keeps every distinct message for ever, so messages come from a f
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -98,8 +100,13 @@ class BinaryEmitter(_Ranges):
         self._pushed()
 
     def push_step(self, payload: Payload) -> None:
-        """Open ``moe.step`` with its struct."""
-        self._domain.push_range(self._reused(schema.STEP, payload, "step"))
+        """Open ``moe.step`` with its struct. Where nvtx holds the struct's address, setting it again is spared."""
+        local = self._local
+        attributes = local.in_place
+        if attributes is None or attributes.payload is not payload:
+            attributes = self._reused(schema.STEP, payload, "step")
+            local.in_place = attributes if _reads_in_place(attributes, payload) else None
+        self._domain.push_range(attributes)
         self._pushed()
 
     def pop(self) -> None:
@@ -192,6 +199,18 @@ class _Reused(threading.local):
 
     def __init__(self) -> None:
         self.attributes: dict[str, Any] = {}
+        self.in_place: Any = None
+
+
+def _reads_in_place(attributes: Any, payload: Payload) -> bool:
+    """Whether an attributes object holds the address of a payload's memory, so that changes of it are seen.
+
+    nvtx copies arrays of one dimension, and says of neither kind what it does: so its object is looked at.
+    """
+    if attributes is None or sys.implementation.name != "cpython":
+        return False
+    address = int(payload.ctypes.data).to_bytes(ctypes.sizeof(ctypes.c_void_p), sys.byteorder)
+    return address in ctypes.string_at(id(attributes), type(attributes).__basicsize__)
 
 
 def _calls(domain: Any) -> tuple[Callable[[Any], None], Callable[[], None], Callable[[Any], None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import repeat
+from operator import lt
 from typing import Any
 
 
@@ -18,6 +20,10 @@ class RequestLengths:
             self._prompt[new.req_id] = _prompt_length(new)
             computed[new.req_id] = new.num_computed_tokens
         cached = scheduled.scheduled_cached_reqs
+        if not computed and len(cached.req_ids) == len(scheduled.num_scheduled_tokens):
+            prompts = map(self._prompt.get, cached.req_ids, repeat(0))
+            if not any(map(lt, cached.num_computed_tokens, prompts)):
+                return 0  # all requests decode, as in most steps
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         prefill = 0
         for request, tokens in scheduled.num_scheduled_tokens.items():

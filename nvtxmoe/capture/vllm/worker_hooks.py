@@ -23,8 +23,11 @@ def step_hook(capture: Capture) -> Hook:
 
     def enter(worker: Any, scheduler_output: Any) -> bool:
         scheduled = scheduler_output
-        requests = by_worker.setdefault(worker, RequestLengths())
-        requests.forget(scheduled.finished_req_ids)
+        requests = by_worker.get(worker)
+        if requests is None:
+            requests = by_worker[worker] = RequestLengths()
+        if scheduled.finished_req_ids:
+            requests.forget(scheduled.finished_req_ids)
         _notice_change(capture)
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
