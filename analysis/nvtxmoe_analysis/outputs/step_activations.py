@@ -50,6 +50,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
 
 def _lists(counts: CountTable) -> pl.Series:
     """A list per cell, without its padding; on the matrix's own memory where there is none."""
-    number = counts.cells["num_experts"]
-    padded = pl.Series(counts.matrix).arr.to_list()
-    return padded if (number == counts.matrix.shape[1]).all() else padded.list.head(number)
+    width = counts.matrix.shape[1]
+    padded = pl.DataFrame({"counts": pl.Series(counts.matrix).arr.to_list(), "experts": counts.cells["num_experts"]})
+    if (padded["experts"] == width).all():
+        return padded["counts"]
+    return padded.select(pl.col("counts").list.head("experts")).to_series()
