@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import lzma
 import os
+
+# Before numpy is imported: several test processes share the cores, and threads of OpenBLAS would wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 import sys
 import tarfile

@@ -61,6 +61,9 @@ def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ranks: str | None,
         **others: Any,
     ) -> Any:
+        from nvtxmoe_analysis.core.blas import one_thread  # noqa: PLC0415
+
+        one_thread()
         from nvtxmoe_analysis.facts.selection import Selection  # noqa: PLC0415  polars only when needed
 
         first, last = step_range(steps)

@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
     """Show a progress bar on standard error and yield ``analyze``'s ``tell``; show nothing if it is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _what, _done: None
+        return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it is shown
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=stderr(), transient=True) as bar:
         task = bar.add_task("opening", total=None)
 
         def tell(what: str, done: float | None) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
 from nvtxmoe_analysis.core.text import spans
 from nvtxmoe_analysis.events.capture_state import CaptureState
 from nvtxmoe_analysis.events.meta import Meta
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 80
 EXPORTS_ONLY = False

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 160
 EXPORTS_ONLY = True

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.core.text import number
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 90
 EXPORTS_ONLY = True

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.readers import nsys_tables
@@ -201,7 +200,8 @@ class Decoder:
 
 def joined(blobs: pl.Series) -> npt.NDArray[np.uint8]:
     """All bytes of a binary column, one value after the other."""
-    column = blobs.rechunk().to_arrow().cast(pa.large_binary())
+    # Large binary, which has one buffer of all bytes; a cast to it would import pyarrow.compute.
+    column = blobs.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
     if len(column) == 0:
         return np.zeros(0, dtype=np.uint8)
     _, offsets, data = column.buffers()

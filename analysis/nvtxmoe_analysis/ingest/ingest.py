@@ -10,7 +10,6 @@ from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import Selection
-from nvtxmoe_analysis.ingest import process_pool
 from nvtxmoe_analysis.ingest.memory_budget import workers
 from nvtxmoe_analysis.ingest.task import Failure, Outcome, Task, attempt, read
 
@@ -59,6 +58,8 @@ def ingest(
     elif (number_of_workers := workers(inputs, jobs)) == 1:
         outcomes = run_here(tasks, progress, done)
     else:
+        from nvtxmoe_analysis.ingest import process_pool  # noqa: PLC0415  multiprocessing
+
         progress.begin(f"{len(tasks)} reports: {number_of_workers} at a time")
         outcomes = process_pool.run(tasks, number_of_workers, done)
     outcomes = [outcomes[order.index(i)] for i in range(len(tasks))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.core.grouping import in_order
@@ -51,12 +50,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
 
 def _lists(counts: CountTable) -> pl.Series:
     """A list per cell, without its padding; on the matrix's own memory where there is none."""
-    import pyarrow as pa  # noqa: PLC0415  takes a third of a second
-
-    number = counts.cells["num_experts"].to_numpy()
     width = counts.matrix.shape[1]
-    full = bool(np.all(number == width))
-    flat = counts.matrix.reshape(-1) if full else counts.matrix[np.arange(width) < number[:, None]]
-    bounds = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(number)])
-    made: pl.Series = pl.from_arrow(pa.LargeListArray.from_arrays(pa.array(bounds), pa.array(flat)))  # type: ignore[assignment]
-    return made
+    padded = pl.DataFrame({"counts": pl.Series(counts.matrix).arr.to_list(), "experts": counts.cells["num_experts"]})
+    if (padded["experts"] == width).all():
+        return padded["counts"]
+    return padded.select(pl.col("counts").list.head("experts")).to_series()

@@ -8,7 +8,6 @@ from pathlib import Path
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.readers.base import Export
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX, export_report
-from nvtxmoe_analysis.readers.parquet import ParquetExport
 from nvtxmoe_analysis.readers.session import Session, is_session
 from nvtxmoe_analysis.readers.sqlite import SqliteExport
 
@@ -24,6 +23,8 @@ def open_export(path: Path, *, cache_dir: Path | None = None, nsys: Path | None 
         if is_session(path):
             return Session(path)
         if path.is_dir():
+            from nvtxmoe_analysis.readers.parquet import ParquetExport  # noqa: PLC0415  pyarrow's file systems
+
             return ParquetExport(path)
         if not path.is_file():
             raise NvtxmoeError(

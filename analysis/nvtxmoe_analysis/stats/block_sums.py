@@ -98,10 +98,13 @@ def _tabulate(x: Floats, strata: Strata, held: Floats, score: Floats, further: F
 
 def _with_columns(features: list[Floats], strata: Strata, further: Floats | None) -> Floats:
     """Sums of feature x column by block: [models, blocks, columns, features]."""
-    further = np.zeros((0, len(strata.stratum))) if further is None else further
+    models, rows = features[0].shape
+    if further is None or not len(further):
+        return np.zeros((models, strata.blocks, 0, len(features)))
     block = (strata.block == np.arange(strata.blocks)[:, None]).astype(np.float64)
-    by_block = block[:, None] * further
-    return np.stack([np.einsum("mn,bcn->mbc", x, by_block, optimize=True) for x in features], axis=-1)
+    by_block = (block[:, None] * further).reshape(-1, rows)
+    sums = np.concatenate(features) @ by_block.T
+    return sums.reshape(len(features), models, strata.blocks, len(further)).transpose(1, 2, 3, 0)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,8 @@ def fit(
         )
         rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
         # A Newton step: the clipped residuals change by the share that is not clipped.
-        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, (weights >= 1).mean(axis=1))[:, None]
+        held = (weights >= 1).mean(axis=1) if len(columns) else np.ones(len(weights))
+        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, held)[:, None]
         rests &= np.abs(moved).max(axis=1, initial=0.0) <= TOLERANCE[0] * scale
         if rests.mean() < SETTLED and iteration < MOST_ITERATIONS - 1:
             coefficients = coefficients + moved

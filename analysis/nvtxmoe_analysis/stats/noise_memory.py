@@ -30,9 +30,13 @@ LEAST_ROWS = 8
 LEAST_MEMORY = 1.1
 
 
-@lru_cache(maxsize=64)
-def _shapes(rows: int, longest: int) -> Floats:
-    """Spectra of a stratum at its cosines 1, 2, ...: float64 [shapes, rows - 1]; the first one is flat."""
+@lru_cache(maxsize=32)
+def _shapes(rows: int, longest: int) -> tuple[Floats, Floats]:
+    """Spectra of a stratum at its cosines 1, 2, ...; the first one is flat.
+
+    Returns:
+        their inverses, float64 [rows - 1, shapes], and logarithms, float64 [shapes, rows - 1].
+    """
     wave = np.sin(np.pi * np.arange(1, rows) / (2 * rows)) ** 2
     slowest = np.sin(np.pi / (4 * longest))
     corner, strength = (
@@ -41,7 +45,7 @@ def _shapes(rows: int, longest: int) -> Floats:
     )
     memory = 1.0 + strength * corner**2 / (corner**2 + wave)
     shapes: Floats = np.vstack([np.ones(rows - 1), memory])
-    return shapes
+    return (1 / shapes).T, np.log(shapes)
 
 
 def spectra(residuals: Floats, strata: Strata, skipped: Sequence[int]) -> list[Floats | None]:
@@ -60,11 +64,10 @@ def spectra(residuals: Floats, strata: Strata, skipped: Sequence[int]) -> list[F
     shapes = 1 + CORNERS * len(STRENGTHS)
     scaled, logs, terms = np.zeros((len(residuals), shapes)), np.zeros(shapes), 0
     for start, size, slow in fitted:
-        here = slice(slow, None)
-        shape = _shapes(size, longest)[:, here]
-        scaled += _power(residuals[:, start : start + size])[:, here] @ (1 / shape).T
-        logs += np.log(shape).sum(axis=1)
-        terms += shape.shape[1]
+        inverse, logarithm = _shapes(size, longest)
+        scaled += _power(residuals[:, start : start + size])[:, slow:] @ inverse[slow:]
+        logs += logarithm[:, slow:].sum(axis=1)
+        terms += len(inverse) - slow
     if not terms:
         return [None] * len(bounds)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -76,7 +79,7 @@ def spectra(residuals: Floats, strata: Strata, skipped: Sequence[int]) -> list[F
     weight /= weight.sum(axis=1, keepdims=True)
     means: dict[int, Floats] = {}
     for size in {size for _, size, _ in fitted}:
-        mean = np.exp(weight @ np.log(_shapes(size, longest)))
+        mean = np.exp(weight @ _shapes(size, longest)[1])
         means[size] = mean / mean[:, -1:]
     return [means.get(size) for _, size, _ in bounds]
 

@@ -16,15 +16,16 @@ FAR = 3.0
 TURNS = 2
 
 
-def whitened(x: Floats, strata: Strata, model: Fit, columns: Floats) -> tuple[Floats, Tables]:
+def whitened(x: Floats, strata: Strata, model: Fit, tables: Tables, columns: Floats) -> tuple[Floats, Tables]:
     """Return slopes [models, features] and their sums by block, free of the noise's memory.
 
     Models whose noise has none keep their slopes.
 
     Parameters:
         x, strata, columns: as of ``huber.fit``, whose result ``model`` is.
+        tables: of the model, with the columns.
     """
-    slopes, tables = model.slopes, tabulate(x, strata, model, columns)
+    slopes = model.slopes
     limit = FAR * model.scale_ns[:, None]
     calm = np.clip(model.residuals, -limit, limit)
     known = calm + np.einsum("mf,mfn->mn", slopes, x)

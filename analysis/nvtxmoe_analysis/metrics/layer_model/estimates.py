@@ -241,8 +241,9 @@ def _fit(samples: Sequence[Sample], xs: Sequence[Floats], columns: Floats, weigh
     x = np.concatenate(xs)
     y = np.repeat(strata.centred(np.stack([sample.y for sample in samples])), counts, axis=0)
     model = fit(y, x, strata, weights=weights, columns=columns)
-    misses = predict(y, x, strata, model, tabulate(x, strata, model))
-    slopes, tables = whitened(x, strata, model, columns)
+    tables = tabulate(x, strata, model, columns)
+    misses = predict(y, x, strata, model, tables)
+    slopes, tables = whitened(x, strata, model, tables, columns)
     ends = np.cumsum(counts).tolist()
     parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
     return _Fitted(model, slopes, tables, slope_errors(tables), misses, parts)
