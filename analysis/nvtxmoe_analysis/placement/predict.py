@@ -123,30 +123,37 @@ class Predictor:
         """Return the placements of all algorithms with their values."""
         return Prediction(self.run, self.options, self.phases, [self._algorithm(name) for name in algorithms()])
 
-    def value(self, name: str, by_layer: Mapping[int, Layout]) -> Prediction:
-        """Return today's placement and one from outside with their values.
+    def value(self, given: Mapping[str, Mapping[int, Layout]]) -> Prediction:
+        """Return today's placement and those from outside with their values.
 
         Parameters:
-            by_layer: by number of the layer; absent layers stay as they are.
+            given: by name, then by number of the layer; absent layers stay as they are.
 
         Raises:
             NvtxmoeError: a layer is not in the results, or its placement is not one of its experts and ranks.
         """
+        return Prediction(
+            self.run,
+            self.options,
+            self.phases,
+            [self._algorithm(TODAY), *(self._given(name, by_layer) for name, by_layer in given.items())],
+        )
+
+    def _given(self, name: str, by_layer: Mapping[int, Layout]) -> Valued:
         known = {one.layer: at for at, one in enumerate(self.run.layers)}
         layouts: list[Layout | None] = list(self.today)
         for layer, layout in by_layer.items():
+            where = f"{name}, layer {layer}"
             if layer not in known:
-                raise NvtxmoeError(f"layer {layer}: the results do not hold it")
+                raise NvtxmoeError("the results do not hold this layer", where=where)
             if layout.ranks != self.run.ranks:
-                raise NvtxmoeError(f"layer {layer}: a placement for {layout.ranks} ranks, the run has {self.run.ranks}")
+                raise NvtxmoeError(f"a placement for {layout.ranks} ranks, the run has {self.run.ranks}", where=where)
             try:
                 layout.check(self.run.layers[known[layer]].experts)
             except NvtxmoeError as error:
-                raise NvtxmoeError(f"layer {layer}: {error.what}") from error
+                raise NvtxmoeError(error.what, where=where) from error
             layouts[known[layer]] = layout
-        given = {known[layer]: layout for layer, layout in by_layer.items()}
-        placements = [self._algorithm(TODAY), self._valued(name, "given", layouts, given)]
-        return Prediction(self.run, self.options, self.phases, placements)
+        return self._valued(name, name, layouts, {known[layer]: layout for layer, layout in by_layer.items()})
 
     def _algorithm(self, name: str) -> Valued:
         module = algorithms()[name]
@@ -216,4 +223,4 @@ def predict(results: Results, placement: Mapping[int, Layout], options: Options 
     Raises:
         NvtxmoeError: see ``Predictor`` and ``Predictor.value``.
     """
-    return Predictor(results, options).value("given", placement)
+    return Predictor(results, options).value({"given": placement})

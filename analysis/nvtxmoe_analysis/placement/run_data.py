@@ -121,6 +121,15 @@ def read_run(results: Results) -> RunData:
     ]
     layers = sorted((one for one in found if one is not None and len(one.steps)), key=lambda one: one.layer)
     cells = rows.select("step", "layer_idx").n_unique()
+    whole = rows.drop_nulls("local_experts").join(
+        counts.group_by("layer_idx").agg(width=pl.col("counts").list.len().max()), on="layer_idx"
+    )
+    if not layers and len(whole) and (whole["local_experts"] >= whole["width"]).all():
+        raise NvtxmoeError(
+            "no expert-parallel group: every rank holds all experts",
+            where=results.folder,
+            remedy="Capture with expert parallelism (vLLM: --enable-expert-parallel)",
+        )
     if not layers:
         raise NvtxmoeError(
             "no (step, layer) with counts, load and GPU time of all ranks",
