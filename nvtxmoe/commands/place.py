@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -91,10 +92,10 @@ def place(
         prediction = predictor.value(placements) if placements else predictor.place()
         found = document(prediction)
         files: list[Path] = []
-        lacking: dict[str, str] = {}
+        lacking: Mapping[str, str] = {}
         if output is not None:
             files, lacking = write(prediction, output, json.dumps(found, indent=1) + "\n")
-    found = {**found, "files": [str(file) for file in files], "files_lacking": lacking}
+    found = {**found, "files": [str(file) for file in files], "files_lacking": dict(lacking)}
     if as_json:
         print_json(found)
     else:

@@ -47,7 +47,8 @@ def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
     pairs = zip(phase["features"], phase["mean_slopes_ns"], strict=True)
     costs = ", ".join(f"{_us(slope, 3)} per {feature.removesuffix('s')}" for feature, slope in pairs)
     today = phase["today"]
-    explained = "" if today["explained_pct"] is None else f", which the model explains to {today['explained_pct']:.0f} %"
+    share = today["explained_pct"]
+    explained = "" if share is None else f", which the model explains to {share:.0f} %"
     console.print(
         f"{name}, {phase['steps']:,} steps: {costs}. Today's slowest ranks take "
         f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}.",

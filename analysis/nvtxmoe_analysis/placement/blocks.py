@@ -43,9 +43,9 @@ def cut(steps: Ints) -> Blocks:
     return Blocks(steps, np.arange(len(steps), dtype=np.int64) * number // max(1, len(steps)))
 
 
-def jackknife(left_out: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.float64]
-]:
+def jackknife(
+    left_out: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     """Return the variance of an estimate from its values without each block, the last axis: (n - 1) / n of their
     squared deviations' sum. With blocks as clusters this is the cluster-robust CV3 (MacKinnon, Nielsen and Webb,
     "Fast and reliable jackknife and bootstrap methods for cluster-robust inference", 2023). Infinite for one block."""

@@ -73,7 +73,8 @@ def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
         "blocks": phase.blocks.number,
         "features": list(model.features),
         "slopes_ns": {
-            str(layer): [_rounded(value) for value in slopes] for layer, slopes in zip(layers, model.slopes, strict=False)
+            str(layer): [_rounded(value) for value in slopes]
+            for layer, slopes in zip(layers, model.slopes, strict=False)
         },
         "mean_slopes_ns": [_rounded(value) for value in model.pooled],
         "time_of_ranks": [round(float(value), 6) for value in model.speed],
@@ -83,7 +84,10 @@ def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
 
 def _placement(prediction: Prediction, one: Valued) -> dict[str, Any]:
     options = prediction.options
-    whole = {name: {**_named("saved", sums.saved()), **_named("predicted", sums.predicted())} for name, sums in one.sums.items()}
+    whole = {
+        name: {**_named("saved", sums.saved()), **_named("predicted", sums.predicted())}
+        for name, sums in one.sums.items()
+    }
     steps: dict[str, Any] = {}
     if one.sums:
         steps["all"] = {
@@ -147,7 +151,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 1)
 
 
-def write(prediction: Prediction, folder: Path, text: str) -> tuple[list[Path], dict[str, str]]:
+def write(prediction: Prediction, folder: Path, text: str) -> tuple[list[Path], Mapping[str, str]]:
     """Write the document (``placement.json``) and each placement in each form into ``folder``/moe_placement.
 
     Returns:

@@ -74,6 +74,6 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
 
 def _half(one: LayerData, some: Bools, blocks: Blocks, parity: int) -> Bools:
     """Return the steps of a phase in even (0) or odd (1) blocks."""
-    chosen = some.copy()
+    chosen: Bools = some.copy()
     chosen[some] = blocks.of(one.steps[some]) % 2 == parity
     return chosen
