@@ -104,14 +104,12 @@ def main() -> int:
     seconds = statistics.median(run[0] for run in runs)
     cpu = statistics.median(run[1] for run in runs)
     peak = max(run[2] for run in runs)
-    print(
-        "| layers x experts x steps, ranks | wall s (median) | CPU s | peak MiB | fitted / planted us per active expert |"
-    )
+    print("| layers x experts x steps, ranks | wall s | CPU s | peak MiB | us per active expert: fitted, planted |")
     print("| --- | --- | --- | --- | --- |")
     shape = f"{options.layers} x {options.experts} x {options.steps:,}, {options.ranks}"
-    print(f"| {shape} | {seconds:.1f} | {cpu:.1f} | {peak:,.0f} | {slope / 1000:.3f} / {ACTIVE_NS / 1000:.3f} |")
+    print(f"| {shape} | {seconds:.1f} | {cpu:.1f} | {peak:,.0f} | {slope / 1000:.3f}, {ACTIVE_NS / 1000:.3f} |")
     print(
-        f"\n{options.repeats} runs; {processor()}, {len(os.sched_getaffinity(0))} cores; Python "
+        f"\nmedian of {options.repeats} runs; {processor()}, {len(os.sched_getaffinity(0))} cores; Python "
         f"{platform.python_version()}, numpy {np.__version__}, polars {pl.__version__}"
     )
     return 0
