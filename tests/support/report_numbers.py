@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nvtxmoe_analysis.report.numbers import SourcedNumber
+from tests.support.cli import run
 
 
 def found_again(figure: SourcedNumber, folder: Path) -> float:
@@ -21,6 +22,8 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
         return {"ratio": first / second, "percent": 100 * first / second, "difference": first - second}[figure.how]
     if figure.file.endswith(".json"):
         return _in_document(json.loads((folder / figure.file).read_text()), figure.column)
+    if figure.how == "predicted":
+        return float(run("place", folder, "--json").json["verdict"][figure.column])
     with (folder / figure.file).open(newline="") as file:
         rows = list(csv.DictReader(file))
     if figure.how == "wins":

@@ -23,8 +23,8 @@ class SourcedNumber:
         column: the column, or the path of keys in a JSON document.
         how: ``cell`` (as it stands there), ``sum``, ``mean``, ``median``, ``min``, ``max``, ``rows`` (their number),
             ``distinct`` (values, empty cells left out), ``wins`` (of the ``once`` groups, those in which the row of
-            ``where`` has the largest value), ``lift`` (of a pair of experts, see ``pairs.with_lift``); of parts
-            ``ratio``, ``percent``, ``difference``.
+            ``where`` has the largest value), ``lift`` (of a pair of experts, see ``pairs.with_lift``), ``predicted``
+            (by ``nvtxmoe place``: ``column`` is a key of its verdict); of parts ``ratio``, ``percent``, ``difference``.
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
         rows: number of these rows.
@@ -73,6 +73,8 @@ class SourcedNumber:
             return f"{self.file}: of {self.rows:,} ({', '.join(self.once)}) those with the largest {self.column}{scope}"
         if self.how == "lift":
             return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
+        if self.how == "predicted":
+            return f"{self.file}: {self.column} of the verdict that `nvtxmoe place --json` predicts from it"
         if self.how == "rows":
             return f"{self.file}: number of rows{scope}"
         if self.how == "cell":
