@@ -1,0 +1,1 @@
+"""Predict what other placements of experts would cost, from the results of one run."""

@@ -1,0 +1,57 @@
+"""Blocks of consecutive steps: half of them fit the model and choose placements, the other half value them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvtxmoe_analysis.core.arrays import Ints
+
+#: Steps are cut into 10 to 20 blocks of at least ten steps, where that leaves ten; fewer than ten are a block each.
+MIN_BLOCKS, MOST_BLOCKS, STEPS_A_BLOCK = 10, 20, 10
+#: Fewer steps of a phase are not valued: each half needs some blocks to tell its scatter.
+LEAST_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The blocks of a phase.
+
+    Attributes:
+        steps: int64 [steps], in order.
+        block: int64 [steps], the block of each. Even ones are for the fit, odd ones for the value.
+    """
+
+    steps: Ints
+    block: Ints
+
+    @property
+    def number(self) -> int:
+        """How many blocks."""
+        return int(self.block[-1]) + 1 if len(self.block) else 0
+
+    def of(self, steps: Ints) -> Ints:
+        """Return the block of each of these steps, which are all among the phase's."""
+        found: Ints = self.block[np.searchsorted(self.steps, steps)]
+        return found
+
+
+def cut(steps: Ints) -> Blocks:
+    """Cut a phase's steps, in order and each once, into blocks of nearly equal length."""
+    number = min(len(steps), max(MIN_BLOCKS, min(MOST_BLOCKS, len(steps) // STEPS_A_BLOCK)))
+    return Blocks(steps, np.arange(len(steps), dtype=np.int64) * number // max(1, len(steps)))
+
+
+def jackknife(left_out: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[
+    tuple[int, ...], np.dtype[np.float64]
+]:
+    """Return the variance of an estimate from its values without each block, the last axis: (n - 1) / n of their
+    squared deviations' sum. With blocks as clusters this is the cluster-robust CV3 (MacKinnon, Nielsen and Webb,
+    "Fast and reliable jackknife and bootstrap methods for cluster-robust inference", 2023). Infinite for one block."""
+    number = left_out.shape[-1]
+    if number < 2:
+        return np.full(left_out.shape[:-1], np.inf)
+    spread = left_out - left_out.mean(axis=-1, keepdims=True)
+    variance: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = (number - 1) / number * (spread**2).sum(axis=-1)
+    return variance

@@ -1,0 +1,182 @@
+"""One verdict in words: worth it, not worth it, cannot tell, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nvtxmoe_analysis.placement.predict import TODAY, Prediction, Valued
+from nvtxmoe_analysis.placement.valuing import CONFIDENCE, Estimate
+from nvtxmoe_analysis.placement.vllm_eplb import considered
+
+WORTH, NOT_WORTH, CANNOT_TELL = ANSWERS = ("worth it", "not worth it", "cannot tell")
+#: Share of loads beyond those that the fit saw, above which a gain is not believed.
+MOST_OUTSIDE = 0.05
+#: By how much the model may overstate how far today's ranks are apart.
+MOST_OVERSTATED = 1.25
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        sentence: answer, number and reason in one sentence.
+        placement: the one that saves most, or that the answer is about; None where none has a value.
+        saves: what that one saves per step, net of moving where that is known.
+        at_most_ns: no placement compared saves more per step, at 95 %; None where unknown.
+        step_ns: GPU time of a typical step; None where unknown.
+        considered: what of vLLM's EPLB was taken into account.
+    """
+
+    answer: str
+    sentence: str
+    placement: str | None
+    saves: Estimate | None
+    at_most_ns: float | None
+    step_ns: float | None
+    considered: list[str]
+
+
+def net(prediction: Prediction, one: Valued) -> Estimate:
+    """Return what a placement saves per step over all valued phases, less what moving costs where that is known."""
+    gross = prediction.all_steps({name: sums.saved() for name, sums in one.sums.items()})
+    options = prediction.options
+    moving = one.move.ns_per_step(options.link_gbs, options.rearrange_every) or 0.0
+    return Estimate(gross.mean_ns - moving, gross.error_ns, gross.df)
+
+
+def verdict(prediction: Prediction) -> Verdict:
+    """Return the verdict over the placements compared with today's.
+
+    It is worth it where a placement's interval lies above the least gain, not worth it where none reaches it, or where
+    not even equal ranks would. The intervals are widened for the number of placements.
+    """
+    base = _base(prediction)
+    least = prediction.options.least_gain_pct / 100 * base
+    bound = _bound(prediction)
+    others = [one for one in prediction.placements if one.name != TODAY and one.sums]
+    if not prediction.valued_phases or not others:
+        return _without_model(prediction, base, least, bound)
+    confidence = 1 - (1 - CONFIDENCE) / len(others)
+    values = {one.name: net(prediction, one) for one in others}
+    ends = {name: value.interval(confidence) for name, value in values.items()}
+    at_most = max(0.0, min(max(high for _, high in ends.values()), bound))
+    best = max(others, key=lambda one: values[one.name].mean_ns)
+    doubt = _doubt(prediction, best)
+    gains = [one for one in others if ends[one.name][0] >= least and least >= 0 and ends[one.name][0] > 0]
+    if at_most < least:
+        text = (
+            f"Not worth it: rebalancing saves at most {_us(at_most)} per step, {_pct(at_most, base)}"
+            f"{_least(prediction)}{_left_out(prediction)}."
+        )
+        return _verdict(prediction, NOT_WORTH, text, best, values, at_most, base)
+    if gains and doubt is None:
+        chosen = max(gains, key=lambda one: values[one.name].mean_ns)
+        value = values[chosen.name]
+        low, high = value.interval()
+        text = (
+            f"Worth it: the placement {chosen.label} saves {_us(value.mean_ns)} per step (95 % interval {_us(low)} to "
+            f"{_us(high)}), {_pct(value.mean_ns, base)}{_moving(prediction, chosen)}{_left_out(prediction)}."
+        )
+        return _verdict(prediction, WORTH, text, chosen, values, at_most, base)
+    low, high = values[best.name].interval()
+    why = doubt or f"{_us(low)} to {_us(high)} (95 %) reaches from below the least gain of {_us(least)} to above it"
+    if low > high or not np.isfinite(low):
+        why = "too few steps tell how much it scatters"
+    text = (
+        f"Cannot tell: the best placement ({best.label}) saves {_us(values[best.name].mean_ns)} per step, but {why}"
+        f"{_left_out(prediction)}."
+    )
+    return _verdict(prediction, CANNOT_TELL, text, best, values, at_most, base)
+
+
+def _verdict(
+    prediction: Prediction,
+    answer: str,
+    text: str,
+    chosen: Valued,
+    values: dict[str, Estimate],
+    at_most: float,
+    base: float,
+) -> Verdict:
+    facts = considered(prediction, chosen.name)
+    return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base, facts)
+
+
+def _without_model(prediction: Prediction, base: float, least: float, bound: float) -> Verdict:
+    """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
+    reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
+    facts = considered(prediction, None)
+    if np.isfinite(bound) and bound < least:
+        text = (
+            f"Not worth it: ranks that all took the mean's time would save at most {_us(bound)} per step, "
+            f"{_pct(bound, base)}{_least(prediction)}. What placements would cost can't be told ({reasons})."
+        )
+        return Verdict(NOT_WORTH, text, None, None, bound, base, facts)
+    at_most = bound if np.isfinite(bound) else None
+    return Verdict(CANNOT_TELL, f"Cannot tell: {reasons}.", None, None, at_most, base, facts)
+
+
+def _base(prediction: Prediction) -> float:
+    """Return the time that gains are a share of: the step's, or where it is unknown, its MoE layers'."""
+    if prediction.step_ns is not None:
+        return prediction.step_ns
+    if prediction.valued_phases:
+        today = prediction.find(TODAY)
+        return prediction.all_steps({name: sums.predicted() for name, sums in today.sums.items()}).mean_ns
+    known = [time for time in prediction.run.step_ns.values() if time is not None]
+    return min(known) if known else 0.0
+
+
+def _bound(prediction: Prediction) -> float:
+    """Return the upper end of what equal ranks would save per step, as measured; infinite where unknown."""
+    phases = prediction.valued_phases or [one for one in prediction.phases.values() if one.calibration is not None]
+    if not phases:
+        return np.inf
+    steps = [prediction.run.steps[phase.name] for phase in phases]
+    ends = [phase.calibration.measured.interval()[1] if phase.calibration else np.inf for phase in phases]
+    return float(sum(many * end for many, end in zip(steps, ends, strict=True)) / sum(steps))
+
+
+def _doubt(prediction: Prediction, best: Valued) -> str | None:
+    """Return why a gain of the placement is not to be believed."""
+    outside = max(sums.outside for sums in best.sums.values())
+    if outside > MOST_OUTSIDE:
+        return f"{100 * outside:.0f} % of its loads are beyond those that were measured"
+    for phase in prediction.valued_phases:
+        calibration = phase.calibration
+        assert calibration is not None
+        if calibration.predicted_ns > MOST_OVERSTATED * max(0.0, calibration.measured.interval()[1]):
+            return (
+                f"in {phase.name} the model has today's slowest ranks {_us(calibration.predicted_ns)} per step above "
+                f"the mean, and measured are {_us(calibration.measured.mean_ns)}"
+            )
+    return None
+
+
+def _left_out(prediction: Prediction) -> str:
+    lacking = [phase for phase in prediction.phases.values() if phase.reason and prediction.run.steps[phase.name]]
+    return "".join(f"; {phase.name} is not in it ({phase.reason})" for phase in lacking)
+
+
+def _moving(prediction: Prediction, one: Valued) -> str:
+    options = prediction.options
+    moving = one.move.ns_per_step(options.link_gbs, options.rearrange_every)
+    if moving is not None:
+        return f", net of {_us(moving)} for moving weights every {options.rearrange_every:,} steps"
+    reason = one.move.reason or "give --link-gbs"
+    return f", without what moving the weights costs ({reason})"
+
+
+def _least(prediction: Prediction) -> str:
+    return f" (below the least gain of {prediction.options.least_gain_pct:g} %)"
+
+
+def _pct(value: float, base: float) -> str:
+    return f"{100 * value / base:.2g} % of a step" if base > 0 else "of a step of unknown length"
+
+
+def _us(value: float) -> str:
+    return f"{value / 1000:,.1f} us"

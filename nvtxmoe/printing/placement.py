@@ -1,0 +1,90 @@
+"""Print what placements would save: ``place``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PHASES = ("decode", "prefill")
+COLOURS = {"worth it": "green", "not worth it": "yellow"}
+
+
+def show_placement(console: Console, document: dict[str, Any]) -> None:
+    """Print a prediction (see ``nvtxmoe_analysis.placement.document.document``)."""
+    run, verdict = document["run"], document["verdict"]
+    console.print(
+        f"{len(run['ranks'])} ranks, {len(run['layers'])} MoE layers, "
+        f"{run['cells'] - run['cells_dropped']:,} of {run['cells']:,} (step, layer) with all that is needed",
+        soft_wrap=True,
+    )
+    for name in PHASES:
+        _show_phase(console, name, document["phases"][name])
+    valued = [name for name in PHASES if document["phases"][name]["reason"] is None]
+    if valued:
+        console.print(_table(document["placements"], valued))
+    for placement in document["placements"]:
+        if placement["reason"]:
+            console.print(f"{escape(placement['label'])}: {escape(placement['reason'])}", soft_wrap=True)
+    colour = COLOURS.get(verdict["answer"], "bold")
+    console.print(f"[{colour}]{escape(verdict['sentence'])}[/{colour}]", soft_wrap=True)
+    for fact in verdict["considered"]:
+        console.print(f"Note: {escape(fact)}", soft_wrap=True)
+    if document["files"]:
+        console.print("Written:")
+    for file in document["files"]:
+        console.print(f"  {escape(file)}", soft_wrap=True)
+    for name, reason in document["files_lacking"].items():
+        console.print(f"  not {escape(name)}: {escape(reason)}", soft_wrap=True)
+
+
+def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
+    if phase["reason"] is not None:
+        console.print(f"{name}: no prediction: {escape(phase['reason'])}", soft_wrap=True)
+        return
+    pairs = zip(phase["features"], phase["mean_slopes_ns"], strict=True)
+    costs = ", ".join(f"{_us(slope, 3)} per {feature.removesuffix('s')}" for feature, slope in pairs)
+    today = phase["today"]
+    explained = "" if today["explained_pct"] is None else f", which the model explains to {today['explained_pct']:.0f} %"
+    console.print(
+        f"{name}, {phase['steps']:,} steps: {costs}. Today's slowest ranks take "
+        f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}.",
+        soft_wrap=True,
+    )
+
+
+def _table(placements: list[dict[str, Any]], phases: list[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("placement", no_wrap=True)
+    for name in phases:
+        table.add_column(f"{name} us", justify="right", no_wrap=True)
+        table.add_column("saves us", justify="right", no_wrap=True)
+        table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("max/mean tokens", justify="right", no_wrap=True)
+    for placement in placements:
+        if placement["reason"]:
+            continue
+        cells = [escape(placement["label"])]
+        for name in phases:
+            part = placement[name]
+            cells.append(_number(part["predicted_ns"]))
+            cells += ["", ""] if placement["name"] == "today" else [_number(part["saved_ns"]), _interval(part)]
+        ratio = placement["tokens_max_mean"]
+        table.add_row(*cells, "" if ratio is None else f"{ratio:.3f}")
+    return table
+
+
+def _interval(part: dict[str, Any]) -> str:
+    if part["saved_low_ns"] is None:
+        return "unknown"
+    return f"{_number(part['saved_low_ns'])} to {_number(part['saved_high_ns'])}"
+
+
+def _number(value: float) -> str:
+    return f"{value / 1000:,.2f}"
+
+
+def _us(value: float, decimals: int = 1) -> str:
+    return f"{value / 1000:,.{decimals}f} us"
