@@ -18,6 +18,7 @@ from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.ingest.ingest import ingest
 from nvtxmoe_analysis.ingest.task import Failure
+from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.outputs import capacity
 from nvtxmoe_analysis.outputs.capture_validation import validate
@@ -63,6 +64,7 @@ def analyze(
     nsys: Path | None = None,
     jobs: int | None = 1,
     dask: str | None = None,
+    peaks: PeakOptions | None = None,
     tell: Callable[[str, float | None], None] | None = None,
 ) -> Analysis:
     """Analyse exports, reports or sessions of one run and write the results into ``output/moe_expert_tracking``: all
@@ -76,6 +78,7 @@ def analyze(
         jobs: how many reports to read at a time, each in a process of its own; None: as cores and memory allow. More
             than 1 needs a program whose main module can be imported, as ``multiprocessing`` does.
         dask: address of the scheduler of a Dask cluster that reads them.
+        peaks: of the GPUs, in place of the table's: see ``roofline.peaks``.
         tell: called with what is being done and how far it is, see ``progress.Progress``.
 
     Of several reports, those that can't be read cost only what is in them: the results are of the others,
@@ -84,11 +87,13 @@ def analyze(
     Raises:
         NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
     """
-    selection = selection or Selection()
+    selection, peaks = selection or Selection(), peaks or PeakOptions()
     progress = Progress(tell)
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
     factors = capacity.factors(capacity_factors)
     options["capacity_factors"] = list(factors)
+    given = {"peak_gb_per_s": peaks.gb_per_s, "peak_tflop_per_s": peaks.tflop_per_s}
+    options |= {name: value for name, value in given.items() if value is not None}
     folder = output / FOLDER
     check_folder(folder)
     if database is not None:
@@ -97,8 +102,9 @@ def analyze(
     refuse_mixture(inputs)
     reports, failed = ingest(inputs, selection, cache_dir=cache_dir, nsys=nsys, jobs=jobs, dask=dask, progress=progress)
     progress.begin("joining")
-    results = RunMetrics.of(merge(reports, selection, options), capacity_factors=factors, failed=tuple(failed))
-    del reports  # the results hold what they need of them
+    facts = merge(reports, selection, options)
+    results = RunMetrics.of(facts, capacity_factors=factors, failed=tuple(failed), peaks=peaks)
+    del reports, facts  # the results hold what they need of them
     results.prepare()
     build_table, build_document = table_builders(), document_builders()
     possible = [one for one in declarations().values() if not (one.gpu and results.direct)]

@@ -8,13 +8,32 @@ import socket
 import struct
 import time
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from nvtxmoe._version import __version__
 from nvtxmoe.formats import schema
+
+
+@dataclass(frozen=True)
+class ExpertShape:
+    """Sizes and number types of a layer's experts on this rank; None where unknown.
+
+    Attributes:
+        hidden_size: columns of the experts' input and output.
+        intermediate_size: columns between the two matrix products, of this rank's slice.
+        gated: whether the first product gives a gate too, twice ``intermediate_size`` columns.
+        activation_dtype: type of the layer's input and output, as torch names it.
+        input_dtype: type in which the products take their input; another one where activations are quantised.
+    """
+
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    gated: bool | None = None
+    activation_dtype: str | None = None
+    input_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +46,7 @@ class LayerInfo:
         local_experts: experts that this rank holds (physical ones where EPLB is on); None when unknown.
         expert_bytes: bytes of the weights of one expert on this rank; None when unknown.
         recording: one of ``schema.RECORDINGS``.
+        shape: sizes and number types of its experts.
     """
 
     layer: int
@@ -37,6 +57,7 @@ class LayerInfo:
     expert_bytes: int | None = None
     num_physical: int | None = None
     recording: str = schema.REFERENCES
+    shape: ExpertShape = field(default_factory=ExpertShape)
 
     def as_dict(self) -> dict[str, Any]:
         """As moe.meta has it; what is not known is absent."""
@@ -48,6 +69,7 @@ class LayerInfo:
             "local_experts": None if self.local_experts is None else list(self.local_experts),
             "expert_bytes": self.expert_bytes,
             "num_physical_experts": None if self.num_physical == self.num_experts else self.num_physical,
+            **asdict(self.shape),
         }
         return {key: value for key, value in said.items() if value is not None}
 

@@ -41,6 +41,18 @@ if TYPE_CHECKING:
     multiple=True,
     help="A further capacity factor for moe_capacity, beside 1, 1.25, 1.5 and 2. Repeatable.",
 )
+@click.option(
+    "--peak-gbs",
+    metavar="GB/S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Memory bandwidth of the GPUs, for moe_roofline. Default: of the data sheet, where the GPU is known.",
+)
+@click.option(
+    "--peak-tflops",
+    metavar="TFLOP/S",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Dense matrix throughput of the GPUs for the experts' number type, likewise.",
+)
 @click.option("--report", "with_report", is_flag=True, help="Also write DIR/report.html: see `nvtxmoe report`.")
 @click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
 @partial_option
@@ -63,6 +75,8 @@ def analyze(
     database: Path | None,
     selection: Selection,
     capacity_factors: tuple[float, ...],
+    peak_gbs: float | None,
+    peak_tflops: float | None,
     with_report: bool,
     strict: bool,
     partial_ok: bool,
@@ -87,6 +101,7 @@ def analyze(
 
     keep_low()
     from nvtxmoe_analysis.analyze import analyze as run  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions  # noqa: PLC0415
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
 
     with progress_bar() as tell:
@@ -101,6 +116,7 @@ def analyze(
             nsys=nsys,
             jobs=jobs,
             dask=dask,
+            peaks=PeakOptions(peak_gbs, peak_tflops),
             tell=tell,
         )
         found = overview(done)

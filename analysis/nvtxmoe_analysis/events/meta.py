@@ -32,6 +32,11 @@ class Layer:
     block_m: int | None = None
     expert_bytes: int | None = None
     num_physical: int | None = None
+    hidden_size: int | None = None
+    intermediate_size: int | None = None
+    gated: bool | None = None
+    activation_dtype: str | None = None
+    input_dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -132,8 +137,23 @@ def _layer(entry: dict[str, Any]) -> Layer:
         block_m=_known(entry, "block_m"),
         expert_bytes=_known(entry, "expert_bytes"),
         num_physical=_known(entry, "num_physical_experts"),
+        hidden_size=_known(entry, "hidden_size"),
+        intermediate_size=_known(entry, "intermediate_size"),
+        gated=_truth(entry, "gated"),
+        activation_dtype=_text(entry, "activation_dtype"),
+        input_dtype=_text(entry, "input_dtype"),
     )
 
 
 def _known(entry: dict[str, Any], key: str) -> int | None:
     return None if entry.get(key) is None else _number(entry, key, most=1 << 62)
+
+
+def _truth(entry: dict[str, Any], key: str) -> bool | None:
+    value = entry.get(key)
+    return value if isinstance(value, bool) else None
+
+
+def _text(entry: dict[str, Any], key: str) -> str | None:
+    value = entry.get(key)
+    return value if isinstance(value, str) else None

@@ -11,6 +11,7 @@ import polars as pl
 
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.attribution.attribute import Attribution, attribute
+from nvtxmoe_analysis.attribution.expert_matmuls import expert_matmuls
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
@@ -53,6 +54,7 @@ class CaptureFacts:
         kernels: see ``cells.kernel_timings`` and, where no layers are asked for, ``work.outside_timings``; narrowed.
         step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``work.SLOTS`` (ns),
             ``pid``, ``rank``, ``step``; the whole export.
+        expert_matmuls: see ``expert_matmuls.expert_matmuls``; narrowed.
         collectives: collective kernels in steps: ``pid``, ``rank``, ``step``, ``layer`` (null: tied to none),
             ``inferred``, ``phase`` (null where ranges tell no layer), ``kernel_name``, ``graph``, ``start``, ``end``
             (ns, the report's own time), ``step_row`` (of ``step_work``), ``kept`` (Boolean: inside the selection; where
@@ -85,6 +87,7 @@ class CaptureFacts:
     all_worked: pl.DataFrame | None
     kernels: pl.DataFrame
     step_work: pl.DataFrame
+    expert_matmuls: pl.DataFrame
     collectives: pl.DataFrame
     coverage: pl.DataFrame
     outside_layers: pl.DataFrame
@@ -215,6 +218,7 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         all_worked=_all_worked(placed.in_layer, keys) if selection.active else None,
         kernels=_kernels(in_layer, placed, steps, selection, ranks_of(events, steps)),
         step_work=of_steps,
+        expert_matmuls=expert_matmuls(in_layer, placed.names),
         collective_ranges=int((events.ranges["name"] == schema.COLLECTIVE).sum()),
         collectives=_collectives(placed, steps, selection, keys),
         epoch_ns=_epoch_ns(export),

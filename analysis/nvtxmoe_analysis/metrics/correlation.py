@@ -11,6 +11,7 @@ from nvtxmoe_analysis.attribution.step_sums import STEP_PHASES
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.layer_rows import KEY
+from nvtxmoe_analysis.metrics.beside import beside
 from nvtxmoe_analysis.metrics.expert_tiles import block_sizes, count_tiles
 from nvtxmoe_analysis.metrics.local_load import COLUMNS as LOCAL
 from nvtxmoe_analysis.metrics.local_load import local_load
@@ -39,8 +40,8 @@ def _of_report(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
     layers = report.layers
     features = _of_rows(_features(report, sharing), layers)
     # Not joined but put beside: a join would copy all columns.
-    tied = _beside(layers, _collective_times(report), ["step_row", "layer"]).fill_null(0)
-    of_step = _beside(layers, _step_times(report), ["step_row"])
+    tied = beside(layers, _collective_times(report), ["step_row", "layer"]).fill_null(0)
+    of_step = beside(layers, _step_times(report), ["step_row"])
     joined = pl.concat([layers, features, tied, of_step], how="horizontal")
     times = [pl.col(f"{kind}_time_ns") for kind in TIMED_KINDS]
     return joined.select(
@@ -90,14 +91,7 @@ def _of_rows(features: pl.DataFrame, layers: pl.DataFrame) -> pl.DataFrame:
     """The features (KEY and others) of each row of ``layers``, without KEY; of rows with one key the first counts."""
     if features.select(KEY).equals(layers.select(KEY)):  # as a rule: nothing is copied
         return features.drop(KEY)
-    return _beside(layers, features.unique(list(KEY), keep="first", maintain_order=True), KEY, nulls_equal=True)
-
-
-def _beside(rows: pl.DataFrame, found: pl.DataFrame, key: Sequence[str], *, nulls_equal: bool = False) -> pl.DataFrame:
-    """What is found by a key for each of these rows, without the key; null where nothing is."""
-    places = found.select(*key, pl.int_range(pl.len(), dtype=pl.UInt32).alias("at"))
-    at = rows.select(key).join(places, on=key, how="left", nulls_equal=nulls_equal, maintain_order="left")["at"]
-    return found.drop(key).select(pl.all().gather(at))
+    return beside(layers, features.unique(list(KEY), keep="first", maintain_order=True), KEY, nulls_equal=True)
 
 
 def _features(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:

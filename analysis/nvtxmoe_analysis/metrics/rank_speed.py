@@ -36,11 +36,37 @@ def by_routing(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) 
         ``cells``, ``cells_of_even_load``, ``saves_us`` (of cells whose loads are known) and ``speed``: per rank
         ``time_at_mean_load`` (over the group's mean) with ``error``, or ``reason``. None if no load is known.
     """
+    cells, speed = cells_by_routing(whole, layers, groups)
+    if cells.is_empty():
+        return None
+    saves = float(cells.filter(~pl.col("even"))["excess"].sum())
+    return {
+        "cells": len(cells),
+        "cells_of_even_load": int(cells["even"].sum()),
+        "saves_us": round(saves / 1e3, 3),
+        "speed": speed,
+    }
+
+
+def cells_by_routing(
+    whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame
+) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """Return the excess that is left of each (step, layer) without the ranks' own speed, and these speeds.
+
+    Parameters:
+        whole, layers, groups: as of :func:`by_routing`.
+
+    Returns:
+        Cells in which every rank's load is known: KEY, ``even`` (all ranks have the same load), ``excess`` (ns),
+        ``error`` (standard error of the excess by the speeds', ns; null where speeds are unknown). Speeds: ``speed`` of
+        :func:`by_routing`.
+    """
     rows = _rows(whole, layers, groups)
     if rows.is_empty():
-        return None
+        return pl.DataFrame(schema={"step": pl.Int64, "layer_idx": pl.Int64, "group": pl.Int64}), []
     ranks = rows["rank"].unique().sort().to_list()
     factors: dict[int, float] = dict.fromkeys(ranks, 1.0)
+    errors: dict[int, float | None] = dict.fromkeys(ranks, None)
     speed: list[dict[str, Any]] = []
     for (_,), mine in rows.group_by("group", maintain_order=True):
         found = _speeds(mine)
@@ -49,26 +75,22 @@ def by_routing(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) 
             told = {"time_at_mean_load": factor, "error": error} if reason is None else {"reason": reason}
             speed.append({"rank": rank, **told})
             if reason is None:
-                factors[rank] = factor
+                factors[rank], errors[rank] = factor, error
     own = pl.col("own_ns") / pl.col("rank").replace_strict(factors, return_dtype=pl.Float64)
+    error_of_rank = pl.col("rank").replace_strict(errors, return_dtype=pl.Float64)
     cells = (
-        rows.with_columns(own=own)
+        rows.with_columns(own=own, error=error_of_rank * pl.col("own_ns"))
         .group_by(KEY)
         .agg(
             even=pl.all_horizontal(pl.col(load).min() == pl.col(load).max() for load in LOADS),
             excess=pl.min_horizontal(
                 pl.col("own").max() - pl.col("own").mean(), pl.col("own_ns").max() - pl.col("own_ns").mean()
             ),
+            error=pl.when(pl.col("error").null_count() == 0).then(pl.col("error").max()),
         )
         .sort(KEY)
     )
-    saves = float(cells.filter(~pl.col("even"))["excess"].sum())
-    return {
-        "cells": len(cells),
-        "cells_of_even_load": int(cells["even"].sum()),
-        "saves_us": round(saves / 1e3, 3),
-        "speed": sorted(speed, key=lambda row: row["rank"]),
-    }
+    return cells, sorted(speed, key=lambda row: row["rank"])
 
 
 def _rows(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> pl.DataFrame:

@@ -47,11 +47,7 @@ DOCUMENT = Document(
 
 def build(results: RunMetrics) -> pl.DataFrame:
     """One row per (step, layer) of each group of ranks that share the layer's experts; empty where none does."""
-    from nvtxmoe_analysis.metrics.straggler import stragglers  # noqa: PLC0415  see registry
-    from nvtxmoe_analysis.run.parallel_groups import EXPERT  # noqa: PLC0415  see registry
-
-    split = results.collective_split.frame.lazy().filter("kept")
-    return stragglers(results.correlation, results.rank_groups[EXPERT], split)
+    return results.stragglers
 
 
 def document(results: RunMetrics) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.measured_overhead import overhead
 from nvtxmoe.capture.run_identity import Identity, LayerInfo
+from nvtxmoe.capture.vllm.expert_shape import expert_shape
 from nvtxmoe.capture.vllm.fused_front import HIDDEN as FUSED_FRONT
 from nvtxmoe.capture.vllm.fused_front import may_replace_router
 from nvtxmoe.capture.vllm.monolithic import MONOLITHIC
@@ -113,6 +114,7 @@ def _info(number: int, one: Any) -> LayerInfo:
         expert_bytes=_expert_bytes(one.experts, int(config.num_local_experts)),
         num_physical=physical,
         recording=schema.REFERENCES if one.way is None else one.way.recording,
+        shape=expert_shape(config, one.experts),
     )
 
 

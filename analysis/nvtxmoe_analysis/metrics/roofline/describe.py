@@ -1,0 +1,48 @@
+"""The GPUs' peaks and the sizes of experts of a run, as documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.metrics.roofline.expert_sizes import device_of
+from nvtxmoe_analysis.metrics.roofline.peaks import PEAKS, PeakOptions, peak_gb_per_s, source_of
+
+#: What a layer's experts are described by.
+SIZES = ("expert_bytes", "hidden_size", "intermediate_size", "gated", "activation_dtype", "input_dtype")
+
+
+def gpus(metas: Iterable[Meta], options: PeakOptions) -> list[dict[str, Any]]:
+    """Return each GPU's name, ranks, peaks (``gb_per_s``, dense ``tflop_per_s`` by class of number types) and their
+    source."""
+    ranks: dict[str | None, set[int]] = {}
+    for meta in metas:
+        ranks.setdefault(device_of(meta), set()).add(meta.rank)
+    found = []
+    for device in sorted(ranks, key=str):
+        table = dict(PEAKS[device].tflop_per_s) if device in PEAKS else {}
+        found.append(
+            {
+                "name": device,
+                "ranks": sorted(ranks[device]),
+                "gb_per_s": peak_gb_per_s(device, options),
+                "tflop_per_s": {"any": options.tflop_per_s} if options.tflop_per_s else table or None,
+                "source": source_of(device, options),
+            }
+        )
+    return found
+
+
+def layer_sizes(metas: Sequence[Meta]) -> list[dict[str, Any]]:
+    """Return the sizes of a rank's experts, each with the ranks and layers that have them; null where unknown."""
+    alike: dict[tuple[Any, ...], tuple[set[int], set[int]]] = {}
+    for meta in metas:
+        for number, layer in meta.layers.items():
+            ranks, layers = alike.setdefault(tuple(getattr(layer, name) for name in SIZES), (set(), set()))
+            ranks.add(meta.rank)
+            layers.add(number)
+    return [
+        {**dict(zip(SIZES, key, strict=True)), "ranks": sorted(ranks), "layers": sorted(layers)}
+        for key, (ranks, layers) in alike.items()
+    ]
