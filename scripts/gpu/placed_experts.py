@@ -116,12 +116,20 @@ class PlacedExperts:
             torch.cuda.synchronize()
 
     def recorded_steps(self) -> int:
-        """Steps that nvtxmoe's recorder has counted in this process; -1 without a recorder."""
+        """Steps that nvtxmoe's recorder has counted in this process.
+
+        Raises:
+            RuntimeError: there is no recorder.
+        """
         from nvtxmoe.capture.recording.recorder import Recorder  # noqa: PLC0415
 
         if not hasattr(self, "_recorders"):
+            gc.unfreeze()  # vLLM freezes what a worker holds at its start, and frozen objects are not listed
             self._recorders = [one for one in gc.get_objects() if type(one) is Recorder]
-        return max((one.steps for one in self._recorders), default=-1)
+            gc.freeze()
+        if not self._recorders:
+            raise RuntimeError("nothing records in this process: run it under `nvtxmoe profile`")
+        return max(one.steps for one in self._recorders)
 
 
 def _whole(weight: torch.Tensor, group: Any) -> torch.Tensor:
