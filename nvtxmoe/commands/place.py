@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -58,6 +59,14 @@ from nvtxmoe.printing.console import print_json, stderr, stdout
     help="Of a step's GPU time: a smaller gain is not worth it.",
 )
 @click.option("--fit-layers", metavar="LIST", help="Fit by these layers only (0,3,8-11) and predict all.")
+@click.option(
+    "--batch",
+    "batches",
+    metavar="TOKENS",
+    type=click.IntRange(min=1),
+    multiple=True,
+    help="Also predict decode at this many tokens per step, within those seen. May be given several times.",
+)
 @json_option
 def place(
     results: Path,
@@ -68,6 +77,7 @@ def place(
     link_gbs: float | None,
     least_gain_pct: float,
     fit_layers: str | None,
+    batches: tuple[int, ...],
     as_json: bool,
 ) -> int:
     """Predict what other placements of experts on ranks would save.
@@ -77,6 +87,7 @@ def place(
     other half. docs/placement.md has the formula and its limits.
     """
     from nvtxmoe_analysis import load  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.placement.batch import at_batch  # noqa: PLC0415
     from nvtxmoe_analysis.placement.document import document, write  # noqa: PLC0415
     from nvtxmoe_analysis.placement.formats.ours import read  # noqa: PLC0415
     from nvtxmoe_analysis.placement.predict import Options, Predictor  # noqa: PLC0415
@@ -89,12 +100,12 @@ def place(
         placements = {path.stem: read(path) for path in given}
         predictor = Predictor(load(results), options)
         prediction = predictor.value(placements) if placements else predictor.place()
-        found = document(prediction)
+        found = document(prediction, [at_batch(predictor, tokens) for tokens in batches])
         files: list[Path] = []
-        lacking: dict[str, str] = {}
+        lacking: Mapping[str, str] = {}
         if output is not None:
             files, lacking = write(prediction, output, json.dumps(found, indent=1) + "\n")
-    found = {**found, "files": [str(file) for file in files], "files_lacking": lacking}
+    found = {**found, "files": [str(file) for file in files], "files_lacking": dict(lacking)}
     if as_json:
         print_json(found)
     else:

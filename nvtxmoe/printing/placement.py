@@ -28,6 +28,8 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
     for placement in document["placements"]:
         if placement["reason"]:
             console.print(f"{escape(placement['label'])}: {escape(placement['reason'])}", soft_wrap=True)
+    for batch in document["batches"]:
+        _show_batch(console, batch)
     colour = COLOURS.get(verdict["answer"], "bold")
     console.print(f"[{colour}]{escape(verdict['sentence'])}[/{colour}]", soft_wrap=True)
     for fact in verdict["considered"]:
@@ -47,10 +49,23 @@ def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
     pairs = zip(phase["features"], phase["mean_slopes_ns"], strict=True)
     costs = ", ".join(f"{_us(slope, 3)} per {feature.removesuffix('s')}" for feature, slope in pairs)
     today = phase["today"]
-    explained = "" if today["explained_pct"] is None else f", which the model explains to {today['explained_pct']:.0f} %"
+    share = today["explained_pct"]
+    explained = "" if share is None else f", which the model explains to {share:.0f} %"
     console.print(
         f"{name}, {phase['steps']:,} steps: {costs}. Today's slowest ranks take "
         f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}.",
+        soft_wrap=True,
+    )
+
+
+def _show_batch(console: Console, batch: dict[str, Any]) -> None:
+    check = batch["check_error_pct"]
+    checked = "" if check is None else f"; batches seen are predicted from the others with an error of {check:.1f} %"
+    low, high = batch["predicted_low_ns"], batch["predicted_high_ns"]
+    interval = "" if low is None else f" (95 % interval {_number(low)} to {_number(high)})"
+    console.print(
+        f"decode with {batch['tokens']:,} tokens: all MoE layers take {_number(batch['predicted_ns'])} us "
+        f"per step{interval}{checked}",
         soft_wrap=True,
     )
 

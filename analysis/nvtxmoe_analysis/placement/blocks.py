@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
 
 #: Steps are cut into 10 to 20 blocks of at least ten steps, where that leaves ten; fewer than ten are a block each.
 MIN_BLOCKS, MOST_BLOCKS, STEPS_A_BLOCK = 10, 20, 10
@@ -20,7 +20,7 @@ class Blocks:
 
     Attributes:
         steps: int64 [steps], in order.
-        block: int64 [steps], the block of each. Even ones are for the fit, odd ones for the value.
+        block: int64 [steps], the block of each.
     """
 
     steps: Ints
@@ -30,6 +30,16 @@ class Blocks:
     def number(self) -> int:
         """How many blocks."""
         return int(self.block[-1]) + 1 if len(self.block) else 0
+
+    @property
+    def for_value(self) -> Bools:
+        """Return which blocks are for the value, bool [blocks]; the others are for the fit.
+
+        The sequence of Thue and Morse (0110 1001 ...): half of every pair, and no workload that alternates falls into
+        one half.
+        """
+        ones = [bin(block).count("1") % 2 == 1 for block in range(self.number)]
+        return np.array(ones, dtype=np.bool_)
 
     def of(self, steps: Ints) -> Ints:
         """Return the block of each of these steps, which are all among the phase's."""
@@ -43,9 +53,7 @@ def cut(steps: Ints) -> Blocks:
     return Blocks(steps, np.arange(len(steps), dtype=np.int64) * number // max(1, len(steps)))
 
 
-def jackknife(left_out: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.float64]
-]:
+def jackknife(left_out: Floats) -> Floats:
     """Return the variance of an estimate from its values without each block, the last axis: (n - 1) / n of their
     squared deviations' sum. With blocks as clusters this is the cluster-robust CV3 (MacKinnon, Nielsen and Webb,
     "Fast and reliable jackknife and bootstrap methods for cluster-robust inference", 2023). Infinite for one block."""
@@ -53,5 +61,5 @@ def jackknife(left_out: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np
     if number < 2:
         return np.full(left_out.shape[:-1], np.inf)
     spread = left_out - left_out.mean(axis=-1, keepdims=True)
-    variance: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = (number - 1) / number * (spread**2).sum(axis=-1)
+    variance: Floats = (number - 1) / number * (spread**2).sum(axis=-1)
     return variance

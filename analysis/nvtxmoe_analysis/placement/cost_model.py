@@ -195,7 +195,7 @@ class _Solver:
         pull *= np.maximum(np.diagonal(whole.sum(axis=0))[:k], 1.0)[None, :]
         if layers < 2:
             return pull, between
-        _, slopes, others = (one[0] for one in self._solve(whole[None], pull))
+        others = self._solve(whole[None], pull)[2][0]
         xx, xn, _, xz, _ = self._parts(sums)
         own, left = xx.sum(axis=0), xz - xn @ others
         inverse = np.linalg.pinv(own, hermitian=True)

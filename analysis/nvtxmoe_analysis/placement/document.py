@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
+from nvtxmoe_analysis.placement.batch import AtBatch
 from nvtxmoe_analysis.placement.formats import Placement, forms
 from nvtxmoe_analysis.placement.phase import Phase
 from nvtxmoe_analysis.placement.predict import Prediction, Valued
@@ -21,8 +22,12 @@ from nvtxmoe_analysis.placement.vllm_eplb import imbalance
 FOLDER = "moe_placement"
 
 
-def document(prediction: Prediction) -> dict[str, Any]:
-    """Return the prediction, JSON-ready: see docs/placement.md. Times are nanoseconds per step."""
+def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[str, Any]:
+    """Return the prediction, JSON-ready: see docs/placement.md. Times are nanoseconds per step.
+
+    Parameters:
+        batches: decode at other batches.
+    """
     run = prediction.run
     found = verdict(prediction)
     return {
@@ -52,6 +57,18 @@ def document(prediction: Prediction) -> dict[str, Any]:
         },
         "phases": {name: _phase(prediction, phase) for name, phase in prediction.phases.items()},
         "placements": [_placement(prediction, one) for one in prediction.placements],
+        "batches": [_batch(prediction, one) for one in batches],
+    }
+
+
+def _batch(prediction: Prediction, one: AtBatch) -> dict[str, Any]:
+    layers = zip(prediction.run.layers, one.layers, strict=True)
+    return {
+        "tokens": one.tokens,
+        "from_tokens": one.from_tokens,
+        **_named("predicted", one.whole),
+        "check_error_pct": None if one.check_pct is None else round(one.check_pct, 2),
+        "layers": [{"layer_idx": layer.layer, **_named("predicted", estimate)} for layer, estimate in layers],
     }
 
 
@@ -73,7 +90,8 @@ def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
         "blocks": phase.blocks.number,
         "features": list(model.features),
         "slopes_ns": {
-            str(layer): [_rounded(value) for value in slopes] for layer, slopes in zip(layers, model.slopes, strict=False)
+            str(layer): [_rounded(value) for value in slopes]
+            for layer, slopes in zip(layers, model.slopes, strict=False)
         },
         "mean_slopes_ns": [_rounded(value) for value in model.pooled],
         "time_of_ranks": [round(float(value), 6) for value in model.speed],
@@ -83,7 +101,10 @@ def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
 
 def _placement(prediction: Prediction, one: Valued) -> dict[str, Any]:
     options = prediction.options
-    whole = {name: {**_named("saved", sums.saved()), **_named("predicted", sums.predicted())} for name, sums in one.sums.items()}
+    whole = {
+        name: {**_named("saved", sums.saved()), **_named("predicted", sums.predicted())}
+        for name, sums in one.sums.items()
+    }
     steps: dict[str, Any] = {}
     if one.sums:
         steps["all"] = {
@@ -147,7 +168,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else round(float(value), 1)
 
 
-def write(prediction: Prediction, folder: Path, text: str) -> tuple[list[Path], dict[str, str]]:
+def write(prediction: Prediction, folder: Path, text: str) -> tuple[list[Path], Mapping[str, str]]:
     """Write the document (``placement.json``) and each placement in each form into ``folder``/moe_placement.
 
     Returns:

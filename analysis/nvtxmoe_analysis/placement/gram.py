@@ -108,8 +108,7 @@ def products(
         explained = one.centred((one.features @ slopes[at])[:, None])[:, 0]
         fitted = one.level_means(time) + explained
         speeds = fitted[:, None] * (
-            (one.rank[:, None] == np.arange(len(speed) - 1)).astype(np.float64)
-            - (one.rank[:, None] == len(speed) - 1)
+            (one.rank[:, None] == np.arange(len(speed) - 1)).astype(np.float64) - (one.rank[:, None] == len(speed) - 1)
         )
         more = [one.own_tokens[:, None]] if with_tokens else []
         columns = one.centred(np.concatenate([one.features, speeds, *more, time[:, None]], axis=1))

@@ -87,7 +87,8 @@ class Layout:
 
     def held(self, rank: int) -> Ints:
         """Return the experts of a rank, in the order of its slots."""
-        return self.order[self.rank_of == rank]
+        experts: Ints = self.order[self.rank_of == rank]
+        return experts
 
     def check(self, experts: int) -> None:
         """Check that every expert has a slot, no rank holds one twice, and every rank holds one.

@@ -45,7 +45,9 @@ def moved(today: Sequence[Layout | None], new: Sequence[Layout], expert_bytes: S
     got, given, experts = np.zeros(ranks), np.zeros(ranks), 0
     for before, after, size in zip(today, new, expert_bytes, strict=True):
         assert before is not None
-        first_rank = {int(expert): int(rank) for expert, rank in zip(before.order[::-1], before.rank_of[::-1], strict=True)}
+        first_rank = {
+            int(expert): int(rank) for expert, rank in zip(before.order[::-1], before.rank_of[::-1], strict=True)
+        }
         for rank in range(ranks):
             for expert in np.setdiff1d(after.held(rank), before.held(rank)):
                 experts += 1

@@ -50,8 +50,8 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     mine = [one.prefill == (name == PREFILL) for one in run.layers]
     steps = np.unique(np.concatenate([one.steps[some] for one, some in zip(run.layers, mine, strict=True)]))
     blocks = cut(steps)
-    fits = [_half(one, some, blocks, 0) for one, some in zip(run.layers, mine, strict=True)]
-    values = [_half(one, some, blocks, 1) for one, some in zip(run.layers, mine, strict=True)]
+    fits = [_half(one, some, blocks, ~blocks.for_value) for one, some in zip(run.layers, mine, strict=True)]
+    values = [_half(one, some, blocks, blocks.for_value) for one, some in zip(run.layers, mine, strict=True)]
     for_fit = np.array([fit_layers is None or one.layer in fit_layers for one in run.layers])
     if len(steps) < LEAST_STEPS:
         model = CostModel(reason=f"{len(steps)} steps, at least {LEAST_STEPS} needed")
@@ -72,8 +72,8 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     return Phase(name, len(steps), blocks, fits, values, valuer, calibration, model.reason)
 
 
-def _half(one: LayerData, some: Bools, blocks: Blocks, parity: int) -> Bools:
-    """Return the steps of a phase in even (0) or odd (1) blocks."""
-    chosen = some.copy()
-    chosen[some] = blocks.of(one.steps[some]) % 2 == parity
+def _half(one: LayerData, some: Bools, blocks: Blocks, wanted: Bools) -> Bools:
+    """Return the steps of a phase in the wanted blocks, bool [blocks]."""
+    chosen: Bools = some.copy()
+    chosen[some] = wanted[blocks.of(one.steps[some])]
     return chosen

@@ -1,4 +1,4 @@
-"""The placement that the run had, found from its results: they hold how much each rank got, not which experts it holds."""
+"""The placement of the run, found from its results: they hold how much each rank got, not which experts it holds."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Valuer:
         Parameters:
             loads: by position of the layer, in all of its steps; layers that are absent keep the measured load.
         """
-        blocks = np.unique(self.blocks.block)[1::2]
+        blocks = np.flatnonzero(self.blocks.for_value)
         shape = (len(self.layers), len(blocks))
         saved, predicted, steps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         without = np.zeros((len(self.layers), len(self.model.left_out[0])))
@@ -158,7 +158,7 @@ class Calibration:
 def calibrate(valuer: Valuer) -> Calibration:
     """Compare the ranks' differences under today's placement with the model's."""
     model = valuer.model
-    blocks = np.unique(valuer.blocks.block)[1::2]
+    blocks = np.flatnonzero(valuer.blocks.for_value)
     shape = (len(valuer.layers), len(blocks))
     measured, predicted, steps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     apart = left = 0.0

@@ -65,7 +65,7 @@ def verdict(prediction: Prediction) -> Verdict:
     at_most = max(0.0, min(max(high for _, high in ends.values()), bound))
     best = max(others, key=lambda one: values[one.name].mean_ns)
     doubt = _doubt(prediction, best)
-    gains = [one for one in others if ends[one.name][0] >= least and least >= 0 and ends[one.name][0] > 0]
+    gains = [one for one in others if ends[one.name][0] >= least >= 0 and ends[one.name][0] > 0]
     if at_most < least:
         text = (
             f"Not worth it: rebalancing saves at most {_us(at_most)} per step, {_pct(at_most, base)}"
@@ -131,7 +131,12 @@ def _base(prediction: Prediction) -> float:
 
 
 def _bound(prediction: Prediction) -> float:
-    """Return the upper end of what equal ranks would save per step, as measured; infinite where unknown."""
+    """Return the upper end of what equal ranks would save per step, as measured; infinite where unknown.
+
+    A placement without replicas makes ranks equal at best. Where today's has replicas, one without them saves work too.
+    """
+    if any(sum(one.slots) > one.experts for one in prediction.run.layers):
+        return np.inf
     phases = prediction.valued_phases or [one for one in prediction.phases.values() if one.calibration is not None]
     if not phases:
         return np.inf

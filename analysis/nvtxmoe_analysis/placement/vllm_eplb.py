@@ -46,6 +46,6 @@ def considered(prediction: Prediction, chosen: str | None) -> list[str]:
     if prediction.run.monolithic:
         modular += " This run has a monolithic kernel."
     facts.append(modular)
-    ran = "ran" if prediction.run.eplb else "did not run"
-    facts.append(f"EPLB maps ids and counts load in every layer: it {ran} here, so that is {'' if prediction.run.eplb else 'not '}in the times.")
+    ran, its = ("ran", "their kernels are") if prediction.run.eplb else ("did not run", "their kernels are not")
+    facts.append(f"EPLB maps ids and counts load in every layer: it {ran} here, so {its} in the times.")
     return facts

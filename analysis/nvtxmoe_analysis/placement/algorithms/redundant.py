@@ -2,8 +2,8 @@
 
 The idea is that of https://github.com/deepseek-ai/EPLB (MIT licence; eplb.py, global policy): each further slot goes to
 the expert with the largest load per replica, then replicas are packed onto ranks, the heaviest first, each to the
-lightest rank with room. Written anew. EPLB may put two replicas of an expert on one rank; here they are kept apart as long as another rank has room, since a
-second replica on a rank only costs memory.
+lightest rank with room. Written anew. EPLB may put two replicas of an expert on one rank; here they are
+kept apart, since a second one on a rank only costs memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files of a placement, as the systems that run it take them: a module per form, found by being here.
 
-A form is a module with ``SUFFIX`` (what its file's name ends in) and ``dump(placement: Placement) -> str``, which raises
-NvtxmoeError where the form can't hold the placement.
+A form is a module with ``SUFFIX`` (what its file's name ends in) and ``dump(placement: Placement) -> str``, which
+raises NvtxmoeError where the form can't hold the placement.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def dump(placement: Placement) -> str:
 def read(path: Path) -> dict[int, Layout]:
     """Return a placement by number of the layer.
 
-    A layer is an object with ``order``, or the list itself. ``slots_per_rank`` may be absent where slots divide equally.
+    A layer is an object with ``order``, or the list itself. Without ``slots_per_rank`` slots divide equally.
 
     Raises:
         NvtxmoeError: the file is absent or not of this form.
@@ -67,14 +67,14 @@ def read(path: Path) -> dict[int, Layout]:
 def _layout(layer: Any, ranks: int) -> Layout:
     order = layer.get("order") if isinstance(layer, dict) else layer
     sizes = layer.get("slots_per_rank") if isinstance(layer, dict) else None
-    if not _numbers(order):
+    if not isinstance(order, list) or not _numbers(order):
         raise NvtxmoeError("order is no list of experts")
     if sizes is None:
         return Layout.equal(order, ranks)
-    if not _numbers(sizes) or len(sizes) != ranks or sum(sizes) != len(order):
+    if not isinstance(sizes, list) or not _numbers(sizes) or len(sizes) != ranks or sum(sizes) != len(order):
         raise NvtxmoeError("slots_per_rank does not add up to the slots of order")
     return Layout(np.array(order, dtype=np.int64), np.array(sizes, dtype=np.int64))
 
 
-def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(type(one) is int and 0 <= one < 1 << 31 for one in value)
+def _numbers(values: list[Any]) -> bool:
+    return len(values) > 0 and all(type(one) is int and 0 <= one < 1 << 31 for one in values)

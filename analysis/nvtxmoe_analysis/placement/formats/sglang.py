@@ -1,8 +1,8 @@
 """SGLang's ``--init-expert-location FILE.json``: ``physical_to_logical_map``, [hidden layers, physical experts].
 
-SGLang (srt/eplb/expert_location.py, compute_initial_expert_location_metadata) passes every key of the file on as an argument, so
-there is no other. It numbers all hidden layers: those without experts before the last get the trivial placement. The
-server needs ``--ep-num-redundant-experts`` = physical - logical experts.
+SGLang (srt/eplb/expert_location.py, compute_initial_expert_location_metadata) passes every key of the file on as an
+argument, so there is no other. It numbers all hidden layers: those without experts before the last get the trivial
+placement. The server needs ``--ep-num-redundant-experts`` = physical - logical experts.
 """
 
 from __future__ import annotations

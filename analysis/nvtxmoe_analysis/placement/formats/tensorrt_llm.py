@@ -1,7 +1,8 @@
 """TensorRT-LLM's ``moe_config.load_balancer``: YAML with ``num_slots`` and ``initial_global_assignments``.
 
 ``initial_global_assignments`` has by number of the layer the experts by slot, rank by rank
-(llmapi/llm_args.py, MoeLoadBalancerConfig; examples/wide_ep/ep_load_balancer). ``layer_updates_per_iter: 0`` keeps them.
+(llmapi/llm_args.py, MoeLoadBalancerConfig; examples/wide_ep/ep_load_balancer). ``layer_updates_per_iter: 0`` keeps
+them.
 """
 
 from __future__ import annotations
