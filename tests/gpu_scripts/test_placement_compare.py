@@ -70,7 +70,7 @@ def document() -> dict[str, Any]:
 
 def test_the_planted_change(run: tuple[Path, list[dict[str, Any]]]) -> None:
     times = step_times(*run)
-    assert times.filter(pl.col("phase") == "decode")["own_ns"].max() < 200_000  # without the cold steps
+    assert max(times.filter(pl.col("phase") == "decode")["own_ns"].to_list()) < 200_000  # without the cold steps
     found = measured(times.filter(pl.col("phase") == "decode"), ["layer_idx"])
     assert found["layer_idx"].to_list() == list(LAYERS)
     for row in found.iter_rows(named=True):
