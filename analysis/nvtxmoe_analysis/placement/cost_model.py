@@ -209,7 +209,6 @@ class _Solver:
             between[at] = spread_between(alone[:, at], variance[:, at])
             if between[at] > 0:
                 # With noise s^2 = variance x G the layer's own weight is G / s^2, the mean's 1 / between.
-                noise = variance[:, at] * np.diagonal(own, axis1=1, axis2=2)[:, at]
                 told = np.isfinite(variance[:, at]) & (self._seen > 0)
-                pull[told, at] = noise[told] / between[at]
+                pull[told, at] = variance[told, at] * own[told, at, at] / between[at]
         return pull, between
