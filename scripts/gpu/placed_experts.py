@@ -51,13 +51,14 @@ class PlacedExperts:
 
     def _moe_layers(self) -> Iterator[tuple[Any, Any]]:
         """The gate and the experts of every MoE layer, in the model's order."""
-        gate, seen = None, set()
+        gate, seen = None, set[int]()
         for name, module in self.model_runner.get_model().named_modules():
             if name.endswith(".gate"):
                 gate = module
             weights = [getattr(module, weight, None) for weight in EXPERT_WEIGHTS]
-            if all(weight is not None for weight in weights) and weights[0].data_ptr() not in seen:
-                seen.add(weights[0].data_ptr())
+            places = {weight.data_ptr() for weight in weights if weight is not None}
+            if len(places) == len(EXPERT_WEIGHTS) and not places & seen:
+                seen |= places
                 yield gate, module
 
     def make_gates(self, case: str, seed: int) -> int:
