@@ -137,7 +137,7 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one configuration."""
     options = parser().parse_args()
-    if stacks_s := float(os.environ.get(STACKS_S, 0)):  # where it stands when it comes to a halt
+    if stacks_s := float(os.environ.get(STACKS_S, "0")):  # where it stands when it comes to a halt
         faulthandler.dump_traceback_later(stacks_s, exit=False)
     shown = {key: value for key, value in vars(options).items() if key != "result"}
     try:
