@@ -23,6 +23,8 @@ SCRIPT = ROOT / "scripts" / "gpu" / "check_exact.py"
 TAIL_BYTES = 200_000
 #: Seconds that a process may take to end once its comparison is written.
 END_S = 10.0
+#: So many seconds before its limit a case prints the stacks of its threads into its log.
+STACKS_BEFORE_S = 20.0
 _ERROR = re.compile(
     r"^(?:\[?rank\d+\]?:? ?|\(.*?\) |ERROR [^\]]*\] )*(\w[\w.]*(?:Error|Exception|Interrupt)\b.*)$", re.MULTILINE
 )
@@ -109,7 +111,7 @@ class CaseProcess:
         with self.log.open("wb") as out:
             self.process = subprocess.Popen(
                 command(case, python, self.folder / "results"),
-                env=environment(case, gpus),
+                env={**environment(case, gpus), "CHECK_EXACT_STACKS_S": str(max(10.0, limit_s - STACKS_BEFORE_S))},
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=out,

@@ -49,6 +49,8 @@ QUICK = ("--mode", "full_uncompiled")
 NO_COMM_SMS = {"VLLM_DBO_COMM_SMS": "0"}
 #: Layers whose ids are the router's are recorded a second time, recomputed from its logits.
 AGAIN = {"NVTXMOE_DEVELOPER_RECOMPUTE": "1"}
+#: The default of some architectures, with any model.
+BREAKABLE = {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}
 TP, DP = ("--tp", "2"), ("--dp", "2", "--oracle", "vllm")
 
 
@@ -65,7 +67,7 @@ CASES: tuple[Case, ...] = (
     Case("qwen3-bf16", "Qwen3-MoE", "bf16", GRAPHS),
     Case("qwen3-fp8", "Qwen3-MoE", "fp8 per tensor, at load", ("--quantisation", "fp8", *GRAPHS)),
     _two("tp2-ep", "Qwen3-MoE", "bf16, tensor and expert parallel", *TP, *GRAPHS),
-    _two("dp2-ep", "Qwen3-MoE", "bf16, data and expert parallel", *DP, *GRAPHS),
+    _two("dp2-ep", "Qwen3-MoE", "bf16, data and expert parallel", *DP, *QUICK),
     _two("pp2", "Qwen3-MoE", "bf16, pipeline parallel", "--pp", "2", *GRAPHS),
     _two("tp2-ep-eplb", "Qwen3-MoE", "bf16, tensor and expert parallel, EPLB", *TP, "--eplb", *GRAPHS),
     Case("sink-stand-in", "Qwen3-MoE", "bf16, stand-in kernel with vLLM's sink", ("--stand-in", *GRAPHS)),
@@ -83,13 +85,17 @@ CASES: tuple[Case, ...] = (
          env=AGAIN),
     Case("deepseek", "DeepSeek-V3", "bf16, grouped routing", (*DEEPSEEK, *GRAPHS), env=AGAIN),
     Case("olmoe", "OLMoE", "bf16", ("--family", "olmoe", "--mode", "piecewise"), env=AGAIN),
-    _two("dp2-ep-eplb", "Qwen3-MoE", "bf16, data and expert parallel, EPLB", "--dp", "2", "--eplb", *GRAPHS),
+    _two("dp2-ep-eplb", "Qwen3-MoE", "bf16, data and expert parallel, EPLB", "--dp", "2", "--eplb", *QUICK),
     Case("sink-vllm-oracle", "Qwen3-MoE", "bf16, stand-in kernel, vLLM's sink bound first",
          ("--stand-in", "--oracle", "vllm", *QUICK)),
     Case("qwen3-int4-marlin", "Qwen3-MoE", "int4 (GPTQ), Marlin",
          ("--quantisation", "int4", *_backend("marlin"), *QUICK)),
     Case("gpt-oss-eager", "gpt-oss", "MXFP4, no graphs", (*GPT_OSS, "--mode", "eager")),
     Case("gpt-oss-unfused", "gpt-oss", "MXFP4, modular Triton", (*GPT_OSS, *_backend("triton_unfused"), *QUICK)),
+    Case("gpt-oss-again", "gpt-oss", "MXFP4, modular Triton, ids recomputed beside",
+         (*GPT_OSS, *_backend("triton_unfused"), *QUICK), env=AGAIN),
+    Case("qwen3-breakable", "Qwen3-MoE", "bf16, breakable CUDA graphs", GRAPHS, env=BREAKABLE),
+    Case("gpt-oss-breakable", "gpt-oss", "MXFP4, breakable CUDA graphs", (*GPT_OSS, *GRAPHS), env=BREAKABLE),
     Case("qwen3-fp8-block-load", "Qwen3-MoE", "fp8 in blocks of 128, at load",
          ("--quantisation", "fp8_per_block", *QUICK)),
     Case("qwen3-mxfp8", "Qwen3-MoE", "mxfp8, at load", ("--quantisation", "mxfp8", *QUICK)),

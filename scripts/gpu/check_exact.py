@@ -15,6 +15,7 @@ is made up. ``scripts/gpu/check_all.py`` runs the whole matrix.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import pickle
@@ -42,6 +43,8 @@ from scripts.gpu.made_up_models import model_folder  # noqa: E402
 from scripts.gpu.oracle import Oracle, Steps  # noqa: E402
 
 MOST_TOKENS = 2048
+#: Variable with the seconds after which every thread's stack is printed.
+STACKS_S = "CHECK_EXACT_STACKS_S"
 
 
 def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: int | None) -> dict[str, list[int]]:
@@ -60,7 +63,11 @@ def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: i
         params = SamplingParams(max_tokens=chance.randrange(4, 24), temperature=0, detokenize=False, ignore_eos=True)
         waiting.append((f"r{number}", (prefix if number % 2 else []) + tokens, params))
     engine, out = llm.llm_engine, {}
-    while waiting or engine.has_unfinished_requests():
+    while True:
+        # Asked in every turn: data-parallel ranks answer together, and one that has no request makes a dummy batch.
+        unfinished = engine.has_unfinished_requests()
+        if not waiting and not unfinished:
+            return out
         for _ in range(arrivals.randrange(0, 4)):
             if waiting:
                 name, tokens, params = waiting.pop(0)
@@ -68,7 +75,6 @@ def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: i
         for done in engine.step():
             if done.finished:
                 out[done.request_id] = list(done.outputs[0].token_ids)
-    return out
 
 
 def run(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -131,6 +137,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> int:
     """Run one configuration."""
     options = parser().parse_args()
+    if stacks_s := float(os.environ.get(STACKS_S, "0")):  # where it stands when it comes to a halt
+        faulthandler.dump_traceback_later(stacks_s, exit=False)
     shown = {key: value for key, value in vars(options).items() if key != "result"}
     try:
         results = run(options)
