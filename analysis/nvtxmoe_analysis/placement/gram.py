@@ -72,7 +72,7 @@ def rows_of(data: LayerData, blocks: Blocks, chosen: Bools, features: Floats) ->
     # The scatter of a time grows with it: its variance about in proportion.
     weight = np.median(own_ns) / np.maximum(typical, 1.0)[level] if steps else np.zeros(0)
     return Rows(
-        features[chosen].reshape(steps * ranks, -1),
+        features[chosen].reshape(steps * ranks, features.shape[-1]),
         np.tile(np.arange(ranks, dtype=np.int64), steps),
         data.own_tokens[chosen].ravel().astype(np.float64),
         own_ns,
