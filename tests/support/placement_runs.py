@@ -86,15 +86,16 @@ class Planted:
         return np.array(self.speed) * own
 
     def true_saving(self, layer: int, layout: Layout, *, prefill: bool = False, steps: int = 4000) -> float:
-        """Mean over many further steps of what another placement of a layer saves, with noise of its own."""
+        """Mean over many further steps of what another placement of a layer saves, under the same noise."""
         rng = np.random.default_rng(10_000 + layer)
         tokens = np.full(steps, self.prefill_tokens) if prefill else self.tokens_of_decode(steps)
         counts = self.counts(layer, tokens, rng)
         block = np.full(steps, self.block_m)
+        noise = self.noise_ns * rng.standard_normal((steps, self.ranks))
         slowest = []
         for one in (self.today, layout):
-            own = self.time(one.load(counts, block, np.arange(steps)), tokens)
-            slowest.append((own + self.noise_ns * rng.standard_normal(own.shape)).max(axis=1).mean())
+            own = self.time(one.load(counts, block, np.arange(steps)), tokens) + noise
+            slowest.append(own.max(axis=1).mean())
         return float(slowest[0] - slowest[1])
 
     def tokens_of_decode(self, steps: int) -> npt.NDArray[np.int64]:

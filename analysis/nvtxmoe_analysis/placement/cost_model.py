@@ -11,7 +11,7 @@ that noise and what the model leaves out stay as they were measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from nvtxmoe_analysis.core.arrays import Bools, Floats
 from nvtxmoe_analysis.placement.blocks import Blocks
 from nvtxmoe_analysis.placement.gram import CLIP, Rows, products, rows_of
 from nvtxmoe_analysis.placement.layout import Load
-from nvtxmoe_analysis.placement.least_squares import non_negative, spread_between
+from nvtxmoe_analysis.placement.least_squares import non_negative, spread_between, unbounded
 from nvtxmoe_analysis.placement.run_data import LayerData
 
 TILES, ACTIVE = FEATURES = ("expert tiles", "active experts")
@@ -133,7 +133,10 @@ class _Solver:
         held = np.flatnonzero(sums[:, :, -1, -1].any(axis=1))
         without = sums.sum(axis=0)[None] - sums[held]
         pooled, slopes, others = (one[0] for one in self._solve(sums.sum(axis=0)[None], pull))
-        _, slopes_out, others_out = self._solve(without, pull)
+        # A slope at its bound of 0 is as uncertain as one beside it: the scatter is that of slopes without a bound.
+        _, free, _ = self._solve(sums.sum(axis=0)[None], pull, unbounded)
+        _, free_out, others_out = self._solve(without, pull, unbounded)
+        slopes_out = slopes[None] + free_out - free
         speeds_out = self._speed[None, :] * (1 + self._contrasts(others_out))
         self._turn_speed(others)
         return CostModel(features, slopes, pooled, self._speed, (slopes_out, speeds_out), np.sqrt(between))
@@ -158,18 +161,20 @@ class _Solver:
         left = np.diagonal(xx - xn @ np.linalg.pinv(nn, hermitian=True) @ xn.T)
         return bool((left > LEAST_LEFT * np.maximum(np.diagonal(xx), 1e-300)).any())
 
-    def _solve(self, sums: Floats, pull: Floats) -> tuple[Floats, Floats, Floats]:
+    def _solve(
+        self, sums: Floats, pull: Floats, least: Callable[[Floats, Floats], Floats] = non_negative
+    ) -> tuple[Floats, Floats, Floats]:
         """Return pooled slopes, layers' slopes and other coefficients: [some, features], [some, layers, features],
         [some, others].
 
         Parameters:
             sums: float64 [some, layers, columns, columns]. pull: float64 [layers, features]: how strongly each
-                layer's slopes are drawn to the pooled ones.
+                layer's slopes are drawn to the pooled ones. least: how slopes are found.
         """
         xx, xn, nn, xz, nz = self._parts(sums)
         inverse = np.linalg.pinv(nn.sum(axis=1), hermitian=True)
         all_xx, all_xn, all_xz, all_nz = (one.sum(axis=1) for one in (xx, xn, xz, nz))
-        pooled = non_negative(
+        pooled = least(
             all_xx - all_xn @ inverse @ all_xn.transpose(0, 2, 1),
             all_xz - (all_xn @ inverse @ all_nz[..., None])[..., 0],
         )
@@ -180,7 +185,7 @@ class _Solver:
             free = all_nz - np.einsum("slkn,slk->sn", xn, slopes)
             others = np.einsum("snm,sm->sn", inverse, free)
             target = xz - np.einsum("slkn,sn->slk", xn, others)
-            slopes = non_negative(xx + drawn, target + pull[None] * pooled[:, None, :])
+            slopes = least(xx + drawn, target + pull[None] * pooled[:, None, :])
         return pooled, slopes, others
 
     def _pull(self, sums: Floats) -> tuple[Floats, Floats]:
@@ -210,5 +215,6 @@ class _Solver:
             if between[at] > 0:
                 # With noise s^2 = variance x G the layer's own weight is G / s^2, the mean's 1 / between.
                 told = np.isfinite(variance[:, at]) & (self._seen > 0)
-                pull[told, at] = variance[told, at] * own[told, at, at] / between[at]
+                noise = variance[told, at] * np.diagonal(own[told], axis1=1, axis2=2)[:, at]
+                pull[told, at] = noise / between[at]
         return pull, between

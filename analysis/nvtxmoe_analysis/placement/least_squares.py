@@ -35,6 +35,12 @@ def non_negative(gram: Floats, target: Floats) -> Floats:
     return slopes
 
 
+def unbounded(gram: Floats, target: Floats) -> Floats:
+    """Return the slopes that minimise b'Gb - 2b'g, of any sign: float64 [..., slopes]. See ``non_negative``."""
+    slopes: Floats = (np.linalg.pinv(gram, rcond=COLLINEAR, hermitian=True) @ target[..., None])[..., 0]
+    return slopes
+
+
 def spread_between(slopes: Floats, variances: Floats) -> float:
     """Return the variance of layers' true slopes beyond their errors': DerSimonian and Laird's estimate, 0 or more.
 

@@ -161,7 +161,7 @@ class Predictor:
         if name == TODAY:
             return self._valued(name, module.LABEL, layouts, {})
         if any(one is None for one in layouts):
-            reason = f"{self._redundant(0)} redundant experts do not divide between {self.run.ranks} ranks"
+            reason = f"{self._redundant(0)} redundant experts do not fit {self.run.ranks} ranks"
             nowhere = Move(None, None, None, reason)
             return Valued(name, module.LABEL, [], {}, nowhere, np.zeros((0, 0)), reason)
         return self._valued(name, module.LABEL, layouts, {at: one for at, one in enumerate(layouts) if one is not None})

@@ -101,14 +101,14 @@ def _verdict(
     at_most: float,
     base: float,
 ) -> Verdict:
-    facts = considered(prediction, chosen.name)
+    facts = considered(prediction)
     return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base, facts)
 
 
 def _without_model(prediction: Prediction, base: float, least: float, bound: float) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
     reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
-    facts = considered(prediction, None)
+    facts = considered(prediction)
     if np.isfinite(bound) and bound < least:
         text = (
             f"Not worth it: ranks that all took the mean's time would save at most {_us(bound)} per step, "

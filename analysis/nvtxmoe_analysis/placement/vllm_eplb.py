@@ -8,6 +8,8 @@ from nvtxmoe_analysis.placement.predict import TODAY, Prediction
 VERSION = "0.33"
 #: distributed/eplb/eplb_state.py, rearrange: the relative fall of max/mean below which nothing is rearranged.
 LEAST_FALL = 0.05
+#: The algorithm that stands for EPLB's.
+EPLB = "redundant"
 
 
 def imbalance(rank_tokens: Floats) -> float:
@@ -20,24 +22,21 @@ def imbalance(rank_tokens: Floats) -> float:
     return float(loads.max() / loads.mean()) if loads.sum() > 0 else 1.0
 
 
-def considered(prediction: Prediction, chosen: str | None) -> list[str]:
-    """Return what of vLLM's EPLB bears on the verdict, in sentences.
-
-    Parameters:
-        chosen: the placement that the verdict is about, None for none.
-    """
+def considered(prediction: Prediction) -> list[str]:
+    """Return what of vLLM's EPLB bears on the verdict, in sentences."""
     facts = []
     threshold = (
         f"vLLM {VERSION}'s EPLB leaves experts where they are if max/mean of the ranks' tokens, all layers added up, "
         f"would fall by less than {100 * LEAST_FALL:.0f} %, but only on ROCm and without use_async; elsewhere it "
         "rearranges at each step_interval, whatever it gains."
     )
-    valued = [one for one in prediction.placements if one.reason is None and one.name == chosen]
-    if valued:
-        before, after = (imbalance(one.rank_tokens) for one in (prediction.find(TODAY), valued[0]))
+    others = [one for one in prediction.placements if one.reason is None and one.name != TODAY]
+    if others:
+        like_eplb = next((one for one in others if one.name == EPLB), others[-1])
+        before, after = (imbalance(one.rank_tokens) for one in (prediction.find(TODAY), like_eplb))
         fall = 1 - after / before
         verb = "would" if fall >= LEAST_FALL else "would not"
-        threshold += f" Here max/mean goes from {before:.3f} to {after:.3f}: that test {verb} pass."
+        threshold += f" Here max/mean goes from {before:.3f} to {after:.3f} ({like_eplb.label}): that test {verb} pass."
     facts.append(threshold)
     modular = (
         f"EPLB in vLLM {VERSION} rules out monolithic kernels (most trtllm_* ones, gpt-oss's Triton kernel): a model "

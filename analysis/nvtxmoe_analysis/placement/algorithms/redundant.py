@@ -22,7 +22,7 @@ LABEL = "with redundant experts (EPLB)"
 def place(layer: Routing) -> Layout | None:
     """Return experts and replicas of the most loaded ones, packed by their tokens over all steps."""
     slots = layer.experts + layer.redundant
-    if not layer.redundant or slots % layer.ranks:
+    if not layer.redundant or slots % layer.ranks or slots > layer.experts * layer.ranks:
         return None
     tokens = layer.counts.sum(axis=0, dtype=np.float64)
     many = replicas(tokens, slots, layer.ranks)

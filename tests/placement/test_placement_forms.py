@@ -1,0 +1,109 @@
+"""The files of placements have what each project's loader reads: keys, shapes and what it asserts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.placement.formats import Placement, forms
+from nvtxmoe_analysis.placement.formats.ours import read
+from nvtxmoe_analysis.placement.layout import Layout, contiguous
+
+PERMUTED = Layout.of_ranks([[3, 0], [2, 1]])
+REPLICAS = Layout.of_ranks([[3, 0, 1], [2, 1, 3]])
+
+
+def placement(*layouts: Layout, first: int = 2) -> Placement:
+    layers = {first + 2 * at: layout for at, layout in enumerate(layouts)}
+    return Placement("mine", layers, dict.fromkeys(layers, 4))
+
+
+def test_ours_is_read_back(tmp_path: Path) -> None:
+    uneven = Layout.of_ranks([[4, 3, 1], [2, 0]])
+    given = Placement("mine", {0: REPLICAS, 7: uneven}, {0: 4, 7: 5})
+    file = tmp_path / "mine.json"
+    file.write_text(forms()["ours"].dump(given))
+    found = read(file)
+    assert list(found) == [0, 7]
+    for layer, layout in given.layers.items():
+        assert found[layer].order.tolist() == layout.order.tolist()
+        assert found[layer].sizes.tolist() == layout.sizes.tolist()
+
+
+def test_ours_may_be_a_plain_list(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"nvtxmoe_placement": 1, "ranks": 2, "layers": {"3": [3, 0, 2, 1]}}))
+    assert [read(file)[3].held(rank).tolist() for rank in (0, 1)] == [[3, 0], [2, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "no placement of ours"),
+        ('{"physical_to_logical_map": [[0, 1]]}', "no placement of ours"),
+        ('{"nvtxmoe_placement": 1, "layers": {"0": [0, 1]}}', "ranks or layers are absent"),
+        ('{"nvtxmoe_placement": 1, "ranks": 2, "layers": {"x": [0, 1]}}', "layer 'x': not a number"),
+        ('{"nvtxmoe_placement": 1, "ranks": 2, "layers": {"0": [0, 1, 2]}}', "layer 0: 3 slots do not divide"),
+        ('{"nvtxmoe_placement": 1, "ranks": 2, "layers": {"0": [0, "1"]}}', "layer 0: order is no list of experts"),
+        (
+            '{"nvtxmoe_placement": 1, "ranks": 2, "layers": {"0": {"order": [0, 1], "slots_per_rank": [2, 1]}}}',
+            "slots_per_rank does not add up",
+        ),
+    ],
+)
+def test_a_file_that_is_no_placement_is_refused(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(text)
+    with pytest.raises(NvtxmoeError, match=says):
+        read(file)
+
+
+def test_sglang_has_a_row_for_every_hidden_layer_and_no_other_key() -> None:
+    document = json.loads(forms()["sglang"].dump(placement(REPLICAS, REPLICAS)))
+    assert list(document) == ["physical_to_logical_map"]  # others would be passed on to init_by_mapping
+    rows = np.array(document["physical_to_logical_map"])
+    assert rows.shape == (5, 6)  # layers 0 to 4, of which 2 and 4 have experts
+    assert rows.dtype == np.int64
+    assert rows[2].tolist() == rows[4].tolist() == [3, 0, 1, 2, 1, 3]
+    assert rows[0].tolist() == [0, 1, 2, 3, 0, 1]  # SGLang's trivial one
+    # Every logical expert has a physical one in each layer, as logical_to_all_physical_map needs.
+    assert all(set(row) == {0, 1, 2, 3} for row in rows.tolist())
+
+
+def test_tensorrt_llm_has_the_experts_by_slot_and_layer() -> None:
+    text = forms()["tensorrt_llm"].dump(placement(REPLICAS, REPLICAS))
+    assert text == (
+        "num_slots: 6\n"
+        "initial_global_assignments:\n"
+        "  2: [3, 0, 1, 2, 1, 3]\n"
+        "  4: [3, 0, 1, 2, 1, 3]\n"
+        "layer_updates_per_iter: 0\n"
+    )
+
+
+def test_vllm_gets_the_order_of_a_checkpoint() -> None:
+    document = json.loads(forms()["vllm"].dump(placement(PERMUTED)))
+    order = document["checkpoint_order"]["2"]
+    # Renumbered, vLLM's contiguous blocks hold what the placement's ranks hold.
+    blocks = contiguous(4, 2)
+    for rank in (0, 1):
+        assert [order[new] for new in blocks.held(rank)] == PERMUTED.held(rank).tolist()
+
+
+@pytest.mark.parametrize(
+    ("form", "layouts", "says"),
+    [
+        ("vllm", [REPLICAS], "redundant experts"),
+        ("vllm", [Layout.of_ranks([[0], [1, 2, 3]])], "other numbers of experts"),
+        ("sglang", [Layout.of_ranks([[0], [1, 2, 3]])], "unequal numbers of slots"),
+        ("tensorrt_llm", [PERMUTED, REPLICAS], "unequal numbers of experts or slots"),
+    ],
+)
+def test_a_form_that_cannot_hold_a_placement_says_why(form: str, layouts: list[Layout], says: str) -> None:
+    with pytest.raises(NvtxmoeError, match=says):
+        forms()[form].dump(placement(*layouts))
