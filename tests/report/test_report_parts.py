@@ -269,7 +269,7 @@ def test_a_new_chart_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_charts_are_in_the_order_of_the_sections() -> None:
     modules = charts.chart_modules()
-    assert len(modules) == 9
+    assert len(modules) == 11
     places = [(SECTIONS.index(module.SECTION), module.ORDER) for module in modules.values()]
     assert places == sorted(places) and len(set(places)) == len(places)
     assert all(module.TITLE and module.__doc__ for module in modules.values())
