@@ -105,8 +105,8 @@ def test_the_planted_waterfall(tmp_path: Path) -> None:
     found = by_topic(made_report(tmp_path))["Where MoE time goes"]
     assert str(found.headline) == (
         "Of 4.00 ms GPU time in MoE layers (all ranks), 1.20 ms (30.0 %) is least work of the experts, 400.0 us "
-        "(10.0 %) is experts beyond the fewest, 400.0 us (10.0 %) is other kernels and copies and 400.0 us (10.0 %) is padding "
-        "of tiles."
+        "(10.0 %) is experts beyond the fewest, 400.0 us (10.0 %) is other kernels and copies and 400.0 us (10.0 %) is "
+        "padding of tiles."
     )
     details = list(map(str, found.details))
     assert details[0].startswith("In decode steps, of 3.60 ms: 1.08 ms (30.0 %) is least work of the experts")

@@ -262,7 +262,7 @@ def test_a_new_chart_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(charts, "__path__", [*charts.__path__, str(tmp_path)])
     made = Made()
     found = report(write(tmp_path / "results", made.tables(), made.documents()))
-    assert found.charts[:3] == ["step_share", "one_more", "layer_phases"]
+    assert found.charts[:3] == ["step_share", "one_more", "waterfall"]
     page = found.page.read_text()
     assert "A new chart" in page and "A caption." in page
 
