@@ -10,6 +10,7 @@ import pytest
 
 from nvtxmoe_analysis.attribution.expert_matmuls import block_in_name, is_matmul
 from nvtxmoe_analysis.metrics.roofline.peaks import PEAKS, PeakOptions, peak_gb_per_s, peak_tflop_per_s, source_of
+from tests.support.cli import run
 from tests.support.collective_simulation import GATHER
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import Written, written
@@ -86,6 +87,17 @@ def test_limit_by_options(tmp_path: Path) -> None:
     (gpu,) = found.json("moe_roofline")["gpus"]
     assert (gpu["gb_per_s"], gpu["tflop_per_s"], gpu["source"]) == (1000.0, {"any": 1.0}, "options")
     assert found.validation["options"]["peak_gb_per_s"] == 1000.0
+
+
+def test_peaks_on_the_command_line(tmp_path: Path) -> None:
+    one_cell(tmp_path)
+    words = ("analyze", tmp_path / "built0.sqlite", "-o", tmp_path / "again", "--format", "parquet")
+    assert run(*words, "--peak-gbs", "1000", "--peak-tflops", "1").code == 0
+    row = pl.read_parquet(tmp_path / "again" / "moe_expert_tracking" / "moe_roofline.parquet").row(0, named=True)
+    assert (row["limit"], row["mbu_pct"]) == ("compute", pytest.approx(100 * 2.58 / 1000))
+    refused = run(*words, "--peak-gbs", "0")
+    assert refused.code == 2
+    assert "--peak-gbs" in refused.err
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def test_the_real_captures_reference_figures(golden: Report) -> None:
     assert kernels.value == 14_442_661
     assert "layer 0 takes most, 3.74 ms of own kernel time" in str(found["The layer that costs most"].headline)
     assert "expert 0 of layer 2: 4.19 times the mean, 13.1 %" in str(found["Balance of experts"].headline)
-    assert set(golden.missing) == set()
+    assert set(golden.missing) == {"roofline"}  # recorded before sizes of experts were
+    assert "sizes of the experts are not in moe.meta" in golden.missing["roofline"]
 
 
 # What was planted ----------------------------------------------------------------------------------------------------
@@ -97,6 +98,51 @@ def test_the_planted_layer_costs_most(tmp_path: Path) -> None:
     )
     assert str(costliest.confidence) == "it was the slowest layer in 80 of 80 (rank, step)."
     assert "Its longest operation is fused_moe_kernel, with 1.20 ms." in map(str, costliest.details)
+
+
+def test_the_planted_waterfall(tmp_path: Path) -> None:
+    """Of 40 steps 30 us are ideal and 7 bars have 10 us: 4 ms in all."""
+    found = by_topic(made_report(tmp_path))["Where MoE time goes"]
+    assert str(found.headline) == (
+        "Of 4.00 ms GPU time in MoE layers (all ranks), 1.20 ms (30.0 %) is least work of the experts, 400.0 us "
+        "(10.0 %) is experts beyond the fewest, 400.0 us (10.0 %) is other kernels and copies and 400.0 us (10.0 %) is "
+        "padding of tiles."
+    )
+    details = list(map(str, found.details))
+    assert details[0].startswith("In decode steps, of 3.60 ms: 1.08 ms (30.0 %) is least work of the experts")
+    assert "Estimates with their intervals: experts beyond the fewest 400.0 us (320.0 us to 480.0 us)" in details[2]
+    assert details[3] == "Not known: waiting: unequal GPUs (3 (step, layer), at least 20 needed)."
+
+
+def test_the_planted_roofline(tmp_path: Path) -> None:
+    found = by_topic(made_report(tmp_path))["Distance to the GPU's limits"]
+    assert str(found.headline) == (
+        "In decode steps memory binds the experts' kernels, and they reach 25.0 % of that limit: 1,200 GB/s (25.0 % of "
+        "the bandwidth), 4.80 TFLOP/s (0.49 % of the throughput)."
+    )
+    details = list(map(str, found.details))
+    assert details[0].startswith("In prefill steps compute binds the experts' kernels, and they reach 40.4 % of that")
+    assert "In prefill steps memory binds in batches of up to 256 tokens, compute in batches from 257 on." in details
+    assert "62.5 % of the rows of tiles are padding in decode steps, if the kernel has vLLM's default tiles." in details
+    assert "a data sheet" in str(found.confidence)
+
+
+def test_without_sizes_the_weights_speak(tmp_path: Path) -> None:
+    made = Made()
+    tables = made.tables()
+    unknown = [pl.lit(None).alias(name) for name in ("mbu_pct", "mfu_pct", "limit", "roofline_pct")]
+    tables["moe_roofline_summary"] = tables["moe_roofline_summary"].with_columns(unknown)
+    tables["moe_roofline"] = tables["moe_roofline"].with_columns(unknown)
+    documents = made.documents()
+    documents["moe_roofline"]["unknown"] = [{"what": "routed_flop", "rows": 9, "meaning": "no sizes"}]
+    found = report(write(tmp_path, tables, documents))
+    finding = by_topic(found)["Distance to the GPU's limits"]
+    assert str(finding.headline) == (
+        "In decode steps the experts' kernels read the weights of the experts hit at 1,200 GB/s, 25.0 % of the GPU's "
+        "bandwidth."
+    )
+    assert list(map(str, finding.details)) == ["Activations and operations are unknown: no sizes."]
+    assert found.missing["roofline"] == "Not drawn: no sizes."
 
 
 def test_why_and_how_sure_are_the_models_words(tmp_path: Path) -> None:

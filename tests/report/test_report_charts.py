@@ -242,7 +242,7 @@ def test_many_points_and_pairs_are_left_out_and_said(tmp_path: Path, monkeypatch
 def test_sixty_layers_of_256_experts_fit_into_a_page(tmp_path: Path) -> None:
     made = Made(layers=60, experts=256, steps=120, top_k=8)
     found = report(write(tmp_path, made.tables(), made.documents()))
-    assert len(found.charts) == 9
+    assert len(found.charts) == 11
     assert found.page.stat().st_size < 5_000_000
 
 

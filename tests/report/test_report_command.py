@@ -52,7 +52,7 @@ def test_it_replaces_the_page_whole(results: Path) -> None:
 def test_as_json(results: Path) -> None:
     found = run("report", results, "--json", "--images").json
     assert found["report"] == str(results / "report.html")
-    assert len(found["images"]) == 2 * len(found["charts"]) == 18
+    assert len(found["images"]) == 2 * len(found["charts"]) == 22
     assert (found["missing"], any("moe_capacity" in said for said in found["absent"])) == ({}, False)
     costliest = found["findings"][1]
     assert costliest["topic"] == "The layer that costs most"
@@ -65,7 +65,7 @@ def test_as_json(results: Path) -> None:
 
 
 def test_pictures_are_said(results: Path) -> None:
-    assert run("report", results, "--images").out.splitlines()[-1] == f"Charts: 18 files {results / 'report-*'}"
+    assert run("report", results, "--images").out.splitlines()[-1] == f"Charts: 22 files {results / 'report-*'}"
 
 
 def test_names_from_the_capture_do_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -262,14 +262,14 @@ def test_a_new_chart_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(charts, "__path__", [*charts.__path__, str(tmp_path)])
     made = Made()
     found = report(write(tmp_path / "results", made.tables(), made.documents()))
-    assert found.charts[:3] == ["step_share", "one_more", "layer_phases"]
+    assert found.charts[:3] == ["step_share", "one_more", "waterfall"]
     page = found.page.read_text()
     assert "A new chart" in page and "A caption." in page
 
 
 def test_charts_are_in_the_order_of_the_sections() -> None:
     modules = charts.chart_modules()
-    assert len(modules) == 9
+    assert len(modules) == 11
     places = [(SECTIONS.index(module.SECTION), module.ORDER) for module in modules.values()]
     assert places == sorted(places) and len(set(places)) == len(places)
     assert all(module.TITLE and module.__doc__ for module in modules.values())

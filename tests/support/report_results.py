@@ -13,6 +13,7 @@ import polars as pl
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.outputs.write import as_text
+from tests.support.report_limits import roofline, roofline_document, roofline_summary, waterfall
 
 #: A name that would do harm where it is not escaped.
 EVIL = '</script><script>document.title="evil"</script><img src=x onerror="document.title=\'evil\'">'
@@ -46,6 +47,9 @@ class Made:
             "moe_kernel_timings": self.kernels(),
             "moe_layer_model": self.model(),
             "moe_straggler": self.straggler(),
+            "moe_roofline": roofline(self._cells()),
+            "moe_roofline_summary": roofline_summary(self._cells()),
+            "moe_waterfall": waterfall(self.steps),
             "moe_capacity": self.capacity(),
             "moe_cross_layer": pl.DataFrame(
                 {
@@ -338,6 +342,7 @@ class Made:
             "moe_summary": summary,
             "moe_capture_validation": validation,
             "moe_straggler": self.straggler_document(),
+            "moe_roofline": roofline_document(EVIL, self.steps * self.layers),
         }
 
     def straggler_document(self) -> dict[str, Any]:

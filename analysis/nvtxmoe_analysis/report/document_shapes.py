@@ -10,7 +10,13 @@ OTHER = "it has another shape: another program changed it, or another version of
 
 def fits(name: str, document: Mapping[str, Any]) -> bool:
     """Return True if the report can read the document."""
-    return {"summary": _summary, "validation": _validation, "straggler_document": _straggler}.get(name, _any)(document)
+    shapes = {
+        "summary": _summary,
+        "validation": _validation,
+        "straggler_document": _straggler,
+        "roofline_document": _roofline,
+    }
+    return shapes.get(name, _any)(document)
 
 
 def _any(_: Mapping[str, Any]) -> bool:
@@ -43,6 +49,10 @@ def _straggler(document: Mapping[str, Any]) -> bool:
         if not _objects(straggler.get("slowest_rank") or []):
             return False
     return not collectives.get("split") or _has(collectives, "wait_us", "transfer_us", "kernels", "split")
+
+
+def _roofline(document: Mapping[str, Any]) -> bool:
+    return all(_objects(document.get(key) or []) for key in ("gpus", "unknown"))
 
 
 def _objects(value: object) -> bool:

@@ -41,7 +41,7 @@ def _known(ledger: Ledger, frame: pl.DataFrame, known: pl.DataFrame) -> Finding:
     headline = sentence("{}", _of_kind(ledger, known, first))
     details = [_of_kind(ledger, known, kind) for kind in others]
     for kind in (first, *others):
-        details += [*_binding(frame, kind), *_padding(ledger, known, kind)]
+        details += [*_binding(ledger, frame, kind), *_padding(ledger, known, kind)]
     share = _number(ledger, first, "roofline_pct")
     details.append(
         sentence(
@@ -80,7 +80,7 @@ def _number(ledger: Ledger, kind: str, column: str) -> SourcedNumber:
 
 def _rate(ledger: Ledger, kind: str, column: str, unit: str) -> SourcedNumber:
     value = _number(ledger, kind, column).value
-    text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    text = f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value >= 1 else f"{value:.4f}"
     return ledger.take(TABLE, column, where=_where(kind), text=f"{text} {unit}")
 
 
@@ -101,7 +101,7 @@ def _of_kind(ledger: Ledger, known: pl.DataFrame, kind: str) -> Sentence:
     )
 
 
-def _binding(frame: pl.DataFrame, kind: str) -> list[Sentence]:
+def _binding(ledger: Ledger, frame: pl.DataFrame, kind: str) -> list[Sentence]:
     """Return up to which batch size memory binds, if both limits occur."""
     sizes = frame.filter(
         (pl.col("step_kind") == kind) & pl.col("tokens_to").is_not_null() & pl.col("limit").is_not_null()
@@ -112,7 +112,9 @@ def _binding(frame: pl.DataFrame, kind: str) -> list[Sentence]:
     memory = max(sizes.filter(limit="memory")["tokens_to"].to_list())
     compute = min(sizes.filter(limit="compute")["tokens_from"].to_list())
     text = "In {} steps memory binds in batches of up to {} tokens, compute in batches from {} on."
-    return [sentence(text, kind, f"{memory:,}", f"{compute:,}")]
+    largest = ledger.take(TABLE, "tokens_to", where={"step_kind": kind, "tokens_to": memory})
+    least = ledger.take(TABLE, "tokens_from", where={"step_kind": kind, "tokens_from": compute})
+    return [sentence(text, kind, largest, least)]
 
 
 def _padding(ledger: Ledger, known: pl.DataFrame, kind: str) -> list[Sentence]:

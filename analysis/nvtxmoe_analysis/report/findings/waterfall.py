@@ -29,7 +29,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if not ranked:
         return []
     headline = sentence("Of {} GPU time in MoE layers (all ranks), {}.", total, together(_parts(ranked, total)))
-    details = [sentence_ for kind in ("decode", "prefill", "mixed") for sentence_ in _of_kind(ledger, frame, kind)]
+    details = [line for kind in ("decode", "prefill", "mixed") for line in _of_kind(ledger, frame, kind)]
     details += [*_intervals(ledger, sums), *_unknown(sums)]
     confidence = sentence(
         "the bars add up to the total exactly. The experts' work and padding come from a model of the matrix products' "
@@ -91,7 +91,7 @@ def _unknown(sums: pl.DataFrame) -> list[Sentence]:
     unknown = sums.filter(pl.col("time_ns").is_null() & pl.col("reason").is_not_null())
     return [
         sentence(
-            "Not known: {} ({}).", ", ".join(LABELS[bar] for bar in mine["bar"].unique(maintain_order=True)), reason
+            "Not known: {} ({}).", ", ".join(LABELS[bar] for bar in rows["bar"].unique(maintain_order=True)), reason
         )
-        for (reason,), mine in unknown.group_by("reason", maintain_order=True)
+        for (reason,), rows in unknown.group_by("reason", maintain_order=True)
     ]
