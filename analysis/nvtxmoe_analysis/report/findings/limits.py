@@ -64,7 +64,8 @@ def _sampled(ledger: Ledger) -> list[Sentence]:
     counts = ledger.source.frame("activations")
     if counts is None:
         return []
-    rows = ledger.take("routing_weights", "weight", "rows")
+    # A kernel that routes inside itself may give its ids only: their weights are empty.
+    rows = ledger.take("routing_weights", "weight", "known" if _without_weights(frame) else "rows")
     everything = ledger.take("activations", "activation_count", "sum")
     if rows.value >= everything.value:
         return []
@@ -76,6 +77,10 @@ def _sampled(ledger: Ledger) -> list[Sentence]:
             percent(rows, everything),
         )
     ]
+
+
+def _without_weights(frame: pl.DataFrame) -> bool:
+    return bool(frame["weight"].is_null().any() or frame["weight"].is_nan().any())
 
 
 def _tiles(ledger: Ledger) -> list[Sentence]:
