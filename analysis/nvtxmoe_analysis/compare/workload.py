@@ -91,7 +91,8 @@ def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
 
 def _recording(side: Run) -> str:
     """How a run's expert ids were taken: the figures of the check ids_taken, as text; empty where it does not tell."""
-    figures = next((c for c in side.loaded.validation["checks"] if c.get("name") == "ids_taken"), {})
+    checks = side.loaded.validation.get("checks", [])
+    figures: dict[str, Any] = next((check["figures"] for check in checks if check["name"] == "ids_taken"), {})
     ways = [(way, figures[way]) for way in RECORDINGS if way in figures]
     return ways[0][0] if len(ways) == 1 else ", ".join(f"{way} (layers {layers})" for way, layers in ways)
 
