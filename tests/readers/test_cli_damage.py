@@ -282,7 +282,9 @@ def test_a_list_that_lies_beside_one_that_does_not(tmp_path: Path) -> None:
     blob = rows[1]["binaryData"]
     rows[1]["binaryData"] = blob[:32] + struct.pack("<Q", 7) + blob[40:]
     export.save(path)
-    refuses(path, f"damaged payload of moe.topk at {rows[1]['start']} ns: says 7 elements where 3 are")
+    ran = run("analyze", path, "-o", tmp_path / "results")
+    assert ran.code == 0
+    assert f"(moe.topk at {rows[1]['start']} ns: says 7 elements where 3 are)" in " ".join(ran.out.split())
 
 
 COUNTS: dict[str, Any] = {"step": "<i8", "layer": "<i4", "rank": "<i4", "num_tokens": "<i4", "top_k": "<i4"}
