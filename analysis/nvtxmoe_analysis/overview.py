@@ -10,6 +10,7 @@ from nvtxmoe_analysis.analyze import Analysis
 from nvtxmoe_analysis.attribution.layer_sums import TIMED_KINDS
 from nvtxmoe_analysis.attribution.step_sums import STEP_PHASES
 from nvtxmoe_analysis.checks.check import FAIL, PASS, WARN
+from nvtxmoe_analysis.events.recording import recording_of
 from nvtxmoe_analysis.metrics.layer_model.choice import REFUSED
 from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -26,6 +27,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
     the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
     expert's share of all the layer's activations over the mean expert's. Times are null without GPU operations.
+    ``recording`` is how expert ids were taken, layers by way (``{"recomputed": "0-3"}``).
     """
     results = analysis.results
     steps, tokens = _steps_and_tokens(analysis, kept=True)
@@ -41,6 +43,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
         "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
         "tokens": tokens,
         **({} if results.direct else _gpu(analysis)),
+        "recording": recording_of(meta for report in results.reports for meta in report.metas.values()),
         "layers": _layers(analysis),
         "folder": str(analysis.folder),
         "files": [file.name if file.parent == analysis.folder else str(file) for file in analysis.files],
@@ -74,12 +77,13 @@ def _explained(results: RunMetrics) -> list[str]:
 def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
     """Steps and their tokens, each once however many tensor- or pipeline-parallel ranks ran it.
 
-    Ranks that have the first layer and share tokens are one; data-parallel ones are added.
+    Of pipeline stages the ones with the model's first layer stand for all. Ranks that have it and share tokens are one;
+    data-parallel ones are added.
     """
-    first = min(_layer_numbers(analysis.results), default=0)
+    first = _first_layer(analysis.results)
     number = tokens = 0
     for report in analysis.results.reports:
-        groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first in meta.layers}
+        groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first is None or first in meta.layers}
         silent = [pid for pid in report.steps["pid"].unique().to_list() if pid not in report.metas]
         groups |= {pid: -1 - index for index, pid in enumerate(silent)}
         steps = report.steps.filter("kept") if kept else report.steps
@@ -91,6 +95,14 @@ def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
         number += len(once)
         tokens += int(once["num_tokens"].sum())
     return number, tokens
+
+
+def _first_layer(results: RunMetrics) -> int | None:
+    """The lowest layer that a process announces and that is the model's: a draft's may have a negative number, and is
+    on some of the ranks only. None where no process announces one."""
+    announced = {layer for report in results.reports for meta in report.metas.values() for layer in meta.layers}
+    seen = (_layer_numbers(results) & announced) or announced
+    return min((layer for layer in seen if layer >= 0), default=min(seen, default=None))
 
 
 def _layer_numbers(results: RunMetrics) -> set[int]:

@@ -50,21 +50,24 @@ def doctor(
 
     Looks at vLLM, PyTorch, nvtx and Nsight Systems (trying out whether it records what nvtx emits), the way into vLLM,
     the settings in force, the disk, and kernels that hide routing. Imports vLLM in a process of its own. Exits with 2
-    when a capture can't work.
+    when a capture can't work, but not where --model is given on a machine without a GPU: there the question is how
+    the model's layers will be recorded elsewhere.
     """
-    from nvtxmoe.doctor.examine import can_capture, examine  # noqa: PLC0415  only when it runs
+    from nvtxmoe.doctor.examinations.gpu import device_names  # noqa: PLC0415  only when it runs
+    from nvtxmoe.doctor.examine import can_capture, examine  # noqa: PLC0415
 
     with stderr().status("looking"):
         findings = examine(os.environ, python=python, nsys=nsys, model=model, gpu=gpu, steps=steps, tokens=tokens)
     good = can_capture(findings)
+    elsewhere = model is not None and not device_names()
     if as_json:
         print_json({"can_capture": good, "findings": [one.as_dict() for one in findings]})
     else:
-        _show(stdout(), findings, good)
-    return 0 if good else BAD_INPUT
+        _show(stdout(), findings, good, elsewhere)
+    return 0 if good or elsewhere else BAD_INPUT
 
 
-def _show(console: Console, findings: list[Finding], good: bool) -> None:
+def _show(console: Console, findings: list[Finding], good: bool, elsewhere: bool) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -75,6 +78,8 @@ def _show(console: Console, findings: list[Finding], good: bool) -> None:
     console.print(table)
     counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}
     end = "A capture can work." if good else "A capture can't work: see the problems."
+    if elsewhere and not good:
+        end = "This machine, which has no GPU, can't capture: see the problems. What is said of the model is not of it."
     told = [
         f"{counts[level]} {word}{'' if counts[level] == 1 else 's'}"
         for level, word in ((PROBLEM, "problem"), (NOTE, "note"))

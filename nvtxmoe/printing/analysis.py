@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,8 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         + (f" of {overview['steps_captured']:,}" if overview["steps_kept"] != overview["steps_captured"] else "")
         + f", {_counted(len(overview['layers']), 'MoE layer')}, {_counted(overview['tokens'], 'token')}"
     )
+    if overview["recording"]:
+        console.print(f"Expert ids: {ways_text(overview['recording'])}")
     if timed and overview["in_layer_ns"] is None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
     elif timed:
@@ -42,6 +45,13 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
     console.print(f"Results in [bold]{escape(overview['folder'])}[/bold]:", soft_wrap=True)
     for file in overview["files"]:
         console.print(f"  {escape(file)}", soft_wrap=True)
+
+
+def ways_text(recording: Mapping[str, str]) -> str:
+    """Return ``references (layers 0-2), recomputed (layer 3)``; one way of all layers alone, ``references``."""
+    if len(recording) == 1:
+        return next(iter(recording))
+    return ", ".join(f"{way} (layer{'' if layers.isdigit() else 's'} {layers})" for way, layers in recording.items())
 
 
 def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nvtxmoe.printing.analysis import ways_text
+
 if TYPE_CHECKING:
     from nvtxmoe_analysis.inspection.inspect import Contents, Inspected, Inspection, LayerInfo
 
@@ -64,6 +66,7 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
     return [
         ("versions", versions or "unknown"),
         ("layers", _layers(contents.layers) or "unknown"),
+        *([("expert ids", ways_text(contents.recording))] if contents.recording else []),
         ("payloads", f"{payloads}; {encoding}"),
         ("time span", f"{contents.span_ns / 1e9:,.3f} s"),
     ]

@@ -62,7 +62,8 @@ def drive(llm: Any, requests: int, longest: int, shared_prefix: bool, dp_rank: i
         tokens = [chance.randrange(1, 250) for _ in range(chance.choice([2, 3, 5, 17, 40, 90, longest]))]
         params = SamplingParams(max_tokens=chance.randrange(4, 24), temperature=0, detokenize=False, ignore_eos=True)
         waiting.append((f"r{number}", (prefix if number % 2 else []) + tokens, params))
-    engine, out = llm.llm_engine, {}
+    engine = llm.llm_engine
+    out: dict[str, list[int]] = {}
     while True:
         # Asked in every turn: data-parallel ranks answer together, and one that has no request makes a dummy batch.
         unfinished = engine.has_unfinished_requests()

@@ -21,6 +21,7 @@ import random
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,9 @@ def main() -> int:
         serve(options.serve, options.model)
         return 0
     model = str(model_folder("gpt_oss", LAYERS, EXPERTS, TOP_K, quantisation="mxfp4"))
-    found = compared(recorded(INSIDE, model, options.out), recorded(MODULAR, model, options.out))
+    with ThreadPoolExecutor(2) as both:
+        inside, modular = both.map(lambda backend: recorded(backend, model, options.out), (INSIDE, MODULAR))
+    found = compared(inside, modular)
     text = json.dumps(found)
     (options.out / "gpt-oss-kernels.json").write_text(text)
     print(text)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.checks.ids_taken import ROUTER_OUTSIDE
 from nvtxmoe_analysis.events.meta import Layer, Meta
 from nvtxmoe_analysis.events.recording import recomputed_tokens, recording_by_layer
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
@@ -70,10 +71,11 @@ def test_recomputed_layers_and_their_ambiguous_tokens(tmp_path: Path, recorded: 
     found = recorded(tmp_path, one, other)
     status, message, figures = found.check("ids_taken")
     assert status == "warn"
+    outside = f" {ROUTER_OUTSIDE}" if recorded is exported else ""  # a session has no times
     assert message == (
         "The expert ids of layers 0-1 are recomputed from router logits, because the kernel does not show its own; "
         "2 (22 %) of 9 tokens, each layer's added up, are ambiguous: the last chosen expert's score equals the next "
-        "one's or differs by rounding only."
+        f"one's or differs by rounding only.{outside}"
     )
     assert figures == {
         "recomputed": "0-1",
@@ -119,7 +121,29 @@ def test_an_unknown_way_and_old_totals_are_said(tmp_path: Path, recorded: Any) -
     told = {"recording": "recomputed", "recomputed_tokens": 2}
     status, message, _ = recorded(folder(tmp_path / "old"), told).check("ids_taken")
     assert status == "warn"
-    assert message.endswith("The last moe.meta tells of 2 of the 6 tokens.")
+    assert "The last moe.meta tells of 2 of the 6 tokens." in message
+
+
+def test_inspect_and_the_terminal_name_the_ways(tmp_path: Path) -> None:
+    exported(tmp_path, {"recording": {"references": "0", "recomputed": "1"}, "recomputed_tokens": 3})
+    export = next(tmp_path.rglob("*.sqlite"))
+    for command in (["inspect", str(export)], ["analyze", str(export), "-o", str(tmp_path / "out")]):
+        printed = " ".join(run(*command).out.split())
+        assert "recomputed (layer 1), references (layer 0)" in printed
+    (found,) = json.loads(run("inspect", "--json", str(export)).out)["inputs"]
+    assert found["contents"]["recording"] == {"recomputed": "1", "references": "0"}
+    exported(folder(tmp_path / "sink"), {"recording": "sink"})
+    export = next((tmp_path / "sink").rglob("*.sqlite"))
+    assert "expert ids sink" in " ".join(run("inspect", str(export)).out.split())
+
+
+def test_compare_names_runs_that_took_ids_in_different_ways(tmp_path: Path) -> None:
+    for name, way in (("a", "references"), ("b", "recomputed")):
+        in_session(folder(tmp_path / name), {"recording": way, "recomputed_tokens": 6 * (name == "b")})
+        merged = run("merge", str(tmp_path / name / "session"), "-o", str(tmp_path / name / "out"))
+        assert merged.code == 0
+    printed = " ".join(run("compare", str(tmp_path / "a" / "out"), str(tmp_path / "b" / "out")).out.split())
+    assert "The expert ids were taken in different ways: references in A, recomputed in B." in printed
 
 
 def test_the_report_says_it(tmp_path: Path) -> None:

@@ -126,6 +126,26 @@ def test_nsys_warns(tmp_path: Path) -> None:
     assert (found.verdict, found.validation["reasons"]) == ("complete", [])
 
 
+def test_data_parallel_ranks_reduce_nothing_after_a_layer(tmp_path: Path) -> None:
+    """Their exchange is inside the layer: no moe.collective range is missing."""
+    export = Export()
+    for rank in range(2):
+        sizes = {"ep_size": 2, "dp_size": 2, "dp_rank": rank}
+        worker = Process(export, pid=100 + rank, rank=rank, world_size=2, layers=1, meta=sizes)
+        worker.send_meta()
+        with worker.step(0):
+            with worker.layer(0):
+                worker.kernel(100, "fused")
+                worker.kernel(30, "all_gather")
+            worker.kernel(20, "lm_head")
+        worker.counts(0, 0, GOOD)
+    assert written(tmp_path, export).check("collectives_seen") == (
+        "pass",
+        "Data-parallel ranks exchange tokens inside their layers; no collective was seen right after a layer.",
+        {"processes_that_share_layers": 2, "collective_ranges": 0, "inferred": 0},
+    )
+
+
 @pytest.mark.parametrize("sizes", [{"tp_size": 2}, {"meta": {"ep_size": 2}}])
 @pytest.mark.parametrize("seen", [True, False])
 def test_collectives(tmp_path: Path, sizes: dict[str, Any], seen: bool) -> None:

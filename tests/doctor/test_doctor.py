@@ -62,6 +62,26 @@ def test_a_laptop_without_vllm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert "A capture can't work: see the problems. 1 problem," in capsys.readouterr().out
 
 
+def test_a_laptop_can_be_asked_about_a_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Nothing can be captured here, and the question is how layers will be recorded elsewhere."""
+    for name, value in EMPTY_PATH.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("nvtxmoe.doctor.examinations.gpu.device_names", list)
+    config = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "num_experts": 8, "num_experts_per_tok": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asked = ["doctor", "--model", str(tmp_path), "--gpu", "h200"]
+    assert run(asked) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "layers 0-1: references" in printed
+    assert "This machine, which has no GPU, can't capture: see the problems." in printed
+    assert run([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["can_capture"] is False
+    monkeypatch.setattr("nvtxmoe.doctor.examinations.gpu.device_names", lambda: ["NVIDIA H200"])
+    assert run(asked) == 2  # a machine that could serve
+
+
 def test_real_vllm_and_real_nsys(vllm_python: Path, nsys_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "nvtxmoe", "doctor", "--python", vllm_python, "--nsys", nsys_path, "--json"],

@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from tests.support.cli import DEMO, RESULTS, analyze, everything, refuses
+from tests.support.cli import DEMO, RESULTS, analyze, everything, refuses, run
 from tests.support.constructed_runs import simple
 from tests.support.export_builder import Export, Process, simple_run
 
@@ -228,14 +228,52 @@ def test_damaged_blobs(tmp_path: Path, event: str) -> None:
         header(size=length - 3) + data[:-3]: f"{length - 3} bytes fit no definition of payload schema",
     }
     if dynamic:
-        damaged[head + struct.pack("<Q", 2**63) + data[8:]] = f"{length} bytes fit no definition of payload schema"
-        damaged[head + bytes(8) + data[8:]] = f"{length} bytes fit no definition of payload schema"
+        # Alone in its size it fits no definition; beside others its own number of elements is wrong.
+        said = "bytes fit no definition" if event == "moe.meta" else "elements where 3 are"
+        damaged[head + struct.pack("<Q", 2**63) + data[8:]] = said
+        damaged[head + bytes(8) + data[8:]] = said
+    output = tmp_path / "results"
     for blob, said in damaged.items():
         row["binaryData"] = blob
         export.save(path)
-        line = refuses(path, f"{path}, table NVTX_EVENTS: damaged payload of {event} at {row['start']} ns: {said}")
-        assert line.endswith("Export the report again with --include-blobs=true\n")
+        assert run("analyze", path, "-o", output).code == 0
+        assert run("analyze", path, "-o", output, "--strict").code == 3
+        document = json.loads((output / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
+        assert document["verdict"] == "incomplete"
+        (reason,) = [text for text in document["reasons"] if "can't be read" in text]
+        assert f"1 payload can't be read, and the results lack what they said ({event} at {row['start']} ns: " in reason
+        assert said in reason
+        assert "if the payload is damaged there too, capture again" in reason
+        assert not any("began after the process" in text for text in document["reasons"])
         path.unlink()
+
+
+def test_the_other_payloads_are_analysed(tmp_path: Path) -> None:
+    export, path = built(tmp_path)
+    rows = [r for r in export.rows["NVTX_EVENTS"] if r["textId"] == export.strings["moe.counts"]]
+    export.save(path)
+    output = tmp_path / "results" / "moe_expert_tracking" / "moe_step_activations.parquet"
+    assert run("analyze", path, "-o", tmp_path / "results").code == 0
+    whole = pl.read_parquet(output)
+    rows[1]["binaryData"] = rows[1]["binaryData"][:-3]
+    path.unlink()
+    export.save(path)
+    assert run("analyze", path, "-o", tmp_path / "results").code == 0
+    left = pl.read_parquet(output)
+    lost = whole.join(left, on=whole.columns, how="anti")
+    assert len(left) == len(whole) - len(lost)
+    assert len(lost.select("step", "layer_idx").unique()) == 1
+    inspected = run("inspect", path)
+    assert "1 payload can't be read, the first is moe.counts at" in " ".join(inspected.out.split())
+
+
+def test_an_export_without_a_readable_payload_is_refused(tmp_path: Path) -> None:
+    export, path = built(tmp_path)
+    for row in export.rows["NVTX_EVENTS"]:
+        if row.get("binaryData"):
+            row["binaryData"] = row["binaryData"][:31]
+    export.save(path)
+    assert "capture again" in refuses(path, "31 bytes, shorter than a payload's header")
 
 
 def test_a_list_that_lies_beside_one_that_does_not(tmp_path: Path) -> None:
@@ -244,7 +282,9 @@ def test_a_list_that_lies_beside_one_that_does_not(tmp_path: Path) -> None:
     blob = rows[1]["binaryData"]
     rows[1]["binaryData"] = blob[:32] + struct.pack("<Q", 7) + blob[40:]
     export.save(path)
-    refuses(path, f"damaged payload of moe.topk at {rows[1]['start']} ns: says 7 elements where 3 are")
+    ran = run("analyze", path, "-o", tmp_path / "results")
+    assert ran.code == 0
+    assert f"(moe.topk at {rows[1]['start']} ns: says 7 elements where 3 are)" in " ".join(ran.out.split())
 
 
 COUNTS: dict[str, Any] = {"step": "<i8", "layer": "<i4", "rank": "<i4", "num_tokens": "<i4", "top_k": "<i4"}

@@ -21,6 +21,7 @@ from nvtxmoe_analysis.report.chart import SECTIONS
 from nvtxmoe_analysis.report.chart_tools import MOST_NAME, table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
+from nvtxmoe_analysis.report.findings import limits
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
@@ -102,6 +103,19 @@ def test_sentences_take_figures_sentences_and_text() -> None:
 def test_lists_are_cut() -> None:
     assert [listed(list("abc"[:n])) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
     assert listed(list("abcdef"), 3) == "a, b, c and 3 more"
+
+
+def test_weights_that_a_kernel_does_not_give_are_not_called_sampled(tmp_path: Path) -> None:
+    """Rows of a sink have experts and no weight."""
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    counts = "layer_idx,expert_id,activation_count,percentage\n0,0,3,50\n0,1,3,50\n"
+    (folder / "moe_expert_activations.csv").write_text(counts)
+    head = "layer_idx,token_idx,expert_id,weight,step,rank\n"
+    (folder / "moe_routing_weights_hist.csv").write_text(f"{head}0,0,0,0.5,0,0\n0,0,1,,0,0\n0,1,0,,0,0\n")
+    (told,) = limits._sampled(Ledger(Source(load(tmp_path))))
+    assert str(told) == "Routing weights of all tokens: 1 of 6 assignments were sampled (16.7 %)."
+    assert told.numbers[0].origin == "moe_routing_weights_hist.csv: number of rows with weight (3 rows)"
 
 
 def test_figures_are_taken_from_frames(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
     cells = [row[figure.column] for row in rows]
     if figure.how == "rows":
         return len(cells)
+    if figure.how == "known":
+        return len([cell for cell in cells if cell])
     if figure.how == "distinct":
         return len(set(cells) - {""})
     numbers = [float(cell) for cell in cells if cell]

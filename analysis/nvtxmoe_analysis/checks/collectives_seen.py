@@ -15,14 +15,20 @@ NAME = "collectives_seen"
 def check(results: RunMetrics) -> Check:
     """Where ranks share a layer, moe.collective stands around its reduction. A warning only: times stay right, and
     collectives that can be inferred (see ``collectives``) have a column of their own."""
-    shared = ranges = inferred = 0
+    shared = ranges = inferred = exchanged = 0
     for report in results.reports:
-        shared += sum(m.tp_size > 1 or int(m.raw.get("ep_size") or 1) > 1 for m in report.metas.values())
+        sharing = [m for m in report.metas.values() if m.tp_size > 1 or int(m.raw.get("ep_size") or 1) > 1]
+        shared += len(sharing)
+        # Data-parallel ranks exchange tokens inside the layer: nothing is reduced after it, and no range stands there.
+        exchanged += sum(m.tp_size == 1 and int(m.raw.get("dp_size") or 1) > 1 for m in sharing)
         ranges += report.collective_ranges
         inferred += int(report.collectives["inferred"].sum())
     figures = {"processes_that_share_layers": shared, "collective_ranges": ranges, "inferred": inferred}
     if not shared:
         return not_applicable(NAME, "No rank shares a layer with another.", **figures)
+    if not (ranges or inferred) and exchanged == shared:
+        told = "Data-parallel ranks exchange tokens inside their layers; no collective was seen right after a layer."
+        return passed(NAME, told, **figures)
     if not ranges:
         tied = f"; {inferred:,} right after a layer are tied to it, in collective_inferred_ns" if inferred else ""
         return warned(

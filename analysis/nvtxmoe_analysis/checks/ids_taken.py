@@ -18,6 +18,12 @@ EXPORTS_ONLY = False
 
 NAME = "ids_taken"
 KNOWN = {schema.REFERENCES, schema.SINK, schema.RECOMPUTED}
+#: What is special about the time of such layers.
+ROUTER_OUTSIDE = (
+    "Such a layer gets its router logits from the model: where the model computes them before it calls the layer "
+    "(gpt-oss), that matrix multiplication is outside the layer, and the layer's time is not comparable with that of a "
+    "layer with its router inside."
+)
 #: Contradictions that a message contains.
 MOST_WRONG = 4
 
@@ -64,6 +70,8 @@ def check(results: RunMetrics) -> Check:
     told = sentence(recomputed, tokens, sum(ambiguous.values()))
     if 0 < tokens < counted:
         told += f" The last moe.meta tells of {tokens:,} of the {counted:,} tokens."
+    if not results.direct:
+        told += f" {ROUTER_OUTSIDE}"
     return warned(NAME, told, **figures)
 
 

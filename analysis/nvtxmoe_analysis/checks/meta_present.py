@@ -26,7 +26,7 @@ def check(results: RunMetrics) -> Check:
         speaking += len(pids)
         mute = sorted(pids - set(report.metas))
         silent += [_named(report, pid, [*pids, *report.metas]) for pid in mute]
-        whole &= not mute or not report.events.problems["blobs_missing"]
+        whole &= not mute or not (report.events.problems["blobs_missing"] or report.events.damaged)
     if silent:
         why = " The capture began after the process announced itself." if whole else " Payloads are missing."
         return failed(

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe.formats.schema import RECORDINGS
 from nvtxmoe_analysis.compare.plan import Kind
 from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN, Run
 
@@ -70,6 +71,12 @@ def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
         said = [sorted(side.says(key)) for side in sides]
         if said[0] and said[1] and said[0] != said[1]:
             differing.append(f"{key} (A {', '.join(said[0])}, B {', '.join(said[1])})")
+    ways = [_recording(side) for side in sides]
+    if all(ways) and ways[0] != ways[1]:
+        yield (
+            f"The expert ids were taken in different ways: {ways[0]} in A, {ways[1]} in B. Recomputed ids may differ "
+            "from the kernel's in ambiguous tokens (check ids_taken)."
+        )
     if differing:
         yield f"The runs differ in {', '.join(differing)}."
     if len({side.steps["rank"].n_unique() for side in sides}) > 1:
@@ -80,6 +87,14 @@ def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
     for side in sides:
         if side.times is None:
             yield f"{side.name} has no GPU time: only routing is compared."
+
+
+def _recording(side: Run) -> str:
+    """How a run's expert ids were taken: the figures of the check ids_taken, as text; empty where it does not tell."""
+    checks = side.loaded.validation.get("checks", [])
+    figures: dict[str, Any] = next((check["figures"] for check in checks if check["name"] == "ids_taken"), {})
+    ways = [(way, figures[way]) for way in RECORDINGS if way in figures]
+    return ways[0][0] if len(ways) == 1 else ", ".join(f"{way} (layers {layers})" for way, layers in ways)
 
 
 _FILTERS = ("first_step", "last_step", "skip_first", "only", "layers", "ranks")

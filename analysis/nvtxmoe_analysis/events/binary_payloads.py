@@ -26,6 +26,9 @@ HEADER_BYTES = 32
 HEADER_DTYPE = np.dtype([("version", "<u8"), ("schema", "<u8"), ("size_bytes", "<u8"), ("offset_bytes", "<u8")])
 SIZE_BYTES = 8
 
+#: What to do about a damaged payload.
+REMEDY = "Export the report again with --include-blobs=true; if the payload is damaged there too, capture again"
+
 #: Types of numpy are smaller than this.
 MOST_BYTES = 1 << 31
 
@@ -72,10 +75,19 @@ class Decoder:
 
     The schema tables have no process column, so one (domainId, schemaId) may be defined once a process. Identical
     definitions count once; where two differ, sizes decide which one a payload has, else it is an error.
+
+    Parameters:
+        skips: whether damaged payloads are left out and kept in ``damaged``; else the first one is an error.
+
+    Attributes:
+        damaged: rows that were left out: ``row`` if they have one, ``name``, ``start``, ``what`` is wrong.
     """
 
-    def __init__(self, export: Export) -> None:
+    def __init__(self, export: Export, *, skips: bool = False) -> None:
         self._source = export.source
+        self._skips = skips
+        self.damaged: list[dict[str, Any]] = []
+        self.first_error: NvtxmoeError | None = None
         self._definitions = _read_definitions(export)
         self._layouts: dict[tuple[int, int], list[Layout]] = {}
 
@@ -97,59 +109,82 @@ class Decoder:
             domain, length = (int(k) for k in key)
             about = rows.drop("blob", "length")
             if length < HEADER_BYTES:
-                raise self._bad(about, f"{length} bytes, shorter than a payload's header")
+                self._leave_out(about, f"{length} bytes, shorter than a payload's header")
+                continue
             whole = joined(rows["blob"]).reshape(len(rows), length)
             header = whole[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
-            self._check_headers(header, length, about)
-            for schema, offset in np.unique(header[["schema", "offset_bytes"]]).tolist():
-                mine = np.flatnonzero((header["schema"] == schema) & (header["offset_bytes"] == offset))
+            right = self._right_headers(header, length, about)
+            for schema, offset in np.unique(header[right][["schema", "offset_bytes"]]).tolist():
+                mine = np.flatnonzero(right & (header["schema"] == schema) & (header["offset_bytes"] == offset))
                 alike = len(mine) == len(rows)
                 data = np.ascontiguousarray(whole[:, offset:] if alike else whole[mine, offset:])
                 part = about if alike else about[mine]
-                layout = self._choose(domain, schema, length - offset, data[0].tobytes(), part)
-                yield part, self._array(layout, data, part)
+                yield from self._of_one_schema(domain, schema, data, part)
 
-    def _check_headers(self, header: npt.NDArray[np.void], length: int, about: pl.DataFrame) -> None:
+    def _of_one_schema(
+        self, domain: int, schema: int, data: npt.NDArray[np.uint8], part: pl.DataFrame
+    ) -> Iterator[tuple[pl.DataFrame, npt.NDArray[Any]]]:
+        layout = self._choose(domain, schema, data, part)
+        if layout is None:
+            return
+        right = self._right_counts(layout, data, part)
+        if right.all():
+            yield part, self._array(layout, data)
+        elif right.any():
+            yield part.filter(pl.Series(right)), self._array(layout, np.ascontiguousarray(data[right]))
+
+    def _right_headers(self, header: npt.NDArray[np.void], length: int, about: pl.DataFrame) -> npt.NDArray[np.bool_]:
         offset = header["offset_bytes"]
         fits = (offset >= HEADER_BYTES) & (offset <= length)
         fits &= header["size_bytes"] == length - np.where(fits, offset, 0).astype(np.int64)
-        wrong = np.flatnonzero(~fits | (header["version"] != 1))
-        if len(wrong):
-            at = int(wrong[0])
+        right: npt.NDArray[np.bool_] = fits & (header["version"] == 1)
+        for at in np.flatnonzero(~right).tolist():
             version, _, size_bytes, begin = header[at].tolist()
-            raise self._bad(
-                about[at:],
+            self._leave_out(
+                about[at : at + 1],
                 f"header says version {version}, {size_bytes} bytes of data at {begin}, but {length} bytes are there",
             )
+        return right
 
-    def _choose(self, domain: int, schema: int, size_bytes: int, sample: bytes, rows: pl.DataFrame) -> Layout:
+    def _choose(self, domain: int, schema: int, data: npt.NDArray[np.uint8], rows: pl.DataFrame) -> Layout | None:
+        size_bytes = data.shape[1]
         known = self._all_layouts(domain, schema)
         if not known:
-            raise self._bad(rows, f"payload schema {schema} is not among NVTX_PAYLOAD_SCHEMAS of its domain")
-        fitting = [layout for layout in known if _fits(layout, size_bytes, sample)]
+            self._leave_out(rows, f"payload schema {schema} is not among NVTX_PAYLOAD_SCHEMAS of its domain")
+            return None
+        # Only the count of a dynamic one differs from payload to payload.
+        samples = {payload.tobytes() for payload in data[:, :SIZE_BYTES]}
+        fitting = [layout for layout in known if any(_fits(layout, size_bytes, sample) for sample in samples)]
         if not fitting:
-            raise self._bad(rows, f"{size_bytes} bytes fit no definition of payload schema {schema}")
+            self._leave_out(rows, f"{size_bytes} bytes fit no definition of payload schema {schema}")
+            return None
         # A nested schema of another process may leave a hole where the right one fills its place.
         least = min(_padding_bytes(layout.dtype) for layout in fitting)
         fitting = [layout for layout in fitting if _padding_bytes(layout.dtype) == least]
         if len(fitting) > 1:
-            raise self._bad(
+            self._leave_out(
                 rows, f"payload schema {schema} is defined in {len(fitting)} ways that fit {size_bytes} bytes"
             )
+            return None
         return fitting[0]
 
-    def _array(self, layout: Layout, data: npt.NDArray[np.uint8], rows: pl.DataFrame) -> npt.NDArray[Any]:
+    def _right_counts(self, layout: Layout, data: npt.NDArray[np.uint8], rows: pl.DataFrame) -> npt.NDArray[np.bool_]:
+        """Whether each payload has as many elements as it says, [rows]."""
+        if not layout.dynamic:
+            return np.ones(len(data), dtype=np.bool_)
+        counts = data[:, :SIZE_BYTES].copy().view("<u8")[:, 0]
+        elements = (data.shape[1] - SIZE_BYTES) // layout.dtype.itemsize
+        right: npt.NDArray[np.bool_] = counts == elements
+        for at in np.flatnonzero(~right).tolist():
+            self._leave_out(rows[at : at + 1], f"says {counts[at]} elements where {elements} are")
+        return right
+
+    def _array(self, layout: Layout, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """``data``, uint8 [rows, bytes], as the layout has it."""
         if not layout.dynamic:
             return data.reshape(-1).view(layout.dtype)
-        counts = data[:, :SIZE_BYTES].copy().view("<u8")[:, 0]
-        elements = (data.shape[1] - SIZE_BYTES) // layout.dtype.itemsize
-        wrong = np.flatnonzero(counts != elements)
-        if len(wrong):
-            at = int(wrong[0])
-            raise self._bad(rows[at:], f"says {counts[at]} elements where {elements} are")
-        if elements == 0:
-            return np.zeros((len(rows), 0), dtype=layout.dtype)
+        if data.shape[1] - SIZE_BYTES < layout.dtype.itemsize:
+            return np.zeros((len(data), 0), dtype=layout.dtype)
         only: npt.NDArray[Any] = np.ascontiguousarray(data[:, SIZE_BYTES:]).view(layout.dtype)
         return only
 
@@ -187,6 +222,14 @@ class Decoder:
             return [np.dtype(f"S{length}")]
         return [np.dtype((b, (length,))) for b in base if b.itemsize * length < MOST_BYTES]
 
+    def _leave_out(self, rows: pl.DataFrame, what: str) -> None:
+        """Leave damaged payloads out, or raise."""
+        error = self._bad(rows, what)
+        if not self._skips:
+            raise error
+        self.first_error = self.first_error or error
+        self.damaged += [{**row, "what": what} for row in rows.iter_rows(named=True)]
+
     def _bad(self, rows: pl.DataFrame, what: str) -> NvtxmoeError:
         row = rows.row(0, named=True)
         name, start = row.get("name") or "an event", row.get("start")
@@ -194,7 +237,7 @@ class Decoder:
         return NvtxmoeError(
             f"damaged payload of {name}{at}: {what}",
             where=f"{self._source}, table NVTX_EVENTS",
-            remedy="Export the report again with --include-blobs=true",
+            remedy=REMEDY,
         )
 
 

@@ -50,6 +50,7 @@ class Events:
         all_metas: (when it was set, content) of every moe.meta mark, in the order of time.
         lives: process ids that were used again; ``pid`` tells the processes apart everywhere here.
         checksums: marks of counts whose checksum was compared.
+        damaged: payloads that could not be read, each with its event, time and what is wrong; the others were read.
     """
 
     ranges: pl.DataFrame
@@ -65,6 +66,7 @@ class Events:
     all_metas: Sequence[tuple[int, Meta]] = ()
     lives: Lives = field(default_factory=Lives)
     checksums: Checksums = field(default_factory=Checksums)
+    damaged: Sequence[str] = ()
 
     def capture_states(self) -> dict[int, CaptureState]:
         """What each process said of its own capture, in moe.meta and, later, at the end of its journal."""
@@ -99,16 +101,21 @@ def _decode_told(export: Export, nvtx: pl.DataFrame, lives: Lives) -> Events:
     blobs = read_payloads(export, nvtx)
     is_word = (pl.col("eventType") == nsys_tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
     words = plausible(assemble(nvtx.filter(is_word)))
-    decoder = Decoder(export)
+    decoder = Decoder(export, skips=True)
     binary = blobs.filter(pl.col("name").is_in(PAYLOAD_EVENTS))
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
+    if decoder.first_error is not None and not any(groups.values()) and words.events.is_empty():
+        raise decoder.first_error  # none can be read: it is the export, not a mark
     spelled = lives.told(words.events.with_columns(pid=pid_of("globalTid")))
     events = decode(export.source, groups, spelled, steps)
     return replace(
         events,
         lives=lives,
+        damaged=[f"{row['name']} at {row['start']} ns: {row['what']}" for row in decoder.damaged],
         ranges=push_pop(nvtx).select("row", "pid", "globalTid", "start", "end", "name", "int64Value"),
-        problems=_problems(nvtx, blobs, words, events.steps),
+        problems=_problems(
+            nvtx, blobs, words, events.steps, sum(row["name"] == schema.STEP for row in decoder.damaged)
+        ),
         encoding="words" if len(words.events) else "binary" if len(binary) else "none",
     )
 
@@ -166,14 +173,16 @@ def _top_k(metas: dict[int, Meta]) -> dict[tuple[int, int], int]:
     return {(pid, n): layer.top_k for pid, meta in metas.items() for n, layer in meta.layers.items()}
 
 
-def _problems(nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps: pl.DataFrame) -> dict[str, int]:
+def _problems(
+    nvtx: pl.DataFrame, blobs: pl.DataFrame, words: WordEvents, steps: pl.DataFrame, damaged_steps: int
+) -> dict[str, int]:
     expect = nvtx.filter(pl.col("name").is_in([n for n in PAYLOAD_EVENTS if n != schema.STEP]))
     bare = expect.join(blobs.select("row"), on="row", how="anti")
     return {
         "start_end_steps": len(
             nvtx.filter(pl.col("name") == schema.STEP, pl.col("eventType") == nsys_tables.NVTX_START_END)
         ),
-        "blobs_missing": len(bare) + steps["num_tokens"].null_count(),
+        "blobs_missing": len(bare) + max(0, steps["num_tokens"].null_count() - damaged_steps),
         "words_truncated": words.truncated,
         "words_damaged": words.damaged,
     }

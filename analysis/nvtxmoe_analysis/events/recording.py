@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
@@ -29,6 +29,19 @@ def recording_by_layer(meta: Meta) -> dict[int, str]:
     else:
         raise NvtxmoeError(f"damaged payload: recording is {shown(told)}, not a word or layers by word")
     return {layer: way for layer, way in sorted(found.items()) if layer not in meta.capture.hidden}
+
+
+def recording_of(metas: Iterable[Meta]) -> dict[str, str]:
+    """Layers of a run (``0-3, 5``) by how their expert ids were taken; empty where no process tells."""
+    layers: dict[str, set[int]] = {}
+    for meta in metas:
+        try:
+            ways = recording_by_layer(meta)
+        except NvtxmoeError:
+            continue  # the check ids_taken says it
+        for layer, way in ways.items():
+            layers.setdefault(way, set()).add(layer)
+    return {way: spans(sorted(found)) for way, found in sorted(layers.items())}
 
 
 def contradictions(meta: Meta) -> list[str]:

@@ -18,6 +18,7 @@ from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.events.decode import Events, read_events
 from nvtxmoe_analysis.events.journals import read_session
 from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.recording import recording_of
 from nvtxmoe_analysis.inspection.losses import event_losses, losses, missing_ranks, reservations
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
@@ -67,6 +68,7 @@ class Contents:
 
     Attributes:
         versions: of vllm, torch, nvtxmoe, and the device's name; several values if processes differ.
+        recording: layers by how their expert ids were taken (``references``, ``sink``, ``recomputed``).
         counts: number of (step, layer) in ``moe.counts``.
         samples: number of ``moe.topk`` payloads; they hold ``sampled_tokens`` tokens in total.
         encoding: ``binary``, ``words``, ``journal`` or ``none``.
@@ -78,6 +80,7 @@ class Contents:
     versions: dict[str, list[str]]
     processes: list[Process]
     layers: list[LayerInfo]
+    recording: dict[str, str]
     steps: int
     counts: int
     samples: int
@@ -243,6 +246,7 @@ def _contents(events: Events, blobs: str) -> Contents:
         versions={key: sorted(versions[key]) for key in VERSIONS if key in versions},
         processes=_processes(events),
         layers=[layers[n] for n in sorted(layers)],
+        recording=recording_of(events.metas.values()),
         steps=len(events.steps),
         counts=len(events.counts),
         samples=samples.n_unique() if len(samples) else 0,

@@ -57,6 +57,8 @@ def _payload_losses(export: Export, events: Events) -> list[str]:
             else "this version of nsys has no column for them"
         )
         found.append(f"{number(count, 'event')} lost the payload: {remedy}")
+    if events.damaged:
+        found.append(f"{number(len(events.damaged), 'payload')} can't be read, the first is {events.damaged[0]}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
         found.append(f"{number(count, 'payload')} spelled as words broke off")
     return found

@@ -49,7 +49,7 @@ class Ledger:
         value = _reduced(chosen[column], how)
         return SourcedNumber(
             value,
-            shown(value, column if how not in ("rows", "distinct") else "") if text is None else text,
+            shown(value, column if how not in ("rows", "known", "distinct") else "") if text is None else text,
             self.source.file(name),
             column,
             how,
@@ -84,6 +84,8 @@ def _reduced(values: pl.Series, how: str) -> Value:
     """Reduce a column to one number; NaN if it has no value."""
     if how == "rows":
         return len(values)
+    if how == "known":
+        return int(values.fill_nan(None).count()) if values.dtype.is_float() else int(values.count())
     if how == "distinct":
         return values.drop_nulls().n_unique()
     if how == "cell":

@@ -22,9 +22,10 @@ class SourcedNumber:
         file: the file it was taken from; empty if it was computed from ``parts``.
         column: the column, or the path of keys in a JSON document.
         how: ``cell`` (as it stands there), ``sum``, ``mean``, ``median``, ``min``, ``max``, ``rows`` (their number),
-            ``distinct`` (values, empty cells left out), ``wins`` (of the ``once`` groups, those in which the row of
-            ``where`` has the largest value), ``lift`` (of a pair of experts, see ``pairs.with_lift``), ``predicted``
-            (by ``nvtxmoe place``: ``column`` is a key of its verdict); of parts ``ratio``, ``percent``, ``difference``.
+            ``known`` (rows with a value), ``distinct`` (values, empty cells left out), ``wins`` (of the ``once``
+            groups, those in which the row of ``where`` has the largest value), ``lift`` (of a pair of experts, see
+            ``pairs.with_lift``), ``predicted`` (by ``nvtxmoe place``: ``column`` is a key of its verdict); of parts
+            ``ratio``, ``percent``, ``difference``.
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
         rows: number of these rows.
@@ -79,7 +80,7 @@ class SourcedNumber:
             return f"{self.file}: number of rows{scope}"
         if self.how == "cell":
             return f"{self.file}: {self.column}{scope}"
-        what = {"distinct": "distinct values of"}.get(self.how, f"{self.how} of")
+        what = {"distinct": "distinct values of", "known": "number of rows with"}.get(self.how, f"{self.how} of")
         return f"{self.file}: {what} {self.column}{scope} ({rows}{once})"
 
 

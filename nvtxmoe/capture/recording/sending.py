@@ -17,7 +17,7 @@ IDLE_S = 0.1
 #: The same while steps run, for sinks whose counts may not wait for other steps.
 SOON_S = 0.01
 #: Steps after which the thread is woken: to wake it takes the serving thread longer than all else in ``end_step``.
-WAKE_EVERY = 64
+WAKE_EVERY = 16
 
 
 class SendingThread:

@@ -30,7 +30,7 @@ ROWS = "layer_correlation"
 WORDS = {
     "collective": "collectives",
     "norm": "norms",
-    "dense": "dense layers",
+    "dense": "matrix multiplications outside MoE layers",
     "memory": "copies and memsets",
     "recording": "nvtxmoe's own kernel",
     "other": "other work",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import polars as pl
+
 from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
@@ -64,7 +66,8 @@ def _sampled(ledger: Ledger) -> list[Sentence]:
     counts = ledger.source.frame("activations")
     if counts is None:
         return []
-    rows = ledger.take("routing_weights", "weight", "rows")
+    # A kernel that routes inside itself may give its ids only: their weights are empty.
+    rows = ledger.take("routing_weights", "weight", "known" if _without_weights(frame) else "rows")
     everything = ledger.take("activations", "activation_count", "sum")
     if rows.value >= everything.value:
         return []
@@ -76,6 +79,10 @@ def _sampled(ledger: Ledger) -> list[Sentence]:
             percent(rows, everything),
         )
     ]
+
+
+def _without_weights(frame: pl.DataFrame) -> bool:
+    return bool(frame["weight"].is_null().any() or frame["weight"].is_nan().any())
 
 
 def _tiles(ledger: Ledger) -> list[Sentence]:
