@@ -7,9 +7,11 @@ from importlib import import_module
 
 from nvtxmoe.errors import NvtxmoeError
 
+#: Modules that tables are computed and written with.
+TABLES = ("connectorx", "polars", "pyarrow", "sqlite_utils")
 #: Top-level modules by extra, see ``optional-dependencies`` in pyproject.toml.
 EXTRAS = {
-    "analysis": ("altair", "connectorx", "jinja2", "polars", "pyarrow", "sqlite_utils", "vl_convert"),
+    "analysis": (*TABLES, "altair", "jinja2", "vl_convert"),
     "load": ("aiohttp",),
 }
 

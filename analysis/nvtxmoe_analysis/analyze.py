@@ -71,8 +71,8 @@ def analyze(
     tables, or of sessions the standard set, which needs no GPU work.
 
     Parameters:
-        inputs: what ``open_export`` opens, or folders of them (``exports.folder``).
-        formats: of the tables, see ``writer.FORMATS``.
+        inputs: what ``open_export`` opens, or folders of them (``find_inputs.reports_of``).
+        formats: of the tables, see ``write.FORMATS``.
         capacity_factors: for moe_capacity, see ``capacity.factors``.
         database: a SQLite file that gets the tables too.
         jobs: how many reports to read at a time, each in a process of its own; None: as cores and memory allow. More

@@ -30,8 +30,8 @@ def gather_report(report: str, *, nsys: str | None, filters: Filters) -> Capture
     """The facts of one report: the map. Worker processes, also of other machines, import and run it.
 
     Parameters:
-        report: a .nsys-rep, exported to SQLite first where no export of it is kept (``exports.nsys``).
-        nsys: what exports it; None: see ``exports.nsys.find_nsys``.
+        report: a .nsys-rep, exported to SQLite first where no export of it is kept (``readers.nsys_export``).
+        nsys: what exports it; None: see ``nsys_export.find_nsys``.
 
     Raises:
         NvtxmoeError: see ``open_export`` and ``gather``.

@@ -41,7 +41,7 @@ class LayerInfo:
     """One MoE layer of this process.
 
     Attributes:
-        layer: its number, unique in the process (see ``adapters.numbering``).
+        layer: its number, unique in the process (see ``identity.numbering``).
         num_experts: logical experts.
         local_experts: experts that this rank holds (physical ones where EPLB is on); None when unknown.
         expert_bytes: bytes of the weights of one expert on this rank; None when unknown.

@@ -83,6 +83,7 @@ class Export:
         """Write the SQLite file. As in nsys's lazy exports, tables without rows are left out."""
         self.rows["StringIds"] = [{"id": i, "value": s} for s, i in self.strings.items()]
         connection = sqlite3.connect(path)
+        connection.execute("PRAGMA synchronous = OFF")  # nothing of a test has to survive a loss of power
         for name, declaration in TABLES.items():
             rows = self.rows[name]
             if not rows:

@@ -1,4 +1,4 @@
-"""Sessions of direct mode, built record by record; the numbers of ``run_of`` are those of ``builder.simple_run``."""
+"""Sessions of direct mode, built record by record; ``run_of`` has the numbers of ``export_builder.simple_run``."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def pairs(first: int, last: int, layer: int, experts: int, rank: int = 0) -> Pay
 
 
 def chosen_of(number: int, layer: int) -> list[list[int]]:
-    """Experts of the three tokens of a step, as in ``builder.simple_run``."""
+    """Experts of the three tokens of a step, as in ``export_builder.simple_run``."""
     return [[(token + layer + i) % 4 for i in range(2)] for token in range(3)]
 
 

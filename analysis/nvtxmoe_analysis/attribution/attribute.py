@@ -64,9 +64,9 @@ class Attribution:
             ``start``, ``end`` (ns).
         coverage: ``class``, ``reason``, ``kind``, ``operations``, ``time_ns`` of everything recorded.
         outside_layers: ``name``, ``kind``, ``operations``, ``time_ns`` of work in steps outside layers.
-        work: sums by step and class, and of work outside layers by name: see ``work.Work``.
+        work: sums by step and class, and of work outside layers by name: see ``step_sums.Work``.
         collectives: of steps: see ``Collectives.frame``.
-        names: see ``activity.operation_names``.
+        names: see ``gpu_operations.operation_names``.
         nodes_unresolved: graph node ids of replayed operations that lead to no creation.
         implausible_in_steps: operations of class ``implausible`` that were launched in a step.
         clocks_agree: see ``operation_times.Judged``.

@@ -187,7 +187,7 @@ def outside_timings(by_name: pl.DataFrame, names: Mapping[int, str], ranks: Mapp
         ranks: by process; work of a process without a rank has a null there.
 
     Returns:
-        The columns of ``cells.kernel_timings``; ``layer_idx`` is null.
+        The columns of ``layer_sums.kernel_timings``; ``layer_idx`` is null.
     """
     slots = dict(enumerate(SLOTS))
     return by_name.filter("kept").select(

@@ -72,7 +72,7 @@ def compare(
     """Compare run B with run A.
 
     Parameters:
-        folder_a, folder_b: folders of results, see ``loading.load``.
+        folder_a, folder_b: folders of results, see ``read.load``.
         fail_if: conditions, see ``gate.parse``.
         rule: how sure a difference must be to fail one, see ``gate.judge``.
         confidence: of intervals; a p-value below 1 - confidence is significant.

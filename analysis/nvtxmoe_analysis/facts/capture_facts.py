@@ -47,13 +47,14 @@ class CaptureFacts:
         metas: moe.meta by process id.
         steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
         counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
-        features: what the counts of each cell say, in the order of ``counts.cells``: see ``routing.cell_features``
-            (but ``min_count``) and, of exports, ``features.unevenness``.
+        features: what the counts of each cell say, in the order of ``counts.cells``: see
+            ``routing_features.cell_features`` (but ``min_count``) and, of exports, ``routing_features.unevenness``.
         layers: see ``layer_rows.layer_rows``; narrowed. Without rows in direct mode.
         all_worked: see :attr:`worked`; None where ``layers`` tells.
-        kernels: see ``cells.kernel_timings`` and, where no layers are asked for, ``work.outside_timings``; narrowed.
-        step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``work.SLOTS`` (ns),
-            ``pid``, ``rank``, ``step``; the whole export.
+        kernels: see ``layer_sums.kernel_timings`` and, where no layers are asked for, ``step_sums.outside_timings``;
+            narrowed.
+        step_work: ``step_row`` (of ``steps``; of those with one number the first), the columns of ``step_sums.SLOTS``
+            (ns), ``pid``, ``rank``, ``step``; the whole export.
         expert_matmuls: see ``expert_matmuls.expert_matmuls``; narrowed.
         collectives: collective kernels in steps: ``pid``, ``rank``, ``step``, ``layer`` (null: tied to none),
             ``inferred``, ``phase`` (null where ranges tell no layer), ``kernel_name``, ``graph``, ``start``, ``end``
@@ -123,7 +124,7 @@ class CaptureFacts:
         return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select(WORKED)
 
     def to_merge(self) -> CaptureFacts:
-        """The same without what ``results.merge``, the checks and the outputs do not need: ranges other than
+        """The same without what ``run_facts.merge``, the checks and the outputs do not need: ranges other than
         ``moe.idle``, and of ``events.steps`` what ``steps`` has too, but ``pid``, ``start`` and ``step``."""
         ranges = self.events.ranges.filter(name=schema.IDLE)
         steps = self.events.steps.select("pid", "start", "step")

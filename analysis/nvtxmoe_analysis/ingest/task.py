@@ -39,7 +39,7 @@ class Task:
     Attributes:
         source: as the user named it: a .nsys-rep, a SQLite export, a folder of Parquet files, or a session.
         path: where it is, whatever folder a worker was started in.
-        cache_dir, nsys: see ``exports.open.open_export``.
+        cache_dir, nsys: see ``readers.open.open_export``.
     """
 
     source: Path

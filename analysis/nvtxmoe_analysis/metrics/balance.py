@@ -51,7 +51,7 @@ class Loads:
 
     @cached_property
     def unevenness(self) -> pl.DataFrame:
-        """See ``features.unevenness``."""
+        """See ``routing_features.unevenness``."""
         units = pl.DataFrame({"num_experts": np.full(len(self.of), self.units, dtype=np.int64)})
         narrow = self.of.astype(np.min_scalar_type(self.of.max(initial=0)))
         return unevenness(CountTable(units, narrow)).fill_null(np.nan)

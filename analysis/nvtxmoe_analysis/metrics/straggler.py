@@ -40,7 +40,7 @@ def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame |
     Parameters:
         layers: ``rank``, ``step``, ``layer_idx``, ``own_ns`` (null where unknown).
         groups: ``rank``, ``group``, ``size``: those that share experts, see ``rank_groups``.
-        split: collectives, see ``collective_split.Split``.
+        split: collectives, see ``wait_transfer.Split``.
 
     Returns:
         SCHEMA. ``ranks`` tells of how many ranks the layer's time in that step is known; where it is not of all of

@@ -15,7 +15,7 @@ from nvtxmoe_analysis.metrics.straggler import KEY, ROWS_AT_ONCE, once_a_step_ns
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
-#: What a reason of ``collective_match.REASONS`` means.
+#: What a reason of ``collectives.match.REASONS`` means.
 MEANINGS = {
     "rank_or_step_unknown": "the kernel's rank or step has no number",
     "not_known_to_wait": "kernels of this name are not known to wait until every rank has begun",
@@ -126,7 +126,7 @@ def waiting(whole: pl.DataFrame) -> dict[str, Any]:
     """Waiting and transfer of the collectives inside the selection (``kept``).
 
     Parameters:
-        whole: of the whole capture, see ``collective_split.Split.frame``.
+        whole: of the whole capture, see ``wait_transfer.Split.frame``.
     """
     parts = list(whole.iter_slices(ROWS_AT_ONCE)) or [whole]
     split = _totals(parts)

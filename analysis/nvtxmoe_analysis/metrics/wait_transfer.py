@@ -89,7 +89,7 @@ def split(frame: pl.DataFrame, groups: Mapping[str, pl.DataFrame], epochs: Seque
     Parameters:
         frame: ``report``, ``rank``, ``step``, ``layer`` (null outside layers), ``phase``, ``kernel_name``, ``start``,
             ``end`` (ns, in the report's own time).
-        groups: the kinds of groups that may take part, the widest first: ``rank_groups.distinct``.
+        groups: the kinds of groups that may take part, the widest first: ``parallel_groups.distinct``.
         epochs: unix time in ns of each report's time 0, None where it was not recorded.
     """
     filled = _filled(kernels(frame), *_known(frame), groups, epochs)

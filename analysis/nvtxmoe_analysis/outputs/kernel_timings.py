@@ -41,8 +41,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
     """One row per rank, layer, phase, name and way of launch: the longest first within a layer, then outside layers.
 
     In a layer ``phase`` is route, dispatch, experts, combine, shared, collective, or other (in the layer but in no
-    phase). Outside it is one of ``work.SLOTS``: step_attention, step_collective, step_sampling, step_dense, step_norm,
-    step_memory, step_recording, step_other (work of steps, by ``kernel_classes``), step_unplaced, between_steps or
-    idle. Those rows are absent where the selection names layers.
+    phase). Outside it is one of ``step_sums.SLOTS``: step_attention, step_collective, step_sampling, step_dense,
+    step_norm, step_memory, step_recording, step_other (work of steps, by ``kernel_classes``), step_unplaced,
+    between_steps or idle. Those rows are absent where the selection names layers.
     """
     return results.kernels

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nvtxmoe_analysis.outputs.spec import FLOAT, INTEGER, TEXT, Column, Table
+from nvtxmoe_analysis.outputs.spec import CELL_COLUMNS, FLOAT, INTEGER, TEXT, Column, Table
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -19,12 +19,7 @@ TABLE = Table(
     recipe="moe_layer_corr",
     gpu=True,
     columns=(
-        Column("rank", INTEGER),
-        Column("step", INTEGER),
-        Column("layer_idx", INTEGER),
-        Column("num_tokens", INTEGER),
-        Column("prefill_tokens", INTEGER),
-        Column("decode_tokens", INTEGER),
+        *CELL_COLUMNS,
         Column("top_k", INTEGER),
         Column("total_activations", INTEGER),
         Column("active_experts", INTEGER, "that got a token"),
@@ -79,7 +74,7 @@ def build(results: RunMetrics) -> pl.DataFrame:
     """The counts' features joined with GPU time. Times are integer nanoseconds, sums of durations unless they say else.
 
     Features are null where a cell has no counts; ``cv``, ``entropy_bits`` and ``gini`` without assignments too (see
-    ``features.unevenness``). The rank's own experts are null where they are not known (see ``local_load``), and
+    ``routing_features.unevenness``). The rank's own experts are null where they are not known (see ``local_load``), and
     ``own_ns`` where the GPU did nothing. The columns of the step are the same in each of its layers' rows, and null
     where the step has no range; what its parts leave of ``step_gpu_ns`` is in layers. ``block_m_source``: see
     ``expert_tiles``.

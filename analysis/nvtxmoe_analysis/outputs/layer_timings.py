@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from nvtxmoe_analysis.outputs.spec import INTEGER, TEXT, Column, Table
+from nvtxmoe_analysis.outputs.spec import CELL_COLUMNS, INTEGER, TEXT, Column, Table
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
@@ -19,12 +19,7 @@ TABLE = Table(
     recipe="moe_layer_corr",
     gpu=True,
     columns=(
-        Column("rank", INTEGER),
-        Column("step", INTEGER),
-        Column("layer_idx", INTEGER),
-        Column("num_tokens", INTEGER),
-        Column("prefill_tokens", INTEGER),
-        Column("decode_tokens", INTEGER),
+        *CELL_COLUMNS,
         Column("kernel_count", INTEGER),
         Column("kernel_time_ns", INTEGER, "sum of durations"),
         Column("memcpy_count", INTEGER),

@@ -39,6 +39,17 @@ class Column:
     meaning: str = ""
 
 
+#: Leading columns of tables with one row per (rank, step, layer).
+CELL_COLUMNS = (
+    Column("rank", INTEGER),
+    Column("step", INTEGER),
+    Column("layer_idx", INTEGER),
+    Column("num_tokens", INTEGER),
+    Column("prefill_tokens", INTEGER),
+    Column("decode_tokens", INTEGER),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table of the results.

@@ -104,7 +104,8 @@ def _with_columns(features: list[Floats], strata: Strata, further: Floats | None
     block = (strata.block == np.arange(strata.blocks)[:, None]).astype(np.float64)
     by_block = (block[:, None] * further).reshape(-1, rows)
     sums = np.concatenate(features) @ by_block.T
-    return sums.reshape(len(features), models, strata.blocks, len(further)).transpose(1, 2, 3, 0)
+    out: Floats = sums.reshape(len(features), models, strata.blocks, len(further)).transpose(1, 2, 3, 0)
+    return out
 
 
 @dataclass(frozen=True)

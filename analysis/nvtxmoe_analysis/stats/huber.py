@@ -154,8 +154,9 @@ def fit(
     for iteration in range(MOST_ITERATIONS if len(x) else 0):
         before = slopes, levels, scale
         trend = coefficients @ columns
-        slopes, levels = _weighted(y_now - trend, x_now, weights, starts)
-        residuals = y_now - trend - np.repeat(levels, sizes, axis=1)
+        residuals = y_now - trend
+        slopes, levels = _weighted(residuals, x_now, weights, starts)
+        residuals -= levels if len(sizes) == 1 else np.repeat(levels, sizes, axis=1)
         for j in range(x.shape[1]):
             residuals -= slopes[:, j, None] * x_now[:, j]
         distance = np.abs(residuals)
@@ -168,10 +169,10 @@ def fit(
         )
         rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
         # A Newton step: the clipped residuals change by the share that is not clipped.
-        held = (weights >= 1).mean(axis=1) if len(columns) else np.ones(len(weights))
+        held = np.count_nonzero(weights >= 1, axis=1) / y.shape[1]
         moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, held)[:, None]
         rests &= np.abs(moved).max(axis=1, initial=0.0) <= TOLERANCE[0] * scale
-        if rests.mean() < SETTLED and iteration < MOST_ITERATIONS - 1:
+        if np.count_nonzero(rests) < SETTLED * len(rests) and iteration < MOST_ITERATIONS - 1:
             coefficients = coefficients + moved
             continue
         out.slopes[going], out.levels[going], out.scale_ns[going] = slopes, levels, scale
@@ -217,9 +218,10 @@ def _weighted(y: Floats, x: Floats, weights: Floats, starts: Ints) -> tuple[Floa
 def solve(squares: Floats, products: Floats) -> Floats:
     """Solutions of [..., n, n] systems, n = 1 or 2; a feature of zeros gets 0, a singular system NaN or infinity."""
     features = products.shape[-1]
+    if features == 1:
+        square = squares[..., 0]
+        return np.divide(products, square, out=np.zeros(products.shape), where=square > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        if features == 1:
-            return np.where(squares[..., 0] > 0, products / squares[..., 0], 0.0)
         a, b, c = squares[..., 0, 0], squares[..., 0, 1], squares[..., 1, 1]
         determinant = a * c - b * b
         first = (c * products[..., 0] - b * products[..., 1]) / determinant

@@ -48,7 +48,9 @@ def quantile(confidence: float, df: npt.ArrayLike) -> Floats:
     """
     freedom = np.minimum(np.asarray(df, dtype=np.float64), MOST_DF)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    t = np.full(freedom.shape, z) + (z**3 + z) / (4 * freedom)
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    t = z + (first + (second + third / freedom) / freedom) / freedom
     gammas = _log_gammas(freedom)
     log_scale = gammas[0] - gammas[1] - np.log(freedom * np.pi) / 2
     for _ in range(STEPS):

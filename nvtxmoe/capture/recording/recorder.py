@@ -46,7 +46,7 @@ class Recorder:
     Parameters:
         sample_every: token-level rows on every so many steps, 0 for never.
         layers: numbers to record; None for all.
-        emit: of ``config.EMITS``.
+        emit: of ``settings.EMITS``.
         every_layer: whether a step in which a known layer routes nothing has lost something.
         sinks: made when the identity is known, since journals are named by rank.
     """

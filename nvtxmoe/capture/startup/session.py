@@ -16,13 +16,14 @@ from typing import Any
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup.settings import SESSION_DIR
+from nvtxmoe.extras import TABLES
 from nvtxmoe.formats.journal import RANKS, SUFFIX
 
 REMEDY = "If the server was stopped with Ctrl-C, start it with --shutdown-timeout 60, so that its engine can write"
 #: Runs the command without importing from the working directory; ``python -P`` needs Python 3.11.
 COMMAND = "import sys; sys.path[:] = filter(None, sys.path); from nvtxmoe.cli import main; main()"
 #: What the merge imports that vLLM's Python may lack.
-NEEDED = ("click", "connectorx", "polars", "pyarrow", "rich", "sqlite_utils")
+NEEDED = ("click", "rich", *TABLES)
 
 
 def session_dir(base: Path) -> Path:

@@ -56,7 +56,7 @@ class ReportBounds:
         return both
 
     def bounds(self, against: int, report: int, line: Line | None = None) -> tuple[Ints, Ints, Ints]:
-        """Bounds of the offset between two reports, as ``clocks.fit_line`` takes them.
+        """Bounds of the offset between two reports, as ``clocks.fit.fit_line`` takes them.
 
         Parameters:
             line: what to add to the times of ``against`` first.

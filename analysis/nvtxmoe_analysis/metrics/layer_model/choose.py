@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 #: The layer's kernels without collectives, which include waiting for other ranks.
 TARGET = "own_ns"
-#: Chance of any claim where nothing has an effect; see multiplicity.claims.
+#: Chance of any claim where nothing has an effect; see multiple_testing.claims.
 LEVEL = 0.05
 #: Of an interval: the most extreme of n normal slopes lie about sqrt(2 log n) standard errors out.
 WIDEN = 0.4
