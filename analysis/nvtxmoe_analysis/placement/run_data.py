@@ -136,8 +136,10 @@ def read_run(results: Results) -> RunData:
             where=results.folder,
             remedy="Analyse the reports of all ranks together",
         )
-    if len({len(one.ranks) for one in layers}) > 1:
-        raise NvtxmoeError("layers are shared by unequal numbers of ranks", where=results.folder)
+    if len({one.ranks for one in layers}) > 1:
+        raise NvtxmoeError(
+            "layers are on different ranks (pipeline stages): one group of ranks is needed", where=results.folder
+        )
     step_ns, steps = _steps(rows)
     return RunData(
         tuple(layers),
