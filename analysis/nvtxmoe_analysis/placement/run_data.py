@@ -80,7 +80,6 @@ class RunData:
         steps: by phase their number.
         cells: (step, layer) of all; dropped: those in which something is not known of a rank.
         eplb: whether EPLB ran. monolithic: whether routing is inside the experts' kernel.
-        tiles_guessed: whether the capture does not tell the size of tiles.
     """
 
     layers: tuple[LayerData, ...]
