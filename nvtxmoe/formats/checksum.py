@@ -44,7 +44,8 @@ def broken(marks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_] | None:
     Parameters:
         marks: [marks, rows] as they were decoded, with whatever layout the capture describes.
     """
-    counts = (marks.dtype.fields or {}).get("counts")
+    fields = marks.dtype.fields
+    counts = None if fields is None else fields.get("counts")
     if marks.ndim != 2 or FIELD not in (marks.dtype.names or ()) or counts is None:
         return None
     if marks.dtype != sealed_dtype(int(np.prod(counts[0].shape))):  # not a layout that capture writes

@@ -23,7 +23,7 @@ def predicted(planted: Planted, folder: Path, options: Options | None = None) ->
 
 
 def slopes(prediction: Prediction, phase: str = "decode") -> list[float]:
-    return prediction.phases[phase].model.pooled.tolist()
+    return [float(slope) for slope in prediction.phases[phase].model.pooled]
 
 
 def test_slopes_and_speeds_are_found(tmp_path: Path) -> None:

@@ -91,7 +91,8 @@ def test_the_analysis_module_by_module(file: Path) -> None:
     assert {name.partition(".")[0] for name in imported} & {"torch", "vllm", "nvtx", "click", "rich"} == set()
     assert {name for name in imported if name.startswith("nvtxmoe.")} <= {
         "nvtxmoe.errors", "nvtxmoe._version", "nvtxmoe.formats",
-        "nvtxmoe.formats.checksum", "nvtxmoe.formats.journal", "nvtxmoe.formats.schema", "nvtxmoe.formats.word_payloads",
+        "nvtxmoe.formats.checksum", "nvtxmoe.formats.journal", "nvtxmoe.formats.schema",
+        "nvtxmoe.formats.word_payloads",
     }  # fmt: skip
     names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}

@@ -98,8 +98,9 @@ def test_the_readmes_commands_run(
         (tmp_path / "reports" / path.name).symlink_to(path)
     words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
     monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
-    for folder in {"compare": words[2:4], "report": words[2:3]}.get(words[1], []):
-        assert run(["analyze", "report1.sqlite", "-o", folder]) == 0
+    source = "reports" if words[1] == "place" else "report1.sqlite"  # several ranks have places
+    for folder in {"compare": words[2:4], "report": words[2:3], "place": words[2:3]}.get(words[1], []):
+        assert run(["analyze", source, "-o", folder]) == 0
     more = {"profile": ["--dry-run"], "doctor": ["--python", str(vllm_python)]}.get(words[1], [])
     assert run([words[1], *more, *words[2:]]) == 0
 

@@ -60,7 +60,8 @@ class Planted:
         rng = np.random.default_rng(7)
         logits = -self.skew * np.arange(self.experts) / self.experts * 4
         rows = [rng.permutation(logits) if self.shuffled else logits for _ in range(self.layers)]
-        return np.array(rows)
+        logits_of_layers: npt.NDArray[np.float64] = np.array(rows)
+        return logits_of_layers
 
     def tokens(self, steps: int) -> npt.NDArray[np.int64]:
         """[steps]: batches hold for ten steps each."""
@@ -83,7 +84,8 @@ class Planted:
         """[steps, ranks] without noise."""
         own = self.base_ns + self.token_ns * tokens[:, None]
         own = own + self.active_ns * load.active + self.tiles_ns * load.tiles
-        return np.array(self.speed) * own
+        timed: npt.NDArray[np.float64] = np.array(self.speed) * own
+        return timed
 
     def true_saving(self, layer: int, layout: Layout, *, prefill: bool = False, steps: int = 4000) -> float:
         """Mean over many further steps of what another placement of a layer saves, under the same noise."""

@@ -80,7 +80,6 @@ class RunData:
         steps: by phase their number.
         cells: (step, layer) of all; dropped: those in which something is not known of a rank.
         eplb: whether EPLB ran. monolithic: whether routing is inside the experts' kernel.
-        tiles_guessed: whether the capture does not tell the size of tiles.
     """
 
     layers: tuple[LayerData, ...]
@@ -136,8 +135,10 @@ def read_run(results: Results) -> RunData:
             where=results.folder,
             remedy="Analyse the reports of all ranks together",
         )
-    if len({len(one.ranks) for one in layers}) > 1:
-        raise NvtxmoeError("layers are shared by unequal numbers of ranks", where=results.folder)
+    if len({one.ranks for one in layers}) > 1:
+        raise NvtxmoeError(
+            "layers are on different ranks (pipeline stages): one group of ranks is needed", where=results.folder
+        )
     step_ns, steps = _steps(rows)
     return RunData(
         tuple(layers),

@@ -22,6 +22,8 @@ from nvtxmoe_analysis.placement.run_data import LayerData
 from nvtxmoe_analysis.stats.student_t import quantile
 
 CONFIDENCE = 0.95
+#: A cell with a residual beyond so many scales (median absolute residual / 0.6745) is an outlier.
+OUTLIER, MAD_TO_SIGMA = 10.0, 1.4826
 
 
 @dataclass(frozen=True)
@@ -145,9 +147,10 @@ class Calibration:
     """How well the model knows today's ranks on steps that it did not see.
 
     Attributes:
-        measured_ns, predicted_ns: the slowest rank over the mean one per step, all layers together.
-        explained: share of the ranks' squared differences from the mean rank that the model explains.
-        measured: the same as the first, with its interval.
+        predicted_ns: the slowest rank over the mean one per step, all layers together.
+        explained: share of the ranks' squared differences from the mean rank that the model explains, without cells in
+            which a rank is beyond OUTLIER scales from it.
+        measured: the slowest rank over the mean one, as measured.
     """
 
     predicted_ns: float
@@ -161,7 +164,7 @@ def calibrate(valuer: Valuer) -> Calibration:
     blocks = np.flatnonzero(valuer.blocks.for_value)
     shape = (len(valuer.layers), len(blocks))
     measured, predicted, steps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    apart = left = 0.0
+    differences, residuals = [], []
     for at, (one, some) in enumerate(zip(valuer.layers, valuer.chosen, strict=True)):
         own = one.own_ns[some]
         if not len(own):
@@ -175,8 +178,8 @@ def calibrate(valuer: Valuer) -> Calibration:
             fitted = np.repeat(own.mean(axis=1, keepdims=True), own.shape[1], axis=1)
         difference = own - own.mean(axis=1, keepdims=True)
         told = fitted - fitted.mean(axis=1, keepdims=True)
-        apart += float((difference**2).sum())
-        left += float(((difference - told) ** 2).sum())
+        differences.append(difference)
+        residuals.append(difference - told)
         measured[at] = np.bincount(block, weights=difference.max(axis=1), minlength=len(blocks))
         predicted[at] = np.bincount(block, weights=told.max(axis=1), minlength=len(blocks))
         steps[at] = np.bincount(block, minlength=len(blocks))
@@ -184,6 +187,17 @@ def calibrate(valuer: Valuer) -> Calibration:
     sums = Sums(measured, predicted, steps, none, 0.0)
     return Calibration(
         sums._estimate(predicted, None, fitted=False).mean_ns,
-        1.0 - left / apart if apart > 0 else None,
+        _explained(differences, residuals),
         sums._estimate(measured, None, fitted=False),
     )
+
+
+def _explained(differences: Sequence[Floats], residuals: Sequence[Floats]) -> float | None:
+    """Return the share of squared differences that is not in the residuals; None where there is no difference."""
+    if not differences:
+        return None
+    apart, left = np.concatenate(differences), np.concatenate(residuals)
+    scale = MAD_TO_SIGMA * float(np.median(np.abs(left)))
+    kept = (np.abs(left) <= OUTLIER * scale).all(axis=1) if scale > 0 else np.ones(len(left), dtype=np.bool_)
+    whole = float((apart[kept] ** 2).sum())
+    return 1.0 - float((left[kept] ** 2).sum()) / whole if whole > 0 else None
