@@ -714,7 +714,7 @@ def test_a_folder_is_replaced_whole_whenever_it_is_killed(tmp_path: Path) -> Non
     old, new = content(earlier), content(tmp_path / "new")
     assert set(old) != set(new)
     (tmp_path / "runs").mkdir()
-    command = [sys.executable, "-c", KILLED, graphs, earlier, tmp_path / "runs"]
+    command = [sys.executable, "-c", KILLED, str(graphs), str(earlier), str(tmp_path / "runs")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     number = int(done.stdout)
