@@ -6,6 +6,7 @@ The journal and the word form do not carry it: a journal's blocks have checksums
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import Any
 
@@ -35,7 +36,8 @@ def without_checksum(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Return the rows as plain bytes without the checksum, of type ``V<bytes>``: a view of a contiguous array."""
     rows = np.ascontiguousarray(rows)
     size_bytes = rows.dtype.itemsize - (FIELD_BYTES if FIELD in (rows.dtype.names or ()) else 0)
-    return np.ndarray(rows.shape, f"V{size_bytes}", rows, strides=rows.strides)
+    plain: npt.NDArray[np.void] = np.ndarray(rows.shape, f"V{size_bytes}", rows, strides=rows.strides)
+    return plain
 
 
 def broken(marks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_] | None:
@@ -44,11 +46,10 @@ def broken(marks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_] | None:
     Parameters:
         marks: [marks, rows] as they were decoded, with whatever layout the capture describes.
     """
-    fields = marks.dtype.fields
-    counts = None if fields is None else fields.get("counts")
-    if marks.ndim != 2 or FIELD not in (marks.dtype.names or ()) or counts is None:
+    names = marks.dtype.names or ()
+    if marks.ndim != 2 or FIELD not in names or "counts" not in names:
         return None
-    if marks.dtype != sealed_dtype(int(np.prod(counts[0].shape))):  # not a layout that capture writes
+    if marks.dtype != sealed_dtype(math.prod(marks.dtype["counts"].shape)):  # not a layout that capture writes
         return np.ones(len(marks), np.bool_)
     found = np.zeros(len(marks), np.bool_)
     for at, rows in enumerate(marks):

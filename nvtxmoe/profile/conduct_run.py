@@ -104,7 +104,8 @@ def run_profile(plan: Plan, wishes: RunOptions) -> int:
             tell(f"that can't be analysed: {error}")
     tell(f"everything is in {plan.folder}: {', '.join(listing(plan))}")
     if (plan.folder / RESULTS).exists():
-        tell(f"results: {plan.folder / RESULTS}")
+        verdict = "" if complete else " of an incomplete capture (the reasons are above)"
+        tell(f"results{verdict}: {plan.folder / RESULTS}")
     if failed or (outcome.load is not None and outcome.load.failed):
         return FAILED
     return INCOMPLETE if wishes.strict and not complete else 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import special_kind
 
 _PYTHON_NAME = re.compile(r"python(\d+(\.\d+)?t?)?")
 _PROBE = """
@@ -70,6 +71,8 @@ def python_of(command: Sequence[str]) -> Path | None:
     if _PYTHON_NAME.fullmatch(program.name):
         return program
     try:
+        if special_kind(program) is not None:
+            return None
         with program.open("rb") as file:
             first, second = (file.readline(4096).decode("utf-8", "replace") for _ in range(2))
     except OSError:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvtxmoe.special_files import special_kind
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -67,6 +69,8 @@ def read_config(path: Path) -> Mapping[str, Any] | None:
     """A parsed config.json, by its path or its folder's; None where there is none that can be read."""
     file = path / "config.json" if path.is_dir() else path
     try:
+        if special_kind(file) is not None:
+            return None
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

@@ -27,8 +27,9 @@ def config_file(model: Path, environ: Mapping[str, str]) -> Path | None:
 def _cached(model: Path, environ: Mapping[str, str]) -> Iterator[Path]:
     """Config files of a model in the hub's cache: the main revision's first, then the newest."""
     folder = hub_cache(environ) / ("models--" + "--".join(model.parts))
+    named = folder / "refs" / "main"
     try:
-        main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+        main = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
     except (OSError, ValueError):
         main = ""
     found = [file for file in folder.glob(f"snapshots/*/{CONFIG}") if file.is_file()]

@@ -254,3 +254,30 @@ def _with(make: Callable[[Export], Any]) -> Export:
     export = Export()
     make(export)
     return export
+
+
+def longer(export: Export, factor: int, kernels: slice) -> Export:
+    """Kernels that last so many times as long, and end later."""
+    for row in export.rows[KERNEL][kernels]:
+        row["end"] = row["start"] + factor * (row["end"] - row["start"])
+    return export
+
+
+def test_one_kernel_of_an_hour(tmp_path: Path) -> None:
+    """It is in no sum, and the capture is not complete."""
+    sound = written(tmp_path, simple())
+    (tmp_path / "b").mkdir()
+    found = written(tmp_path / "b", longer(simple(), 36 * 10**9, slice(1, 2)))
+    assert sound.verdict == "complete"
+    assert (found.check("operation_times")[0], found.verdict) == ("fail", "incomplete")
+    longest = [max(int(ns) for (ns,) in one.rows("moe_layer_timings", "kernel_time_ns")) for one in (found, sound)]
+    assert longest[0] == longest[1]
+
+
+def test_durations_times_1000(tmp_path: Path) -> None:
+    """Kernels of one stream run one after the other: these would run at once."""
+    found = written(tmp_path, longer(simple(), 1000, slice(None)))
+    status, message, figures = found.check("operation_times")
+    assert (status, found.verdict) == ("fail", "incomplete")
+    assert message.startswith("7 of 9 GPU operations go on while two later ones of their stream have begun")
+    assert figures["overlapping"] == 7

@@ -7,6 +7,8 @@ import os
 import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 import nvtxmoe
 from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.attribution.attribute import attribute
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.ranges import classify, flatten
@@ -29,6 +32,7 @@ from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.trimming import write_export
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
 from nvtxmoe_analysis.trimming.trim import Trimmed, trim
+from tests.support.cli import RESULTS
 from tests.support.export_builder import Export, Process, simple_run
 
 DEMO = Path(nvtxmoe.__file__).parent / "data" / "demo"
@@ -301,6 +305,54 @@ def test_launches_without_work_and_stream_captures_survive(tmp_path: Path) -> No
     calls = len(export.rows["CUPTI_ACTIVITY_KIND_RUNTIME"])
     assert done.rows["CUPTI_ACTIVITY_KIND_RUNTIME"] == (calls, calls - 2)
     assert done.rows["CUDA_GRAPH_NODE_EVENTS"] == (5, 4)
+
+
+def cloned(depth: int, encoding: str) -> Export:
+    """Two processes that replay clones of clones of nodes of two layers, among nodes and clones that nobody replays."""
+    export = Export()
+    for rank in range(2):
+        worker = Process(export, pid=100 + rank, rank=rank, world_size=2, tp_size=2, encoding=encoding)
+        worker.send_meta()
+        for layer in range(2):
+            with worker.layer(layer):
+                worker.create_node(1 + layer)
+        worker.create_node(3)  # outside layers
+        worker.create_node(5)  # of no use: nobody replays it or its clones
+        for deep in range(1, depth + 1):
+            for node in (1, 2, 3, 4, 5):  # node 4 was never created
+                worker.clone_node(10 * deep + node, 10 * (deep - 1) + node)
+        for number in range(3):
+            with worker.step(number):
+                launch = worker.call("cudaGraphLaunch_v10000")
+                for node, ns in ((1, 100), (2, 200), (3, 50), (4, 25)):
+                    worker.kernel(ns + rank, correlation=launch, node=10 * depth + node)
+            for layer in range(2):
+                worker.counts(number, layer, [3, 2, 1, 0])
+    return export
+
+
+@pytest.mark.parametrize("name", ["out.sqlite", "out"])
+@pytest.mark.parametrize("encoding", ["binary", "words"])
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_clones_of_clones_give_the_same_tables(tmp_path: Path, depth: int, encoding: str, name: str) -> None:
+    source = cloned(depth, encoding).save(tmp_path / "built.sqlite")
+    done = trimmed(source, tmp_path / name)
+    before, after = done.rows["CUDA_GRAPH_NODE_EVENTS"]
+    assert before - after == 2 * (1 + 2 * depth)  # a node of no use and two rows of each clone, in two processes
+    whole, small = tmp_path / "of-the-whole", tmp_path / "of-the-trimmed"
+    for folder, path in ((whole, source), (small, tmp_path / name)):
+        analyze([path], folder)
+    tables = sorted(path.name for path in (whole / RESULTS).glob("*.csv"))
+    assert "moe_layer_timings.csv" in tables
+    for table in tables:
+        assert (whole / RESULTS / table).read_bytes() == (small / RESULTS / table).read_bytes(), table
+    times = pl.read_csv(whole / RESULTS / "moe_layer_timings.csv").filter(rank=0).sort("step", "layer_idx")
+    assert times["kernel_time_ns"].to_list() == [100, 200] * 3
+    checks = [
+        {check["name"]: check["status"] for check in json.loads(file.read_text())["checks"]}
+        for file in ((folder / RESULTS / "moe_capture_validation.json") for folder in (whole, small))
+    ]
+    assert checks[0] == checks[1]
 
 
 def test_ids_that_collide_between_processes(tmp_path: Path) -> None:
@@ -601,35 +653,89 @@ def test_nothing_is_half_written(
     def no_room(*_: object, **__: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    move = "rename" if name == "out" else "replace"
-    for target, attribute_ in ((Path, move), (pq, "write_table"), (write_export, "_declared")):
+    for target, attribute_ in ((Path, "replace"), (pq, "write_table"), (write_export, "_declared")):
         with monkeypatch.context() as patch:
             patch.setattr(target, attribute_, no_room)
-            if (attribute_ == "write_table") == (name == "out") or attribute_ == move:
+            if attribute_ == "replace" or (attribute_ == "write_table") == (name == "out"):
                 with pytest.raises(NvtxmoeError, match="cannot be written: No space left on device"):
                     trimmed(small, out)
         assert content(out) == before
     assert sorted(f.name for f in tmp_path.iterdir()) == sorted([name, "small.sqlite"])
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
-    small: Path, golden_1gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "out"
-    trimmed(golden_1gpu, out)
-    before = content(out)
-    rename = Path.rename
+#: Trims SOURCE into the folder of an earlier export, in a process for each step that changes the file system, killed
+#: before that step. Arguments: SOURCE, EARLIER (copied each time), FOLDER of the copies. Prints the number of steps.
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+from nvtxmoe_analysis.readers.open import open_export
+from nvtxmoe_analysis.trimming.trim import trim
 
-    def stubborn(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise PermissionError(13, os.strerror(13))
-        return rename(self, target)
+def write(source, out, count):
+    steps = 0
 
-    monkeypatch.setattr(Path, "rename", stubborn)
-    with pytest.raises(NvtxmoeError, match="cannot be written: Permission denied"):
-        trimmed(small, out)
-    assert content(out) == before
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["out", "small.sqlite"]
+    def stepping(owner, name):
+        real = getattr(owner, name)
+        def step(*arguments, **more):
+            nonlocal steps
+            steps += 1
+            if steps == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **more)
+        setattr(owner, name, step)
+
+    for owner, name in ((Path, "replace"), (Path, "rename"), (Path, "unlink"), (Path, "mkdir"), (os, "mkdir")):
+        stepping(owner, name)
+    trim(open_export(source), out)
+
+source, earlier, folder = map(Path, sys.argv[1:])
+count, status = 0, -9
+while status == -signal.SIGKILL:
+    count += 1
+    out = folder / str(count)
+    shutil.copytree(earlier, out)
+    pid = os.fork()  # before anything of polars runs
+    if pid == 0:
+        try:
+            write(source, out, count)
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+print(count)
+"""
+
+
+def test_a_folder_is_replaced_whole_whenever_it_is_killed(tmp_path: Path) -> None:
+    export = Export()
+    simple_run(export, steps=2)
+    earlier = trimmed(export.save(tmp_path / "earlier.sqlite"), tmp_path / "earlier").out
+    graphs = cloned(2, "binary").save(tmp_path / "graphs.sqlite")  # another set of tables
+    trimmed(graphs, tmp_path / "new")
+    old, new = content(earlier), content(tmp_path / "new")
+    assert set(old) != set(new)
+    (tmp_path / "runs").mkdir()
+    command = [sys.executable, "-c", KILLED, str(graphs), str(earlier), str(tmp_path / "runs")]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+    number = int(done.stdout)
+    assert number > len(new)
+    is_new = []
+    for count in range(1, number + 1):
+        out = tmp_path / "runs" / str(count)
+        open_export(out)  # finishes what was interrupted
+        tables = visible(out)
+        assert tables in (old, new), count
+        is_new.append(tables == new)
+        if count % 5 == 0:
+            trimmed(graphs, out)  # what the killed one left is in nobody's way
+            assert content(out) == new
+    assert is_new == sorted(is_new)
+    assert is_new[0] is False
+    assert is_new[-1] is True
+
+
+def visible(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".")}
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -84,15 +84,16 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, linked: bool) -> Non
         assert (after.st_ino, after.st_mode, after.st_rdev) == (before.st_ino, before.st_mode, before.st_rdev)
 
 
-def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_folder_gets_its_name_when_it_is_whole(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for number in (1, 2):
-        with whole_folder(out) as stage:
-            stage.mkdir()
-            (stage / f"{number}.parquet").write_text("new")
-        assert [path.name for path in out.iterdir()] == [f"{number}.parquet"]
     with pytest.raises(KeyboardInterrupt), whole_folder(out) as stage:
         stage.mkdir()
         raise KeyboardInterrupt
-    assert [path.name for path in out.iterdir()] == ["2.parquet"]
+    assert not list(tmp_path.iterdir())
+    with whole_folder(out) as stage:
+        stage.mkdir()
+        (stage / "1.parquet").write_text("new")
+    with pytest.raises(OSError, match="not empty"), whole_folder(out) as stage:
+        stage.mkdir()
+    assert [path.name for path in out.iterdir()] == ["1.parquet"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

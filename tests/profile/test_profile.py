@@ -373,3 +373,5 @@ def test_strict_exits_with_3_for_an_incomplete_capture(tmp_path: Path, options: 
     ran = profile(tmp_path / "out", "--mode", "moe", *options, "--", sys.executable, one_rank)
     assert ran.code == code, ran
     assert "Capture incomplete" in ran.out
+    last = ran.out.splitlines()[-1]
+    assert last.startswith("nvtxmoe: results of an incomplete capture (the reasons are above): ")

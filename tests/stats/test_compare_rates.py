@@ -35,7 +35,7 @@ def test_time_per_token_when_batches_have_memory(steps: int) -> None:
 
 def test_time_per_token_of_independent_batches() -> None:
     found = rates("kernel_time_per_token", LOAD)
-    assert 0.005 <= found.whole <= MOST_FALSE
+    assert found.whole <= MOST_FALSE
     assert found.undecided <= 0.08
 
 

@@ -21,7 +21,7 @@ from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Calls, Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
 from nvtxmoe_analysis.attribution.operation_times import Judged, RowsByKind, may_overrun, overruns, reasons_of
-from nvtxmoe_analysis.attribution.order import operations_disordered
+from nvtxmoe_analysis.attribution.order import operations_disordered, operations_overlapping
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
@@ -71,7 +71,7 @@ class Attribution:
         implausible_in_steps: operations of class ``implausible`` that were launched in a step.
         clocks_agree: see ``operation_times.Judged``.
         disordered: rows out of the order in which things happen (``order``), by what they are: ``calls``, ``nodes``,
-            ``operations``.
+            ``operations``; and ``overlapping`` operations of a stream.
         partial_graphs: calls (of ``Launches``) of graph launches that gave fewer operations than another launch of
             the same graph.
         repeated: operations that repeat another one: see ``repeated_rows``.
@@ -126,6 +126,7 @@ def attribute(
             operations=len(batch.place),
             off=int(np.isin(batch.reason, (STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER)).sum()),
             disordered=batch.disordered,
+            overlapping=batch.overlapping,
             replayed=found[0],
             unresolved=found[1],
             lost=lost,
@@ -159,6 +160,7 @@ def attribute(
             "calls": launches.disordered,
             "nodes": nodes.disordered,
             "operations": sum(part.disordered for part in parts),
+            "overlapping": sum(part.overlapping for part in parts),
         },
         implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
@@ -197,6 +199,7 @@ class _Placed:
     operations: int
     off: int
     disordered: int
+    overlapping: int
     replayed: Replayed
     unresolved: set[tuple[int, int]]
     lost: Operations | None
@@ -279,6 +282,7 @@ def place_batch(
         end=frame["end"],
         at=frame["at"].to_numpy(),
         disordered=_disordered(frame, launches, call, (call >= 0) & (impossible == 0)) if judged.clocks_agree else 0,
+        overlapping=_overlapping(frame[np.flatnonzero(impossible == 0)]),
     )
     return batch, ((call[at], found.row), found.unresolved), lost
 
@@ -307,6 +311,14 @@ def _disordered(frame: pl.DataFrame, launches: Launches, call: Calls, judged: Bo
     some, call = frame[at], call[at]
     streams = [some[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)]
     return operations_disordered([*streams, launches.thread[call]], some["start"].to_numpy(), launches.start_ns[call])
+
+
+def _overlapping(frame: pl.DataFrame) -> int:
+    """Operations that go on beside later ones of their stream."""
+    if not set(STREAM) <= set(frame.columns):
+        return 0
+    streams = [frame[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)]
+    return operations_overlapping(streams, frame["start"].to_numpy(), frame["end"].to_numpy())
 
 
 def _tally(batch: PlacedBatch) -> Ints:

@@ -15,6 +15,9 @@ from nvtxmoe_analysis.core.grouping import packed
 
 #: Correlation ids have 32 bits: one that falls by more has begun again from 0.
 HALF_OF_IDS = 1 << 31
+#: A stream runs one operation after the other. With programmatic dependent launch the next one may begin early, and
+#: nodes of a graph overlap by a few us: not the one after the next, by so much.
+LATER, OVERLAP_NS = 2, 20_000
 
 
 def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> tuple[int, int]:
@@ -50,6 +53,21 @@ def nodes_disordered(graph: Ints, node: Ints, created: Ints) -> int:
     """
     order = np.lexsort((created, node, graph))
     return int(np.count_nonzero((np.diff(graph[order]) == 0) & (np.diff(created[order]) < 0)))
+
+
+def operations_overlapping(streams: list[AnyInts], start_ns: Ints, end_ns: Ints) -> int:
+    """Return how many operations go on for over OVERLAP_NS after two later ones of their stream have begun.
+
+    Parameters:
+        streams: columns [operations] that tell the stream.
+    """
+    if len(start_ns) <= LATER:
+        return 0
+    key = packed(streams)
+    order = np.lexsort((start_ns, key))
+    key, start_ns, end_ns = key[order], start_ns[order], end_ns[order]
+    same = key[LATER:] == key[:-LATER]
+    return int(np.count_nonzero(same & (end_ns[:-LATER] - start_ns[LATER:] > OVERLAP_NS)))
 
 
 def operations_disordered(streams: list[AnyInts], start_ns: Ints, launched_ns: Ints) -> int:

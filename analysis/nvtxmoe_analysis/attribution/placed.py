@@ -59,6 +59,7 @@ class PlacedBatch:
         name: see ``Operations.frame``. start, end: ns.
         at: int64, the row's position among those of its kind in the file.
         disordered: how many are out of their streams' order (``order.operations_disordered``).
+        overlapping: how many go on beside later ones of their streams (``order.operations_overlapping``).
     """
 
     kind: int
@@ -78,6 +79,7 @@ class PlacedBatch:
     end: pl.Series
     at: Ints
     disordered: int = 0
+    overlapping: int = 0
 
     @property
     def duration(self) -> Ints:

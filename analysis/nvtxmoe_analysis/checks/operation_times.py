@@ -15,13 +15,16 @@ EXPORTS_ONLY = True
 NAME = "operation_times"
 #: Share of all operations from which on impossible times outside steps make a capture incomplete.
 MOST_SHARE = 0.001
+#: Share of all operations that may go on beside later ones of their stream.
+MOST_OVERLAPPING = 0.5
 
 
 def check(results: RunMetrics) -> Check:
     """No operation has impossible times (``attribution.operation_times``): such operations count in no sum.
 
     An operation that was launched in a step is missing in the step's times, so one is enough for an incomplete capture.
-    Of others, launched in warm-up or graph capture, MOST_SHARE of all operations are tolerated.
+    Of others, launched in warm-up or graph capture, MOST_SHARE of all operations are tolerated. If most operations run
+    beside later ones of their stream, durations are wrong as a whole.
     """
     coverage = pl.concat([report.coverage for report in results.reports])
     bad = (
@@ -50,6 +53,15 @@ def check(results: RunMetrics) -> Check:
             "times do not fit the CPU's. Durations do not depend on it; waits and idle times do.",
             **figures,
             clocks_differ=list[JsonValue](apart),
+        )
+    overlapping = sum(report.disordered["overlapping"] for report in results.reports)
+    if overlapping > MOST_OVERLAPPING * total:
+        return failed(
+            NAME,
+            f"{overlapping:,} of {number(total, 'GPU operation')} go on while two later ones of their stream have "
+            "begun: no GPU does that, so durations or starts are not those of the run.",
+            **figures,
+            overlapping=overlapping,
         )
     if not lost:
         return passed(NAME, f"The times of all {number(total, 'GPU operation')} are possible.", **figures)

@@ -23,7 +23,7 @@ def check(results: RunMetrics) -> Check:
     """
     found: Counter[str] = Counter()
     for report in results.reports:
-        found.update(report.disordered)
+        found.update({name: report.disordered[name] for name in _NAMES})
     figures: dict[str, JsonValue] = {name: found[name] for name in _NAMES}
     if found.total():
         listed = ", ".join(number(found[name], text) for name, text in _NAMES.items() if found[name])

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_special
 from nvtxmoe_analysis.core.files import STAGE_PREFIX, check_file
 
 COMMIT = f"{STAGE_PREFIX}commit"
@@ -172,6 +173,7 @@ def _finish(folder: Path) -> None:
 
 def _read(path: Path) -> _Commit | None:
     """The commit of a folder, None if there is none. Names with a folder in them are refused."""
+    refuse_special(path)
     try:
         text = path.read_text()
     except FileNotFoundError:

@@ -6,23 +6,15 @@ import contextlib
 import errno
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import special_kind
 
 #: Begins the hidden names of files and folders that are being written.
 STAGE_PREFIX = ".nvtxmoe-"
-
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISFIFO, "a FIFO"),
-    (stat.S_ISSOCK, "a socket"),
-)
 
 
 def size_bytes(path: Path, unknown: int | None = None) -> int:
@@ -72,12 +64,7 @@ def check_file(path: Path) -> None:
         NvtxmoeError: a folder, device, FIFO or socket is there, or a link to one.
         OSError: links lead in a circle, or the parent cannot be searched.
     """
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a special file")
+    if (kind := special_kind(path)) is not None:
         raise NvtxmoeError(
             f"{kind}, where a file would be written", where=path, remedy="Name another file, or remove what is there"
         )
@@ -102,24 +89,16 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield a name at which to make a folder, which takes the place of ``path`` when the block ends well.
+    """Yield a name at which to make a folder, which gets the name ``path`` when the block ends well.
 
-    A folder that is at ``path`` is moved aside first, and back if the new one cannot take its place.
+    Files of a folder that is there already: ``core.file_set``.
 
     Raises:
-        OSError: it cannot be written, or a file is at ``path``.
+        OSError: it cannot be written, or a file or a folder that is not empty is at ``path``.
     """
     with _beside(path) as (stage, target):
         yield stage
-        old = stage.with_name("old")
-        if target.is_dir():
-            target.rename(old)
-        try:
-            stage.rename(target)
-        except BaseException:
-            if old.exists():
-                old.rename(target)
-            raise
+        stage.rename(target)
 
 
 @contextlib.contextmanager

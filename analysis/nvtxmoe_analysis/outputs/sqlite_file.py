@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_companions
 from nvtxmoe_analysis.core.files import cannot_write, check_file, reach, whole_file
 
 
@@ -78,6 +79,7 @@ def _fill(path: Path, tables: Mapping[str, pl.DataFrame]) -> None:
 
 
 def _is_ours(path: Path, tables: Collection[str]) -> bool:
+    refuse_companions(path)
     try:
         connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
         try:

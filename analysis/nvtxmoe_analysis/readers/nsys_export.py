@@ -21,6 +21,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import COMPANIONS, special_kind
 from nvtxmoe_analysis.core.cache import cache_folder
 from nvtxmoe_analysis.core.files import whole_file
 
@@ -121,6 +122,8 @@ def _is_reusable(cache: Path, report: Path, fingerprint: str, nsys: Path | None)
     try:
         kept = cache.stat()
         if not stat.S_ISREG(kept.st_mode):  # opening a FIFO would wait for a writer
+            return False
+        if any(special_kind(cache.with_name(cache.name + suffix)) for suffix in COMPANIONS):
             return False
         if kept.st_mtime_ns <= report.stat().st_mtime_ns:  # an equal time may hide a later write
             return False

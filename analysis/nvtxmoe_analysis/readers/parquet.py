@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_special
+from nvtxmoe_analysis.core.file_set import recover
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.readers.find_inputs import in_folder
@@ -31,6 +33,7 @@ class ParquetExport(Export):
     kind = "parquet"
 
     def __init__(self, path: Path, source: Path | None = None) -> None:
+        recover(path)  # a trim that was killed while it replaced the files
         super().__init__(path, source)
         self._check_is_export()
 
@@ -40,6 +43,7 @@ class ParquetExport(Export):
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         layout: dict[str, tuple[str, ...]] = {}
         for file in sorted(self.path.glob("*.parquet")):
+            refuse_special(file)
             try:
                 layout[file.stem] = tuple(pq.read_schema(file).names)
             except PARQUET_ERRORS as error:

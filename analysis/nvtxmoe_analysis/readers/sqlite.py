@@ -20,6 +20,7 @@ import connectorx
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_companions
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
@@ -45,6 +46,7 @@ class SqliteExport(Export):
     kind = "sqlite"
 
     def __init__(self, path: Path, source: Path | None = None) -> None:
+        refuse_companions(path)
         check_whole(path, source or path)
         try:
             self._private = _private_copy(path)

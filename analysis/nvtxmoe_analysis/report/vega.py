@@ -11,6 +11,7 @@ from pathlib import Path
 import vl_convert
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_special
 from nvtxmoe_analysis.core.cache import cache_folder
 from nvtxmoe_analysis.core.files import whole_file
 
@@ -23,7 +24,8 @@ def bundle() -> str:
 
 def _kept() -> str | None:
     """The script as an earlier process made it with this version of vl-convert; None where there is none, whole."""
-    with suppress(OSError, ValueError, RuntimeError):
+    with suppress(OSError, ValueError, RuntimeError, NvtxmoeError):
+        refuse_special(_path())
         digest, _, script = _path().read_bytes().decode().partition("\n")
         if digest == _digest(script):
             return script

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import sqlite_utils
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.core.files import whole_file, whole_folder
+from nvtxmoe_analysis.core.file_set import replace_set, staging
+from nvtxmoe_analysis.core.files import STAGE_PREFIX, whole_file, whole_folder
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.nsys_export import REPORT_SUFFIX
 from nvtxmoe_analysis.readers.nsys_tables import Table
@@ -88,7 +89,9 @@ def check_target(out: Path, *inputs: Path) -> None:
         raise NvtxmoeError(
             f"exists and isn't an export, so it isn't replaced ({error.what})", where=out, remedy=remedy
         ) from error
-    strangers = [f.name for f in out.iterdir() if f.suffix != ".parquet" or not f.is_file()] if out.is_dir() else []
+    # What a killed writer of ours left is hidden: it goes, or is finished.
+    there = [f for f in out.iterdir() if not f.name.startswith(STAGE_PREFIX)] if out.is_dir() else []
+    strangers = [f.name for f in there if f.suffix != ".parquet" or not f.is_file()]
     if strangers:
         raise NvtxmoeError(f"the folder holds other files too ({min(strangers)})", where=out, remedy=remedy)
 
@@ -112,11 +115,23 @@ def write_export(frames: Frames, out: Path) -> None:
             with whole_file(out) as stage:
                 _write_sqlite(frames, stage)
         else:
-            with whole_folder(out) as stage:
-                _write_parquet(frames, stage)
+            _write_folder(frames, out)
     except (OSError, sqlite3.Error, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or error
         raise NvtxmoeError(f"cannot be written: {reason}", where=out, remedy="Name another output") from error
+
+
+def _write_folder(frames: Frames, out: Path) -> None:
+    """Write a folder of Parquet files. Of an earlier export in it all tables are replaced, or none."""
+    if not out.is_dir():
+        with whole_folder(out) as stage:
+            stage.mkdir()
+            _write_parquet(frames, stage)
+        return
+    with staging(out) as stage:
+        _write_parquet(frames, stage)
+        new = sorted(file.name for file in stage.iterdir())
+        replace_set(out, stage, new, sorted({file.name for file in out.glob("*.parquet")} - set(new)))
 
 
 def _write_sqlite(frames: Frames, path: Path) -> None:
@@ -148,7 +163,6 @@ def _declared(table: Table, frame: pl.DataFrame) -> Iterator[str]:
 
 
 def _write_parquet(frames: Frames, folder: Path) -> None:
-    folder.mkdir()
     for table, frame in frames.items():
         columns = {c: _arrow(table, frame[c]) for c in frame.columns}
         rising = [c for c in _RISING if c in columns]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.special_files import refuse_special
 
 PREFIX = "NVTXMOE_"
 CONFIG = PREFIX + "CONFIG"
@@ -162,6 +163,7 @@ def _from_file(path: Path) -> dict[str, Any]:
     else:
         import tomli as tomllib  # noqa: PLC0415
     try:
+        refuse_special(path)
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise NvtxmoeError(
