@@ -45,14 +45,11 @@ class GraphNodes:
 
     A replayed id leads by way of the ids it was cloned from to the creation of the first original, and that to the
     ranges then open on its thread (``node_generations``). All of it within one process.
-
-    Attributes:
-        disordered: rows out of their graph's order.
     """
 
     def __init__(self, export: Export, segments: Segments) -> None:
         self._of = of = generations(export)
-        self.disordered = of.disordered
+        self._replayed = np.zeros(len(of.pid) + 1, dtype=np.bool_)
         self._segment = np.full(len(of.pid) + 1, -1, dtype=np.int32)
         known = np.flatnonzero(of.resolved)
         self._segment[known] = segments.find(of.origin_tid[known], of.origin_ns[known])
@@ -83,6 +80,7 @@ class GraphNodes:
             cell = slot[again] * len(self._idents) + column[again]
             at[again] = latest(self._cell, self._of.from_ns, cell, launched_ns[again])
         at[self._from_ns[at] > launched_ns] = -1
+        self._replayed[at] = True
         segment: Int32s = self._segment[at]
         lost = segment < 0
         unresolved: set[tuple[int, int]] = set()
@@ -91,6 +89,11 @@ class GraphNodes:
             unresolved = {(int(p), int(n)) for p, n in pairs.T}
         row = np.where(lost, np.int32(-1), at)
         return NodeLookup(segment, row, self._created[at], self._begun[at], unresolved)
+
+    @property
+    def disordered(self) -> int:
+        """Number of nodes out of their graph's order, among those that were looked up and their originals."""
+        return self._of.disordered(self._replayed[:-1])
 
     def partial_graphs(self, replayed: Sequence[Replayed]) -> Int32s:
         """Calls that replayed fewer nodes than another call that shares a node with them."""

@@ -34,7 +34,10 @@ class Generations:
         origin_ns: when its original was created.
         begun_ns: when the first node of the original's graph was created.
         resolved: bool, whether it leads to an original.
-        disordered: rows out of their graph's order, see ``order.nodes_disordered``: creations and clones.
+        root: position of the original's generation; -1 where that is unknown.
+        named: the id that a clone names as its original; -1 of an original.
+        paired: bool, whether a clone has a creation row of its own too.
+        times: how often the node was created up to then.
     """
 
     pid: Ints
@@ -44,7 +47,32 @@ class Generations:
     origin_ns: Ints
     begun_ns: Ints
     resolved: Bools
-    disordered: int
+    root: Ints
+    named: Ints
+    paired: Bools
+    times: Ints
+
+    def disordered(self, replayed: Bools) -> int:
+        """Return how many of these generations and their originals are out of their graph's order.
+
+        Creations by time and clones by their originals (``order.nodes_disordered``), and clones without a creation of
+        their own in a graph whose other clones have one. Nodes that were never replayed are left out: vLLM captures
+        graphs to measure memory and destroys them, and ids of what is left are not in order.
+
+        Parameters:
+            replayed: bool [generations].
+        """
+        chosen = replayed.copy()
+        chosen[self.root[replayed & self.resolved]] = True
+        at = np.flatnonzero(chosen)
+        graph = packed([self.pid[at], self.node[at] // GRAPH_SPAN, self.times[at]])
+        total = nodes_disordered(graph, self.node[at], self.from_ns[at])
+        clone = self.named[at] >= 0
+        total += nodes_disordered(graph[clone], self.node[at][clone], self.named[at][clone])
+        paired = self.paired[at]
+        whole = np.isin(graph, graph[paired])
+        numbered = self.node[at] >= GRAPH_SPAN  # else ids tell no graph
+        return total + int(np.count_nonzero(numbered & whole & ~paired))
 
 
 def generations(export: Export) -> Generations:
@@ -72,10 +100,11 @@ def generations(export: Export) -> Generations:
     # A clone's own creation row comes right before the row that names its original: both are one generation.
     same_id = (pl.col("pid").shift(-1) == pl.col("pid")) & (pl.col("node").shift(-1) == pl.col("node"))
     paired = (~pl.col("is_clone") & same_id & pl.col("is_clone").shift(-1)).fill_null(False)
-    disordered = _disordered(rows, paired)
     rows = rows.with_columns(
-        paired=paired, from_ns=pl.when(paired.shift(1)).then(pl.col("start").shift(1)).otherwise("start")
-    ).filter(~pl.col("paired"))
+        before=paired,
+        paired=paired.shift(1, fill_value=False),
+        from_ns=pl.when(paired.shift(1)).then(pl.col("start").shift(1)).otherwise("start"),
+    ).filter(~pl.col("before"))
     pid, node, from_ns = (rows[name].to_numpy() for name in ("pid", "node", "from_ns"))
     root = _roots(pid, node, rows["originalGraphNodeId"], from_ns)
     resolved = root >= 0
@@ -87,7 +116,10 @@ def generations(export: Export) -> Generations:
         origin_ns=np.where(resolved, rows["start"].to_numpy()[root], -1),
         begun_ns=np.where(resolved, rows["begun"].to_numpy()[root], -1),
         resolved=resolved,
-        disordered=disordered,
+        root=root,
+        named=rows["originalGraphNodeId"].fill_null(-1).to_numpy(),
+        paired=rows["paired"].to_numpy(),
+        times=rows["times"].cast(pl.Int64).to_numpy(),
     )
 
 
@@ -95,20 +127,6 @@ def _begun() -> pl.Expr:
     """The first creation of the row's graph: of all its nodes that were created as often as this one."""
     created = pl.when(~pl.col("is_clone")).then("start")
     return created.min().over("pid", pl.col("node") // GRAPH_SPAN, "times")
-
-
-def _disordered(rows: pl.DataFrame, paired: pl.Expr) -> int:
-    """Rows out of order: creations by time, clones by their originals, and clones without a creation of their own (or
-    creations that name no original) in a graph whose other clones have both rows."""
-    both = rows.select("pid", "node", both=paired | paired.shift(1, fill_value=False))
-    whole = pl.col("both").any().over("pid", pl.col("node") // GRAPH_SPAN)
-    numbered = pl.col("node") >= GRAPH_SPAN  # else ids tell no graph
-    total = int(both.select((numbered & whole & ~pl.col("both")).sum()).item())
-    for of_clones, value in ((False, "start"), (True, "originalGraphNodeId")):
-        some = rows.filter(pl.col("is_clone") == of_clones)
-        graph = packed([some["pid"].to_numpy(), some["node"].to_numpy() // GRAPH_SPAN, some["times"].to_numpy()])
-        total += nodes_disordered(graph, some["node"].to_numpy(), some[value].to_numpy())
-    return total
 
 
 def _roots(pid: Ints, node: Ints, original: pl.Series, from_ns: Ints) -> Ints:
