@@ -11,6 +11,7 @@ from nvtxmoe.errors import NvtxmoeError
 EXTRAS = {
     "analysis": ("altair", "connectorx", "jinja2", "polars", "pyarrow", "sqlite_utils", "vl_convert"),
     "load": ("aiohttp",),
+    "metrics": ("prometheus_client",),
 }
 
 

@@ -1,0 +1,88 @@
+"""Snapshots: one file a process, in a folder that all processes of a run share; a new one replaces the old one."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SUFFIX = ".live.npz"
+HEADER = "header"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a process published last.
+
+    Attributes:
+        alive: whether the process still runs.
+        published_ns: Unix time of the last sign of life.
+    """
+
+    header: Mapping[str, Any]
+    arrays: Mapping[str, npt.NDArray[Any]]
+    alive: bool
+    published_ns: int
+
+
+def path_of(folder: Path, rank: int) -> Path:
+    """The file of this process."""
+    return folder / f"rank{rank}-{os.getpid()}{SUFFIX}"
+
+
+def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Replace a snapshot. A reader sees the old one or the new one, whole.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    said = {**header, "pid": os.getpid(), "started": started(os.getpid())}
+    packed = io.BytesIO()
+    np.savez(packed, **{HEADER: np.frombuffer(json.dumps(said).encode(), np.uint8)}, **arrays)
+    beside = path.with_suffix(".part")
+    beside.write_bytes(packed.getbuffer())
+    beside.replace(path)
+
+
+def touch(path: Path) -> None:
+    """Give a sign of life: nothing has changed."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def read(path: Path) -> Snapshot | None:
+    """Read a snapshot; None where it is gone, or another program's."""
+    try:
+        published_ns = path.stat().st_mtime_ns
+        with np.load(path, allow_pickle=False) as packed:
+            arrays = {name: packed[name] for name in packed.files}
+        header = json.loads(arrays.pop(HEADER).tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    alive = header["started"] is None or started(int(header["pid"])) == header["started"]
+    return Snapshot(header, arrays, alive, published_ns)
+
+
+def read_all(folder: Path) -> list[Snapshot]:
+    """All snapshots of a folder, by file name."""
+    found = (read(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
+    return [one for one in found if one is not None]
+
+
+def started(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did: it tells processes of one id apart. None: it is over."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    after_name = stat.rpartition(")")[2].split()  # the name may hold anything
+    return None if after_name[0] in "ZX" else int(after_name[19])
