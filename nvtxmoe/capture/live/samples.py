@@ -108,14 +108,20 @@ def ends(hottest: bool) -> Samples:
     """Return the hottest or coldest experts of each layer: in a layer, equal loads are ordered by expert."""
 
     def samples(view: RunView, options: Options) -> Iterator[Sample]:
-        for place, layer in enumerate(view.layers.tolist()):
-            counts = view.recent_counts[place, : int(view.experts[place])]
-            total = int(counts.sum())
-            if not total:
-                continue
-            order = np.argsort(-counts if hottest else counts, kind="stable")
-            for expert in order[: options.top_k].tolist():
-                yield (str(layer), str(expert)), int(counts[expert]) / total
+        counts, width = view.recent_counts, view.recent_counts.shape[1]
+        top_k = min(options.top_k, width)
+        if not top_k:
+            return
+        # One number for load and expert: argpartition keeps no order.
+        keys = (-counts if hottest else counts) * width + np.arange(width)
+        keys[np.arange(width) >= view.experts[:, None]] = np.iinfo(np.int64).max
+        found = np.argpartition(keys, top_k - 1, axis=1)[:, :top_k]
+        found = np.take_along_axis(found, np.argsort(np.take_along_axis(keys, found, 1), axis=1), 1)
+        loads, totals = np.take_along_axis(counts, found, 1), counts.sum(axis=1)
+        for place in np.flatnonzero(totals).tolist():
+            layer, total, most = str(view.layers[place]), int(totals[place]), int(view.experts[place])
+            for expert, load in zip(found[place, :most].tolist(), loads[place, :most].tolist(), strict=True):
+                yield (layer, str(expert)), load / total
 
     return samples
 

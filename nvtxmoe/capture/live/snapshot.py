@@ -1,12 +1,15 @@
-"""Snapshots: one file a process, in a folder that all processes of a run share; a new one replaces the old one."""
+"""Snapshots: one file a process, in a folder that all processes of a run share; a new one replaces the old one.
+
+A file is the length of its header (u64, little-endian), the header (JSON), and the bytes of the arrays that it lists.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
+import math
 import os
-import zipfile
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SUFFIX = ".live.npz"
-HEADER = "header"
+SUFFIX = ".live"
+_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,12 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArra
     Raises:
         OSError: it can't be written.
     """
-    said = {**header, "pid": os.getpid(), "started": started(os.getpid())}
-    packed = io.BytesIO()
-    np.savez(packed, **{HEADER: np.frombuffer(json.dumps(said).encode(), np.uint8)}, **arrays)
+    listed = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
+    said = {**header, "pid": os.getpid(), "started": started(os.getpid()), "arrays": listed}
+    told = json.dumps(said).encode()
+    packed = b"".join((_LENGTH.pack(len(told)), told, *(array.tobytes() for array in arrays.values())))
     beside = path.with_suffix(".part")
-    beside.write_bytes(packed.getbuffer())
+    beside.write_bytes(packed)
     beside.replace(path)
 
 
@@ -63,10 +67,15 @@ def read(path: Path) -> Snapshot | None:
     """Read a snapshot; None where it is gone, or another program's."""
     try:
         published_ns = path.stat().st_mtime_ns
-        with np.load(path, allow_pickle=False) as packed:
-            arrays = {name: packed[name] for name in packed.files}
-        header = json.loads(arrays.pop(HEADER).tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        data = path.read_bytes()
+        (length,) = _LENGTH.unpack_from(data)
+        at = _LENGTH.size + length
+        header = json.loads(data[_LENGTH.size : at])
+        arrays = {}
+        for name, code, shape in header["arrays"]:
+            array = np.frombuffer(data, np.dtype(code), math.prod(shape), at).reshape(shape)
+            arrays[name], at = array, at + array.nbytes
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
         return None
     alive = header["started"] is None or started(int(header["pid"])) == header["started"]
     return Snapshot(header, arrays, alive, published_ns)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nvtxmoe.capture.live import snapshot
 from nvtxmoe.capture.live.rank_facts import rank_facts
 from nvtxmoe.capture.live.samples import Options
@@ -30,18 +32,22 @@ THREADS = "nvtxmoe-"
 
 
 class MetricsSink:
-    """Keeps counts until its thread adds them up. Serving only appends."""
+    """Keeps counts until its thread adds them up. Serving only appends.
+
+    Parameters:
+        runs: whether it has a thread; else somebody calls ``work``.
+    """
 
     encoding = "live"
     steps_a_send = 16
 
-    def __init__(self, folder: Path, rank: int, options: Options) -> None:
+    def __init__(self, folder: Path, rank: int, options: Options, *, runs: bool = True) -> None:
         self.path = snapshot.path_of(folder, rank)
         self.failure: str | None = None
         self._options = options
         self._pid = os.getpid()
         self._begun: deque[tuple[int, Step]] = deque()
-        self._rows: deque[tuple[str, Any]] = deque()
+        self._rows: deque[tuple[str, np.dtype[np.void], bytes]] = deque()
         self._dropped, self._dropped_last = 0, -1
         self._meta: bytes | None = None
         self._totals: Totals | None = None
@@ -50,8 +56,8 @@ class MetricsSink:
         self._closed = False
         self._touched = True
         arguments = (weakref.ref(self), self._wake)
-        self._thread = threading.Thread(target=_run, args=arguments, name=f"{THREADS}metrics", daemon=True)
-        self._thread.start()
+        if runs:
+            threading.Thread(target=_run, args=arguments, name=f"{THREADS}metrics", daemon=True).start()
 
     def meta(self, text: bytes) -> None:
         """Kept: the thread reads it."""
@@ -77,7 +83,7 @@ class MetricsSink:
             if number != self._dropped_last:
                 self._dropped, self._dropped_last = self._dropped + 1, number
             return
-        self._rows.append((event, rows.copy()))
+        self._rows.append((event, rows.dtype, rows.tobytes()))
 
     def pause(self) -> None:
         """Add up and publish soon."""
@@ -117,7 +123,8 @@ class MetricsSink:
         # The rows first: their steps have begun before.
         rows = [self._rows.popleft() for _ in range(len(self._rows))]
         begun = [Begun(*self._begun.popleft()) for _ in range(len(self._begun))]
-        counts = [(event, one) for event, one in rows if event in (schema.COUNTS, schema.PHYSICAL)]
+        wanted = (schema.COUNTS, schema.PHYSICAL)
+        counts = [(event, np.frombuffer(data, dtype)) for event, dtype, data in rows if event in wanted]
         if self._totals is not None and (begun or counts):
             self._totals.add(begun, counts, time.monotonic())
             self._touched = True
