@@ -130,7 +130,7 @@ def test_the_document_of_a_real_analysis_is_read(golden_1gpu: Path, tmp_path: Pa
     """Its best feature is active experts on one GPU: a slope, and no estimate of this run."""
     done = run("analyze", golden_1gpu, "-o", tmp_path / "results")
     assert done.code == 0, done
-    found = load(tmp_path / "results" / "moe_layer_model.json")
+    found = load(tmp_path / "results" / "moe_expert_tracking" / "moe_layer_model.json")
     slope = found.slope(3, "decode", ["local_active_experts"])
     assert slope is not None
     assert 1000 < slope.ns[0] < slope.ns[1] < slope.ns[2] < 3000

@@ -27,8 +27,8 @@ from nvtxmoe.capture.live.last_steps import FEATURES, KINDS
 
 Floats = npt.NDArray[np.float64]
 
-#: What bears a slope in moe_layer_model.json.
-WITH_SLOPE = ("explains", "cannot_tell_apart")
+#: What the best feature is in moe_layer_model.json where it bears a slope, and an alternative that is as good.
+BEST, AS_GOOD = ("explains", "cannot_tell_apart"), ("cannot_tell_apart",)
 #: Features of the model that differ between ranks, with their position in ``last_steps.FEATURES``.
 OF_RANKS = {
     "local_activations": FEATURES.index("activations"),
@@ -127,9 +127,9 @@ def load(path: Path) -> ImbalanceTime:
         for name, kinds in said["layers"].items():
             layer = None if name == "all" else int(name.removeprefix("layer_"))
             for kind, best in kinds.items():
-                for row in (best, *best["alternatives"]):
+                for row, accepted in ((best, BEST), *((other, AS_GOOD) for other in best["alternatives"])):
                     ends = row["slope_ci_low"], row["slope_ns_per_unit"], row["slope_ci_high"]
-                    if row["status"] in WITH_SLOPE and None not in ends:
+                    if row["status"] in accepted and None not in ends:
                         low, middle, high = (float(end) for end in ends)
                         slopes.setdefault((layer, kind), []).append(Slope(row["feature"], (low, middle, high)))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
