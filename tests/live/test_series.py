@@ -18,6 +18,7 @@ from nvtxmoe.capture.live.series import SERIES, Shape, most_series
 from nvtxmoe.capture.live.totals import RECENT_S
 from nvtxmoe.capture.sinks import metrics
 from nvtxmoe.formats import schema
+from tests.support.kept_warnings import kept_warnings
 from tests.support.live_ranks import Model, Rank, number_of_series, scraped, view_of
 
 CHANCE = np.random.default_rng(7)
@@ -206,6 +207,7 @@ PUBLISHES = """
 import sys
 from pathlib import Path
 import numpy as np
+from tests.support.kept_warnings import kept_warnings
 from tests.support.live_ranks import Model, Rank
 rank = Rank(Path(sys.argv[1]), Model(dp_size=2), int(sys.argv[2]))
 for number in range(5):
@@ -305,12 +307,13 @@ def test_a_half_written_file_is_no_snapshot(tmp_path: Path) -> None:
     assert snapshot.read(rank.sink.path) is not None
 
 
-def test_what_cannot_be_published_is_one_warning(tmp_path: Path, warnings: list[str]) -> None:
+def test_what_cannot_be_published_is_one_warning(tmp_path: Path) -> None:
     """The folder is gone: the sink stops, and keeps nothing any more."""
     rank = Rank(tmp_path / "gone", Model())
-    for number in range(3):
-        rank.step(number, np.ones((3, 8), np.int64))
-        rank.sink.work(publish=True)
+    with kept_warnings() as warnings:
+        for number in range(3):
+            rank.step(number, np.ones((3, 8), np.int64))
+            rank.sink.work(publish=True)
     assert rank.sink.failure is not None
     assert [line.partition(":")[0] for line in warnings] == ["live metrics stop"]
     rank.sink.payload(schema.TOPK, np.zeros(1))

@@ -22,7 +22,7 @@ from nvtxmoe.capture.hooks import Hook, registered, wrap
 from nvtxmoe.capture.live import imbalance_time
 from nvtxmoe.capture.live.collector import Collector
 from nvtxmoe.capture.live.samples import Options
-from nvtxmoe.capture.live.snapshot import read_all
+from nvtxmoe.capture.live.snapshot import read_all, started
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.capture.startup import import_watch
@@ -40,6 +40,7 @@ SERVED = "served"
 #: Seconds between two looks for the first counts.
 LOOK_S = 0.5
 #: Memory, where there is such a folder: snapshots are written every second.
+FOLDERS = "nvtxmoe-live-"
 IN_MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
 
 
@@ -84,11 +85,21 @@ def _begin(settings: Settings) -> None:
 
 
 def _make_folder() -> Path:
-    memory = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(prefix="nvtxmoe-live-", dir=memory))
+    base = IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else Path(tempfile.gettempdir())
+    _sweep(base)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDERS}{os.getpid()}-", dir=base))
     os.environ[LIVE_DIR] = str(folder)
     weakref.finalize(sys.modules[__name__], _remove, folder, os.getpid())  # as sessions are merged: after vLLM's end
     return folder
+
+
+def _sweep(base: Path) -> None:
+    """Remove what processes left that were killed."""
+    for folder in base.glob(f"{FOLDERS}*"):
+        pid = folder.name.removeprefix(FOLDERS).partition("-")[0]
+        with contextlib.suppress(OSError):
+            if pid.isdigit() and started(int(pid)) is None and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove(folder: Path, pid: int) -> None:

@@ -1,18 +1,17 @@
-"""What tests of live metrics share."""
+"""Warnings of nvtxmoe in this process."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-
-import pytest
+from contextlib import contextmanager
 
 from nvtxmoe.capture.log import logger
 
 
-@pytest.fixture
-def warnings() -> Iterator[list[str]]:
-    """Warnings of nvtxmoe while the test runs."""
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """The warnings while it lasts."""
     found: list[str] = []
 
     class Keep(logging.Handler):
@@ -22,5 +21,7 @@ def warnings() -> Iterator[list[str]]:
 
     handler = Keep()
     logger().addHandler(handler)
-    yield found
-    logger().removeHandler(handler)
+    try:
+        yield found
+    finally:
+        logger().removeHandler(handler)
