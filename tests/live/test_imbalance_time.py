@@ -41,15 +41,20 @@ def published(folder: Path, model: Model, steps: int = 20, prefill: int = 0) -> 
     return counts[-MOST_STEPS:]
 
 
+def load_of(feature: str, counts: Any) -> Any:
+    """A feature of the model, over the last axis."""
+    if feature == "local_activations":
+        return counts.sum(axis=2)
+    return np.count_nonzero(counts, axis=2) if feature == "local_active_experts" else counts.max(axis=2)
+
+
 @pytest.mark.parametrize("feature", ["local_activations", "local_active_experts", "local_max_count"])
 def test_ranks_wait_for_the_one_with_the_most_to_do(tmp_path: Path, feature: str) -> None:
     model = Model(experts=8, tp_size=2, expert_parallel=True)
     counts = published(tmp_path, model)
     file = model_file(tmp_path, {"all/decode": {"feature": feature, "slope": 1500.0}})
-    of_rank = {"local_activations": np.sum, "local_active_experts": np.count_nonzero, "local_max_count": np.max}[
-        feature
-    ]
-    values = np.stack([of_rank(counts[:, :, :4], axis=2), of_rank(counts[:, :, 4:], axis=2)], axis=2)
+    halves = counts[:, :, :4], counts[:, :, 4:]
+    values = np.stack([load_of(feature, half) for half in halves], axis=2)
     lost = 1500.0 * (values.max(axis=2) - values.mean(axis=2)) / 1e9
     found = scraped(view_of(tmp_path, load(file)))
     for bound, factor in (("low", 0.5), ("estimate", 1.0), ("high", 2.0)):

@@ -122,7 +122,7 @@ def test_an_expert_that_leaves_the_top_takes_its_series_along(tmp_path: Path, mo
     model = Model(layers=1)
     rank = Rank(tmp_path, model, options=Options(top_k=1))
     now = 1000.0
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now)
+    monkeypatch.setattr("nvtxmoe.capture.sinks.metrics.time.monotonic", lambda: now)
 
     def hottest(number: int, expert: int) -> dict[tuple[str, ...], float]:
         counts = np.ones((1, 8), np.int64)
@@ -180,7 +180,9 @@ def test_balance_of_ranks_that_share_experts(tmp_path: Path) -> None:
 
 def test_data_parallel_ranks_are_added_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sees tokens of its own, and one is idle in every third step."""
-    monkeypatch.setattr(metrics.time, "time_ns", lambda: 0)  # long ago: each had the time to publish it
+    monkeypatch.setattr(
+        "nvtxmoe.capture.sinks.metrics.time.time_ns", lambda: 0
+    )  # long ago: each had the time to publish it
     model = Model(dp_size=2, expert_parallel=True)
     counts = [counts_of(model, 12) for _ in range(2)]
     counts[1][::3] = 0

@@ -17,7 +17,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = CLIENT_S  # type: ignore[assignment]  # of the socket; typeshed has None
+    timeout = CLIENT_S  # of the socket
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the server's log is vLLM's."""
