@@ -13,6 +13,7 @@ TABLES = ("connectorx", "polars", "pyarrow", "sqlite_utils")
 EXTRAS = {
     "analysis": (*TABLES, "altair", "jinja2", "vl_convert"),
     "load": ("aiohttp",),
+    "metrics": ("prometheus_client",),
 }
 
 

@@ -6,7 +6,7 @@
 #   scripts/test.sh                                   everything
 #   scripts/test.sh -m "not vllm and not browser"     with options of pytest: these tests alone, without the linters
 #
-# Markers: nsys, vllm, browser (the tools), dask, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests wait
+# Markers: nsys, vllm, browser, prometheus (the tools), dask, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests wait
 # for other processes); 0 runs all tests in this one, as a debugger wants it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,7 @@ tools() { # options of pytest: the tools that the chosen tests need
     return "$status"
 }
 
-needed=$(printf '%s\n' nsys vllm browser)
+needed=$(printf '%s\n' nsys vllm browser prometheus)
 lint=""
 if [ $# -gt 0 ]; then
     needed=$(tools "$@")
@@ -41,6 +41,7 @@ for tool in $needed; do
     nsys) scripts/install_nsys.sh .cache/nsys >/dev/null ;;
     vllm) scripts/setup_vllm.sh ;;
     browser) scripts/install_chromium.sh >/dev/null ;;
+    prometheus) scripts/install_prometheus.sh .cache/prometheus >/dev/null ;;
     esac
 done
 status=0

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_VLLM, ROOT
+from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_PROMETHEUS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
-MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser"}
+MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser", "prometheus_bin": "prometheus"}
 
 # Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
 settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -126,6 +126,15 @@ def vllm_python() -> Path:
     path = Path(os.environ.get("NVTXMOE_TEST_VLLM_PYTHON") or INSTALLED_VLLM)
     if not os.access(path, os.X_OK):
         pytest.fail(f"no Python with vLLM at {path}: scripts/test.sh installs it (scripts/setup_vllm.sh)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def prometheus_bin() -> Path:
+    """The folder of prometheus and promtool: NVTXMOE_TEST_PROMETHEUS, else what scripts/test.sh installs."""
+    path = Path(os.environ.get("NVTXMOE_TEST_PROMETHEUS") or INSTALLED_PROMETHEUS)
+    if not os.access(path / "promtool", os.X_OK):
+        pytest.fail(f"no promtool in {path}: scripts/test.sh installs it (scripts/install_prometheus.sh)")
     return path
 
 

@@ -242,7 +242,7 @@ def test_settings_and_where_they_come_from(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("environ", "what", "remedy"),
     [
-        ({"NVTXMOE_MODE": "cuda"}, "NVTXMOE_MODE: 'cuda' is not accepted", "Give one of auto, nsys, moe, both"),
+        ({"NVTXMOE_MODE": "cuda"}, "NVTXMOE_MODE: 'cuda' is not accepted", "Give one of auto, nsys, moe, both, live"),
         ({"NVTXMOE_CONFIG": "/nowhere/x.toml"}, "names a file that can't be read", "Name one that is there"),
     ],
 )

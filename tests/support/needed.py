@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 #: Markers of tests that need something which a Python environment does not bring.
-TOOLS = ("nsys", "vllm", "browser")
+TOOLS = ("nsys", "vllm", "browser", "prometheus")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -35,6 +35,7 @@ SINGLE = ((41, 6),)
 #: Direct mode, as most tests use it.
 DIRECT = {"NVTXMOE_ENABLE": "1", "NVTXMOE_MODE": "moe", "NVTXMOE_LOG_INTERVAL": str(SAMPLE_EVERY)}
 EVERYTHING = DIRECT | {"NVTXMOE_EMIT": "ranges,counts,topk,physical,pairs", "NVTXMOE_LOG_INTERVAL": "1"}
+METRICS = {"NVTXMOE_METRICS": "1", "NVTXMOE_METRICS_HOST": "192.0.2.1"}
 RECOMPUTED = EVERYTHING | {VARIABLE: "1"}
 BOTH = DIRECT | {"NVTXMOE_MODE": "both", "NVTXMOE_PAYLOAD": "words", "VLLM_NVTX_SCOPES_FOR_PROFILING": "1"}
 
@@ -76,8 +77,12 @@ RUNS: dict[str, Run] = {
     "worker on": Run(mode="worker", settings=DIRECT | {"NVTXMOE_FLUSH_INTERVAL": "600"}),
     "tp2 off": Run(mode="tp2", oracle=True),
     "tp2 on": Run(mode="tp2", settings=BOTH, nsys=True),
-    "everything by site": Run(settings=EVERYTHING, way="site"),
+    # Live metrics too, whose own server can't begin: no machine has this address (RFC 5737).
+    "everything by site": Run(settings=EVERYTHING | METRICS, way="site"),
     "both ways": Run(settings=DIRECT, way="both"),
+    "metrics without a folder": Run(
+        settings=DIRECT | {"NVTXMOE_METRICS": "1", "NVTXMOE_LIVE_DIR": "/dev/null/live"}, way="site"
+    ),
     # Layers are recorded a second time, recomputed from their router's logits.
     **{f"{family} recomputed": Run(family, settings=RECOMPUTED, way="site") for family in RECOMPUTED_FAMILIES},
     "faults": Run("deepseek_v3", settings=BOTH, way="site", faults=True),

@@ -44,6 +44,17 @@ def test_everything_through_pythonpath_alone(vllm_runs: Runs) -> None:
         assert np.sum([row["pairs"] for row in payloads], axis=0).tolist() == pair_counts(expected, layer)
 
 
+@pytest.mark.vllm_runs(OFF, "metrics without a folder")
+def test_live_metrics_that_cannot_be_published_change_nothing(vllm_runs: Runs) -> None:
+    """One warning, the same tokens, and the journal is whole."""
+    off, on = vllm_runs[OFF], vllm_runs["metrics without a folder"]
+    assert on.tokens == off.tokens
+    assert_equal(on.captured()[0], off.expected(), 0, SAMPLE_EVERY)
+    assert_healthy(on.captured()[0])
+    (warning,) = on.warnings()
+    assert "no live metrics: " in warning
+
+
 @pytest.mark.vllm_runs(OFF, "both ways")
 def test_both_ways_at_once_count_once(vllm_runs: Runs) -> None:
     off, on = vllm_runs[OFF], vllm_runs["both ways"]

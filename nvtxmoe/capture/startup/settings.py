@@ -19,7 +19,7 @@ SESSION_DIR = PREFIX + "SESSION_DIR"
 #: The known name of another tool's switch, honoured for verbose.
 OTHER_VERBOSE = "VLLM_PROFILING_VERBOSE"
 
-MODES = ("auto", "nsys", "moe", "both")
+MODES = ("auto", "nsys", "moe", "both", "live")
 PAYLOADS = ("auto", "binary", "words")
 EMITS = ("ranges", "counts", "topk", "physical", "pairs")
 DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  where people look, as documented
@@ -27,6 +27,8 @@ DEFAULT_EMITS = frozenset({"ranges", "counts", "topk", "physical"})
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 #: Layers that a list may name.
 _MOST_LAYER = 100_000
+#: Experts of a layer that live metrics may show.
+_MOST_TOP_K = 64
 
 
 def _switch(text: str) -> bool:
@@ -94,6 +96,31 @@ def _folder(text: str) -> Path:
         raise ValueError(f"the path of a folder: {error}") from None
 
 
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 65535:
+        raise ValueError("a port from 1 to 65535")
+    return int(text)
+
+
+def _host(text: str) -> str:
+    if not text.strip() or not text.isascii() or not text.isprintable():
+        raise ValueError("an address or a name of this machine, as 127.0.0.1 or 0.0.0.0")
+    return text.strip()
+
+
+def _top_k(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 3 or int(text) > _MOST_TOP_K:
+        raise ValueError(f"a whole number from 0 to {_MOST_TOP_K}")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    try:
+        return _folder(text)
+    except ValueError:
+        raise ValueError("the path of a file") from None
+
+
 def _setting(parse: Callable[[str], Any], default: Any, what: str) -> Any:
     return field(default=default, metadata={"parse": parse, "what": what})
 
@@ -104,7 +131,9 @@ class Settings:
 
     enable: bool = _setting(_switch, False, "record at all")
     mode: str = _setting(
-        _one_of(*MODES), "auto", "nsys: NVTX events; moe: files, without nsys; both; auto: nsys under nsys, else moe"
+        _one_of(*MODES),
+        "auto",
+        "nsys: NVTX events; moe: files, without nsys; both; live: metrics alone; auto: nsys under nsys, else moe",
     )
     log_interval: int = _setting(_whole, 100, "token-level rows (experts and weights) every so many steps; 0: never")
     layers: frozenset[int] | None = _setting(_layers, None, "all, or a list of layers as 0,3,8-11")
@@ -118,6 +147,19 @@ class Settings:
         _switch, False, "keep vLLM from replacing a router by a fused kernel; this changes the program that runs"
     )
     payload: str = _setting(_one_of(*PAYLOADS), "auto", "NVTX payloads: binary, words, or what the stack can carry")
+    metrics: bool = _setting(_switch, False, "live metrics for Prometheus: [a running server](live.md)")
+    metrics_port: int = _setting(_port, 9476, "port of their own server, where vLLM serves no /metrics")
+    metrics_host: str = _setting(_host, "127.0.0.1", "address that this server listens on")
+    metrics_top_k: int = _setting(_top_k, 3, "hottest and coldest experts of each layer that have a series")
+    metrics_experts: bool = _setting(_switch, False, "a series for each expert of each layer; many")
+    metrics_model: Path | None = _setting(  # noqa: RUF009  a field, as the others
+        _file, None, "moe_layer_model.json of an earlier analysis, for the estimate of the time lost to imbalance"
+    )
+
+    @property
+    def shows_metrics(self) -> bool:
+        """Whether there are live metrics."""
+        return self.metrics or self.mode == "live"
 
 
 FIELDS = {f.name: f for f in fields(Settings)}

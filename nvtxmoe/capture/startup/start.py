@@ -54,6 +54,10 @@ def start() -> None:
         except OSError as error:
             log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
             return
+    if settings.shows_metrics:
+        from nvtxmoe.capture.startup import live  # noqa: PLC0415  only when asked for
+
+        live.begin(settings)
     import_watch.watch(WORKER, lambda: _hook(settings))
 
 
@@ -61,6 +65,8 @@ def sinks_of(settings: Settings) -> Sequence[str]:
     """The sinks that a mode means, of ``nsys`` and ``moe``."""
     if settings.mode == "auto":
         return ("nsys",) if any(os.environ.get(name) for name in UNDER_NSYS) else ("moe",)
+    if settings.mode == "live":
+        return ()
     return ("nsys", "moe") if settings.mode == "both" else (settings.mode,)
 
 
@@ -85,6 +91,7 @@ def make_capture(settings: Settings) -> Capture:
     from nvtxmoe.capture.run_identity import Identity  # noqa: PLC0415
     from nvtxmoe.capture.sinks import Sink  # noqa: PLC0415
     from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter  # noqa: PLC0415
+    from nvtxmoe.capture.startup.live import live_sinks  # noqa: PLC0415
     from nvtxmoe.capture.vllm.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
 
     wanted = sinks_of(settings)
@@ -102,7 +109,7 @@ def make_capture(settings: Settings) -> Capture:
                 sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
             except (OSError, NvtxmoeError) as error:
                 logger().warning("no files are written: %s", error)
-        return sinks
+        return sinks + live_sinks(settings, identity.rank)
 
     recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
 

@@ -28,6 +28,8 @@ def diagnose(context: Context) -> Iterator[Finding]:
         return 0 if context.estimate is None else context.estimate.disk((sink,), context.encoding)[0]
 
     direct = settings.mode in ("moe", "both") or under.encoding is None
+    if settings.mode == "live":  # nothing is written
+        return
     if settings.mode != "nsys":
         yield from disk(settings.output_dir, direct, wanted("moe"))
     if settings.mode != "moe" and under.encoding is not None:

@@ -1,0 +1,179 @@
+"""What one process counted, added up: since it began, over the last minute, and the last steps one by one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nvtxmoe.capture.live.last_steps import KINDS, MOST_STEPS, LastSteps
+from nvtxmoe.capture.live.rank_facts import RankFacts
+from nvtxmoe.capture.run_identity import Step
+from nvtxmoe.formats import schema
+
+#: Steps that may wait for their counts.
+MOST_WAITING = 16384
+#: The recent sums are of the last half to whole of so many seconds in which steps ran.
+RECENT_S = 60.0
+
+
+class Begun(NamedTuple):
+    """A step that began, with its Unix time."""
+
+    begun_ns: int
+    step: Step
+
+
+class _Recent:
+    """Sums of a stretch of time, [layers] and [layers, experts]."""
+
+    def __init__(self, layers: int, experts: int) -> None:
+        self.steps = np.zeros(layers, dtype=np.int64)
+        self.max_over_mean = np.zeros(layers)
+        self.active = np.zeros(layers, dtype=np.int64)
+        self.counts = np.zeros((layers, experts), dtype=np.int64)
+
+    def add(self, at: npt.NDArray[np.int64], counts: npt.NDArray[Any], sums: npt.NDArray[np.int64]) -> None:
+        """Counts of steps, [steps, layers, experts], and their sums, [steps, layers]."""
+        experts = counts.shape[2]
+        some = sums > 0
+        self.steps[at] += some.sum(axis=0)
+        self.max_over_mean[at] += (counts.max(axis=2) * experts / np.maximum(sums, 1)).sum(axis=0)
+        self.active[at] += np.count_nonzero(counts, axis=(0, 2))
+        self.counts[at, :experts] += counts.sum(axis=0, dtype=np.int64)
+
+
+class Totals:
+    """Sums of one process. One thread adds and reads.
+
+    Attributes:
+        steps, prefill_tokens, decode_tokens: of steps whose counts have arrived.
+        missing: steps without counts that began before one whose counts have arrived.
+        assignments: of all layers.
+    """
+
+    def __init__(self, facts: RankFacts) -> None:
+        self.facts = facts
+        self.steps = self.prefill_tokens = self.decode_tokens = self.missing = self.assignments = 0
+        self._begun: deque[Begun] = deque()
+        self._last = -1
+        self._at = {layer.layer: place for place, layer in enumerate(facts.layers)}
+        layers, experts = len(facts.layers), max((layer.experts for layer in facts.layers), default=0)
+        self._shape = layers, experts
+        self._counts = np.zeros(self._shape, dtype=np.int64)
+        self._loads = np.zeros((layers, facts.ep_size), dtype=np.int64)
+        self._now, self._before = _Recent(*self._shape), _Recent(*self._shape)
+        self._turned_s: float | None = None
+        self._last_steps = LastSteps(layers, facts.ep_size)
+
+    def add(self, begun: Iterable[Begun], rows: Sequence[tuple[str, npt.NDArray[np.void]]], now_s: float) -> None:
+        """Add what arrived.
+
+        Parameters:
+            begun: steps in order; a step comes before its counts, or together with them.
+            rows: names of events with rows as ``nvtxmoe.formats.schema.counts_dtype`` has them, in order.
+            now_s: a clock that does not go back.
+        """
+        self._begun.extend(begun)
+        while len(self._begun) > MOST_WAITING:
+            self._begun.popleft()
+            self.missing += 1
+        if not rows:
+            return
+        self._turn(now_s)
+        for first in range(0, len(rows), MOST_STEPS):
+            part = rows[first : first + MOST_STEPS]
+            for _, one in part:
+                if len(one):
+                    self._arrived(int(one["step"][0]))
+            alike: dict[tuple[Any, ...], list[npt.NDArray[np.void]]] = {}
+            for event, one in part:
+                alike.setdefault((event, one["counts"].shape[1], one["layer"].tobytes()), []).append(one)
+            for (event, _, _), ones in alike.items():
+                self._add_alike(event, ones)
+
+    def _turn(self, now_s: float) -> None:
+        if self._turned_s is None:
+            self._turned_s = now_s
+        elif now_s - self._turned_s >= RECENT_S / 2:
+            self._before, self._now, self._turned_s = self._now, _Recent(*self._shape), now_s
+
+    def _arrived(self, number: int) -> None:
+        """The first rows of a step: it is among those that began."""
+        if number == self._last:
+            return
+        while self._begun and self._begun[0].step.number < number:
+            self._begun.popleft()
+            self.missing += 1
+        if not self._begun or self._begun[0].step.number != number:
+            return
+        self._last = number
+        begun_ns, step = self._begun.popleft()
+        self.steps += 1
+        self.prefill_tokens += step.prefill_tokens
+        self.decode_tokens += step.decode_tokens
+        self._last_steps.begin(number, begun_ns, _kind(step))
+
+    def _add_alike(self, event: str, rows: list[npt.NDArray[np.void]]) -> None:
+        known = [place for place, layer in enumerate(rows[0]["layer"].tolist()) if layer in self._at]
+        at = np.array([self._at[int(rows[0]["layer"][place])] for place in known], dtype=np.int64)
+        counts = np.stack([one["counts"] for one in rows])[:, known]
+        if event == schema.COUNTS:
+            sums = counts.sum(axis=2, dtype=np.int64)
+            self.assignments += int(sums.sum())
+        if not self.facts.counts_layers:
+            return
+        if event == schema.COUNTS:
+            self._counts[at, : counts.shape[2]] += counts.sum(axis=0, dtype=np.int64)
+            self._now.add(at, counts, sums)
+        if event == (schema.PHYSICAL if self.facts.eplb else schema.COUNTS):
+            self._add_loads([int(one["step"][0]) for one in rows], at, counts)
+
+    def _add_loads(self, numbers: list[int], at: npt.NDArray[np.int64], counts: npt.NDArray[Any]) -> None:
+        by_slots: dict[int, list[int]] = {}
+        for place, layer in enumerate(at.tolist()):
+            if self.facts.layers[layer].slots == counts.shape[2] and self.facts.layers[layer].first_slots is not None:
+                by_slots.setdefault(counts.shape[2], []).append(place)
+        for places in by_slots.values():
+            facts = self.facts.layers[int(at[places[0]])]
+            sums = self._last_steps.add(numbers, at[places], facts, counts[:, places])
+            if sums is not None:
+                self._loads[at[places]] += sums
+
+    def header(self) -> dict[str, Any]:
+        """Numbers and facts, as JSON has them."""
+        facts = self.facts
+        names = ("rank", "world_size", "tp_size", "ep_size", "dp_size", "counts_layers", "counts_tokens")
+        return {
+            **{name: getattr(facts, name) for name in (*names, "hidden", "failed")},
+            "extra": dict(facts.extra),
+            "placed": [layer.first_slots is not None for layer in facts.layers],
+            **{name: getattr(self, name) for name in ("steps", "prefill_tokens", "decode_tokens", "missing")},
+            "assignments": self.assignments,
+        }
+
+    def arrays(self) -> Mapping[str, npt.NDArray[Any]]:
+        """By name; none where another rank of the tensor-parallel group has the same."""
+        if not self.facts.counts_layers:
+            return {}
+        now, before = self._now, self._before
+        return {
+            "layers": np.array([layer.layer for layer in self.facts.layers], dtype=np.int64),
+            "experts": np.array([layer.experts for layer in self.facts.layers], dtype=np.int64),
+            "counts": self._counts,
+            "rank_loads": self._loads,
+            "recent_steps": now.steps + before.steps,
+            "recent_max_over_mean": now.max_over_mean + before.max_over_mean,
+            "recent_active": now.active + before.active,
+            "recent_counts": now.counts + before.counts,
+            **self._last_steps.arrays(),
+        }
+
+
+def _kind(step: Step) -> int:
+    if not step.decode_tokens:
+        return KINDS.index("prefill")
+    return KINDS.index("mixed" if step.prefill_tokens else "decode")
