@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvtxmoe_analysis.attribution.node_generations import Generations
 from nvtxmoe_analysis.attribution.order import calls_disordered, nodes_disordered, operations_disordered
 from nvtxmoe_analysis.core.arrays import Ints
 
@@ -50,6 +51,50 @@ def test_nodes(rows: list[tuple[int, int, int]]) -> None:
 def test_operations(rows: list[tuple[int, int, int]]) -> None:
     stream, start_ns, launched_ns = columns(rows)
     assert operations_disordered([stream, stream // 2], start_ns, launched_ns) == falls(rows)
+
+
+NODES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 9), st.booleans()), max_size=12)
+
+
+@given(NODES)
+def test_only_replayed_nodes_and_their_originals_count(nodes: list[tuple[int, int, int, bool]]) -> None:
+    """Nodes of three graphs, each a clone (or not) of the first node of the list."""
+    number = len(nodes)
+    table = np.array(nodes, dtype=np.int64).reshape(number, 4)
+    graph, low, created, replayed = table.T
+    clone = np.arange(number) % 3 == 1
+    made = Generations(
+        pid=np.zeros(number, dtype=np.int64),
+        node=((graph + 1) << 32) + low,
+        from_ns=created,
+        origin_tid=np.zeros(number, dtype=np.int64),
+        origin_ns=np.zeros(number, dtype=np.int64),
+        begun_ns=np.zeros(number, dtype=np.int64),
+        resolved=np.ones(number, dtype=np.bool_),
+        root=np.where(clone, 0, np.arange(number)),
+        named=np.where(clone, (1 << 32) + created, -1),
+        paired=clone,
+        times=np.zeros(number, dtype=np.int64),
+    )
+    used = replayed.astype(np.bool_)
+    chosen = used.copy()
+    chosen[:1] |= bool((used & clone).any())
+    rows = [(int(graph[at]), int(low[at]), int(created[at])) for at in np.flatnonzero(chosen)]
+    clones = [(int(graph[at]), int(low[at]), int(created[at])) for at in np.flatnonzero(chosen & clone)]
+    with_both = {int(graph[at]) for at in np.flatnonzero(chosen & clone)}
+    alone = sum(int(graph[at]) in with_both for at in np.flatnonzero(chosen & ~clone))
+    assert made.disordered(used) == falls(rows) + falls(clones) + alone
+
+
+def test_a_graph_that_is_never_replayed_may_be_in_any_order() -> None:
+    ids = np.array([1, 2, 3, 4], dtype=np.int64) + (1 << 32)
+    times = np.array([10, 20, 40, 30], dtype=np.int64)
+    zeros, own = np.zeros(4, dtype=np.int64), np.arange(4, dtype=np.int64)
+    made = Generations(
+        zeros, ids, times, zeros, times, zeros, np.ones(4, dtype=np.bool_), own, zeros - 1, zeros > 0, zeros
+    )
+    assert made.disordered(np.array([True, True, False, False])) == 0
+    assert made.disordered(np.array([True, True, True, True])) == 1
 
 
 def test_ids_that_begin_again_are_in_order() -> None:

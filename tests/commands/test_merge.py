@@ -299,7 +299,7 @@ def test_what_is_printed(tmp_path: Path) -> None:
     found = run("merge", tmp_path, "--json").json
     assert set(found) == {
         "verdict", "reasons", "warnings", "checks_passed", "checks_failed", "ranks", "steps_kept", "steps_captured",
-        "tokens", "layers", "folder", "files", "failed_inputs",
+        "recording", "tokens", "layers", "folder", "files", "failed_inputs",
     }  # fmt: skip
     assert [set(layer) for layer in found["layers"]] == [
         {"layer", "num_experts", "top_k", "used", "hottest", "hottest_pct", "max_mean"}
