@@ -77,6 +77,12 @@ def golden_vllm_033(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="session")
+def golden_h200_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """vLLM 0.33 on two H200s with tensor and expert parallelism, captured by nvtxmoe itself: SQLite."""
+    return _unpacked("h200-2gpu-ep-capture.sqlite", tmp_path_factory.mktemp("golden"))
+
+
+@pytest.fixture(scope="session")
 def golden_vllm_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two ranks captured by nvtxmoe itself: ``tp2``, ``eplb`` and ``dp2``, SQLite."""
     folder = tmp_path_factory.mktemp("golden")

@@ -92,14 +92,28 @@ def tables_of(connection: sqlite3.Connection) -> set[str]:
     return {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
 
 
-def decode_counts(blob: bytes, is_array: bool) -> Iterator[tuple[CellKey, Cell]]:
-    """Decode the payload of a ``moe.counts`` mark, its header included: one struct, or an array of structs."""
+def is_sealed(connection: sqlite3.Connection) -> bool:
+    """Whether structs of counts end with a checksum."""
+    if "NVTX_PAYLOAD_SCHEMA_ENTRIES" not in tables_of(connection):
+        return False
+    query = "SELECT count(*) FROM NVTX_PAYLOAD_SCHEMA_ENTRIES WHERE name = 'checksum'"
+    return bool(connection.execute(query).fetchone()[0])
+
+
+def decode_counts(blob: bytes, is_array: bool, *, sealed: bool) -> Iterator[tuple[CellKey, Cell]]:
+    """Decode the payload of a ``moe.counts`` mark, its header included: one struct, or an array of structs.
+
+    Parameters:
+        sealed: each struct ends with a checksum of four bytes.
+    """
     body = blob[HEADER_BYTES:]
     layers = 1
     if is_array:
         layers, body = int.from_bytes(body[:8], "little"), body[8:]
-    experts = (len(body) // layers - schema.counts_dtype(0).itemsize) // 4
-    for row in np.frombuffer(body, dtype=schema.counts_dtype(experts), count=layers):
+    size = len(body) // layers
+    experts = (size - schema.counts_dtype(0).itemsize) // 4 - sealed
+    dtype = np.dtype([*schema.counts_dtype(experts).descr, ("rest", f"V{4 * sealed}")])
+    for row in np.frombuffer(body, dtype=dtype, count=layers):
         counts = tuple(int(count) for count in row["counts"])
         if sum(counts) != int(row["num_tokens"]) * int(row["top_k"]):
             raise ValueError(f"counts of step {row['step']}, layer {row['layer']} do not sum to tokens x top_k")
@@ -120,6 +134,7 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
     phases = {schema.PHASE_PREFIX + phase: phase for phase in schema.PHASES}
     query = f"SELECT domainId, schemaId FROM NVTX_PAYLOAD_SCHEMAS WHERE type = {ARRAY_SCHEMA}"
     arrays = set(connection.execute(query)) if "NVTX_PAYLOAD_SCHEMAS" in tables_of(connection) else set()
+    sealed = is_sealed(connection)
     for start_ns, end_ns, kind, tid, domain, text, blob, number in rows:
         if (pid_of(tid), domain) not in ours or kind not in (EVENT_MARK, EVENT_RANGE):
             continue
@@ -135,7 +150,7 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
             capture.phases[tid].add(start_ns, end_ns, "collective")
         elif text == schema.COUNTS:
             is_array = (domain, int.from_bytes(blob[8:16], "little")) in arrays
-            for key, cell in decode_counts(blob, is_array):
+            for key, cell in decode_counts(blob, is_array, sealed=sealed):
                 if key in capture.cells:
                     raise ValueError(f"moe.counts has (rank, step, layer) {key} twice")
                 capture.cells[key] = cell

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.bench.brute_capture import ARRAY_SCHEMA, HEADER_BYTES, CellKey, decode_counts
+from scripts.bench.brute_capture import ARRAY_SCHEMA, HEADER_BYTES, CellKey, decode_counts, is_sealed
 from scripts.bench.brute_force import Answer, Operation, attribute
 
 #: GB/s, and TFLOP/s of 16-bit and 8-bit numbers, as on the data sheets (dense).
@@ -75,12 +75,13 @@ def ranks_of(paths: Sequence[Path]) -> dict[int, Rank]:
 
 def physical_counts(paths: Sequence[Path]) -> dict[CellKey, tuple[int, ...]]:
     """Return the counts of physical experts, where EPLB is on."""
-    return {
-        key: cell.counts
-        for path in paths
-        for blob, is_array in marks(path, "moe.physical")
-        for key, cell in decode_counts(blob, is_array)
-    }
+    found = {}
+    for path in paths:
+        with closing(sqlite3.connect(path)) as connection:
+            sealed = is_sealed(connection)
+        for blob, is_array in marks(path, "moe.physical"):
+            found.update({key: cell.counts for key, cell in decode_counts(blob, is_array, sealed=sealed)})
+    return found
 
 
 def tokens_and_counts(

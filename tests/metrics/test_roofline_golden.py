@@ -16,7 +16,9 @@ from tests.support.written_results import written
 
 pytestmark = pytest.mark.slow
 
-CAPTURES = ("1gpu", "2gpu", "vllm", "tp2", "dp2", "eplb", "two-tp2", "two-dp2", "fp8", "gpt-oss", "program")
+CAPTURES = ("1gpu", "2gpu", "vllm", "tp2", "dp2", "eplb", "two-tp2", "two-dp2", "fp8", "gpt-oss", "program", "ep")
+#: Those whose moe.meta has the sizes of experts.
+WITH_SIZES = ("ep",)
 #: Column of moe_roofline by name in the script.
 COLUMNS = {
     "routed_rows": "routed_rows",
@@ -45,8 +47,10 @@ def exports(
     golden_vllm_ranks: dict[str, Path],
     golden_two_reports: dict[str, list[Path]],
     golden_vllm_033: dict[str, Path],
+    golden_h200_ranks: Path,
 ) -> dict[str, list[Path]]:
     one = {"1gpu": golden_1gpu, "2gpu": golden_2gpu, "vllm": golden_vllm, "program": golden_program}
+    one["ep"] = golden_h200_ranks
     alone = {**one, **golden_vllm_ranks, **golden_vllm_033}
     return {
         **{name: [path] for name, path in alone.items()},
@@ -79,6 +83,10 @@ def test_as_recorded(capture: str, exports: dict[str, list[Path]], tmp_path: Pat
     """Without sizes in moe.meta operations are null, not guessed."""
     by_hand, table = compare(exports[capture], tmp_path)
     assert all(row["matmul_ns"] for row in by_hand)
+    if capture in WITH_SIZES:
+        assert table["routed_flop"].null_count() == table["mfu_pct"].null_count() == 0
+        assert {row["limit"] for row in by_hand} == {"memory"}
+        return
     assert table["routed_flop"].null_count() == table["mfu_pct"].null_count() == len(table)
     assert sum(row["known"] for row in by_hand) >= 0.9 * len(by_hand)
 
