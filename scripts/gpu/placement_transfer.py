@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from nvtxmoe_analysis import load
+from nvtxmoe_analysis.core.arrays import Bools, Floats
 from nvtxmoe_analysis.placement.cost_model import CostModel
 from nvtxmoe_analysis.placement.predict import Predictor
 from nvtxmoe_analysis.placement.run_data import PHASES, PREFILL, LayerData
@@ -68,7 +69,7 @@ def _mean_load(model: CostModel, data: LayerData, chosen: Bools) -> Floats:
     return mean
 
 
-def _kinds(run: Predictor, phase: str) -> Iterator[tuple[tuple[int, int, int], tuple[LayerData, np.ndarray]]]:
+def _kinds(run: Predictor, phase: str) -> Iterator[tuple[tuple[int, int, int], tuple[LayerData, Bools]]]:
     """Steps of a phase by (layer, block_m, batch size)."""
     for data in run.run.layers:
         mine = data.prefill == (phase == PREFILL)
