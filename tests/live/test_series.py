@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -322,3 +324,23 @@ def test_what_cannot_be_published_is_one_warning(tmp_path: Path) -> None:
     rank.sink.close({})
     assert not rank.sink._rows
     assert not rank.sink._begun
+
+
+def test_the_thread_publishes_by_itself_and_ends_with_the_sink(tmp_path: Path) -> None:
+    """The sink as a worker has it: nobody calls ``work``."""
+    rank = Rank(tmp_path, Model(), options=Options())
+    rank.sink = metrics.MetricsSink(tmp_path, 0, Options())
+    (thread,) = (one for one in threading.enumerate() if one.name == "nvtxmoe-metrics")
+    rank.tell()
+    for number in range(3):
+        rank.step(number, np.ones((3, 8), np.int64))
+    until = time.monotonic() + 60
+    while scraped(view_of(tmp_path)).get("nvtxmoe_steps_total") != {("0",): 3}:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert ("0", "metrics") in scraped(view_of(tmp_path))["nvtxmoe_thread_cpu_seconds_total"]
+    rank.step(3, np.ones((3, 8), np.int64))
+    rank.sink.close({})
+    assert scraped(view_of(tmp_path))["nvtxmoe_steps_total"] == {("0",): 4}
+    thread.join(60)
+    assert not thread.is_alive()
