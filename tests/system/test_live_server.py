@@ -155,7 +155,8 @@ def test_steps_and_tokens_are_those_of_the_run(served: Served) -> None:
     validation = json.loads((served.folder / "moe_capture_validation.json").read_text())
     steps = served.in_prometheus["nvtxmoe_steps_total"]
     assert set(steps) == {("0",), ("1",)}
-    assert set(steps.values()) == {float(validation["selection"]["steps_captured"])}
+    assert steps[("0",)] == steps[("1",)] > 0
+    assert sum(steps.values()) == validation["selection"]["steps_captured"]  # of both ranks
     assert served.in_prometheus["nvtxmoe_ranks"] == {(): 2}
     assert set(served.in_prometheus["nvtxmoe_dropped_steps_total"].values()) == {0}
 
