@@ -95,7 +95,8 @@ def serving(python: Path, model: Path, folder: Path, port: int) -> Iterator[subp
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format", "dummy",
         "--enforce-eager", "--dtype", "float32", "--skip-tokenizer-init", "--max-model-len", "128",
         "--num-gpu-blocks-override", "64", "--max-num-seqs", "3", "--max-num-batched-tokens", "16",
-        "--no-enable-prefix-caching", "--tensor-parallel-size", "2", "--host", "127.0.0.1", "--port", str(port),
+        "--no-enable-prefix-caching", "--tensor-parallel-size", "2", "--shutdown-timeout", "60",
+        "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     with (folder / "stderr.txt").open("w") as log:
         process = subprocess.Popen(command, env=kept, cwd=folder, stdout=log, stderr=log, start_new_session=True)
