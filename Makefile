@@ -6,11 +6,11 @@ all:
 
 # A shorter loop: no tools of the system, no Dask, no slow tests.
 quick:
-	scripts/test.sh -m "not nsys and not vllm and not browser and not dask and not slow"
+	scripts/test.sh -m "not nsys and not vllm and not browser and not prometheus and not dask and not slow"
 
 # All tests that need no tools of the system.
 test:
-	scripts/test.sh -m "not nsys and not vllm and not browser"
+	scripts/test.sh -m "not nsys and not vllm and not browser and not prometheus"
 
 lint:
 	scripts/lint.sh

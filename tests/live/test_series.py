@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +208,58 @@ def test_data_parallel_ranks_are_added_step_by_step(tmp_path: Path, monkeypatch:
     assert not any("eplb" in name for name in scraped(view_of(tmp_path)))
 
 
+def test_stages_of_a_pipeline_have_other_layers_and_the_same_tokens(tmp_path: Path) -> None:
+    model = Model(layers=2, pp_size=2)
+    counts = [counts_of(model, 6), counts_of(model, 6)]
+    for stage in range(2):
+        rank = Rank(tmp_path, model, stage)
+        for step, one in enumerate(counts[stage]):
+            rank.step(step, one)
+        rank.publish()
+    found = scraped(view_of(tmp_path))
+    assert found["nvtxmoe_tokens_total"] == {("0", "prefill"): 0, ("0", "decode"): 24}
+    assert found["nvtxmoe_layer_assignments_total"] == {
+        (str(1 + layer),): counts[layer // 2][:, layer % 2].sum() for layer in range(4)
+    }
+    assert len(found["nvtxmoe_hottest_expert_share"]) == 4 * 3
+
+
+def test_with_eplb_ranks_are_compared_by_their_physical_experts(tmp_path: Path) -> None:
+    """Eight experts on ten slots; experts are still shown by their logical number."""
+    model = Model(tp_size=2, expert_parallel=True, physical=10)
+    logical, physical = counts_of(model, 7), CHANCE.poisson(2.0, (7, 3, 10))
+    for number in range(2):
+        rank = Rank(tmp_path, model, number)
+        for step in range(7):
+            rank.begin(step)
+            rank.counts(step, logical[step])
+            rank.counts(step, physical[step], event=schema.PHYSICAL)
+        rank.publish()
+    found = scraped(view_of(tmp_path))
+    assert sum(found["nvtxmoe_layer_assignments_total"].values()) == logical.sum()
+    assert found["nvtxmoe_ep_rank_assignments_total"] == {
+        ("0",): physical[:, :, :5].sum(), ("1",): physical[:, :, 5:].sum()
+    }  # fmt: skip
+    assert found["nvtxmoe_steps_total"] == {("0",): 7, ("1",): 7}
+
+
+def test_experts_that_are_placed_in_another_way_have_no_balance_of_ranks(tmp_path: Path) -> None:
+    """Round-robin: which rank holds what is not known here, so that nothing is said of ranks."""
+    model = Model(tp_size=2, expert_parallel=True)
+    counts = counts_of(model, 3)
+    for number in range(2):
+        rank = Rank(tmp_path, model, number)
+        identity = model.identity(number)
+        layers = tuple(replace(one, local_experts=tuple(range(number, 8, 2))) for one in identity.layers)
+        rank.tell(identity=replace(identity, layers=layers))
+        for step, one in enumerate(counts):
+            rank.step(step, one)
+        rank.publish()
+    found = scraped(view_of(tmp_path))
+    assert sum(found["nvtxmoe_layer_assignments_total"].values()) == counts.sum()
+    assert not [name for name in found if "ep_rank" in name or "eplb" in name]
+
+
 PUBLISHES = """
 import sys
 from pathlib import Path
@@ -322,3 +377,23 @@ def test_what_cannot_be_published_is_one_warning(tmp_path: Path) -> None:
     rank.sink.close({})
     assert not rank.sink._rows
     assert not rank.sink._begun
+
+
+def test_the_thread_publishes_by_itself_and_ends_with_the_sink(tmp_path: Path) -> None:
+    """The sink as a worker has it: nobody calls ``work``."""
+    rank = Rank(tmp_path, Model(), options=Options())
+    rank.sink = metrics.MetricsSink(tmp_path, 0, Options())
+    (thread,) = (one for one in threading.enumerate() if one.name == "nvtxmoe-metrics")
+    rank.tell()
+    for number in range(3):
+        rank.step(number, np.ones((3, 8), np.int64))
+    until = time.monotonic() + 60
+    while scraped(view_of(tmp_path)).get("nvtxmoe_steps_total") != {("0",): 3}:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert ("0", "metrics") in scraped(view_of(tmp_path))["nvtxmoe_thread_cpu_seconds_total"]
+    rank.step(3, np.ones((3, 8), np.int64))
+    rank.sink.close({})
+    assert scraped(view_of(tmp_path))["nvtxmoe_steps_total"] == {("0",): 4}
+    thread.join(60)
+    assert not thread.is_alive()

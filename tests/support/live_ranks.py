@@ -22,35 +22,48 @@ from nvtxmoe.formats import schema
 
 @dataclass(frozen=True)
 class Model:
-    """A model and how its ranks share it; ``first_layer`` is the number of the first MoE layer."""
+    """A model and how its ranks share it.
+
+    Attributes:
+        layers: per stage of the pipeline.
+        physical: physical experts per layer, with EPLB; None without.
+        first_layer: the number of the first MoE layer.
+    """
 
     layers: int = 3
     experts: int = 8
     top_k: int = 2
     tp_size: int = 1
     dp_size: int = 1
+    pp_size: int = 1
     expert_parallel: bool = False
+    physical: int | None = None
     first_layer: int = 1
 
     @property
     def ranks(self) -> int:
         """How many."""
-        return self.tp_size * self.dp_size
+        return self.tp_size * self.pp_size * self.dp_size
+
+    def first_layer_of(self, rank: int) -> int:
+        """The first one of its stage."""
+        return self.first_layer + rank // self.tp_size % self.pp_size * self.layers
 
     def identity(self, rank: int) -> Identity:
         """Who a rank is: experts are shared in contiguous blocks, as vLLM does."""
         size = self.ranks if self.expert_parallel else 1
-        blocks = np.array_split(np.arange(self.experts), size)
+        blocks = np.array_split(np.arange(self.physical or self.experts), size)
         local = tuple(blocks[rank if self.expert_parallel else 0].tolist())
         layers = tuple(
-            LayerInfo(self.first_layer + n, f"layers.{n}", self.experts, self.top_k, local) for n in range(self.layers)
+            LayerInfo(layer, f"layers.{layer}", self.experts, self.top_k, local, num_physical=self.physical)
+            for layer in range(self.first_layer_of(rank), self.first_layer_of(rank) + self.layers)
         )
         many = self.dp_size > 1
         return Identity(
             rank=rank, world_size=self.ranks, tp_rank=rank % self.tp_size, tp_size=self.tp_size,
             ep_rank=rank if self.expert_parallel else 0, ep_size=size,
-            dp_rank=rank // self.tp_size if many else None, dp_size=self.dp_size if many else None,
-            layers=layers, extra={"vllm": "0.33.0", "model": "made-up"},
+            dp_rank=rank // (self.tp_size * self.pp_size) if many else None, dp_size=self.dp_size if many else None,
+            layers=layers, extra={"vllm": "0.33.0", "model": "made-up", "eplb": self.physical is not None},
         )  # fmt: skip
 
 
@@ -63,11 +76,12 @@ class Rank:
         self.sink.path = folder / f"rank{rank}-made-up{SUFFIX}"
         self.tell()
 
-    def tell(self, capture: Mapping[str, Any] | None = None) -> None:
+    def tell(self, capture: Mapping[str, Any] | None = None, identity: Identity | None = None) -> None:
         """Send moe.meta."""
+        identity = identity or self.model.identity(self.rank)
         self.sink.meta(
             meta_text(
-                self.model.identity(self.rank), sample_every=0, emit=frozenset({"counts"}), encoding="live",
+                identity, sample_every=0, emit=frozenset({"counts"}), encoding="live",
                 held_bytes=0, capture=capture,
             )
         )  # fmt: skip
@@ -76,13 +90,15 @@ class Rank:
         """A step begins."""
         self.sink.step_begins(Step(number, self.rank, tokens, 1, prefill, tokens - prefill))
 
-    def counts(self, number: int, counts: npt.NDArray[Any], layers: Iterable[int] | None = None) -> None:
+    def counts(
+        self, number: int, counts: npt.NDArray[Any], layers: Iterable[int] | None = None, event: str = schema.COUNTS
+    ) -> None:
         """Counts of a step arrive, [layers, experts]."""
-        first = self.model.first_layer
+        first = self.model.first_layer_of(self.rank)
         rows = np.zeros(len(counts), schema.counts_dtype(counts.shape[1]))
         rows["step"], rows["rank"], rows["top_k"], rows["counts"] = number, self.rank, self.model.top_k, counts
         rows["layer"] = list(range(first, first + len(counts))) if layers is None else list(layers)
-        self.sink.payloads(schema.COUNTS, rows)
+        self.sink.payloads(event, rows)
 
     def step(self, number: int, counts: npt.NDArray[Any], tokens: int = 4, prefill: int = 0) -> None:
         """A whole step."""

@@ -122,9 +122,9 @@ def load(path: Path) -> ImbalanceTime:
         ValueError: it is no such file, or has no slope that an estimate can be made of.
     """
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
         slopes: dict[tuple[int | None, str], list[Slope]] = {}
-        for name, kinds in said["layers"].items():
+        for name, kinds in document["layers"].items():
             layer = None if name == "all" else int(name.removeprefix("layer_"))
             for kind, best in kinds.items():
                 for row, accepted in ((best, BEST), *((other, AS_GOOD) for other in best["alternatives"])):

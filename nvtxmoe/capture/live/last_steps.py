@@ -1,4 +1,4 @@
-"""The last steps of a process, one by one: what the experts of each rank got in each layer."""
+"""Loads of each rank's experts per layer in each of the last steps of a process."""
 
 from __future__ import annotations
 
@@ -61,15 +61,16 @@ class LastSteps:
         first = facts.first_slots
         if first is None:
             return None
-        activations = np.add.reduceat(counts, first, axis=2, dtype=np.int64)
+        activations = np.add.reduceat(counts, first, axis=2, dtype=np.uint32)
         kept = [(place, self._at[number]) for place, number in enumerate(numbers) if number in self._at]
         if kept:
             steps, slots = (np.array(one, dtype=np.int64) for one in zip(*kept, strict=True))
             here = np.ix_(slots, at)
-            active = np.add.reduceat(counts[steps] > 0, first, axis=2, dtype=np.int64)
-            most = np.maximum.reduceat(counts[steps], first, axis=2)
+            kept_counts = counts if len(kept) == len(numbers) else counts[steps]
+            active = np.add.reduceat(kept_counts > 0, first, axis=2, dtype=np.uint32)
+            most = np.maximum.reduceat(kept_counts, first, axis=2)
             self.loads[here] = np.stack([activations[steps], active, most], axis=3)
-        sums: Ints = activations.sum(axis=0)
+        sums: Ints = activations.sum(axis=0, dtype=np.int64)
         return sums
 
     def arrays(self) -> Mapping[str, npt.NDArray[Any]]:

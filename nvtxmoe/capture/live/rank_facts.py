@@ -1,4 +1,4 @@
-"""What live metrics read of moe.meta: who the process is, and its layers."""
+"""Facts of moe.meta that live metrics need: the process's place in the run, and its layers."""
 
 from __future__ import annotations
 
@@ -72,31 +72,31 @@ def rank_facts(meta: bytes) -> RankFacts:
     Raises:
         ValueError, KeyError: it is not what ``run_identity.meta_text`` makes.
     """
-    said = json.loads(meta)
-    ep_rank, ep_size = int(said["ep_rank"]), int(said["ep_size"])
-    eplb = bool(said.get("eplb"))
-    layers = tuple(_layer(layer, ep_rank, ep_size, eplb) for layer in said["layers"])
-    capture = said.get("capture") or {}
+    document = json.loads(meta)
+    ep_rank, ep_size = int(document["ep_rank"]), int(document["ep_size"])
+    eplb = bool(document.get("eplb"))
+    layers = tuple(_layer(layer, ep_rank, ep_size, eplb) for layer in document["layers"])
+    capture = document.get("capture") or {}
     return RankFacts(
-        rank=int(said["rank"]),
-        world_size=int(said["world_size"]),
-        tp_rank=int(said["tp_rank"]),
-        tp_size=int(said["tp_size"]),
+        rank=int(document["rank"]),
+        world_size=int(document["world_size"]),
+        tp_rank=int(document["tp_rank"]),
+        tp_size=int(document["tp_size"]),
         ep_rank=ep_rank,
         ep_size=ep_size,
-        dp_size=int(said.get("dp_size") or 1),
+        dp_size=int(document.get("dp_size") or 1),
         eplb=eplb,
         layers=tuple(sorted(layers, key=lambda one: one.layer)),
         hidden=len(capture.get("hidden_layers", ())),
         failed=len(capture.get("failures", ())),
-        extra={key: str(said.get(key, "")) for key in ("nvtxmoe", "vllm", "model")},
+        extra={key: str(document.get(key, "")) for key in ("nvtxmoe", "vllm", "model")},
     )
 
 
-def _layer(said: Mapping[str, Any], ep_rank: int, ep_size: int, eplb: bool) -> LayerFacts:
-    experts = int(said["num_experts"])
-    slots = int(said.get("num_physical_experts") or experts) if eplb else experts
-    return LayerFacts(int(said["layer"]), experts, slots, _blocks(said.get("local_experts"), slots, ep_rank, ep_size))
+def _layer(entry: Mapping[str, Any], ep_rank: int, ep_size: int, eplb: bool) -> LayerFacts:
+    experts = int(entry["num_experts"])
+    slots = int(entry.get("num_physical_experts") or experts) if eplb else experts
+    return LayerFacts(int(entry["layer"]), experts, slots, _blocks(entry.get("local_experts"), slots, ep_rank, ep_size))
 
 
 def _blocks(local: list[int] | None, slots: int, ep_rank: int, ep_size: int) -> Ints | None:

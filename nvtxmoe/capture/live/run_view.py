@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass
 class RunView:
-    """What a scrape shows. Rows of arrays are layers.
+    """Values of one scrape. Rows of arrays are layers.
 
     Attributes:
         ranks: snapshots of processes that run, by rank.

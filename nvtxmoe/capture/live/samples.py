@@ -1,4 +1,4 @@
-"""What each series is made of: samples of a view of the run, as labels with a value."""
+"""Samples of each series in a view of the run: labels with a value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_THREADS = 4
 
 @dataclass(frozen=True)
 class Options:
-    """What is shown.
+    """Choices of the user.
 
     Attributes:
         top_k: experts a layer that are shown as hottest, and as coldest.

@@ -137,8 +137,9 @@ SERIES = (
         "1", _once, made.one(lambda v: v.balancedness),
     ),
     Series(
-        "layer_eplb_balancedness", GAUGE, _LAYER, f"The same of each layer, {_STEPS}.", "layers", _layers,
-        made.by_layer(lambda v: v.layer_balancedness),
+        "layer_eplb_balancedness", GAUGE, _LAYER,
+        f"Mean over largest load of the expert-parallel ranks in a layer, {_STEPS}. 1 is even.",
+        "layers", _layers, made.by_layer(lambda v: v.layer_balancedness),
     ),
     Series(
         "ep_rank_assignments", COUNTER, ("ep_rank",), "Assignments that the experts of each rank got.", "ep_size",
@@ -162,7 +163,8 @@ SERIES = (
         "3, with NVTXMOE_METRICS_MODEL", lambda _: len(BOUNDS), made.lost,
     ),
     Series(
-        "estimated_layer_imbalance_lost_seconds", GAUGE, _LAYER, f"ESTIMATE: the same of each layer, {_STEPS}.",
+        "estimated_layer_imbalance_lost_seconds", GAUGE, _LAYER,
+        f"ESTIMATE: seconds that a step loses to imbalance in a layer, {_STEPS}.",
         "layers, with NVTXMOE_METRICS_MODEL", _layers, made.by_layer(lambda v: v.layer_lost_s),
     ),
     Series(

@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a process published last.
+    """The last published state of a process.
 
     Attributes:
         alive: whether the process still runs.
@@ -49,9 +49,9 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArra
         OSError: it can't be written.
     """
     listed = [(name, array.dtype.str, array.shape) for name, array in arrays.items()]
-    said = {**header, "pid": os.getpid(), "started": started(os.getpid()), "arrays": listed}
-    told = json.dumps(said).encode()
-    packed = b"".join((_LENGTH.pack(len(told)), told, *(array.tobytes() for array in arrays.values())))
+    full = {**header, "pid": os.getpid(), "started": started(os.getpid()), "arrays": listed}
+    text = json.dumps(full).encode()
+    packed = b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays.values())))
     beside = path.with_suffix(".part")
     beside.write_bytes(packed)
     beside.replace(path)

@@ -119,7 +119,7 @@ class MetricsSink:
     def _add_up(self) -> None:
         meta, self._meta = self._meta, None
         if meta is not None:
-            self._told(meta)
+            self._read_meta(meta)
         # The rows first: their steps have begun before.
         rows = [self._rows.popleft() for _ in range(len(self._rows))]
         begun = [Begun(*self._begun.popleft()) for _ in range(len(self._begun))]
@@ -129,7 +129,7 @@ class MetricsSink:
             self._totals.add(begun, counts, time.monotonic())
             self._touched = True
 
-    def _told(self, meta: bytes) -> None:
+    def _read_meta(self, meta: bytes) -> None:
         facts = rank_facts(meta)
         self._touched = True
         if self._totals is not None and self._totals.facts.layers_alike(facts):
@@ -161,11 +161,11 @@ def thread_cpu_s() -> dict[str, float]:
     for thread in threading.enumerate():
         if thread.name.startswith(THREADS) and thread.native_id is not None:
             try:
-                told = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()
+                times = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()
             except OSError:
                 continue
             name = thread.name.removeprefix(THREADS)
-            found[name] = found.get(name, 0.0) + int(told[0]) / 1e9
+            found[name] = found.get(name, 0.0) + int(times[0]) / 1e9
     return found
 
 

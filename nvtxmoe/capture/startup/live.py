@@ -108,10 +108,10 @@ def _remove(folder: Path, pid: int) -> None:
 
 
 def _model(settings: Settings) -> imbalance_time.ImbalanceTime | None:
-    if settings.metrics_model is None:
+    if not settings.metrics_model:
         return None
     try:
-        return imbalance_time.load(settings.metrics_model)
+        return imbalance_time.load(Path(settings.metrics_model))
     except (OSError, ValueError) as error:
         logger().warning("no estimate of the time lost to imbalance: %s: %s", settings.metrics_model, error)
         return None

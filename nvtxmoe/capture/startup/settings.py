@@ -114,9 +114,9 @@ def _top_k(text: str) -> int:
     return int(text)
 
 
-def _file(text: str) -> Path:
+def _file(text: str) -> str:
     try:
-        return _folder(text)
+        return str(_folder(text))
     except ValueError:
         raise ValueError("the path of a file") from None
 
@@ -152,8 +152,8 @@ class Settings:
     metrics_host: str = _setting(_host, "127.0.0.1", "address that this server listens on")
     metrics_top_k: int = _setting(_top_k, 3, "hottest and coldest experts of each layer that have a series")
     metrics_experts: bool = _setting(_switch, False, "a series for each expert of each layer; many")
-    metrics_model: Path | None = _setting(  # noqa: RUF009  a field, as the others
-        _file, None, "moe_layer_model.json of an earlier analysis, for the estimate of the time lost to imbalance"
+    metrics_model: str = _setting(
+        _file, "", "moe_layer_model.json of an earlier analysis, for the estimate of the time lost to imbalance"
     )
 
     @property

@@ -91,7 +91,6 @@ def make_capture(settings: Settings) -> Capture:
     from nvtxmoe.capture.run_identity import Identity  # noqa: PLC0415
     from nvtxmoe.capture.sinks import Sink  # noqa: PLC0415
     from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter  # noqa: PLC0415
-    from nvtxmoe.capture.startup.live import live_sinks  # noqa: PLC0415
     from nvtxmoe.capture.vllm.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
 
     wanted = sinks_of(settings)
@@ -109,7 +108,11 @@ def make_capture(settings: Settings) -> Capture:
                 sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
             except (OSError, NvtxmoeError) as error:
                 logger().warning("no files are written: %s", error)
-        return sinks + live_sinks(settings, identity.rank)
+        if settings.shows_metrics:
+            from nvtxmoe.capture.startup.live import live_sinks  # noqa: PLC0415  only when asked for
+
+            sinks += live_sinks(settings, identity.rank)
+        return sinks
 
     recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
 
