@@ -23,8 +23,8 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
     for name in PHASES:
         _show_phase(console, name, document["phases"][name])
     valued = [name for name in PHASES if document["phases"][name]["reason"] is None]
-    if valued:
-        console.print(_table(document["placements"], valued))
+    for name in valued:
+        console.print(_table(document["placements"], name))
     for placement in document["placements"]:
         if placement["reason"]:
             console.print(f"{escape(placement['label'])}: {escape(placement['reason'])}", soft_wrap=True)
@@ -70,24 +70,25 @@ def _show_batch(console: Console, batch: dict[str, Any]) -> None:
     )
 
 
-def _table(placements: list[dict[str, Any]], phases: list[str]) -> Table:
+def _table(placements: list[dict[str, Any]], phase: str) -> Table:
+    """Placements in a phase: narrow enough for 80 columns."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("placement", no_wrap=True)
-    for name in phases:
-        table.add_column(f"{name} us", justify="right", no_wrap=True)
-        table.add_column("saves us", justify="right", no_wrap=True)
-        table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("max/mean tokens", justify="right", no_wrap=True)
+    table.add_column(phase, no_wrap=True)
+    for name in ("us per step", "saves us", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("max/mean tokens", justify="right")
     for placement in placements:
         if placement["reason"]:
             continue
-        cells = [escape(placement["label"])]
-        for name in phases:
-            part = placement[name]
-            cells.append(_number(part["predicted_ns"]))
-            cells += ["", ""] if placement["name"] == "today" else [_number(part["saved_ns"]), _interval(part)]
+        part = placement[phase]
+        saved = ["", ""] if placement["name"] == "today" else [_number(part["saved_ns"]), _interval(part)]
         ratio = placement["tokens_max_mean"]
-        table.add_row(*cells, "" if ratio is None else f"{ratio:.3f}")
+        table.add_row(
+            escape(placement["label"]),
+            _number(part["predicted_ns"]),
+            *saved,
+            "" if ratio is None else f"{ratio:.3f}",
+        )
     return table
 
 
@@ -98,7 +99,7 @@ def _interval(part: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value / 1000:,.2f}"
+    return f"{value / 1000:,.{1 if abs(value) >= 100_000 else 2}f}"
 
 
 def _us(value: float, decimals: int = 1) -> str:
