@@ -81,8 +81,11 @@ def verdict(prediction: Prediction) -> Verdict:
             f"{_us(high)}), {_pct(value.mean_ns, base)}{_moving(prediction, chosen)}{_left_out(prediction)}."
         )
         return _verdict(prediction, WORTH, text, chosen, values, at_most, base)
-    low, high = values[best.name].interval()
-    why = doubt or f"{_us(low)} to {_us(high)} (95 %) reaches from below the least gain of {_us(least)} to above it"
+    low, high = ends[best.name]
+    why = doubt or (
+        f"{_us(low)} to {_us(high)} (95 % for all {len(others)} placements together) reaches from below the least gain of "
+        f"{_us(least)} to above it"
+    )
     if low > high or not np.isfinite(low):
         why = "too few steps tell how much it scatters"
     text = (
