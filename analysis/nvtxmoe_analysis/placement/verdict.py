@@ -83,8 +83,8 @@ def verdict(prediction: Prediction) -> Verdict:
         return _verdict(prediction, WORTH, text, chosen, values, at_most, base)
     low, high = ends[best.name]
     why = doubt or (
-        f"{_us(low)} to {_us(high)} (95 % for all {len(others)} placements together) reaches from below the least gain of "
-        f"{_us(least)} to above it"
+        f"{_us(low)} to {_us(high)} (95 % for all {len(others)} placements together) reaches from below the least gain "
+        f"of {_us(least)} to above it"
     )
     if low > high or not np.isfinite(low):
         why = "too few steps tell how much it scatters"
