@@ -119,7 +119,7 @@ def parse(text: str, at_s: float) -> Page:
     if not samples:
         raise NvtxmoeError(
             "the page has no nvtxmoe_ series",
-            remedy="Start the server with NVTXMOE_ENABLE=1 NVTXMOE_METRICS=1, and look for 'no live metrics' in its log",
+            remedy="Start the server with NVTXMOE_ENABLE=1 NVTXMOE_METRICS=1, and look at the warnings in its log",
         )
     return Page(at_s, samples)
 

@@ -15,6 +15,8 @@ from nvtxmoe.live_view.state import State, picked_layer
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 #: Cells of a heatmap's row at most; more are folded, each shown by its largest.
 MOST_CELLS = 32
+#: Rows that a low terminal keeps before what is below them is left out.
+LEAST_ROWS = 3
 _HEAT_STYLES = ("green", "yellow", "red")
 _NAMES = {"imbalance": "imbalance", "ranks": "ranks", "active": "active", "lost": "time lost", "layer": "layer"}
 
@@ -32,7 +34,7 @@ class _Column:
 #: The most important first: on a narrow terminal the last ones are left out.
 _COLUMNS = (
     _Column(("", "layer"), 6, "layer", lambda row: str(row.layer)),
-    _Column(("max/", "mean"), 6, "imbalance", lambda row: _format(row.expert_max_over_mean, ".2f")),
+    _Column(("max/", "mean"), 7, "imbalance", lambda row: _format(row.expert_max_over_mean, ".2f")),
     _Column(("active", "experts"), 8, "active", lambda row: _format(row.active_experts, ",.1f")),
     _Column(("est. lost", "us/step"), 10, "lost", lambda row: _format(row.estimated_lost_us_per_step, ",.1f")),
     _Column(("rank", "balance"), 8, "ranks", lambda row: _format(row.rank_balancedness, ".3f")),
@@ -63,9 +65,13 @@ def draw(
     head = [_head(columns, state, line) for line in range(2)]
     if view.heat and room > 0:
         head[1].append("  " + ("hottest" if view.heat == SHARE_CELLS else "load")[:room], "bold")
-    below = [Text(), *_details(view, picked, width), *_legend(view, scale, blocks, width)]
+    below = [Text(), *_details(picked, width), *_legend(view, scale, blocks, width)]
     below += _keys(view, width) if keys else []
-    lines = len(rows) if height is None else max(1, height - len(above) - len(head) - len(below))
+    lines = len(rows)
+    if height is not None:
+        room_lines = height - len(above) - len(head)
+        below = below if room_lines - len(below) >= LEAST_ROWS else []
+        lines = max(1, room_lines - len(below))
     table = [
         _row(row, columns, _heat(row, room, scale, blocks), keys and row is picked)
         for row in _window(rows, picked, lines)
@@ -164,7 +170,7 @@ def _window(rows: Sequence[LayerRow], picked: LayerRow | None, lines: int) -> Se
     return rows[first : first + lines]
 
 
-def _details(view: View, picked: LayerRow | None, width: int) -> list[Text]:
+def _details(picked: LayerRow | None, width: int) -> list[Text]:
     if picked is None:
         return []
     lines: list[Text] = []
