@@ -52,14 +52,17 @@ def _length(text: str) -> int | None:
 
 
 @contextmanager
-def key_by_key(descriptor: int) -> Iterator[bool]:
+def key_by_key(descriptor: int | None) -> Iterator[bool]:
     """Set a terminal to send each key at once, without echo; it is as before afterwards.
 
     Ctrl-C keeps its signal. Ctrl-Z is off: the shell would be left with the drawn screen.
 
     Yields:
-        Whether there are keys: False where the descriptor is no terminal.
+        Whether there are keys: False without a descriptor, or if it is no terminal.
     """
+    if descriptor is None:
+        yield False
+        return
     try:
         before = termios.tcgetattr(descriptor)
     except (termios.error, OSError):

@@ -126,9 +126,12 @@ def _fitting(rows: Sequence[LayerRow], width: int) -> list[_Column]:
     found: list[_Column] = []
     left = width - 10
     for column in _COLUMNS:
-        if any(column.text(row) is not None for row in rows) and (not found or column.width <= left):
-            found.append(column)
-            left -= column.width
+        if all(column.text(row) is None for row in rows):
+            continue
+        if found and column.width > left:
+            break
+        found.append(column)
+        left -= column.width
     return found
 
 

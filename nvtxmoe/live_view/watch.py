@@ -112,7 +112,7 @@ def watch(
     """
     state, pages = State(order=order), Pages(first)
     view, keys = pages.view(), KeyReader()
-    with _wake_pair() as (reading, writing), key_by_key(-1 if keyboard is None else keyboard) as has_keys:
+    with _wake_pair() as (reading, writing), key_by_key(keyboard) as has_keys:
         scraper = _Scraper(scrape, interval_s, writing)
         plain = ascii_only(console)
 
