@@ -167,8 +167,8 @@ def _wake_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
             before[number] = signal.signal(number, lambda *_: None)
         yield reading, writing
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for key, handler in before.items():
+            signal.signal(key, handler)
         signal.set_wakeup_fd(wakeup)
         writing.close()
         reading.close()

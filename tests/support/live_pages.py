@@ -63,7 +63,7 @@ def serving(collector: Any) -> Iterator[str]:
 
 
 @contextmanager
-def answering(answer: Callable[[Any], None]) -> Iterator[str]:
+def answering(answer: Callable[[Any], object]) -> Iterator[str]:
     """Serve connections by a function of the socket; yield the address."""
 
     class Handler(socketserver.BaseRequestHandler):
