@@ -94,6 +94,12 @@ def test_a_load_without_a_client() -> None:
     assert line("send_test_requests.py", "aiohttp", "load") in err
 
 
+@pytest.mark.parametrize("more", [(), ("--once",), ("--once", "--json")])
+def test_top_without_the_parser(more: tuple[str, ...]) -> None:
+    code, out, err = run_without("metrics", COMMAND, "top", "http://127.0.0.1:9", *more)
+    assert (code, out, err) == (2, "", line("nvtxmoe", "prometheus_client", "metrics"))
+
+
 def test_each_module_belongs_to_a_distribution_of_its_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"sqlite_utils": "sqlite-utils", "vl_convert": "vl-convert-python"}

@@ -34,7 +34,9 @@ def imported(*arguments: object) -> set[str]:
     return set(done.stdout.rpartition("IMPORTED ")[2].split())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("analyze", "--help"), ("inspect", "--help"), ("--version",)])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("analyze", "--help"), ("inspect", "--help"), ("top", "--help"), ("--version",)]
+)
 def test_help_imports_no_analysis(arguments: tuple[str, ...]) -> None:
     names = imported(*arguments)
     assert "nvtxmoe.cli" in names

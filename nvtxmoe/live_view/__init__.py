@@ -1,0 +1,1 @@
+"""A running server's live metrics in the terminal: ``nvtxmoe top``."""
