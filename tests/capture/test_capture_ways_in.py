@@ -85,7 +85,7 @@ def test_a_wrong_setting_ends_a_program_that_imports_vllm_and_no_other(invented:
     wrong = {"NVTXMOE_ENABLE": "1", "NVTXMOE_MODE": "fast"}
     done = python(USE, SITE, invented, **wrong)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "nvtxmoe: NVTXMOE_MODE: 'fast' is not accepted. Give one of auto, nsys, moe, both\n"
+    assert done.stderr == "nvtxmoe: NVTXMOE_MODE: 'fast' is not accepted. Give one of auto, nsys, moe, both, live\n"
     assert python("print(1)", SITE, **wrong).stdout == "1\n"
 
 

@@ -194,6 +194,10 @@ def test_nothing_left(tmp_path: Path, options: list[str]) -> None:
     assert files(tmp_path) == {"built.sqlite"}
 
 
+#: Tables with a row per (rank, step, layer).
+PER_LAYER = ("moe_layer_timings", "moe_layer_correlation", "moe_roofline")
+
+
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_a_step_with_nothing_in_it(tmp_path: Path, form: str) -> None:
     source = decoding(tmp_path)
@@ -208,7 +212,7 @@ def test_a_step_with_nothing_in_it(tmp_path: Path, form: str) -> None:
         whole, narrowed = (read(tmp_path / name / RESULTS / f"{stem}.{form}") for name in ("all", "results"))
         assert narrowed.columns == whole.columns, stem
         # The rows of what was captured are there, zeros where the GPU did nothing.
-        assert len(narrowed) == (2 if stem in ("moe_layer_timings", "moe_layer_correlation") else 0), stem
+        assert len(narrowed) == (2 if stem in PER_LAYER else 0), stem
     assert json.loads((tmp_path / "results" / RESULTS / "moe_summary.json").read_text()) == {}
 
 

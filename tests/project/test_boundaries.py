@@ -90,7 +90,7 @@ def test_the_analysis_module_by_module(file: Path) -> None:
     imported = names_imported(tree)
     assert {name.partition(".")[0] for name in imported} & {"torch", "vllm", "nvtx", "click", "rich"} == set()
     assert {name for name in imported if name.startswith("nvtxmoe.")} <= {
-        "nvtxmoe.errors", "nvtxmoe._version", "nvtxmoe.formats",
+        "nvtxmoe.errors", "nvtxmoe._version", "nvtxmoe.formats", "nvtxmoe.special_files",
         "nvtxmoe.formats.checksum", "nvtxmoe.formats.journal", "nvtxmoe.formats.schema",
         "nvtxmoe.formats.word_payloads",
     }  # fmt: skip

@@ -70,7 +70,7 @@ def exists(name: str, own: set[str]) -> bool:
     """Whether a dotted name is that of something in a module or class, or of a variable of its file (``own``)."""
     modules, classes = known()
     parts = name.split(".")
-    if parts[0] in OTHERS or parts[0] in own:
+    if parts[0] in OTHERS or parts[0] in own or parts[-1] == "json":  # a file of results
         return True
     for at in range(len(parts) - 1, 0, -1):
         inside = modules.get(".".join(parts[:at])) or (classes.get(parts[0]) if at == 1 else None)

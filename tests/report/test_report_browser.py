@@ -16,7 +16,7 @@ from tests.support.report_results import EVIL, Made, write
 
 CHARTS = {
     "step_share", "layer_phases", "top_kernels", "time_and_feature", "stragglers", "expert_heatmap", "imbalance_time",
-    "coselection", "routing_weights",
+    "coselection", "routing_weights", "roofline", "waterfall",
 }  # fmt: skip
 
 

@@ -59,7 +59,8 @@ def test_a_slow_walk_of_the_clock_is_no_difference(load: Timed) -> None:
 def test_a_slower_layer_is_found(correlation: float, least: float) -> None:
     """5 % more time in one of three layers, without and with memory of the noise."""
     found = rates("kernel_time", replace(LOAD, noise_memory=correlation), slow=1.05)
-    assert found.slow >= least
+    # a rate of `least` is not refuted at 5 %: TEST_DRAWS=1000 measures it closer
+    assert found.slow >= least - 1.65 * (least * (1 - least) / DRAWS) ** 0.5
     assert found.others <= MOST_FALSE
     assert found.covered >= 0.92
 

@@ -15,7 +15,7 @@ HOOKS = [
     "collective", "warm_up",
 ]  # fmt: skip
 #: Hooks on what this model does not run; ``tests/with_torch`` has their failures.
-OTHERS = ["layer of experts", "monolithic", "sink"]
+OTHERS = ["layer of experts", "monolithic", "send", "sink"]
 FAULTS = [f"{hook}.{part}" for hook in HOOKS for part in ("enter", "leave") if (hook, part) != ("shutdown", "leave")]
 
 

@@ -108,6 +108,7 @@ def test_norms_are_set() -> None:
     assert held.layers[0].input_norm.weight.tolist() == [1.0] * HIDDEN
 
 
-def test_no_recorder() -> None:
+def test_no_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placed_experts.gc, "get_objects", list)
     with pytest.raises(RuntimeError, match="nothing records in this process"):
         PlacedExperts().recorded_steps()

@@ -352,10 +352,7 @@ class Recorder:
                 self._send(schema.PAIRS, payload)
         if self._counter.dropped:
             self.lost["steps left out, the device being far behind"] = self._counter.dropped
-        if self.graphs.without_ids:
-            self.lost["layers of graphs not kept, graphs holding too much"] = self.graphs.without_ids
-        if self.graphs.without_weights:
-            self.lost["routing weights not kept, graphs holding too much"] = self.graphs.without_weights
+        self.lost |= Tally(self.graphs.losses)
 
     def _send_counted(self, counted: StepCounts) -> None:
         for cells in counted.cells:
