@@ -15,7 +15,7 @@ from nvtxmoe.live_view.state import State, picked_layer
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 #: Cells of a heatmap's row at most; more are folded, each shown by its largest.
 MOST_CELLS = 32
-#: Rows that a low terminal keeps before what is below them is left out.
+#: Rows that a low terminal keeps: what is below them is left out, then the end of what is above.
 LEAST_ROWS = 3
 _HEAT_STYLES = ("green", "yellow", "red")
 _NAMES = {"imbalance": "imbalance", "ranks": "ranks", "active": "active", "lost": "time lost", "layer": "layer"}
@@ -69,6 +69,7 @@ def draw(
     below += _keys(view, width) if keys else []
     lines = len(rows)
     if height is not None:
+        above = above[: max(1, height - len(head) - LEAST_ROWS)]
         room_lines = height - len(above) - len(head)
         below = below if room_lines - len(below) >= LEAST_ROWS else []
         lines = max(1, room_lines - len(below))
