@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 #: Folders of code, and from where their modules are imported.
 CODE = {"nvtxmoe": ".", "analysis/nvtxmoe_analysis": "analysis", "recipes": "recipes", "tests": ".", "scripts": "."}
 #: First words of names that are not ours: ranges, libraries, and files of users.
-OTHERS = {"moe", "torch", "vllm", "polars", "importlib", "X", "MoERunner"}
+OTHERS = {"moe", "torch", "vllm", "polars", "importlib", "X", "MoERunner", "moe_config"}
 #: Dotted names in a docstring or a comment: in double backticks, or after "see".
 DOTTED = re.compile(r"``([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)``|\b[Ss]ee ([a-z_]+(?:\.[a-z_]+)+)\b")
 

@@ -50,6 +50,15 @@ class Graphs:
         self._repeated: dict[int, set[int]] = {}
 
     @property
+    def losses(self) -> dict[str, int]:
+        """Number of tensors let go, by what is lost with them."""
+        named = {
+            "layers of graphs not kept, graphs holding too much": self.without_ids,
+            "routing weights not kept, graphs holding too much": self.without_weights,
+        }
+        return {what: number for what, number in named.items() if number}
+
+    @property
     def capturing(self) -> bool:
         """Whether a graph is being captured."""
         return bool(self._capturing)

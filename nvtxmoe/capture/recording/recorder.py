@@ -79,7 +79,7 @@ class Recorder:
         self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._step: Step | None = None
         self._lock = threading.RLock()
-        self._routing = StepRouting(self.records, self._hide_repeated, self._lock, self._hide_overwritten)
+        self._routing = StepRouting(self.records, self.hide, self._lock)
         self._open = False
         self._counter: Counter | None = None
         self._together = Together()
@@ -292,12 +292,6 @@ class Recorder:
 
     def _samples(self, step: Step) -> bool:
         return "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
-
-    def _hide_repeated(self, layer: int) -> None:
-        self.hide(layer, "it runs more than once per step on the same tokens (a draft model, for example)")
-
-    def _hide_overwritten(self, layer: int) -> None:
-        self.hide(layer, "the compiled model uses the memory of its router logits again before they can be read")
 
     def _whole(self, one: Routed, step: Step) -> bool:
         if one.own_rows >= step.num_tokens:

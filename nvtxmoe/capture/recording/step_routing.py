@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.router_logits import Routed, overwritten
 
+#: Why a layer can't be recorded.
+REPEATED = "it runs more than once per step on the same tokens (a draft model, for example)"
+OVERWRITTEN = "the compiled model uses the memory of its router logits again before they can be read"
+
 
 @dataclass(frozen=True)
 class StepTensors:
@@ -41,22 +45,19 @@ class StepRouting:
 
     Parameters:
         wanted: whether a layer is recorded.
-        repeated: told of a layer that runs more than once a step; it must not be wanted afterwards.
+        hide: called with a layer and why it can't be recorded; the layer must not be wanted afterwards.
         lock: see ``Graphs``.
-        overwritten: told of a layer whose logits are gone before they can be read; likewise.
     """
 
     def __init__(
         self,
         wanted: Callable[[int], bool],
-        repeated: Callable[[int], None],
+        hide: Callable[[int, str], None],
         lock: threading.RLock | None = None,
-        overwritten: Callable[[int], None] | None = None,
     ) -> None:
         self.graphs = Graphs(lock)
         self._wanted = wanted
-        self._repeated = repeated
-        self._overwritten = repeated if overwritten is None else overwritten
+        self._hide = hide
         self._eager: dict[tuple[int, int], Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
@@ -80,7 +81,7 @@ class StepRouting:
             self.graphs.keep(one)
         elif self._eager is not None and place in self._eager:
             del self._eager[place]
-            self._repeated(one.layer)
+            self._hide(one.layer, REPEATED)
         elif self._eager is not None:
             self._eager[place] = one
 
@@ -113,7 +114,7 @@ class StepRouting:
             merged: tuple[Routed, ...] = ()
             for graph in replays:
                 for layer in self.graphs.repeated(graph):
-                    self._repeated(layer)
+                    self._hide(layer, REPEATED)
                 merged = self._together(merged, self.graphs.routed(graph))
             # A new key each time: graphs may come again at an old address, or with a layer hidden since.
             known = self._merged[replays] = _tensors(merged, next(self._keys))
@@ -122,7 +123,7 @@ class StepRouting:
     def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
         places = {(one.layer, one.token_offset) for one in some} & {(one.layer, one.token_offset) for one in more}
         for layer in {layer for layer, _ in places}:
-            self._repeated(layer)
+            self._hide(layer, REPEATED)
         for layer in overwritten((*some, *more)):
-            self._overwritten(layer)
+            self._hide(layer, OVERWRITTEN)
         return tuple(one for one in (*some, *more) if self._wanted(one.layer))
