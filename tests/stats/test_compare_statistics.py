@@ -87,9 +87,7 @@ def test_a_planted_change_lies_in_its_interval(tmp_path: Path) -> None:
     assert len(inside) >= RUNS - MOST
     assert whole["change_pct"].mean() == pytest.approx(8.0, abs=0.7)
     assert whole["significant"].sum() >= RUNS - 2
-    assert (
-        whole["change_pct_ci_high"] - whole["change_pct_ci_low"]
-    ).max() < 13.0  # wider since slow changes of a run count too
+    assert (whole["change_pct_ci_high"] - whole["change_pct_ci_low"]).max() < 13.0
 
 
 # Tools ----------------------------------------------------------------------------------------------------------------

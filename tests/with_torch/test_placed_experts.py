@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -109,6 +110,6 @@ def test_norms_are_set() -> None:
 
 
 def test_no_recorder(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placed_experts.gc, "get_objects", list)
+    monkeypatch.setattr(gc, "get_objects", list)
     with pytest.raises(RuntimeError, match="nothing records in this process"):
         PlacedExperts().recorded_steps()

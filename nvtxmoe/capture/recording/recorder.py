@@ -367,8 +367,6 @@ class Recorder:
         for sink in self._sinks:
             sink.payload(event, payload)
 
-    # moe.meta ----------------------------------------------------------------------------------------------------
-
     def _lose(self, what: str) -> None:
         self.lost[what] += 1
 
