@@ -54,9 +54,11 @@ def test_the_page_draws_and_is_quiet(which: str, scheme: str, browser: Browser, 
     browser.open(found.page)
     assert browser.logged() == []
     assert browser.requests() == [found.page.as_uri()]
-    assert browser.states() == dict.fromkeys(CHARTS, "drawn")
+    # the real capture has no sizes of experts, so it has no roofline
+    drawn = CHARTS if which == "made" else CHARTS - {"roofline"}
+    assert browser.states() == {chart: "drawn" if chart in drawn else "missing" for chart in CHARTS}
     marks = browser.marks()
-    assert marks.keys() == CHARTS
+    assert marks.keys() == drawn
     assert all(number >= 5 for number in marks.values()), marks
     assert background(browser) == {"light": "rgb(245, 246, 249)", "dark": "rgb(16, 20, 27)"}[scheme]
     assert browser.driver.title == "Mixture-of-experts report"
@@ -76,7 +78,7 @@ def test_the_findings_are_there_before_the_charts(made: Report, fresh: Browser) 
     texts = fresh.run("return [...document.querySelectorAll('.finding .headline')].map(e => e.textContent)")
     assert texts == [str(finding.headline) for finding in made.findings]
     first = fresh.run("return document.querySelector('.finding').getBoundingClientRect().top + scrollY")
-    assert first < 500
+    assert first < 600  # in the first screen
 
 
 def test_the_scheme_can_be_chosen(made: Report, fresh: Browser) -> None:
