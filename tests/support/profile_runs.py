@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,9 +75,18 @@ def start(folder: Path, *arguments: object, nsys: Path | None = None) -> Profile
     return Profile(process, folder)
 
 
+#: What nsys 2023.4 says when it fails by itself, now and then on a busy machine.
+NSYS_FAILED = ("Connection to Agent lost", "Local Endpoint is not available", "ClientProxy.cpp")
+
+
 def profile(folder: Path, *arguments: object, nsys: Path | None = None) -> Ran:
-    """Run `nvtxmoe profile -o FOLDER ...` to its end."""
-    return start(folder, *arguments, nsys=nsys).finish()
+    """Run `nvtxmoe profile -o FOLDER ...` to its end; once more if nsys failed by itself."""
+    ran = start(folder, *arguments, nsys=nsys).finish()
+    log = folder / "command.log"
+    if log.exists() and any(text in log.read_text(errors="replace") for text in NSYS_FAILED):
+        shutil.rmtree(folder)
+        ran = start(folder, *arguments, nsys=nsys).finish()
+    return ran
 
 
 def has_ended(pid: int) -> bool:
