@@ -15,14 +15,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
+
+from nvtxmoe_analysis.stats.student_t import quantile
 
 TODAY = "today"
 #: Steps at the start of a window of decode that do not count: the prefill of its prompts and the first decode step.
 COLD_STEPS = 2
 KEYS = ["case", "placement", "phase"]
-#: Student's t for 95 %, by degrees of freedom.
-T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def step_times(results: Path, windows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -73,12 +74,19 @@ def measured(times: pl.DataFrame, by: list[str]) -> pl.DataFrame:
             error_ns=change.std() / pl.len().sqrt(),
             blocks=pl.len(),
         )
-        .with_columns(half_ns=pl.col("error_ns") * (pl.col("blocks") - 1).replace_strict(T95, default=2.0))
+        .with_columns(
+            half_ns=pl.col("error_ns") * (pl.col("blocks") - 1).map_batches(_student, return_dtype=pl.Float64)
+        )
         .with_columns(
             low_ns=pl.col("measured_ns") - pl.col("half_ns"), high_ns=pl.col("measured_ns") + pl.col("half_ns")
         )
         .sort(*KEYS, *by)
     )
+
+
+def _student(df: pl.Series) -> pl.Series:
+    """Return the quantile of Student's t for an interval of 95 %, by degrees of freedom."""
+    return pl.Series(quantile(0.95, np.maximum(df.to_numpy(), 1)))
 
 
 def predicted(document: dict[str, Any], case: str) -> pl.DataFrame:

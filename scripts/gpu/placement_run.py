@@ -35,6 +35,8 @@ SHAPE = {
 }
 TODAY = "today"
 PREFILL_TOKENS, PREFILL_REQUESTS = 2048, 16
+#: Tokens of the tiny model that are bytes.
+SMALL_VOCABULARY = 250
 #: Cases without prefill but for the prompts of decode.
 DECODE_ONLY = ("tokens",)
 #: Requests, tokens of each prompt and tokens to generate: one step of prefill, then decode of one batch size.
@@ -134,14 +136,15 @@ def load(llm: Any, options: argparse.Namespace, chance: random.Random, case: str
         Phase, first and last step of every part, as the recorder numbers them. The first step of decode is prefill.
     """
     tokens, requests = (128, 4) if options.small else (PREFILL_TOKENS, PREFILL_REQUESTS)
+    vocabulary = SMALL_VOCABULARY if options.small else SHAPE["vocab_size"]
     parts = []
     if case not in DECODE_ONLY:
         first = step(llm)
-        generate(llm, requests, tokens, 1, chance)
+        generate(llm, requests, tokens, 1, chance, vocabulary)
         parts.append(("prefill", first, step(llm) - 1))
     for batch, prompt, generated in decode_load(options):
         first = step(llm)
-        generate(llm, batch, prompt, generated, chance)
+        generate(llm, batch, prompt, generated, chance, vocabulary)
         parts.append(("decode", first, step(llm) - 1))
     return parts
 
@@ -151,11 +154,10 @@ def step(llm: Any) -> int:
     return int(min(llm.collective_rpc("recorded_steps")))
 
 
-def generate(llm: Any, requests: int, tokens: int, generated: int, chance: random.Random) -> None:
+def generate(llm: Any, requests: int, tokens: int, generated: int, chance: random.Random, vocabulary: int) -> None:
     """Send random prompts together; every request generates the same number of random tokens."""
     from vllm import SamplingParams  # noqa: PLC0415
 
-    vocabulary = 250 if "--small" in sys.argv else SHAPE["vocab_size"] - 10
     prompts = [{"prompt_token_ids": [chance.randrange(1, vocabulary) for _ in range(tokens)]} for _ in range(requests)]
     # logits of made-up weights are small, so all tokens are about as likely
     params = SamplingParams(max_tokens=generated, temperature=1.0, detokenize=False, ignore_eos=True)
