@@ -118,11 +118,21 @@ allow_recipes() { # nsys tree: its recipes refuse to start without a folder that
     [ ! -d "$recipes" ] || mkdir -p "$recipes/third_party"
 }
 
-smoke_test() { # nsys: it must profile and export
-    "$1" profile -t nvtx -s none --cpuctxsw=none -o "$work/smoke" true >"$work/smoke.log" 2>&1 &&
-        "$1" export --type sqlite -o "$work/smoke.sqlite" "$work/smoke.nsys-rep" >>"$work/smoke.log" 2>&1 &&
-        [ -s "$work/smoke.sqlite" ] && return
-    cat "$work/smoke.log"
+profile_and_export() { # nsys: a smallest report and its export
+    rm -f "$work"/smoke.nsys-rep "$work"/smoke.qdstrm "$work"/smoke.sqlite
+    "$1" profile -t nvtx -s none --cpuctxsw=none -o "$work/smoke" true &&
+        "$1" export --type sqlite -o "$work/smoke.sqlite" "$work/smoke.nsys-rep" &&
+        [ -s "$work/smoke.sqlite" ]
+}
+
+smoke_test() { # nsys: it must profile and export. 2023.4 sometimes loses its own agent, so one failure says little
+    local attempt
+    for attempt in 1 2 3; do
+        profile_and_export "$1" >"$work/smoke.log" 2>&1 && return
+        say "attempt $attempt of 3 to profile and export failed"
+        cat "$work/smoke.log"
+        sleep "$attempt"
+    done
     die "the unpacked nsys cannot profile and export here: its messages are above"
 }
 
