@@ -11,7 +11,7 @@ import numpy as np
 
 from nvtxmoe_analysis.attribution.id_index import ID_BITS
 from nvtxmoe_analysis.core.arrays import AnyInts, Ints
-from nvtxmoe_analysis.core.grouping import packed
+from nvtxmoe_analysis.core.grouping import order_within, packed
 
 #: Correlation ids have 32 bits: one that falls by more has begun again from 0.
 HALF_OF_IDS = 1 << 31
@@ -29,7 +29,7 @@ def calls_disordered(tid: Ints, start_ns: Ints, correlation: Ints) -> tuple[int,
     """
     known = correlation > 0
     tid, start_ns, correlation = tid[known], start_ns[known], correlation[known]
-    order = np.lexsort((correlation, start_ns, tid))
+    order = order_within(tid, start_ns, correlation)
     tid, correlation = tid[order], correlation[order]
     same, fall = np.diff(tid) == 0, -np.diff(correlation)
     least = _least_so_far(np.cumsum(np.append(0, ~same))[: len(tid)], correlation)[:-1]
@@ -51,7 +51,7 @@ def nodes_disordered(graph: Ints, node: Ints, created: Ints) -> int:
     Parameters:
         graph: int64 [nodes], the number of the node's graph. node: its id. created: ns, or the original's id.
     """
-    order = np.lexsort((created, node, graph))
+    order = order_within(graph, node, created)
     return int(np.count_nonzero((np.diff(graph[order]) == 0) & (np.diff(created[order]) < 0)))
 
 
@@ -64,7 +64,7 @@ def operations_overlapping(streams: list[AnyInts], start_ns: Ints, end_ns: Ints)
     if len(start_ns) <= LATER:
         return 0
     key = packed(streams)
-    order = np.lexsort((start_ns, key))
+    order = order_within(key, start_ns)
     key, start_ns, end_ns = key[order], start_ns[order], end_ns[order]
     same = key[LATER:] == key[:-LATER]
     return int(np.count_nonzero(same & (end_ns[:-LATER] - start_ns[LATER:] > OVERLAP_NS)))
@@ -79,5 +79,5 @@ def operations_disordered(streams: list[AnyInts], start_ns: Ints, launched_ns: I
     if not len(start_ns):
         return 0
     key = packed(streams)
-    order = np.lexsort((launched_ns, start_ns, key))
+    order = order_within(key, start_ns, launched_ns)
     return int(np.count_nonzero((np.diff(key[order]) == 0) & (np.diff(launched_ns[order]) < 0)))

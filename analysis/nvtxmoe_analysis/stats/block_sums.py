@@ -98,13 +98,14 @@ def _tabulate(x: Floats, strata: Strata, held: Floats, score: Floats, further: F
 
 def _with_columns(features: list[Floats], strata: Strata, further: Floats | None) -> Floats:
     """Sums of feature x column by block: [models, blocks, columns, features]."""
-    models, rows = features[0].shape
+    models = len(features[0])
     if further is None or not len(further):
         return np.zeros((models, strata.blocks, 0, len(features)))
-    block = (strata.block == np.arange(strata.blocks)[:, None]).astype(np.float64)
-    by_block = (block[:, None] * further).reshape(-1, rows)
-    sums = np.concatenate(features) @ by_block.T
-    out: Floats = sums.reshape(len(features), models, strata.blocks, len(further)).transpose(1, 2, 3, 0)
+    products = np.zeros((strata.blocks, len(features) * models, len(further)))
+    stacked = np.concatenate(features)
+    for block, rows_of in strata.cells:
+        products[block] += stacked[:, rows_of] @ further[:, rows_of].T
+    out: Floats = products.reshape(strata.blocks, len(features), models, len(further)).transpose(2, 0, 3, 1)
     return out
 
 

@@ -7,6 +7,7 @@ same). Leaving out a block is one Newton step of the estimating equations, which
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -73,6 +74,14 @@ class Strata:
     @cached_property
     def _cell_sizes(self) -> Ints:
         return np.diff(np.append(self._cell_starts, len(self.cell)))
+
+    @property
+    def cells(self) -> Iterator[tuple[int, slice]]:
+        """Block and rows of each (stratum, block) that has any."""
+        ends = self._cell_starts + self._cell_sizes
+        blocks = self.block[self._cell_starts]
+        for block, start, end in zip(blocks.tolist(), self._cell_starts.tolist(), ends.tolist(), strict=True):
+            yield block, slice(start, end)
 
     def of_rows(self, values: Floats) -> Floats:
         """What each row's (stratum, block) has: [models, strata, blocks] to [models, rows]."""
