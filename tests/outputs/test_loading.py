@@ -27,7 +27,7 @@ from tests.support.constructed_runs import simple
 from tests.support.paths import ROOT
 from tests.support.written_results import Written, written
 
-PAGE = ROOT / "docs" / "loading.md"
+PAGE = ROOT / "docs" / "how-to" / "load-results.md"
 TYPE_NAMES = {
     pl.Int64: "integer", pl.Float64: "float", pl.String: "text", pl.Boolean: "boolean", pl.List(pl.UInt32): "list",
 }  # fmt: skip

@@ -113,7 +113,7 @@ def test_the_readmes_scripts_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (README, *(ROOT / "docs").glob("*.md")):
+    for page in (README, *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), (page.name, link)
@@ -127,7 +127,7 @@ def columns_with_meanings(table: Table) -> str:
 
 def test_the_page_of_outputs_tells_what_is_declared(update_golden: bool) -> None:
     """``--update-golden`` writes the rows; where one is for the first time, it needs a line in its place."""
-    page = ROOT / "docs" / "outputs.md"
+    page = ROOT / "docs" / "reference" / "files.md"
     text = page.read_text()
     for table in tables().values():
         row = f"| `{table.stem}` | {columns_with_meanings(table)} |"
@@ -154,7 +154,7 @@ def test_the_demo_writes_the_columns_that_are_declared(demo: Path) -> None:
 
 
 def test_the_page_of_attribution_names_each_class_and_reason() -> None:
-    text = (ROOT / "docs" / "attribution.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "attribution.md").read_text()
     for name in (*CLASSES, *REASONS[1:]):
         assert f"`{name}`" in text
     assert CLASSES[UNPLACED] == "unplaced"
