@@ -1,4 +1,4 @@
-.PHONY: all quick test lint docs typing format demo bench
+.PHONY: all quick test lint docs reference typing format demo bench
 
 # Linters and every test: sets up a real nsys, Chromium and a real vLLM first.
 all:
@@ -18,6 +18,11 @@ lint:
 # The documentation as a site, in site/index.html.
 docs:
 	scripts/docs.sh
+
+# The generated parts of docs/reference, from the code.
+reference:
+	scripts/setup_env.sh test
+	.venv/bin/python scripts/write_reference.py
 
 typing:
 	scripts/setup_env.sh test
