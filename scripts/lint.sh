@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The linters, the type checker and the import contracts, without the tests.
+# The linters, the type checker, the import contracts and the documentation's links, without the tests.
 #
 #   scripts/lint.sh
 set -euo pipefail
@@ -9,3 +9,4 @@ scripts/setup_env.sh test
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 .venv/bin/lint-imports
+scripts/docs.sh

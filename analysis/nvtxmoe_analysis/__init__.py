@@ -1,6 +1,6 @@
 """Analyse Nsight Systems exports with polars: open, decode, attribute, check, write. Needs no torch, vllm or CUDA.
 
-``load`` reads a results folder back (docs/loading.md); docs/development/architecture.md shows the packages.
+``load`` reads a results folder back (docs/how-to/load-results.md); docs/development/architecture.md shows the packages.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -84,7 +84,7 @@ def place(
 
     RESULTS is a folder that `nvtxmoe analyze -o` wrote, of a run with expert parallelism and GPU time. The kernel time
     of each rank is fitted to its expert tiles and active experts on half of the steps; placements are valued on the
-    other half. docs/placement.md has the formula and its limits.
+    other half. docs/explanation/placement.md has the formula and its limits.
     """
     from nvtxmoe_analysis import load  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.placement.batch import at_batch  # noqa: PLC0415

@@ -6,7 +6,8 @@ killed process loses what was not yet written, and half a block at the end is se
     block:  "BLK1", u32 compressed bytes, u32 raw bytes, u32 crc32 of the compressed bytes, then zlib data
     raw:    records: u32 event (index into ``EVENTS``), u32 payload bytes, i64 unix time in ns, then the payload
 
-Payloads are those of ``docs/schema.md``; all numbers are little-endian. The time of a ``step`` is its start.
+Payloads are those of ``docs/reference/payload-schema.md``; all numbers are little-endian. The time
+of a ``step`` is its start.
 """
 
 from __future__ import annotations

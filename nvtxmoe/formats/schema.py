@@ -1,6 +1,6 @@
 """Payload schema 1: the names, layouts and meanings of what capture writes and analysis reads.
 
-Everything is little-endian and packed. ``docs/schema.md`` is the prose of this module.
+Everything is little-endian and packed. ``docs/reference/payload-schema.md`` is the prose of this module.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
 
 def _show_explained(console: Console, sentences: list[str]) -> None:
     if sentences:
-        console.print("What explains the layers' time (docs/models.md):")
+        console.print("What explains the layers' time (docs/explanation/models.md):")
     for sentence in sentences:
         console.print(f"  {escape(sentence)}", soft_wrap=True)
 

@@ -1,6 +1,6 @@
 """Column types of nsys's own Parquet export, for tables read from its SQLite export.
 
-SQLite knows only signed 64-bit integers; in Parquet nsys says UInt64, UInt32 and so on (docs/nsys.md).
+SQLite knows only signed 64-bit integers; in Parquet nsys says UInt64, UInt32 and so on (docs/reference/nsys.md).
 """
 
 from __future__ import annotations

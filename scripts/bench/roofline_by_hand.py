@@ -2,7 +2,7 @@
 
 ``python scripts/bench/roofline_by_hand.py CAPTURE.sqlite...`` prints a row per (rank, step, layer) as JSON. Nothing of
 nvtxmoe_analysis is used: operations are placed by ``brute_force``, moe.meta and counts are read from the export's rows,
-formulas and peaks are written down here again. docs/roofline.md explains them.
+formulas and peaks are written down here again. docs/explanation/roofline.md explains them.
 """
 
 from __future__ import annotations

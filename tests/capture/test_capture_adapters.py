@@ -330,7 +330,8 @@ def test_the_overhead_of_a_set_up_is_that_of_the_benchmarks_page(device: str, vl
     layers = [LayerInfo(n, f"layers.{n}", 128, 8) for n in range(48)]
     found = overhead(device, vllm, layers)
     assert not isinstance(found, str)
-    row = next(line for line in (ROOT / "docs" / "benchmarks.md").read_text().splitlines() if row_of in line)
+    page = ROOT / "docs" / "development" / "benchmarks.md"
+    row = next(line for line in page.read_text().splitlines() if row_of in line)
     low, high = found["gpu_us_a_step_ci95"]
     for figure in (found["gpu_us_a_step"], f"{low} to {high}", f"+{found['gpu_pct']}", found["cpu_us_a_step"]):
         assert f"{figure} |" in row

@@ -212,7 +212,7 @@ def test_files_and_json(tmp_path: Path) -> None:
 
 
 def test_the_page_names_each_column_and_metric() -> None:
-    text = (ROOT / "docs" / "compare.md").read_text()
+    text = (ROOT / "docs" / "how-to" / "compare-in-ci.md").read_text()
     tables = {"": METRICS, "_activations": ACTIVATIONS, "_experts": EXPERTS}
     for suffix, schema in tables.items():
         row = re.search(rf"^\| `moe_comparison{suffix}\.csv` \| (.*) \|$", text, re.MULTILINE)

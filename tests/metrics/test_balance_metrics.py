@@ -237,14 +237,14 @@ def test_slots_of_eplb(tmp_path: Path) -> None:
 
 
 def test_the_two_gpu_capture(golden_2gpu: Path, tmp_path: Path) -> None:
-    """Counts by brute force; the two meanings of vLLM's number that docs/metrics.md quotes."""
+    """Counts by brute force; the two meanings of vLLM's number that docs/explanation/metrics.md quotes."""
     run = naive_analysis.read(golden_2gpu)
     cells = {(step, layer): list(run.answer.cells[rank, step, layer].counts) for rank, step, layer in run.counted}
     found = written(tmp_path, golden_2gpu)
     assert_equal_definitions(found, by_rank(cells, [range(16), range(16, 32)]), cells)
     now, before = (value(found, None, "vLLM", f"balancedness{name}", "ranks")[0] for name in ("", "_before_0_28"))
     assert (f"{now:.3f}", f"{before:.3f}") == ("0.746", "0.831")
-    text = (ROOT / "docs" / "metrics.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "metrics.md").read_text()
     assert f"they are {now:.3f} and {before:.3f}" in text
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from itertools import groupby
 from pathlib import Path
 
 import polars as pl
@@ -22,15 +20,10 @@ from nvtxmoe_analysis.outputs.registry import (
     table_builders,
     tables,
 )
-from nvtxmoe_analysis.outputs.spec import FOLDER, Table
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support.constructed_runs import simple
 from tests.support.paths import ROOT
 from tests.support.written_results import Written, written
-
-PAGE = ROOT / "docs" / "loading.md"
-TYPE_NAMES = {
-    pl.Int64: "integer", pl.Float64: "float", pl.String: "text", pl.Boolean: "boolean", pl.List(pl.UInt32): "list",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -121,28 +114,6 @@ def test_dir_or_the_folder_in_it(real: Written) -> None:
 def test_a_frame_is_read_once(real: Written) -> None:
     loaded = load(real.folder)
     assert loaded.activations is loaded.activations
-
-
-def columns_with_types(table: Table) -> str:
-    """Runs of columns of one type, in the file's order: ``integer: `step`, `rank`; text: `phase` ``."""
-    runs = groupby(table.columns, key=lambda column: TYPE_NAMES[column.type])
-    return "; ".join(f"{kind}: " + ", ".join(f"`{column.name}`" for column in run) for kind, run in runs)
-
-
-def test_the_page_has_every_column_and_its_type(update_golden: bool) -> None:
-    """``--update-golden`` writes the rows; where one is for the first time, it needs a line in its place."""
-    text = PAGE.read_text()
-    for name, table in tables().items():
-        row = f"| `{name}` | `{table.stem}` | {columns_with_types(table)} |"
-        if update_golden:
-            text = re.sub(rf"^\| `{name}` \| .*$", row.replace("\\", r"\\"), text, flags=re.MULTILINE)
-            PAGE.write_text(text)
-        assert f"\n{row}\n" in text, name
-    without, with_gpu = text.split("## Frames with GPU time")
-    for name, table in tables().items():
-        assert f"\n| `{name}` |" in (with_gpu if table.gpu else without), name
-    for name, document in documents().items():
-        assert f"| `{name}` | `{document.stem}.json` |" in text
 
 
 # Cells ----------------------------------------------------------------------------------------------------------------

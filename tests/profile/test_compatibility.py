@@ -1,4 +1,4 @@
-"""Which nvtx goes with which nsys. What the rules say was tried is in docs/vllm-versions.md."""
+"""Which nvtx goes with which nsys. What the rules say was tried is in docs/reference/supported-versions.md."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import pytest
 from nvtxmoe.cli import command_names, run
 from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
 from nvtxmoe_analysis.outputs.registry import document_builders, tables
-from nvtxmoe_analysis.outputs.spec import FOLDER, Table
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support.paths import ROOT
 
 README = ROOT / "README.md"
@@ -113,28 +113,14 @@ def test_the_readmes_scripts_are_there() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for page in (README, *(ROOT / "docs").glob("*.md")):
+    for page in (README, *(ROOT / "docs").rglob("*.md")):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             if "://" not in link:
                 assert (page.parent / link).exists(), (page.name, link)
 
 
-def columns_with_meanings(table: Table) -> str:
-    """Columns in the file's order, each with its meaning in brackets; then the note."""
-    columns = ", ".join(f"`{one.name}`" + (f" ({one.meaning})" if one.meaning else "") for one in table.columns)
-    return "; ".join(filter(None, (columns, table.note)))
-
-
-def test_the_page_of_outputs_tells_what_is_declared(update_golden: bool) -> None:
-    """``--update-golden`` writes the rows; where one is for the first time, it needs a line in its place."""
-    page = ROOT / "docs" / "outputs.md"
-    text = page.read_text()
-    for table in tables().values():
-        row = f"| `{table.stem}` | {columns_with_meanings(table)} |"
-        if update_golden:
-            text = re.sub(rf"^\| `{table.stem}` \| .*$", row.replace("\\", r"\\"), text, flags=re.MULTILINE)
-            page.write_text(text)
-        assert f"\n{row}\n" in text, table.name
+def test_the_page_of_files_has_the_keys_of_every_document() -> None:
+    text = (ROOT / "docs" / "reference" / "files.md").read_text()
     for stem in document_builders():
         assert f"\n| `{stem}.json` | " in text, stem
 
@@ -154,7 +140,7 @@ def test_the_demo_writes_the_columns_that_are_declared(demo: Path) -> None:
 
 
 def test_the_page_of_attribution_names_each_class_and_reason() -> None:
-    text = (ROOT / "docs" / "attribution.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "attribution.md").read_text()
     for name in (*CLASSES, *REASONS[1:]):
         assert f"`{name}`" in text
     assert CLASSES[UNPLACED] == "unplaced"

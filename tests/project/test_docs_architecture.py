@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +64,24 @@ def path_of(text: str) -> Path:
 # The picture ---------------------------------------------------------------------------------------------------------
 
 
-def drawn(title: str, letter: str, container: str) -> Iterator[str]:
-    """The lines of one column of the picture."""
-    yield f'  subgraph {letter}["{title}"]'
-    boxes = layers(container)
-    for number, names in enumerate(boxes):
-        shown = ", ".join(name.removeprefix(f"{container}.") for name in names)
-        yield f'    {letter}{number}["{shown}"]'
-    yield "    " + " --> ".join(f"{letter}{number}" for number in range(len(boxes)))
-    yield "  end"
+def column(title: str, container: str) -> list[str]:
+    """The lines of one column: a title, then the layers, top first."""
+    return [title, *(", ".join(name.removeprefix(f"{container}.") for name in names) for names in layers(container))]
 
 
 def picture() -> str:
-    """The layers as a mermaid diagram."""
-    commands = layers("nvtxmoe")
-    analysis = next(i for i, names in enumerate(commands) if "nvtxmoe_analysis" in names)
-    formats = next(i for i, names in enumerate(commands) if "nvtxmoe.formats" in names)
-    lines = [
-        "```mermaid",
-        "flowchart TB",
-        *drawn("nvtxmoe/", "N", "nvtxmoe"),
-        *drawn("analysis/nvtxmoe_analysis/", "A", "nvtxmoe_analysis"),
-        *drawn("nvtxmoe/capture/", "C", "nvtxmoe.capture"),
-        f"  N{analysis} -.-> A",
-        f"  C -. formats .-> N{formats}",
-        "```",
+    """The layers of the three parts side by side."""
+    columns = [
+        column("nvtxmoe/", "nvtxmoe"),
+        column("analysis/nvtxmoe_analysis/", "nvtxmoe_analysis"),
+        column("nvtxmoe/capture/", "nvtxmoe.capture"),
     ]
-    return "\n".join(lines) + "\n"
+    widths = [max(map(len, lines)) for lines in columns]
+    lines = [
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in zip_longest(*columns, fillvalue="")
+    ]
+    return "\n".join(["```text", lines[0], "   ".join("-" * width for width in widths), *lines[1:], "```"]) + "\n"
 
 
 def test_the_picture_shows_the_layers_of_the_contracts(update_golden: bool) -> None:

@@ -18,7 +18,7 @@ from scripts import check_vllm_source as script
 from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
-PAGES = ("capture", "configuration", "troubleshooting", "vllm-versions")
+PAGES = ("explanation/capture", "reference/settings", "how-to/troubleshooting", "reference/supported-versions")
 
 
 def text_of(page: str) -> str:
@@ -47,12 +47,12 @@ def test_the_table_of_settings(update_golden: bool) -> None:
     for name, field in settings.FIELDS.items():
         what = field.metadata["what"]
         lines.append(f"| {settings.PREFIX}{name.upper()} | {value_text(field.default)} | {what} |")
-    compare("configuration", "settings", "\n".join(lines) + "\n", update_golden)
+    compare("reference/settings", "settings", "\n".join(lines) + "\n", update_golden)
 
 
 def test_the_example_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "nvtxmoe.toml"
-    file.write_text(block("configuration", "toml").removeprefix("```toml\n").removesuffix("```\n"))
+    file.write_text(block("reference/settings", "toml").removeprefix("```toml\n").removesuffix("```\n"))
     loaded = settings.load({settings.CONFIG: str(file)})
     assert (loaded.enable, loaded.mode, loaded.log_interval) == (True, "both", 50)
     assert loaded.layers == frozenset({0, 1, 2, 3, 12})
@@ -63,14 +63,14 @@ def test_the_example_of_a_file(tmp_path: Path) -> None:
 
 
 def test_every_emit_has_a_line() -> None:
-    rows = re.findall(r"^\| `([a-z]+)` \|", text_of("configuration"), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z]+)` \|", text_of("reference/settings"), re.MULTILINE)
     assert tuple(rows) == settings.EMITS
 
 
 def test_the_error_that_is_shown() -> None:
     with pytest.raises(Exception, match="is not accepted") as raised:
         settings.load({"NVTXMOE_MODE": "cuda"})
-    assert f"`nvtxmoe: {raised.value}`" in " ".join(text_of("configuration").split())
+    assert f"`nvtxmoe: {raised.value}`" in " ".join(text_of("reference/settings").split())
 
 
 # Versions ------------------------------------------------------------------------------------------------------------
@@ -104,19 +104,21 @@ def test_the_table_of_versions(update_golden: bool) -> None:
     for distribution, version in script.PUBLISHED:
         how = RUN.get((distribution, version), "checked against source")
         lines.append(f"| {distribution} | {version} | {adapter_of(version)} | {how} |")
-    compare("vllm-versions", "versions", "\n".join(lines) + "\n", update_golden)
+    compare("reference/supported-versions", "versions", "\n".join(lines) + "\n", update_golden)
 
 
 def test_the_pairs_of_nvtx_and_nsys() -> None:
-    rows = re.findall(r"^\| (20[\d.]+) \| ([\d., ]+) \| (.*?) \|", text_of("vllm-versions"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| (20[\d.]+) \| ([\d., ]+) \| (.*?) \|", text_of("reference/supported-versions"), re.MULTILINE
+    )
     assert len(rows) == 4
     for nsys, versions, what in rows:
         for nvtx in versions.split(", "):
             assert nvtx_records_under(nvtx, nsys) == (what != "nothing"), (nsys, nvtx)
-    assert f"Install nvtx {NVTX_FOR_ALL} in vLLM's environment" in text_of("troubleshooting")
+    assert f"Install nvtx {NVTX_FOR_ALL} in vLLM's environment" in text_of("how-to/troubleshooting")
 
 
-@pytest.mark.parametrize("page", ["troubleshooting", "vllm-versions"])
+@pytest.mark.parametrize("page", ["how-to/troubleshooting", "reference/supported-versions"])
 def test_the_cpu_versions_that_hide_routing(page: str) -> None:
     assert f"before {'.'.join(map(str, CPU_SINCE))}" in text_of(page)
 
@@ -133,13 +135,13 @@ def sources() -> str:
 @pytest.mark.parametrize(
     ("page", "message"),
     [
-        ("troubleshooting", "no adapter fits vLLM"),
-        ("troubleshooting", "the model has no MoE layer that vLLM runs through its MoE runner"),
-        ("troubleshooting", "nothing is recorded in this process"),
-        ("troubleshooting", "; nothing more is recorded there"),
-        ("troubleshooting", "no expert counts are recorded"),
-        ("troubleshooting", "a compiled layer could not be routed through vLLM's operation"),
-        ("troubleshooting", "failed and is off from here on"),
+        ("how-to/troubleshooting", "no adapter fits vLLM"),
+        ("how-to/troubleshooting", "the model has no MoE layer that vLLM runs through its MoE runner"),
+        ("how-to/troubleshooting", "nothing is recorded in this process"),
+        ("how-to/troubleshooting", "; nothing more is recorded there"),
+        ("how-to/troubleshooting", "no expert counts are recorded"),
+        ("how-to/troubleshooting", "a compiled layer could not be routed through vLLM's operation"),
+        ("how-to/troubleshooting", "failed and is off from here on"),
     ],
 )
 def test_messages_that_pages_quote(page: str, message: str) -> None:
@@ -148,7 +150,7 @@ def test_messages_that_pages_quote(page: str, message: str) -> None:
 
 
 def test_numbers_that_pages_name() -> None:
-    capture, trouble = text_of("capture"), text_of("troubleshooting")
+    capture, trouble = text_of("explanation/capture"), text_of("how-to/troubleshooting")
     assert cuda_graphs.MOST_HELD_BYTES == journal.MOST_BYTES == 64 << 20
     assert "64 MiB" in capture
     assert trouble.count("64 MiB") == 2

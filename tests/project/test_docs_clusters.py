@@ -19,8 +19,8 @@ from tests.support.cli import run as command
 from tests.support.paths import ROOT
 from tests.support.sessions import journal, meta, step_of
 
-PAGES = ("clusters", "perfetto")
-PAGE = (ROOT / "docs" / "clusters.md").read_text()
+PAGES = ("how-to/slurm", "how-to/perfetto")
+PAGE = (ROOT / "docs" / "how-to" / "slurm.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:

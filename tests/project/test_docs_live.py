@@ -9,7 +9,7 @@ from nvtxmoe.capture.live.series import SERIES, Shape, most_series
 from nvtxmoe.capture.startup.settings import FIELDS, PREFIX, Settings
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs" / "live.md"
+PAGE = ROOT / "docs" / "how-to" / "live-metrics.md"
 LARGE = Shape(61, 256, 8, 8)
 
 

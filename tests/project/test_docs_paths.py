@@ -110,7 +110,7 @@ def test_the_make_targets_that_pages_name_exist() -> None:
 
 def test_the_pages_of_development_are_among_them() -> None:
     named = {str(page.relative_to(ROOT)) for page in PAGES}
-    assert {"README.md", "CONTRIBUTING.md", "docs/metrics.md", "docs/development/architecture.md"} <= named
+    assert {"README.md", "CONTRIBUTING.md", "docs/explanation/metrics.md", "docs/development/architecture.md"} <= named
     assert sum(len(list(paths_in(page.read_text(encoding="utf-8")))) for page in PAGES) > 100
 
 

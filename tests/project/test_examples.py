@@ -62,8 +62,8 @@ def data(name: str, results: Path, folder: Path, *more: str) -> list[list[dict[s
 
 def test_there_are_no_others() -> None:
     assert {file.stem for file in EXAMPLES.glob("*.py")} == set(NAMES)
-    text = (ROOT / "docs" / "loading.md").read_text()
-    assert all(f"../examples/{name}.py" in text for name in NAMES)
+    text = (ROOT / "docs" / "how-to" / "load-results.md").read_text()
+    assert all(f"`examples/{name}.py`" in text for name in NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

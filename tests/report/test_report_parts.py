@@ -293,7 +293,7 @@ def test_charts_are_in_the_order_of_the_sections() -> None:
 
 
 def test_the_page_of_the_report_names_every_chart_and_what_bounds_it() -> None:
-    text = (ROOT / "docs" / "report.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "report.md").read_text()
     modules = charts.chart_modules()
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(modules)
     for module in modules.values():

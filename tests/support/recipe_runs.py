@@ -53,7 +53,7 @@ def packages(nsys: Path) -> Path:
 
 
 def nsys_recipe(nsys: Path, name: str, *arguments: str, output: Path, **environment: str) -> Ran:
-    """Run a recipe as docs/recipes.md says, with the python3 of the environment in which the tests run."""
+    """Run a recipe as docs/how-to/recipes.md says, with the python3 of the environment in which the tests run."""
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     said = {"PATH": path, "NSYS_RECIPE_PATH": str(RECIPES), **environment}
     kept = {key: value for key, value in os.environ.items() if key not in {"NVTXMOE_NSYS", "NSYS_RECIPE_PATH"}}

@@ -1,4 +1,4 @@
-"""Every GPU operation to its (step, layer, phase), or to the reason why it has none. docs/attribution.md.
+"""Every GPU operation to its (step, layer, phase), or to the reason why it has none. docs/explanation/attribution.md.
 
 The launch call decides the step. The launch call (eager) or the creation of the original graph node (graph)
 decides layer and phase. Every join carries the process; what can't be placed is counted by reason.

@@ -1,4 +1,4 @@
-"""From a replayed CUDA-graph node to the ranges in which its original was created (docs/attribution.md)."""
+"""From a replayed CUDA-graph node to the ranges in which its original was created (docs/explanation/attribution.md)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """GPU work by step and class, and work outside layers by name: sums over batches of placed operations.
 
 A step's work is what was launched in it; work launched outside steps counts to the last step that had begun in its
-process (docs/attribution.md). Sums are over whole exports: a filter of layers does not narrow them.
+process (docs/explanation/attribution.md). Sums are over whole exports: a filter of layers does not narrow them.
 """
 
 from __future__ import annotations

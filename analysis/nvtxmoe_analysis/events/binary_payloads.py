@@ -37,7 +37,7 @@ DYNAMIC = 2
 FIXED_ARRAY, LENGTH_ARRAY = 16, 48
 NESTED_FROM = 1 << 24
 
-#: Payload entry types as exports name them (docs/nsys.md lists those that were seen).
+#: Payload entry types as exports name them (docs/reference/nsys.md lists those that were seen).
 CHAR_TYPES = frozenset({1, 25, 32})
 PRIMITIVES: dict[int, str] = {
     1: "S1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<i8", 8: "<u8", 9: "<i8", 10: "<u8",

@@ -1,4 +1,4 @@
-"""Measures of balance, each by the definition of the project it comes from. docs/metrics.md has them with sources.
+"""Measures of balance by the definitions of other projects; docs/explanation/metrics.md names the sources.
 
 Every function gives float64 [steps], NaN where a step has no assignment unless it says otherwise.
 """

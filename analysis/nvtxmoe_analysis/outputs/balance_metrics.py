@@ -36,7 +36,7 @@ TABLE = Table(
         Column("placement", TEXT, "how it is known which rank holds which expert"),
         Column("reason", TEXT, "why the value is null"),
     ),
-    note="[each definition with its source](metrics.md)",
+    note="[each definition with its source](../explanation/metrics.md)",
 )
 
 

@@ -31,8 +31,9 @@ TABLE = Table(
         Column("max_ns", INTEGER),
     ),
     note=(
-        "operations in layers, and with an empty layer those outside: [phases](attribution.md#work-outside-the-"
-        "layers) step_attention to step_other, step_unplaced, between_steps, idle"
+        "operations in layers, and with an empty layer those outside: "
+        "[phases](../explanation/attribution.md#work-outside-the-layers) "
+        "step_attention to step_other, step_unplaced, between_steps, idle"
     ),
 )
 

@@ -48,7 +48,7 @@ TABLE = Table(
         Column("best_slope_ci_low", FLOAT),
         Column("best_slope_ci_high", FLOAT),
     ),
-    note="[which feature explains a layer's time](models.md)",
+    note="[which feature explains a layer's time](../explanation/models.md)",
 )
 
 DOCUMENT = Document(
@@ -62,7 +62,7 @@ DOCUMENT = Document(
 
 
 def build(results: RunMetrics) -> pl.DataFrame:
-    """One row per feature in a role, of every layer and kind of step that has rows. See docs/models.md."""
+    """One row per feature in a role, of every layer and kind of step that has rows. See docs/explanation/models.md."""
     return table(results.models)
 
 
@@ -94,7 +94,7 @@ def nested(choices: Iterable[Choice]) -> dict[str, Any]:
 
 
 def options() -> dict[str, Any]:
-    """How it was computed: docs/models.md explains each."""
+    """How it was computed: docs/explanation/models.md explains each."""
     from nvtxmoe_analysis.metrics.layer_model import choose, estimates, samples  # noqa: PLC0415  see registry
     from nvtxmoe_analysis.stats import huber  # noqa: PLC0415  see registry
 

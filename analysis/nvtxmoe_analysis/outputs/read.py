@@ -47,8 +47,8 @@ def _file(folder: Path, name: str) -> Path | None:
 class Results:
     """The results of one analysis: an attribute per table and document, read from its file on first use, then kept.
 
-    The names: ``dir(results)``, ``outputs.registry`` and docs/loading.md. ``frame(name)`` and ``document(name)`` give
-    the same with a type that checkers know. Further columns of a file follow the declared ones.
+    The names: ``dir(results)``, ``outputs.registry`` and docs/how-to/load-results.md. ``frame(name)`` and
+    ``document(name)`` give the same with a type that checkers know. Further columns of a file follow the declared ones.
 
     Raises:
         NvtxmoeError: by each attribute, when its file is absent (the message says what makes it), is damaged, or

@@ -49,7 +49,7 @@ TABLE = Table(
         Column("roofline_ns", FLOAT, "the longer of the two"),
         Column("roofline_pct", FLOAT, "of matmul_ns"),
     ),
-    note="null where a size, a time or a peak is unknown: [roofline](roofline.md)",
+    note="null where a size, a time or a peak is unknown: [roofline](../explanation/roofline.md)",
 )
 
 DOCUMENT = Document(

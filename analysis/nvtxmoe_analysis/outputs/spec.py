@@ -1,8 +1,8 @@
 """What an output declares: its name, its file, and of a table the type and meaning of each column.
 
 Integers are ``Int64`` and floats ``Float64`` whatever the file's format, so that CSV and Parquet give equal frames (up
-to the nine digits that CSV has). The tables of docs/outputs.md and docs/loading.md are compared with the declarations,
-and ``--update-golden`` writes them.
+to the nine digits that CSV has). The tables of docs/reference/files.md and docs/how-to/load-results.md are compared
+with the declarations, and ``--update-golden`` writes them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Table:
         order: its place where outputs are listed; low numbers come first.
         meaning: what it tells, in one line.
         columns: in the file's order. Files of a later version may have more.
-        note: Markdown that follows the columns in docs/outputs.md: what a row is, where more is told.
+        note: Markdown that follows the columns in docs/reference/files.md: what a row is, where more is told.
         recipe: name of the nsys recipe that writes it too; empty where none does.
         gpu: whether it needs GPU time, which a run without nsys does not have.
         forms: suffixes that the file may have; where several are there the first counts. A table with lists in its

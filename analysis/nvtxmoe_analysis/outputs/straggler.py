@@ -32,7 +32,7 @@ TABLE = Table(
         Column("wait_ns", INTEGER),
         Column("transfer_ns", INTEGER, "sums over them and the ranks; null without any"),
     ),
-    note="one row for every (step, layer) of each group of several ranks: [stragglers](straggler.md)",
+    note="one row for every (step, layer) of each group of several ranks: [stragglers](../explanation/straggler.md)",
 )
 
 DOCUMENT = Document(

@@ -33,7 +33,7 @@ TABLE = Table(
         Column("how", TEXT, "measured, estimated, remainder"),
         Column("reason", TEXT, "why it is unknown or uncertain"),
     ),
-    note="the bars of a step add up to its total: [waterfall](waterfall.md)",
+    note="the bars of a step add up to its total: [waterfall](../explanation/waterfall.md)",
 )
 
 

@@ -1,4 +1,4 @@
-"""The packets of a trace: a process a rank, and its tracks. docs/perfetto.md says what each is."""
+"""The packets of a trace: a process a rank, and its tracks. docs/how-to/perfetto.md says what each is."""
 
 from __future__ import annotations
 

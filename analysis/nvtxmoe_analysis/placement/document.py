@@ -23,7 +23,7 @@ FOLDER = "moe_placement"
 
 
 def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[str, Any]:
-    """Return the prediction, JSON-ready: see docs/placement.md. Times are nanoseconds per step.
+    """Return the prediction, JSON-ready: see docs/explanation/placement.md. Times are nanoseconds per step.
 
     Parameters:
         batches: decode at other batches.

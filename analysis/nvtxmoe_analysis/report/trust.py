@@ -12,7 +12,7 @@ from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, sentence
 from nvtxmoe_analysis.report.results import NO_GPU, Source
 
-#: Classes of the validation file's coverage, in words (docs/attribution.md).
+#: Classes of the validation file's coverage, in words (docs/explanation/attribution.md).
 CLASS_WORDS = {
     "in_layer": "in a step and in a MoE layer",
     "in_step": "in a step, outside layers: attention, sampling, ...",

@@ -1,7 +1,7 @@
 """Which step numbers the idle batches of data-parallel ranks took.
 
-``moe.idle`` has no number of its own. But every batch of a process takes one, idle or not (docs/capture.md), so an idle
-batch has the number after that of the batch before it.
+``moe.idle`` has no number of its own. But every batch of a process takes one, idle or not, so an idle batch has the
+number after that of the batch before it (docs/explanation/capture.md).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What recording was measured to cost (docs/benchmarks.md), by set-up: moe.meta says it, or that it was not."""
+"""Measured cost of recording per set-up (docs/development/benchmarks.md); moe.meta holds it."""
 
 from __future__ import annotations
 

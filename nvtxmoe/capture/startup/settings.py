@@ -147,7 +147,7 @@ class Settings:
         _switch, False, "keep vLLM from replacing a router by a fused kernel; this changes the program that runs"
     )
     payload: str = _setting(_one_of(*PAYLOADS), "auto", "NVTX payloads: binary, words, or what the stack can carry")
-    metrics: bool = _setting(_switch, False, "live metrics for Prometheus: [a running server](live.md)")
+    metrics: bool = _setting(_switch, False, "live metrics for Prometheus: [live metrics](../how-to/live-metrics.md)")
     metrics_port: int = _setting(_port, 9476, "port of their own server, where vLLM serves no /metrics")
     metrics_host: str = _setting(_host, "127.0.0.1", "address that this server listens on")
     metrics_top_k: int = _setting(_top_k, 3, "hottest and coldest experts of each layer that have a series")

@@ -51,7 +51,7 @@ def adapter(found: Installed, said: Imported) -> Iterator[Finding]:
         "adapter",
         PROBLEM,
         f"no adapter fits {how}: {clauses}",
-        "Use a vLLM of docs/vllm-versions.md",
+        "Use a vLLM of docs/reference/supported-versions.md",
         {"lacking": wanting},
     )
 

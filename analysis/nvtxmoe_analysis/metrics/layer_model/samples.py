@@ -22,7 +22,7 @@ LOAD = ("local_activations", "local_active_experts", "local_expert_tiles", "loca
 IMBALANCE = ("cv", "max_mean_ratio", "entropy_bits", "gini")
 FEATURES = LOAD + IMBALANCE
 
-#: Fewer are not fitted: simulated intervals are too narrow below (docs/models.md).
+#: Fewer are not fitted: simulated intervals are too narrow below (docs/explanation/models.md).
 MIN_ROWS = 20
 MIN_STEPS = 8
 #: Steps are cut into so many blocks of neighbours: a block has ten steps at least where that leaves ten blocks.

@@ -1,4 +1,6 @@
-"""The roofline of each (rank, step, layer): what its experts need, and how fast their kernels were. docs/roofline.md.
+"""The roofline of each (rank, step, layer): what its experts need, and how fast their kernels were.
+
+docs/explanation/roofline.md explains the columns.
 
 The roofline model: S. Williams, A. Waterman and D. Patterson, "Roofline: An Insightful Visual Performance Model for
 Multicore Architectures" (CACM 52(4), 2009). Work is at least bytes / bandwidth and at least operations / throughput.

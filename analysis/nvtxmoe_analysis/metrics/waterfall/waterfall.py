@@ -1,4 +1,4 @@
-"""The GPU time of MoE layers per step, divided into bars that add up to it exactly. docs/waterfall.md.
+"""The GPU time of MoE layers per step, divided into bars that add up to it exactly. docs/explanation/waterfall.md.
 
 The whole is the time of kernels, copies and memsets in layers, and of collectives tied to them, summed over the ranks
 of a group. Measured parts are integer sums. Estimated parts are rounded, and the remainders take what is left, so no
