@@ -36,6 +36,7 @@ from nvtxmoe_analysis.report.numbers import (
 )
 from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import MOST_NAME
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust
 from tests.support.paths import ROOT
 from tests.support.report_numbers import check_figure

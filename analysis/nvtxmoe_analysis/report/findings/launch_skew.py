@@ -1,0 +1,53 @@
+"""Finding: ranks reach the first collective of a step at different times."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import sentence
+from nvtxmoe_analysis.report.steady import STEP
+
+ID = "launch-skew"
+ORDER = 4
+MEANING = (
+    "Ranks wait in the first collective of a step, where they meet after launching it. At stake: that waiting. It is "
+    "consistent with launches that come late on one host process, and with uneven work before that collective."
+)
+
+TABLE = "collectives"
+COLUMNS = ("start_ns", "wait_ns", "last_rank")
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return what ranks wait in the first collective of a steady step."""
+    frame = ledger.source.frame(TABLE, COLUMNS)
+    if frame is None or ledger.steady is None or ledger.step_time is None:
+        return []
+    rows = frame.filter(pl.col("step").is_in(ledger.steady.numbers))
+    first = rows.filter(pl.col("start_ns") == pl.col("start_ns").min().over(STEP)).drop_nulls("wait_ns")
+    if first.is_empty():
+        return []
+    over = ledger.steady.rank_steps
+    value = float(first["wait_ns"].sum()) / over
+    wait = ledger.of_steps(value, TABLE, "wait_ns", "first_of_step", rows=len(first), over=over)
+    at_stake = stake(wait, ledger.step_time)
+    if not at_stake.matters:
+        return []
+    text = "Ranks wait {} per {} ({}) in its first collective: they reach it at different times."
+    headline = sentence(text, wait, ledger.steady.noun, at_stake.share)
+    last = first.unique("step")["last_rank"].value_counts(sort=True)
+    rank, times = last.row(0)
+    details = [sentence("Rank {} comes last in {} of {} steps.", str(rank), times, first["step"].n_unique())]
+    expected = sentence("ranks reach that collective together, and a step takes up to {} less.", wait)
+    next_step = NextStep(
+        "Look at what the late rank's process does before its launch: give each process CPU cores of its own, and "
+        "let the scheduler prepare the next step early.",
+        expected,
+        "vllm serve MODEL --async-scheduling   (and: nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace)",
+    )
+    confidence = sentence("measured: start and end of each rank's kernel on one clock. Why a rank is late is not.")
+    return [
+        Finding("Launch skew", headline, details, confidence, COST, "stragglers", at_stake, next_step, in_moe=False)
+    ]
