@@ -18,7 +18,7 @@ from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import charts, report
 from nvtxmoe_analysis.report.chart import SECTIONS
-from nvtxmoe_analysis.report.chart_tools import MOST_NAME, table, thinned
+from nvtxmoe_analysis.report.chart_tools import table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits

@@ -9,7 +9,7 @@ from typing import Any
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding, Stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, MUCH_PCT, moe_parts, moe_share, some_layers
-from nvtxmoe_analysis.report.numbers import Sentence, interval_words, pct, sentence, total
+from nvtxmoe_analysis.report.numbers import Sentence, sentence, total
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
@@ -72,11 +72,8 @@ def _share(at_stake: Stake | None) -> float:
 
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
-        at_stake = first.stake
-        text = sentence(
-            "{} At stake: at most {} per step{}.", first.headline, at_stake.per_step, interval_words(at_stake.per_step)
-        )
-        return Answer(GAIN, f"{at_stake.per_step} ({pct(at_stake.share.value)})", text, finding=first.id)
+        time, share = first.stake.per_step, first.stake.share
+        return Answer(GAIN, f"at most {time} per step, {share} of it", first.headline, finding=first.id)
     if first is not None:
         return Answer(GAIN, "no time known", sentence("{}", first.headline), finding=first.id)
     if ledger.step_time is None:

@@ -1,7 +1,8 @@
 """Findings in words, each with its numbers and their places: a module per finding, found by being here.
 
 A finding is a module with ``ID`` (its stable name), ``MEANING`` (a sentence or two for the docs), ``ORDER`` (low
-numbers are looked for first, and stand first among findings without time at stake) and ``find(ledger) -> list[Finding]``.
+numbers are looked for first, and stand first among findings without time at stake) and
+``find(ledger) -> list[Finding]``.
 """
 
 from __future__ import annotations

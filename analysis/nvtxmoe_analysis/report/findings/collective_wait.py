@@ -6,7 +6,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import difference, sentence, total
+from nvtxmoe_analysis.report.numbers import Sentence, difference, sentence, total
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
@@ -17,6 +17,7 @@ MEANING = (
     "explain. At stake: that waiting. It is consistent with uneven attention or with launches that come late."
 )
 
+TOPIC = "Waiting in collectives"
 TABLE = "collectives"
 FIRST = "launch-skew"
 PERFETTO = "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace"
@@ -80,9 +81,9 @@ def _not_split(ledger: Ledger) -> list[Finding]:
         "nvtxmoe analyze RANK0.nsys-rep RANK1.nsys-rep -o DIR --report",
     )
     headline = sentence(text, time, at_stake.share)
-    return [Finding("Waiting in collectives", headline, reason, None, WEAK, None, at_stake, next_step, in_moe=False)]
+    return [Finding(TOPIC, headline, reason, None, WEAK, None, at_stake, next_step, in_moe=False)]
 
 
-def _reason(ledger: Ledger) -> list:
+def _reason(ledger: Ledger) -> list[Sentence]:
     reason = ledger.source.document("straggler_document").get("reason")
     return [sentence("{}", str(reason))] if reason else []

@@ -17,6 +17,7 @@ MEANING = (
     "time beyond that limit."
 )
 
+TOPIC = "Distance to the GPU's limits"
 TABLE = "roofline_summary"
 COLUMNS = (
     *("step_kind", "tokens_from", "tokens_to", "matmul_ns", "weight_gb_per_s", "weight_mbu_pct", "mbu_pct", "mfu_pct"),
@@ -78,14 +79,14 @@ def _known(
     beyond = difference(time, least)
     at_stake = stake(beyond, ledger.step_time)
     if reached.value >= FAR_PCT or not at_stake.matters:
-        return Finding("Distance to the GPU's limits", headline, details, confidence, NOTE, "roofline")
+        return Finding(TOPIC, headline, details, confidence, NOTE, "roofline")
     next_step = NextStep(
-        "Tune the fused kernel for this shape and GPU with vLLM's benchmarks/kernels/benchmark_moe.py, and compare MoE "
-        "backends.",
+        "Tune the fused kernel for this shape and GPU with vLLM's benchmarks/kernels/benchmark_moe.py, serve with "
+        "VLLM_TUNED_CONFIG_FOLDER set to what it writes, and compare MoE backends.",
         sentence("they reach more of the limit; at all of it a step takes {} less.", beyond),
-        "python benchmarks/kernels/benchmark_moe.py --model MODEL --tune; VLLM_TUNED_CONFIG_FOLDER=DIR vllm serve MODEL",
+        "python benchmarks/kernels/benchmark_moe.py --model MODEL --tune",
     )
-    return Finding("Distance to the GPU's limits", headline, details, confidence, COST, "roofline", at_stake, next_step)
+    return Finding(TOPIC, headline, details, confidence, COST, "roofline", at_stake, next_step)
 
 
 def _weights(ledger: Ledger, weights: pl.DataFrame) -> Finding:
@@ -101,7 +102,7 @@ def _weights(ledger: Ledger, weights: pl.DataFrame) -> Finding:
         sentence("Activations and operations are unknown: {}.", reason)
         for reason in _reasons(ledger, "routed_flop", "activation_bytes")
     ]
-    return Finding("Distance to the GPU's limits", headline, details)
+    return Finding(TOPIC, headline, details)
 
 
 def _where(kind: str) -> Where:

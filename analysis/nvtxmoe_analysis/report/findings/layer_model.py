@@ -21,11 +21,10 @@ def find(ledger: Ledger) -> list[Finding]:
     steady = ledger.steady
     if steady is None:
         return []
-    row = next(
-        (row for row in best_models(ledger) if row["step_kind"] == steady.kind and row["status"] == EXPLAINS), None
-    )
-    if row is None:
+    explained = [row for row in best_models(ledger) if (row["step_kind"], row["status"]) == (steady.kind, EXPLAINS)]
+    if not explained:
         return []
+    row = explained[0]
     topic = (
         "What the layers' time follows" if row["layer_idx"] is None else f"Why layer {row['layer_idx']} takes its time"
     )

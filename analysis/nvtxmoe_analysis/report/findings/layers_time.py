@@ -59,10 +59,8 @@ def _overlap(ledger: Ledger) -> list[Sentence]:
     union, kernels = (ledger.per_step(CORRELATION, name) for name in ("busy_ns", "kernel_time_ns"))
     if union.value >= (1 - OVERLAPPING) * kernels.value:
         return []
-    text = (
-        "Kernels overlap: those of the layers keep the GPU busy for {} per step, {} is their sum. Times and shares are "
-    )
-    return [sentence(text + "sums over kernels, not time that passed.", union, kernels)]
+    text = "Kernels overlap: those of the layers keep the GPU busy for {} per step, {} is their sum. Times and shares "
+    return [sentence(text + "are sums over kernels, not time that passed.", union, kernels)]
 
 
 def _outside(ledger: Ledger, step: SourcedNumber) -> list[Sentence]:

@@ -11,8 +11,8 @@ from nvtxmoe_analysis.report.theme import CLASS_WORDS
 ID = "moe-not-the-problem"
 ORDER = 20
 MEANING = (
-    "MoE layers (own kernels, transfer, waiting for uneven ranks) take less than 10 % of a step: no change of them wins "
-    "more than that."
+    "MoE layers (own kernels, transfer, waiting for uneven ranks) take less than 10 % of a step: no change of them "
+    "wins more than that."
 )
 #: Most classes of other work that are named.
 MOST_NAMED = 2

@@ -11,8 +11,8 @@ from nvtxmoe_analysis.report.theme import CLASS_WORDS
 ID = "outside-moe-layers"
 ORDER = 21
 MEANING = (
-    "Attention, dense matrix products and other work outside MoE layers take more than half of a step, and MoE layers 10 "
-    "% or more."
+    "Attention, dense matrix products and other work outside MoE layers take more than half of a step, and MoE layers "
+    "10 % or more."
 )
 
 LEAST_SHARE_PCT, MOST_NAMED = 50.0, 3

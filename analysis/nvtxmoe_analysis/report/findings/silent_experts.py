@@ -12,8 +12,8 @@ from nvtxmoe_analysis.report.numbers import percent, sentence
 ID = "silent-experts"
 ORDER = 10
 MEANING = (
-    "Experts got no token although the mean expert of their layer got 20 or more: they hold memory for nothing. No time "
-    "is at stake. It is consistent with a collapsed router, with dummy weights and with traffic of one kind."
+    "Experts got no token although the mean expert of their layer got 20 or more: they hold memory for nothing. No "
+    "time is at stake. It is consistent with a collapsed router, with dummy weights and with traffic of one kind."
 )
 
 COUNTS = "activations"

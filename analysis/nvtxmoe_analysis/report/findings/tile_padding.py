@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.batches import per_token
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
-from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, interval_words, sentence
+from nvtxmoe_analysis.report.ledger import Ledger, rows_where
+from nvtxmoe_analysis.report.numbers import Sentence, Where, interval_words, sentence
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 ID = "tile-padding"
@@ -29,7 +29,7 @@ def find(ledger: Ledger) -> list[Finding]:
     text = "Rows that pad the experts' tiles cost {} per {} ({}){}."
     headline = sentence(text, padding, ledger.steady.noun, at_stake.share, interval_words(padding))
     next_step = NextStep(
-        "Send more requests at a time, so that experts get fuller tiles; or tune the kernel's tile size for this batch.",
+        "Send more requests at a time, so that experts get fuller tiles; or tune the kernel's tiles for this batch.",
         per_token(ledger),
         "vllm serve MODEL --max-num-seqs N",
     )
@@ -42,10 +42,8 @@ def _share(ledger: Ledger) -> list[Sentence]:
     frame = ledger.source.frame(SUMMARY, ["padding_pct", "tokens_to"])
     if frame is None or ledger.steady is None:
         return []
-    where = {"step_kind": ledger.steady.kind, "tokens_to": None}
-    rows = frame.filter(step_kind=ledger.steady.kind).filter(
-        frame.filter(step_kind=ledger.steady.kind)["tokens_to"].is_null()
-    )
+    where: Where = {"step_kind": ledger.steady.kind, "tokens_to": None}
+    rows = rows_where(frame, where)
     if len(rows) != 1 or rows["padding_pct"][0] is None:
         return []
     return [sentence("{} of the rows of tiles are padding.", ledger.take(SUMMARY, "padding_pct", where=where))]

@@ -56,9 +56,7 @@ def _unknown(ledger: Ledger) -> list[Sentence]:
     frame = ledger.source.loaded.frame(TABLE).select(COLUMNS)
     sums = frame.filter(frame["step"].is_null() & frame["step_kind"].is_null())
     unknown = sums.filter(sums["time_ns"].is_null() & sums["reason"].is_not_null())
-    return [
-        sentence(
-            "Not known: {} ({}).", ", ".join(LABELS[name] for name in rows["bar"].unique(maintain_order=True)), reason
-        )
-        for (reason,), rows in unknown.group_by("reason", maintain_order=True)
-    ]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in unknown.unique(["bar", "reason"], maintain_order=True).select("bar", "reason").iter_rows():
+        by_reason.setdefault(reason, []).append(LABELS[name])
+    return [sentence("Not known: {} ({}).", ", ".join(names), reason) for reason, names in by_reason.items()]
