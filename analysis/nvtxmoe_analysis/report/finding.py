@@ -64,11 +64,13 @@ class NextStep:
     """What to do next.
 
     Attributes:
+        short: two or three words.
         action: a sentence.
         expected: what then is to be seen.
         command: a command or a setting; empty if there is none.
     """
 
+    short: str
     action: str
     expected: Sentence
     command: str = ""
@@ -149,6 +151,7 @@ class Finding:
             "next_step": None
             if next_step is None
             else {
+                "short": next_step.short,
                 "action": next_step.action,
                 "command": next_step.command or None,
                 "expected": str(next_step.expected),

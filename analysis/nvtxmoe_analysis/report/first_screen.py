@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding, Stake
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, MUCH_PCT, moe_parts, moe_share, some_layers
 from nvtxmoe_analysis.report.numbers import Sentence, sentence, total
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
-YES, PARTLY, NO, UNKNOWN = "yes", "partly", "no", "not known"
+YES, PARTLY, NO, UNKNOWN, NO_PROBLEM = "yes", "partly", "no", "not known", "no problem found"
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,18 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
         return Answer(PROBLEM, UNKNOWN, sentence("{}.", why[:1].upper() + why[1:]), "weak")
     time = total(*moe_parts(ledger).values())
     text = sentence("MoE layers take {} of {} per {} ({}).", time, ledger.step_time, ledger.steady.noun, share)
-    elsewhere = first is not None and not first.in_moe and first.stake is not None
-    if share.value < LITTLE_PCT or (elsewhere and first is not None and _share(first.stake) > share.value):
-        return Answer(PROBLEM, NO, text, finding="layers-time")
-    return Answer(PROBLEM, YES if share.value >= MUCH_PCT else PARTLY, text, finding="layers-time")
+    return Answer(PROBLEM, _word(share.value, first), text, finding="layers-time")
 
 
-def _share(at_stake: Stake | None) -> float:
-    return 0.0 if at_stake is None else at_stake.share.value
+def _word(share_pct: float, first: Finding | None) -> str:
+    """Return whether MoE layers are the problem: they take much of the step, and the first finding lies in them."""
+    if share_pct < LITTLE_PCT:
+        return NO
+    if first is not None and not first.in_moe:
+        return NO if first.stake is not None and first.stake.share.value > share_pct else PARTLY
+    if first is not None and first.kind == VERDICT:
+        return NO_PROBLEM
+    return YES if share_pct >= MUCH_PCT else PARTLY
 
 
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
@@ -75,7 +79,8 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         time, share = first.stake.per_step, first.stake.share
         return Answer(GAIN, f"at most {time} per step, {share} of it", first.headline, finding=first.id)
     if first is not None:
-        return Answer(GAIN, "no time known", sentence("{}", first.headline), finding=first.id)
+        short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
+        return Answer(GAIN, short, first.headline, finding=first.id)
     if ledger.step_time is None:
         return Answer(GAIN, UNKNOWN, sentence("The results have no GPU time of steps."), "weak")
     maybe = next((one for one in findings if one.kind == WEAK and one.stake is not None), None)
@@ -94,7 +99,7 @@ def _next(findings: Sequence[Finding], first: Finding | None) -> Answer:
         return Answer(NEXT, "record more", text, command="nvtxmoe profile --num-requests 100 -- vllm serve MODEL")
     step = chosen.next_step
     text = sentence("{} Expected: {}", step.action, step.expected)
-    return Answer(NEXT, chosen.topic.lower(), text, command=step.command, finding=chosen.id)
+    return Answer(NEXT, step.short, text, command=step.command, finding=chosen.id)
 
 
 def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledger, trust: Trust) -> Answer:

@@ -38,7 +38,7 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(rest, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait another {} per {} ({}) in collectives, for reasons other than the ranks' loads and speeds."
+    text = "Ranks wait another {} per {}, {}, in collectives, for reasons other than the ranks' loads and speeds."
     headline = sentence(text, rest, ledger.steady.noun, at_stake.share)
     details = [sentence("In all, ranks wait {} per step in collectives.", wait)]
     last = rows.drop_nulls("last_rank")["last_rank"].value_counts(sort=True)
@@ -47,7 +47,7 @@ def find(ledger: Ledger) -> list[Finding]:
     action = (
         "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
     )
-    next_step = NextStep(action, expected, PERFETTO)
+    next_step = NextStep("look at the last rank", action, expected, PERFETTO)
     confidence = sentence("waiting is measured, the part of loads and speeds is estimated.")
     return [
         Finding(
@@ -73,9 +73,10 @@ def _not_split(ledger: Ledger) -> list[Finding]:
     at_stake = stake(time, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Collectives take {} per step ({}); how much of that is waiting for other ranks cannot be told."
+    text = "Collectives take {} per step, {}; how much of that is waiting for other ranks cannot be told."
     reason = _reason(ledger)
     next_step = NextStep(
+        "analyse all ranks",
         "Analyse the reports of all ranks together.",
         sentence("the time is divided into waiting and transfer."),
         "nvtxmoe analyze RANK0.nsys-rep RANK1.nsys-rep -o DIR --report",

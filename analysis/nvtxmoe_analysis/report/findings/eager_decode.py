@@ -35,12 +35,12 @@ def find(ledger: Ledger) -> list[Finding]:
     whole = total(ledger.step_time, idle)
     at_stake = Stake(idle, percent(idle, whole))
     if steady.eager:
-        text = "No decode step replays a CUDA graph, and the GPU idles {} per decode step between launches ({})."
+        text = "No decode step replays a CUDA graph, and the GPU idles {} per decode step between launches, {} of it."
         headline = sentence(text, idle, at_stake.share)
         action = "Turn CUDA graphs on: remove --enforce-eager, and do not set cudagraph_mode to NONE."
         command = """vllm serve MODEL --compilation-config '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'"""
     else:
-        text = "{} of {} decode steps do not replay a CUDA graph: {} of idle GPU per decode step ({})."
+        text = "{} of {} decode steps do not replay a CUDA graph: {} of idle GPU per decode step, {} of it."
         headline = sentence(text, len(eager), len(decode), idle, at_stake.share)
         action = "Capture graphs for the batches that have none: compare the steps' num_tokens with the captured sizes."
         command = "vllm serve MODEL --max-num-seqs N --cudagraph-capture-sizes 1 2 4 8 16 ... N"
@@ -50,7 +50,7 @@ def find(ledger: Ledger) -> list[Finding]:
         "as if it lay between them."
     )
     kind = COST if at_stake.matters else NOTE
-    next_step = NextStep(action, expected, command)
+    next_step = NextStep("use CUDA graphs", action, expected, command)
     return [Finding("Eager decode", headline, [], confidence, kind, None, at_stake, next_step, in_moe=False)]
 
 

@@ -81,6 +81,7 @@ def _known(
     if reached.value >= FAR_PCT or not at_stake.matters:
         return Finding(TOPIC, headline, details, confidence, NOTE, "roofline")
     next_step = NextStep(
+        "tune the kernel",
         "Tune the fused kernel for this shape and GPU with vLLM's benchmarks/kernels/benchmark_moe.py, serve with "
         "VLLM_TUNED_CONFIG_FOLDER set to what it writes, and compare MoE backends.",
         sentence("they reach more of the limit; at all of it a step takes {} less.", beyond),

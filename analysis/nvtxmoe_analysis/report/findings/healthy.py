@@ -24,6 +24,7 @@ def find(ledger: Ledger) -> list[Finding]:
     text = "No problem found in {}: nothing that is looked for takes {} % of a step or more."
     headline = sentence(text, ledger.steady.in_words, f"{LEAST_PCT:g}")
     next_step = NextStep(
+        "keep a baseline",
         "Keep this capture as the baseline of later ones.",
         sentence("a later change of the step's {} shows, with an interval.", ledger.step_time),
         "nvtxmoe compare BASELINE CANDIDATE",

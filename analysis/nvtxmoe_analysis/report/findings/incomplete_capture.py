@@ -48,7 +48,7 @@ def find(ledger: Ledger) -> list[Finding]:
             _others(reasons),
             sentence("checks of the capture against itself failed: {}.", ", ".join(failed) or "see the reasons"),
             INCOMPLETE,
-            next_step=NextStep(action, expected, command),
+            next_step=NextStep("complete the capture", action, expected, command),
         )
     ]
 

@@ -35,17 +35,18 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(wait, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait {} per {} ({}) in its first collective: they reach it at different times."
+    text = "Ranks wait {} per {}, {}, in its first collective: they reach it at different times."
     headline = sentence(text, wait, ledger.steady.noun, at_stake.share)
     last = first.unique("step")["last_rank"].value_counts(sort=True)
     rank, times = last.row(0)
     details = [sentence("Rank {} comes last in {} of {} steps.", str(rank), times, first["step"].n_unique())]
     expected = sentence("ranks reach that collective together, and a step takes up to {} less.", wait)
     next_step = NextStep(
-        "Look at what the late rank's process does before its launch: give each process CPU cores of its own, and "
-        "let the scheduler prepare the next step early.",
+        "launch ranks together",
+        "Look at what the late rank's process does before it launches a step. Give each process CPU cores of its own, "
+        "and check that --async-scheduling is on.",
         expected,
-        "vllm serve MODEL --async-scheduling   (and: nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace)",
+        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
     )
     confidence = sentence("measured: start and end of each rank's kernel on one clock. Why a rank is late is not.")
     return [

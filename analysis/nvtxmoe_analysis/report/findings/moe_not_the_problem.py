@@ -33,6 +33,7 @@ def find(ledger: Ledger) -> list[Finding]:
     ]
     details = [sentence("Outside MoE layers the step takes {}.", together(named))] if named else []
     next_step = NextStep(
+        "look elsewhere",
         "Look outside the MoE layers: at attention, dense matrix products and launches.",
         sentence("at most {} less per step if MoE layers took no time at all.", time),
         "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",

@@ -28,16 +28,17 @@ def find(ledger: Ledger) -> list[Finding]:
     share = percent(work, step)
     if share.value < LEAST_SHARE_PCT:
         return []
-    text = "Most of the time lies outside MoE layers: {} of {} per {} ({})."
+    text = "Most of the time lies outside MoE layers: {} of {} per {}, {}."
     headline = sentence(text, work, step, ledger.steady.noun, share)
     named = [
         sentence("{} ({}) for {}", number, percent(number, step), CLASS_WORDS.get(name, name))
         for name, number in list(classes.items())[:MOST_NAMED]
     ]
-    longest = CLASS_WORDS.get(next(iter(classes)), next(iter(classes)))
+    name = next((name for name in classes if name != "other"), "other")
     next_step = NextStep(
-        f"Look at {longest} first: it takes most of that time.",
-        sentence("at most {} less per step if it took no time at all.", next(iter(classes.values()))),
+        "look elsewhere",
+        f"Look at {CLASS_WORDS.get(name, name)} first.",
+        sentence("at most {} less per step if it took no time at all.", classes[name]),
         "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
     )
     details = [sentence("It takes {}.", together(named))]

@@ -43,6 +43,7 @@ def find(ledger: Ledger) -> list[Finding]:
         confidence = sentence("{} assignments in all: so few that chance may leave experts out.", tokens)
         return [Finding("Experts never hit", headline, [], confidence, NOTE, "expert_heatmap")]
     next_step = NextStep(
+        "check weights and load",
         "Check that the model has its trained weights and the load is like your users'; experts that real load never "
         "hits can be left out of placements' replicas, or pruned.",
         sentence("with real weights and load every expert gets tokens; the GPU time stays as it is."),

@@ -41,6 +41,7 @@ def find(ledger: Ledger) -> list[Finding]:
         interval_words(lost),
     )
     next_step = NextStep(
+        f"check rank {rank}'s GPU",
         f"Compare the clocks, power limit and other processes of rank {rank}'s GPU with the others' under load; swap "
         "it for another GPU if they are equal.",
         sentence("the ranks take the same time at the same load, and a step up to {} less.", lost),

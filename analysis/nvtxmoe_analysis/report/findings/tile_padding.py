@@ -26,9 +26,10 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(padding, ledger.step_time)
     if not at_stake.matters or padding.interval is None or padding.interval[0] <= 0:
         return []
-    text = "Rows that pad the experts' tiles cost {} per {} ({}){}."
+    text = "Rows that pad the experts' tiles cost {} per {}, {}{}."
     headline = sentence(text, padding, ledger.steady.noun, at_stake.share, interval_words(padding))
     next_step = NextStep(
+        "larger batches",
         "Send more requests at a time, so that experts get fuller tiles; or tune the kernel's tiles for this batch.",
         per_token(ledger),
         "vllm serve MODEL --max-num-seqs N",

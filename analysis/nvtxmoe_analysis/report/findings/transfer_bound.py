@@ -29,6 +29,7 @@ def find(ledger: Ledger) -> list[Finding]:
     text = "Collectives transfer for {} per {}, {} of it."
     headline = sentence(text, transfer, ledger.steady.noun, at_stake.share)
     next_step = NextStep(
+        "a faster exchange",
         "Check that the GPUs are linked by NVLink, then compare backends of the exchange (with data parallel ranks) or "
         "overlap two halves of the batch.",
         sentence("transfer per step falls; all of it hidden would save {}.", transfer),

@@ -60,7 +60,14 @@ def _measured(at_stake: Stake, reason: str) -> Finding:
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     kind = COST if at_stake.matters else NOTE
     return Finding(
-        TOPIC, headline, details, confidence, kind, "stragglers", at_stake, NextStep(EXACT, expected, COMMAND)
+        TOPIC,
+        headline,
+        details,
+        confidence,
+        kind,
+        "stragglers",
+        at_stake,
+        NextStep("predict placements", EXACT, expected, COMMAND),
     )
 
 
@@ -74,7 +81,7 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         text = "Rebalancing experts saves {} per step{}: worth it."
         headline = sentence(text, saved, interval_words(saved))
         expected = sentence("{} less per step, as predicted from steps that the model did not see.", saved)
-        next_step = NextStep(TRY, expected, COMMAND)
+        next_step = NextStep("rebalance experts", TRY, expected, COMMAND)
         return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", at_stake, next_step)]
     if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
         return [_measured(even, str(verdict["sentence"]))]
