@@ -6,18 +6,18 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import sentence
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, sentence
 from nvtxmoe_analysis.report.steady import STEP
 
 ID = "launch-skew"
 ORDER = 4
 MEANING = (
     "Ranks wait in the first collective of a step, where they meet after launching it. At stake: that waiting. It is "
-    "consistent with launches that come late on one host process, and with uneven work before that collective."
+    "consistent with launches that come late on one host process, and with uneven work before the MoE layers."
 )
 
 TABLE = "collectives"
-COLUMNS = ("start_ns", "wait_ns", "last_rank")
+COLUMNS = ("layer_idx", "start_ns", "wait_ns", "last_rank")
 
 
 def find(ledger: Ledger) -> list[Finding]:
@@ -32,10 +32,12 @@ def find(ledger: Ledger) -> list[Finding]:
     over = ledger.steady.rank_steps
     value = float(first["wait_ns"].sum()) / over
     wait = ledger.of_steps(value, TABLE, "wait_ns", "first_of_step", rows=len(first), over=over)
+    own = _of_own_time(ledger, first)
+    wait = wait if own is None else difference(wait, own)
     at_stake = stake(wait, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait {} per {}, {}, in its first collective: they reach it at different times."
+    text = "Ranks wait {} per {}, {}, in its first collective: they come to it at different times."
     headline = sentence(text, wait, ledger.steady.noun, at_stake.share)
     last = first.unique("step")["last_rank"].value_counts(sort=True)
     rank, times = last.row(0)
@@ -52,3 +54,12 @@ def find(ledger: Ledger) -> list[Finding]:
     return [
         Finding("Launch skew", headline, details, confidence, COST, "stragglers", at_stake, next_step, in_moe=False)
     ]
+
+
+def _of_own_time(ledger: Ledger, first: pl.DataFrame) -> SourcedNumber | None:
+    """Return what ranks wait there because their own times in the layer before it differ; None if no layer is."""
+    layers = first["layer_idx"].unique().to_list()
+    if len(layers) != 1 or layers[0] is None or ledger.source.frame("straggler", ["excess_ns"]) is None:
+        return None
+    excess = ledger.per_step("straggler", "excess_ns", where={"layer_idx": layers[0]}, by=("group", "step"))
+    return excess if excess.value > 0 else None
