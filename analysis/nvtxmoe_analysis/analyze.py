@@ -28,6 +28,7 @@ from nvtxmoe_analysis.outputs.sqlite_file import check_database, writing_databas
 from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.readers.find_inputs import reports_of
 from nvtxmoe_analysis.readers.open import refuse_mixture
+from nvtxmoe_analysis.report.advice import Advice, write_findings
 from nvtxmoe_analysis.run.run_facts import merge
 
 
@@ -40,6 +41,7 @@ class Analysis:
     validation: dict[str, Any]
     folder: Path
     files: list[Path]
+    advice: Advice
 
     @property
     def failed(self) -> tuple[Failure, ...]:
@@ -132,4 +134,6 @@ def analyze(
         )
     if database is not None:
         files.append(database)
-    return Analysis(results, checks, validation, folder, files)
+    progress.begin("findings")
+    advice, file = write_findings(folder)
+    return Analysis(results, checks, validation, folder, [*files, file], advice)

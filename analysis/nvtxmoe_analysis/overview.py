@@ -43,6 +43,8 @@ def overview(analysis: Analysis) -> dict[str, Any]:
         "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
         "tokens": tokens,
         **({} if results.direct else _gpu(analysis)),
+        "answers": [answer.as_dict() for answer in analysis.advice.answers],
+        "findings": [finding.as_dict() for finding in analysis.advice.findings],
         "recording": recording_of(meta for report in results.reports for meta in report.metas.values()),
         "layers": _layers(analysis),
         "folder": str(analysis.folder),

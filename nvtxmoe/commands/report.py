@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -38,17 +38,14 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
 
 
 def show(console: Console, made: Report) -> None:
-    """Print the findings' first sentences, what could not be drawn, and the files."""
-    for number, finding in enumerate(made.findings, 1):
-        _line(console, f"{number}. {finding.headline}")
-    for chart, reason in made.missing.items():
-        _line(console, f"No chart {chart}: {reason.removeprefix('Not drawn: ')}")
-    _line(console, f"Report: {made.page}")
+    """Print the four answers, the findings' titles, what could not be drawn, and the files."""
+    from nvtxmoe.printing.first_lines import printable, show_first_lines  # noqa: PLC0415
+
+    show_first_lines(console, [answer.as_dict() for answer in made.advice.answers])
+    lines = [f"{number}. {finding.headline}" for number, finding in enumerate(made.findings, 1)]
+    lines += [f"No chart {chart}: {reason.removeprefix('Not drawn: ')}" for chart, reason in made.missing.items()]
+    lines.append(f"Report: {made.page}")
     if made.images:
-        _line(console, f"Charts: {len(made.images)} files {made.page.parent / 'report-*'}")
-
-
-def _line(console: Console, text: str) -> None:
-    """A line as it stands: names come from the capture."""
-    shown: Any = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    console.print(shown, soft_wrap=True, markup=False)
+        lines.append(f"Charts: {len(made.images)} files {made.page.parent / 'report-*'}")
+    for line in lines:
+        console.print(printable(line), soft_wrap=True, markup=False)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from nvtxmoe.printing.first_lines import show_first_lines
+
 #: Most layers listed in the terminal; the files have all.
 MOST_LAYERS = 16
 
@@ -17,8 +19,7 @@ MOST_LAYERS = 16
 def show_analysis(console: Console, overview: dict[str, Any]) -> None:
     """Print an overview (see ``nvtxmoe_analysis.overview``). The overview of a session has no GPU time."""
     timed = "in_layer_ns" in overview
-    if overview["verdict"] != "complete":
-        console.print("Capture [bold red]incomplete[/bold red], see below: the numbers lack what is missing.")
+    show_first_lines(console, overview["answers"])
     console.print(
         f"{_counted(overview['ranks'], 'rank')}, {_counted(overview['steps_kept'], 'step')}"
         + (f" of {overview['steps_captured']:,}" if overview["steps_kept"] != overview["steps_captured"] else "")
@@ -28,11 +29,6 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         console.print(f"Expert ids: {ways_text(overview['recording'])}")
     if timed and overview["in_layer_ns"] is None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
-    elif timed:
-        console.print(
-            f"{_duration(overview['in_layer_ns'])} of kernels and copies in MoE layers, summed over ranks"
-            + (f": {overview['in_layer_pct']:.1f} % of all in steps" if overview["in_layer_pct"] is not None else "")
-        )
     console.print(_layer_table(overview["layers"], timed))
     if len(overview["layers"]) > MOST_LAYERS:
         most = "most kernel time" if timed else "highest max/mean"

@@ -18,7 +18,7 @@ from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import charts, report
 from nvtxmoe_analysis.report.chart import SECTIONS
-from nvtxmoe_analysis.report.chart_tools import MOST_NAME, table, thinned
+from nvtxmoe_analysis.report.chart_tools import table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits
@@ -36,6 +36,7 @@ from nvtxmoe_analysis.report.numbers import (
 )
 from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import MOST_NAME
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust
 from tests.support.paths import ROOT
 from tests.support.report_numbers import check_figure

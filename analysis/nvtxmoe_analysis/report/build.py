@@ -9,49 +9,45 @@ from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
-from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report.advice import FINDINGS, advise, beside, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
-from nvtxmoe_analysis.report.findings import findings
-from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.trust import processes, trust
+from nvtxmoe_analysis.report.trust import processes
 
 
 def build(folder: Path, *, images: bool) -> Report:
     """See ``nvtxmoe_analysis.report.report``."""
     source = Source(load(folder))
     results = source.loaded.folder
-    output = results.parent if results.name == FOLDER else results
+    output = beside(results)
     check_folder(output)
-    report_findings = findings(source)
+    advice = advise(source)
     charts = [_placed(source, name, module) for name, module in chart_modules().items()]
-    trust_box = trust(source)
     html = page(
-        report_findings,
+        advice,
         charts,
-        trust_box,
-        tiles(report_findings, trust_box),
         subtitle=_subtitle(source),
         folder=str(results),
         absent=sorted(set(source.absent.values())),
     )
-    written: dict[str, bytes] = {}
+    pictures: dict[str, bytes] = {}
     if images:
         for chart in charts:
             if chart.drawing is not None:
-                written |= image_files(f"{REPORT}-{chart.name}", chart.spec, chart.drawing.data)
-    stale = {f"{REPORT}-{chart.name}.{form}" for chart in charts for form in ("svg", "png")} - written.keys()
-    _write(output, {**written, f"{REPORT}.html": html.encode()}, stale if images else set())
+                pictures |= image_files(f"{REPORT}-{chart.name}", chart.spec, chart.drawing.data)
+    stale = {f"{REPORT}-{chart.name}.{form}" for chart in charts for form in ("svg", "png")} - pictures.keys()
+    texts = {FINDINGS: text_of(advice).encode(), f"{REPORT}.html": html.encode()}
+    _write(output, {**pictures, **texts}, stale if images else set())
     return Report(
         output / f"{REPORT}.html",
-        report_findings,
+        advice,
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
-        [output / name for name in written],
+        [output / name for name in pictures],
         sorted(set(source.absent.values())),
     )
 

@@ -11,8 +11,6 @@ from nvtxmoe_analysis.report.chart import TABLE_ROWS, Table
 
 #: Kinds of steps, in the order in which they are shown.
 STEP_KINDS = ("decode", "prefill", "mixed", "none")
-#: Most characters of a kernel's name.
-MOST_NAME = 64
 
 
 def base(data: str) -> alt.Chart:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import polars as pl
 
+from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where, shown
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.steady import CORRELATION, STEP, Steady, steady
 
 
 def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
@@ -19,10 +22,96 @@ def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
 
 
 class Ledger:
-    """Numbers of one results folder."""
+    """Numbers of one results folder.
+
+    Attributes:
+        source: the folder.
+        found: findings of the topics that come before.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self.found: list[Finding] = []
+
+    @cached_property
+    def steady(self) -> Steady | None:
+        """The steady steps, which all times per step are of; None without GPU time of steps."""
+        return steady(self.source)
+
+    @cached_property
+    def step_time(self) -> SourcedNumber | None:
+        """GPU time per steady step; None without."""
+        return None if self.steady is None else self.per_step(CORRELATION, "step_gpu_ns", once=STEP)
+
+    def per_step(
+        self,
+        name: str,
+        column: str,
+        *,
+        where: Where | None = None,
+        once: Sequence[str] = (),
+        by: Sequence[str] = (),
+        interval: tuple[str, str] | None = None,
+    ) -> SourcedNumber:
+        """Take a time per steady step of the mean rank from a frame that exists; NaN if it is unknown there.
+
+        Parameters:
+            where, once: see ``take``.
+            by: columns whose combinations in the rows are counted, and the sum divided by their number; default: the
+                (rank, step) that are steady.
+            interval: columns of the ends of an estimate's interval; the number is then an estimate.
+        """
+        assert self.steady is not None
+        frame: pl.DataFrame = getattr(self.source.loaded, name)
+        chosen = rows_where(frame.filter(pl.col("step").is_in(self.steady.numbers)), where or {})
+        if once:
+            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        over = chosen.select(pl.struct(*by).n_unique()).item() if by and len(chosen) else self.steady.rank_steps
+        ends = None if interval is None else tuple(_per(chosen[end], over) for end in interval)
+        return self.of_steps(
+            _per(chosen[column], over),
+            name,
+            column,
+            "per_step",
+            where=where,
+            once=once,
+            rows=len(chosen),
+            over=over,
+            interval=None if ends is None else (ends[0], ends[1]),
+        )
+
+    def of_steps(
+        self,
+        value: float,
+        name: str,
+        column: str,
+        how: str,
+        *,
+        where: Where | None = None,
+        once: Sequence[str] = (),
+        rows: int,
+        over: int,
+        steps: frozenset[int] | None = None,
+        in_words: str = "",
+        interval: tuple[float, float] | None = None,
+    ) -> SourcedNumber:
+        """Return a number that was computed from rows of steps, by default the steady ones."""
+        assert self.steady is not None
+        return SourcedNumber(
+            value,
+            shown(value, column),
+            self.source.file(name),
+            column,
+            how,
+            dict(where or {}),
+            tuple(once),
+            rows,
+            steps=self.steady.numbers if steps is None else steps,
+            steps_in_words=in_words or self.steady.in_words,
+            over=over,
+            interval=interval,
+            estimated=interval is not None,
+        )
 
     def take(
         self,
@@ -78,6 +167,11 @@ class Ledger:
             value = value[key]
         path = ".".join(map(str, keys))
         return SourcedNumber(value, shown(value, path) if text is None else text, self.source.file(name), path)
+
+
+def _per(values: pl.Series, over: int) -> float:
+    """Return the sum over a number; NaN if no value is known."""
+    return float(values.sum()) / over if values.count() and over else float("nan")
 
 
 def _reduced(values: pl.Series, how: str) -> Value:

@@ -24,12 +24,18 @@ class SourcedNumber:
         how: ``cell`` (as it stands there), ``sum``, ``mean``, ``median``, ``min``, ``max``, ``rows`` (their number),
             ``known`` (rows with a value), ``distinct`` (values, empty cells left out), ``wins`` (of the ``once``
             groups, those in which the row of ``where`` has the largest value), ``lift`` (of a pair of experts, see
-            ``pairs.with_lift``), ``predicted`` (by ``nvtxmoe place``: ``column`` is a key of its verdict); of parts
-            ``ratio``, ``percent``, ``difference``.
+            ``pairs.with_lift``), ``predicted`` (by ``nvtxmoe place``: ``column`` is a key of its verdict),
+            ``per_step`` (sum over the rows of ``steps``, divided by ``over``), ``first_of_step`` (likewise, of the row
+            that starts first in each (rank, step)), ``idle`` (likewise, of the time between the layers' first start
+            and last end that exceeds the step's GPU time); of parts ``ratio``, ``percent``, ``difference``, ``total``.
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
         rows: number of these rows.
         parts: the numbers that it was computed from.
+        steps: numbers of the steps whose rows count; None: all. steps_in_words: which these are.
+        over: what a sum over ``steps`` is divided by: the number of (rank, step), or of (group, step).
+        interval: 95 % interval of an estimate, in the unit of ``value``.
+        estimated: True if a model gave it.
     """
 
     value: Value
@@ -41,15 +47,52 @@ class SourcedNumber:
     once: tuple[str, ...] = ()
     rows: int = 0
     parts: tuple[SourcedNumber, ...] = ()
+    steps: frozenset[int] | None = field(default=None, repr=False)
+    steps_in_words: str = ""
+    over: int = 1
+    interval: tuple[float, float] | None = None
+    estimated: bool = False
 
     def __str__(self) -> str:
         return self.text
+
+    @property
+    def is_estimated(self) -> bool:
+        """True if a model gave the number, or one that it was computed from."""
+        return self.estimated or self.how == "predicted" or any(part.is_estimated for part in self.parts)
+
+    @property
+    def unit(self) -> str:
+        """The unit of ``value``: ns, us, % or nothing."""
+        if self.how in ("percent", "ratio"):
+            return "%" if self.how == "percent" else ""
+        if self.how in ("rows", "known", "distinct", "wins", "lift"):
+            return ""
+        column = self.column or next((part.column for part in self.parts), "")
+        for unit, endings in (("ns", ("_ns",)), ("us", ("_us", "_us_a_rank")), ("%", ("pct", "percentage"))):
+            if column.endswith(endings):
+                return unit
+        return ""
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """File, column and rows, JSON-ready."""
+        return {
+            "file": self.file,
+            "column": self.column,
+            **({"where": dict(self.where)} if self.where else {}),
+            **({"steps": self.steps_in_words} if self.steps is not None else {}),
+            **({"rows": self.rows} if self.rows else {}),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return value, text and origin, JSON-ready."""
         return {
             "value": self.value if math.isfinite(self.value) else None,
             "text": self.text,
+            "unit": self.unit,
+            "kind": "estimated" if self.is_estimated else "measured",
+            "interval": list(self.interval) if self.interval else None,
             "origin": self.origin,
             "how": self.how,
             **({"of": [part.text for part in self.parts]} if self.parts else {}),
@@ -62,8 +105,8 @@ class SourcedNumber:
     def origin(self) -> str:
         """File, column and rows of the number in words; the parts of a computed number."""
         if self.parts:
-            verb = {"ratio": "over", "percent": "as a share of", "difference": "minus"}[self.how]
-            return f"{self.parts[0].text} {verb} {self.parts[1].text}"
+            verb = {"ratio": "over", "percent": "as a share of", "difference": "minus", "total": "plus"}[self.how]
+            return f" {verb} ".join(part.text for part in self.parts)
         rows = f"{self.rows:,} row{'' if self.rows == 1 else 's'}"
         condition = ", ".join(
             f"{name} {'empty' if value is None else f'= {value}'}" for name, value in self.where.items()
@@ -76,6 +119,12 @@ class SourcedNumber:
             return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
         if self.how == "predicted":
             return f"{self.file}: {self.column} of the verdict that `nvtxmoe place --json` predicts from it"
+        if self.steps is not None:
+            what = {
+                "first_of_step": f"{self.column} of the row with the least start_ns of each (rank, step)",
+                "idle": "gpu_end_ns of the last layer less gpu_start_ns of the first and step_gpu_ns, where positive",
+            }.get(self.how, self.column)
+            return f"{self.file}: sum of {what}{scope} in {self.steps_in_words} ({rows}{once}), over {self.over:,}"
         if self.how == "rows":
             return f"{self.file}: number of rows{scope}"
         if self.how == "cell":
@@ -151,8 +200,23 @@ def percent(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
 def difference(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
     """Return the first minus the second, in their unit."""
     value = first.value - second.value
-    unit = first.column or second.column
-    return SourcedNumber(value, shown(value, unit), how="difference", parts=(first, second))
+    return SourcedNumber(value, shown(value, first.column or second.column), how="difference", parts=(first, second))
+
+
+def total(*parts: SourcedNumber) -> SourcedNumber:
+    """Return the sum, in the unit of the first; that number itself if it is the only one."""
+    if len(parts) == 1:
+        return parts[0]
+    value = sum(part.value for part in parts)
+    return SourcedNumber(value, shown(value, parts[0].column), how="total", parts=parts)
+
+
+def interval_words(number: SourcedNumber) -> str:
+    """Return ``, 95 % interval 1.0 us to 1.2 us``; empty without an interval."""
+    if number.interval is None:
+        return ""
+    low, high = number.interval
+    return f" (95 % interval {duration(low)} to {duration(high)})"
 
 
 # How numbers are written ---------------------------------------------------------------------------------------------

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-#: A single time above this many usual ones is an outlier.
-OUTLYING = 5
-STEP = ("rank", "step")
+from nvtxmoe_analysis.report.steady import OUTLYING, STEP
 
 
 def own_column(frame: pl.DataFrame) -> str:

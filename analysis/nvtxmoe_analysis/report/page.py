@@ -11,12 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from nvtxmoe._version import __version__
+from nvtxmoe_analysis.report.advice import Advice
 from nvtxmoe_analysis.report.chart import SECTIONS, Drawing, Missing
 from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
-from nvtxmoe_analysis.report.finding import Finding
-from nvtxmoe_analysis.report.headlines import Tile
 from nvtxmoe_analysis.report.theme import CONFIG
-from nvtxmoe_analysis.report.trust import Trust
 from nvtxmoe_analysis.report.vega import bundle
 
 TITLE = "Mixture-of-experts report"
@@ -56,10 +54,8 @@ def asset(name: str) -> str:
 
 
 def page(
-    findings: Sequence[Finding],
+    advice: Advice,
     charts: Sequence[Placed],
-    trust: Trust,
-    tiles: Sequence[Tile],
     *,
     subtitle: str,
     folder: str,
@@ -91,11 +87,11 @@ def page(
         folder=folder,
         policy=policy(scripts),
         style=_safe(asset("page.css")),
-        findings=findings,
+        findings=advice.findings,
         sections=sections,
         drawn=drawn,
-        trust=trust,
-        tiles=tiles,
+        trust=advice.trust,
+        answers=advice.answers,
         absent=absent,
         licenses=asset("licenses.txt"),
         data=_safe(json_in_html(data)),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvtxmoe_analysis.report.advice import Advice
 from nvtxmoe_analysis.report.finding import Finding
 
 #: The page's name in DIR; charts are REPORT-NAME.svg and .png.
@@ -19,7 +20,7 @@ class Report:
 
     Attributes:
         page: the HTML file.
-        findings: in the order of the page.
+        advice: findings and answers, also in ``findings.json``.
         charts: names of the charts that were drawn.
         missing: the reason by chart that could not be drawn.
         images: the files of ``--images``.
@@ -27,17 +28,22 @@ class Report:
     """
 
     page: Path
-    findings: Sequence[Finding]
+    advice: Advice
     charts: Sequence[str]
     missing: Mapping[str, str]
     images: Sequence[Path]
     absent: Sequence[str] = ()
 
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The findings in the order of the page."""
+        return self.advice.findings
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report, JSON-ready; each finding with its numbers and their origin."""
         return {
             "report": str(self.page),
-            "findings": [finding.as_dict() for finding in self.findings],
+            **self.advice.as_dict(),
             "charts": list(self.charts),
             "missing": dict(self.missing),
             "absent": list(self.absent),

@@ -30,6 +30,20 @@ CLASSES: Mapping[str, str] = {
     "unplaced": "#5d6675",
 }
 
+#: Classes whose names are not plain, in words.
+CLASS_WORDS: Mapping[str, str] = {
+    "collective": "collectives",
+    "norm": "norms",
+    "dense": "matrix multiplications outside MoE layers",
+    "memory": "copies and memsets",
+    "recording": "nvtxmoe's own kernel",
+    "other": "other work",
+    "unplaced": "work that can't be placed",
+}
+
+#: Most characters of a kernel's name.
+MOST_NAME = 64
+
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'
 
 

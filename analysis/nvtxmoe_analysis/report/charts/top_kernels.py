@@ -7,10 +7,10 @@ import polars as pl
 
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
-from nvtxmoe_analysis.report.chart_tools import MOST_NAME, base, colours, significant, table
+from nvtxmoe_analysis.report.chart_tools import base, colours, significant, table
 from nvtxmoe_analysis.report.numbers import duration, pct
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.theme import PHASES
+from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
 
 TITLE = "The longest operations in MoE layers"
 SECTION = TIME

@@ -1,31 +1,35 @@
-"""Findings in words, each with its numbers and their places: a module per topic, found by being here.
+"""Findings in words, each with its numbers and their places: a module per finding, found by being here.
 
-A topic is a module with ``ORDER`` (its place on the page, low numbers first) and ``find(ledger) -> list[Finding]``.
+A finding is a module with ``ID`` (its stable name), ``MEANING`` (a sentence or two for the docs), ``ORDER`` (low
+numbers are looked for first, and stand first among findings without time at stake) and
+``find(ledger) -> list[Finding]``.
 """
 
 from __future__ import annotations
 
 import pkgutil
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast
 
-from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.finding import KINDS, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.results import Source
 
 
 class FindingModule(Protocol):
     """What a module of this folder has."""
 
+    ID: str
     ORDER: int
+    MEANING: str
 
     def find(self, ledger: Ledger, /) -> list[Finding]:
-        """Return what the results tell of the topic; an empty list where they tell nothing."""
+        """Return what the results contain of this finding; an empty list if nothing."""
 
 
 def finding_modules() -> Mapping[str, FindingModule]:
-    """Every topic by name, in the order of the page."""
+    """Every module by name, in their order."""
     found = {
         info.name: cast(FindingModule, import_module(f"{__name__}.{info.name}"))
         for info in pkgutil.iter_modules(__path__)
@@ -33,7 +37,13 @@ def finding_modules() -> Mapping[str, FindingModule]:
     return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
 
 
-def findings(source: Source) -> list[Finding]:
-    """All findings of these results, the most important first."""
-    ledger = Ledger(source)
-    return [finding for module in finding_modules().values() for finding in module.find(ledger)]
+def findings(ledger: Ledger) -> list[Finding]:
+    """All findings of these results: by kind, then by the time at stake per step, then in the modules' order."""
+    for module in finding_modules().values():
+        ledger.found += [replace(finding, id=module.ID) for finding in module.find(ledger)]
+    return sorted(ledger.found, key=_place)
+
+
+def _place(finding: Finding) -> tuple[int, float]:
+    at_stake = 0.0 if finding.stake is None else finding.stake.per_step.value
+    return KINDS.index(finding.kind), -at_stake

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.report.finding import NOTE, Finding
+from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Where, sentence
 
+ID = "capacity"
 ORDER = 50
+MEANING = "What a fixed capacity of the experts would drop and pad. vLLM drops nothing."
 
 NAME = "capacity"
 COLUMNS = ("layer_idx", "capacity_factor", "over_capacity_pct", "empty_slots_pct")
@@ -46,4 +48,4 @@ def find(ledger: Ledger) -> list[Finding]:
             sentence(text, f"{factors[-1]:g}", *([at_largest_factor] if at_largest_factor.value > 0 else []))
         )
     text = "computed from every step's counts. vLLM drops nothing: this is what padding or dropping would do."
-    return [Finding("Capacity", headline, details, sentence(text), NOTE)]
+    return [Finding("Capacity", headline, details, sentence(text))]

@@ -6,10 +6,13 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.models import EXPLAINS, best_models, sentence_of
 from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
 
+ID = "limits"
 #: Comes last: only then is known what the others could not use.
 ORDER = 1000
+MEANING = "What could not be seen or fitted, and what limits the other findings."
 
 CORRELATION = "layer_correlation"
 
@@ -17,13 +20,16 @@ CORRELATION = "layer_correlation"
 def find(ledger: Ledger) -> list[Finding]:
     """Return everything that limits the other findings, or that they could not use. Comes last, after their reads."""
     lines = [
-        *_incomplete(ledger),
+        *_unknown_verdict(ledger),
         *_filters(ledger),
         *_gpu(ledger),
         *_sampled(ledger),
         *_tiles(ledger),
         *_inferred(ledger),
         *_alone(ledger),
+        *_not_split(ledger),
+        *_speeds(ledger),
+        *_not_fitted(ledger),
     ]
     if ledger.source.frame(CORRELATION) is not None:
         lines.append(sentence("The time of a single expert: a fused kernel serves many, so time is known by layer."))
@@ -33,13 +39,10 @@ def find(ledger: Ledger) -> list[Finding]:
     return [Finding("What could not be seen", sentence("{} what can be said.", number), lines, None, UNSEEN)]
 
 
-def _incomplete(ledger: Ledger) -> list[Sentence]:
-    validation = ledger.source.document("validation")
-    if validation.get("verdict") == "complete":
+def _unknown_verdict(ledger: Ledger) -> list[Sentence]:
+    if ledger.source.document("validation"):
         return []
-    if not validation:
-        return [sentence("Whether the capture is complete: {}.", ledger.source.why("validation"))]
-    return [sentence("The capture is incomplete: {}", " ".join(map(str, validation.get("reasons", []))))]
+    return [sentence("Whether the capture is complete: {}.", ledger.source.why("validation"))]
 
 
 def _filters(ledger: Ledger) -> list[Sentence]:
@@ -112,3 +115,25 @@ def _alone(ledger: Ledger) -> list[Sentence]:
     """Return why ranks could not be compared."""
     reason = ledger.source.document("straggler_document").get("reason")
     return [sentence("What unequal ranks cost: {}", str(reason))] if reason else []
+
+
+def _not_split(ledger: Ledger) -> list[Sentence]:
+    """Return the time of collectives that could not be split into waiting and transfer."""
+    collectives = ledger.source.document("straggler_document").get("collectives") or {}
+    if not collectives.get("not_split_us"):
+        return []
+    unsplit = ledger.from_document("straggler_document", "collectives", "not_split_us")
+    return [sentence("How much of {} of collectives is waiting: they could not be split.", unsplit)]
+
+
+def _speeds(ledger: Ledger) -> list[Sentence]:
+    """Return why it is unknown whether a rank is slow at the same load."""
+    balance = (ledger.source.document("straggler_document").get("straggler") or {}).get("perfect_balance") or {}
+    speeds = (balance.get("by_routing") or {}).get("speed") or []
+    reasons = sorted({str(row["reason"]) for row in speeds if row.get("reason")})
+    return [sentence("Whether a rank is slow at the same load: {}.", reasons[0])] if reasons else []
+
+
+def _not_fitted(ledger: Ledger) -> list[Sentence]:
+    """Return the models that explain nothing, in their words."""
+    return [sentence("{}", sentence_of(row)) for row in best_models(ledger) if row["status"] != EXPLAINS]

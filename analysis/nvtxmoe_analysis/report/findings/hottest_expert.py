@@ -1,21 +1,22 @@
-"""Finding: how evenly experts are used, in total and step by step."""
+"""Finding: the expert that gets most, and how even the least even layer is step by step."""
 
 from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.core.text import listed
-from nvtxmoe_analysis.report.finding import NOTE, Finding, Headline
+from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, percent, ratio, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, ratio, sentence
 
-ORDER = 40
+ID = "hottest-expert"
+ORDER = 44
+MEANING = "The expert with the largest share of its layer's assignments. What it costs, if anything, is `uneven-ranks`."
 
 COUNTS = "activations"
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Return the hottest expert, experts without a token, the least even layer."""
+    """Return the hottest expert and the least even layer."""
     frame = ledger.source.frame(COUNTS)
     if frame is None or not frame["activation_count"].sum():
         return []
@@ -34,33 +35,7 @@ def find(ledger: Ledger) -> list[Finding]:
     headline = sentence(text, expert, layer, times_mean, share)
     if times_mean.text == "1.00":
         headline = sentence("Routing is even: no expert has more than {} times its layer's mean.", times_mean)
-    details = [*_silent(ledger, frame), *_by_step(ledger)]
-    headline_number = Headline(
-        "hottest expert",
-        times_mean,
-        "times the mean" + ("" if times_mean.text == "1.00" else f": expert {expert} of layer {layer}"),
-    )
-    return [Finding("Balance of experts", headline, details, _sure(ledger), NOTE, "expert_heatmap", headline_number)]
-
-
-def _silent(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
-    """Return the experts that no token chose."""
-    silent_rows = frame.filter(pl.col("activation_count") == 0)
-    rows = ledger.take(COUNTS, "activation_count", "rows")
-    if silent_rows.is_empty():
-        return [sentence("Each of the {} (layer, expert) got tokens.", rows)]
-    silent_count = ledger.take(COUNTS, "activation_count", "rows", where={"activation_count": 0})
-    layers = [str(n) for n in silent_rows["layer_idx"].unique().sort().to_list()]
-    return [
-        sentence(
-            "{} of {} (layer, expert) got no token ({}), in {} {}.",
-            silent_count,
-            rows,
-            percent(silent_count, rows),
-            "layer" if len(layers) == 1 else "layers",
-            listed(layers),
-        )
-    ]
+    return [Finding("Balance of experts", headline, _by_step(ledger), _sure(ledger), chart="expert_heatmap")]
 
 
 def _by_step(ledger: Ledger) -> list[Sentence]:

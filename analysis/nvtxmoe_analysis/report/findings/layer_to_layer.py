@@ -1,19 +1,15 @@
-"""Findings: experts chosen together, within a token's top-k and from layer to layer."""
+"""Finding: how much a token's experts of one layer tell of those of another."""
 
 from __future__ import annotations
 
-from math import isfinite
-
-import polars as pl
-
-from nvtxmoe_analysis.report.finding import NOTE, Finding
+from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, percent, sentence, times
-from nvtxmoe_analysis.report.pairs import with_lift
+from nvtxmoe_analysis.report.numbers import Sentence, Where, sentence
 
-ORDER = 60
+ID = "layer-to-layer"
+ORDER = 61
+MEANING = "How much a token's experts of one layer tell of its experts in another, and the strongest path."
 
-PAIRS = "coselection"
 LAYERS, PATHS = "cross_layer", "cross_layer_paths"
 #: Below this share of the entropy, one layer does not predict another.
 LITTLE_PCT = 1.0
@@ -32,37 +28,7 @@ PATH_COLUMNS = (
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Return the pair chosen together most often, and the strongest path between layers."""
-    return [*_pair(ledger), *_path(ledger)]
-
-
-def _pair(ledger: Ledger) -> list[Finding]:
-    frame = ledger.source.frame(PAIRS)
-    if frame is None:
-        return []
-    ranked = frame.with_columns(share=pl.col("coselection_count") / pl.col("tokens")).sort(
-        ["share", "layer_idx", "expert_id_1", "expert_id_2"], descending=[True, False, False, False]
-    )
-    first = ranked.row(0, named=True)
-    where = {name: first[name] for name in ("layer_idx", "expert_id_1", "expert_id_2")}
-    both, tokens = (ledger.take(PAIRS, column, where=where) for column in ("coselection_count", "tokens"))
-    text = "Experts {} and {} of layer {} are chosen together most often: by {} of the tokens{}."
-    pair = (first["expert_id_1"], first["expert_id_2"], first["layer_idx"])
-    headline = sentence(text, *pair, percent(both, tokens), _against_chance(ledger, frame, where))
-    confidence = sentence("{} tokens of that layer were looked at, {} chose both.", tokens, both)
-    return [Finding("Chosen together", headline, [], confidence, NOTE, "coselection")]
-
-
-def _against_chance(ledger: Ledger, frame: pl.DataFrame, where: Where) -> Sentence | str:
-    """How much more often a pair is chosen together than its experts' popularity alone gives."""
-    lift = rows_where(with_lift(frame, ledger.source), where)["lift"].item()
-    if lift is None or not isfinite(lift):
-        return ""
-    number = SourcedNumber(lift, times(lift), ledger.source.file(PAIRS), "coselection_count", "lift", where, (), 1)
-    return sentence(", {} times as often as independent choices would", number)
-
-
-def _path(ledger: Ledger) -> list[Finding]:
+    """Return the two layers that tell most of one another, with their strongest path."""
     pairs = ledger.source.frame(LAYERS, LAYER_COLUMNS)
     known = None if pairs is None else pairs.drop_nulls(["mutual_information_bits", "explained_pct"])
     if known is None or known.is_empty():
@@ -77,7 +43,7 @@ def _path(ledger: Ledger) -> list[Finding]:
         text = "A token's experts of layer {} tell most of those of another layer, {}: {} of their entropy."
         headline = sentence(text, best["layer_a"], best["layer_b"], share)
     confidence = sentence("{} sampled tokens; what shuffled tokens give by chance is subtracted.", tokens)
-    return [Finding("From layer to layer", headline, _strongest(ledger, between), confidence, NOTE)]
+    return [Finding("From layer to layer", headline, _strongest(ledger, between), confidence)]
 
 
 def _strongest(ledger: Ledger, between: Where) -> list[Sentence]:

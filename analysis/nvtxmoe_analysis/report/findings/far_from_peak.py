@@ -6,52 +6,88 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.report.finding import COST, NOTE, Finding, Headline
+from nvtxmoe_analysis.report.finding import COST, NOTE, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, sentence
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, difference, percent, sentence
 
-ORDER = 25
+ID = "far-from-peak"
+ORDER = 9
+MEANING = (
+    "The experts' matrix products reach less than half of the limit that binds them (memory or compute). At stake: the "
+    "time beyond that limit."
+)
 
+TOPIC = "Distance to the GPU's limits"
 TABLE = "roofline_summary"
 COLUMNS = (
     *("step_kind", "tokens_from", "tokens_to", "matmul_ns", "weight_gb_per_s", "weight_mbu_pct", "mbu_pct", "mfu_pct"),
     *("gb_per_s", "tflop_per_s", "limit", "roofline_pct", "padding_pct", "block_m_source"),
 )
 KINDS = ("decode", "prefill", "mixed")
-#: Below this share of the time the GPU's limits explain little: kernels are too short to reach them.
-FAR_PCT = 30.0
+#: The table of single rows, which steady steps are taken from.
+ROWS = "roofline"
+#: Below this share of the limit that binds, the kernels are far from it.
+FAR_PCT = 50.0
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Return the share of the roofline that the kind of step with most time reaches, then the other kinds."""
+    """Return the share of the roofline that steady steps reach, then the other kinds."""
     frame = ledger.source.frame(TABLE, COLUMNS)
     if frame is None:
         return []
     whole = frame.filter(pl.col("tokens_to").is_null() & pl.col("step_kind").is_in(KINDS))
     known = whole.filter(pl.col("roofline_pct").is_not_null()).sort(["matmul_ns", "step_kind"], descending=True)
-    if not known.is_empty():
-        return [_known(ledger, frame, known)]
+    steady = _steady(ledger)
+    if not known.is_empty() and steady is not None:
+        return [_known(ledger, frame, known, *steady)]
     weights = whole.filter(pl.col("weight_gb_per_s").is_not_null()).sort(["matmul_ns", "step_kind"], descending=True)
     return [_weights(ledger, weights)] if len(weights) else []
 
 
-def _known(ledger: Ledger, frame: pl.DataFrame, known: pl.DataFrame) -> Finding:
+def _steady(ledger: Ledger) -> tuple[SourcedNumber, SourcedNumber] | None:
+    """Return the matrix products' time and their least time, per steady step; None if either is unknown."""
+    rows = ledger.source.frame(ROWS, ["matmul_ns", "roofline_ns"])
+    if rows is None or ledger.steady is None or ledger.step_time is None:
+        return None
+    mine = rows.filter(pl.col("step").is_in(ledger.steady.numbers))
+    if mine["roofline_ns"].null_count() or not mine["matmul_ns"].sum():
+        return None
+    return ledger.per_step(ROWS, "matmul_ns"), ledger.per_step(ROWS, "roofline_ns")
+
+
+def _known(
+    ledger: Ledger, frame: pl.DataFrame, known: pl.DataFrame, time: SourcedNumber, least: SourcedNumber
+) -> Finding:
     """Return the finding where sizes and peaks are known."""
-    first, *others = known["step_kind"].to_list()
-    headline = sentence("{}", _of_kind(ledger, known, first))
-    details = [_of_kind(ledger, known, kind) for kind in others]
-    for kind in (first, *others):
-        details += [*_binding(ledger, frame, kind), *_padding(ledger, known, kind)]
-    share = _number(ledger, first, "roofline_pct")
+    assert ledger.steady is not None and ledger.step_time is not None
+    kind = ledger.steady.kind
+    mine = known.filter(step_kind=kind)
+    limit = mine["limit"][0] if len(mine) else "the nearer limit"
+    reached = percent(least, time)
+    text = "The experts' matrix products take {} per {}; {} allows {}: they reach {} of that limit."
+    headline = sentence(text, time, ledger.steady.noun, limit, least, reached)
+    details = [*_binding(ledger, frame, kind), *_padding(ledger, known, kind)]
+    for other in known["step_kind"].to_list():
+        if other != kind:
+            details += [_of_kind(ledger, known, other), *_binding(ledger, frame, other)]
     details.append(
         sentence(
             "Bytes and operations are the least that the routed rows need; rows that a CUDA graph pads are not counted."
         )
     )
-    number = Headline(f"experts' kernels, {first}: share of the roofline", share, "least time at the GPU's peaks")
     confidence = sentence("measured routing and kernel time against the data sheet's peaks ({}).", _peaks(ledger))
-    kind = COST if share.value < FAR_PCT else NOTE
-    return Finding("Distance to the GPU's limits", headline, details, confidence, kind, "roofline", number)
+    beyond = difference(time, least)
+    at_stake = stake(beyond, ledger.step_time)
+    if reached.value >= FAR_PCT or not at_stake.matters:
+        return Finding(TOPIC, headline, details, confidence, NOTE, "roofline")
+    next_step = NextStep(
+        "tune the kernel",
+        "Tune the fused kernel for this shape and GPU with vLLM's benchmarks/kernels/benchmark_moe.py, serve with "
+        "VLLM_TUNED_CONFIG_FOLDER set to what it writes, and compare MoE backends.",
+        sentence("they reach more of the limit; at all of it a step takes {} less.", beyond),
+        "python benchmarks/kernels/benchmark_moe.py --model MODEL --tune",
+    )
+    return Finding(TOPIC, headline, details, confidence, COST, "roofline", at_stake, next_step)
 
 
 def _weights(ledger: Ledger, weights: pl.DataFrame) -> Finding:
@@ -67,7 +103,7 @@ def _weights(ledger: Ledger, weights: pl.DataFrame) -> Finding:
         sentence("Activations and operations are unknown: {}.", reason)
         for reason in _reasons(ledger, "routed_flop", "activation_bytes")
     ]
-    return Finding("Distance to the GPU's limits", headline, details, None, NOTE)
+    return Finding(TOPIC, headline, details)
 
 
 def _where(kind: str) -> Where:

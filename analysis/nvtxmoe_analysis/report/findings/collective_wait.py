@@ -1,0 +1,90 @@
+"""Finding: ranks wait in collectives, for reasons other than late launches, uneven loads and slow GPUs."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.finding import COST, WEAK, Finding, NextStep, stake
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import Sentence, difference, sentence, total
+from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.waterfall_bars import bar
+
+ID = "collective-wait"
+ORDER = 5
+MEANING = (
+    "Ranks wait for one another in collectives after the first of a step, longer than uneven loads and slow GPUs "
+    "explain. At stake: that waiting. It is consistent with uneven attention or with launches that come late."
+)
+
+TOPIC = "Waiting in collectives"
+TABLE = "collectives"
+FIRST = "launch-skew"
+PERFETTO = "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace"
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return the waiting that no other finding explains; of collectives that could not be split, their time."""
+    frame = ledger.source.frame(TABLE, ["wait_ns", "reason"], rows=False)
+    if ledger.steady is None or ledger.step_time is None:
+        return []
+    rows = None if frame is None else frame.filter(pl.col("step").is_in(ledger.steady.numbers))
+    if frame is None or rows is None or not rows["wait_ns"].count():
+        return _not_split(ledger)
+    wait = ledger.per_step(TABLE, "wait_ns")
+    explained = [number for name in ("uneven_ranks", "unequal_speed") if (number := bar(ledger, name)) is not None]
+    explained += [one.stake.per_step for one in ledger.found if one.id == FIRST and one.stake is not None]
+    rest = difference(wait, total(*explained)) if explained else wait
+    at_stake = stake(rest, ledger.step_time)
+    if not at_stake.matters:
+        return []
+    text = "Ranks wait another {} per {}, {}, in collectives, for reasons other than the ranks' loads and speeds."
+    headline = sentence(text, rest, ledger.steady.noun, at_stake.share)
+    details = [sentence("In all, ranks wait {} per step in collectives.", wait)]
+    last = rows.drop_nulls("last_rank")["last_rank"].value_counts(sort=True)
+    details.append(sentence("Rank {} begins last most often.", str(last["last_rank"][0])))
+    expected = sentence("up to {} less per step.", rest)
+    action = (
+        "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
+    )
+    next_step = NextStep("look at the last rank", action, expected, PERFETTO)
+    confidence = sentence("waiting is measured, the part of loads and speeds is estimated.")
+    return [
+        Finding(
+            "Waiting in collectives",
+            headline,
+            details,
+            confidence,
+            COST,
+            "stragglers",
+            at_stake,
+            next_step,
+            in_moe=False,
+        )
+    ]
+
+
+def _not_split(ledger: Ledger) -> list[Finding]:
+    """Return the time of collectives, of which it is unknown how much is waiting."""
+    columns = ["collective_ns", "step_collective_ns"]
+    if ledger.step_time is None or ledger.source.frame(CORRELATION, columns) is None:
+        return []
+    time = total(ledger.per_step(CORRELATION, columns[0]), ledger.per_step(CORRELATION, columns[1], once=STEP))
+    at_stake = stake(time, ledger.step_time)
+    if not at_stake.matters:
+        return []
+    text = "Collectives take {} per step, {}; how much of that is waiting for other ranks cannot be told."
+    reason = _reason(ledger)
+    next_step = NextStep(
+        "analyse all ranks",
+        "Analyse the reports of all ranks together.",
+        sentence("the time is divided into waiting and transfer."),
+        "nvtxmoe analyze RANK0.nsys-rep RANK1.nsys-rep -o DIR --report",
+    )
+    headline = sentence(text, time, at_stake.share)
+    return [Finding(TOPIC, headline, reason, None, WEAK, None, at_stake, next_step, in_moe=False)]
+
+
+def _reason(ledger: Ledger) -> list[Sentence]:
+    reason = ledger.source.document("straggler_document").get("reason")
+    return [sentence("{}", str(reason))] if reason else []

@@ -1,0 +1,100 @@
+"""Finding: the layer that costs most per steady step."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.core.text import short_name
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.moe_time import some_layers
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, ratio, sentence, together
+from nvtxmoe_analysis.report.own_time import costliest_layer, outlying, own_column
+from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
+
+ID = "costliest-layer"
+ORDER = 41
+MEANING = "The layer with most own kernel time per step, and whether it differs from the others."
+
+#: Layers whose time is within this of their mean cost about the same.
+EVEN = 0.05
+#: Share of the layers' own time in outliers from which they are listed, and how many are.
+LARGE_OUTLIERS, MOST_LISTED = 0.05, 8
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return the costliest layer per steady step, and outliers one by one."""
+    if ledger.steady is None:
+        return []
+    whole = ledger.source.loaded.frame(CORRELATION)
+    frame = whole.filter(pl.col("step").is_in(ledger.steady.numbers))
+    column = own_column(frame)
+    layer = costliest_layer(frame)
+    where = {"layer_idx": layer}
+    layer_time, all_time = ledger.per_step(CORRELATION, column, where=where), ledger.per_step(CORRELATION, column)
+    if not all_time.value:
+        return []
+    layers = ledger.take(CORRELATION, "layer_idx", "distinct")
+    details = [*_phases(ledger, frame, layer), *_kernel(ledger, layer), *_outliers(ledger, whole)]
+    kept = " kept" if some_layers(ledger) else ""
+    topic, noun = "The layer that costs most", ledger.steady.noun
+    if layers.value == 1:
+        text = "The one {}, {}, takes {} of own kernel time per {}."
+        headline = sentence(text, "layer kept" if kept else "MoE layer", layer, layer_time, noun)
+        return [Finding(topic, headline, details, chart="layer_phases")]
+    times_mean = ratio(layer_time, ratio(all_time, layers, column))
+    if times_mean.value < 1 + EVEN:
+        text = "The layers{} cost about the same: layer {} takes most, {} of own kernel time per {}, {} times the mean."
+        headline = sentence(text, kept, layer, layer_time, noun, times_mean)
+    else:
+        text = "Layer {} costs most: {} of own kernel time per {}, {} of all{} and {} times the mean layer."
+        share = percent(layer_time, all_time)
+        headline = sentence(text, layer, layer_time, noun, share, " kept" if kept else " layers", times_mean)
+    won, groups = ledger.wins(CORRELATION, column, where, STEP), ledger.take(CORRELATION, "step", "rows", where=where)
+    confidence = sentence("it was the slowest layer in {} of {} (rank, step).", won, groups)
+    return [Finding(topic, headline, details, confidence, chart="layer_phases")]
+
+
+def _outliers(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
+    """Return single times far above their layer's usual ones, if they are much of the layers' time."""
+    column, outliers = own_column(frame), outlying(frame)
+    if not float(outliers[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum()):
+        return []
+    details = []
+    ranked = outliers.sort([column, *STEP, "layer_idx"], descending=[True, False, False, False])
+    for row in ranked.head(MOST_LISTED).iter_rows(named=True):
+        cell = ledger.take(CORRELATION, column, where={name: row[name] for name in ("layer_idx", *STEP)})
+        usual = ledger.take(CORRELATION, column, "median", where={"layer_idx": row["layer_idx"]})
+        text = "Outlier: layer {} took {} in step {} on rank {}, where its median is {}."
+        details.append(sentence(text, row["layer_idx"], cell, str(row["step"]), str(row["rank"]), usual))
+    if len(outliers) > MOST_LISTED:
+        details.append(sentence("{} more times are outliers.", len(outliers) - MOST_LISTED))
+    return details
+
+
+def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int) -> list[Sentence]:
+    """Return the layer's two longest phases."""
+    if not {f"{phase}_ns" for phase in PHASES} <= set(frame.columns):
+        return []
+    where = {"layer_idx": layer}
+    whole = ledger.per_step(CORRELATION, "kernel_time_ns", where=where)
+    took: dict[str, SourcedNumber] = {
+        phase: ledger.per_step(CORRELATION, f"{phase}_ns", where=where) for phase in PHASES
+    }
+    ranked = sorted((phase for phase in took if took[phase].value > 0), key=lambda phase: -took[phase].value)[:2]
+    parts = [sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
+    return [sentence("Of its {} kernel time per step, {}.", whole, together(parts))] if ranked else []
+
+
+def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
+    """Return the layer's longest kernel over all steps."""
+    kernels = ledger.source.frame("kernel_timings")
+    if kernels is None:
+        return []
+    layer_kernels = kernels.filter(pl.col("layer_idx") == layer).group_by("kernel_name").agg(pl.col("total_ns").sum())
+    if layer_kernels.is_empty():
+        return []
+    name = str(layer_kernels.sort(["total_ns", "kernel_name"], descending=[True, False])["kernel_name"][0])
+    took = ledger.take("kernel_timings", "total_ns", "sum", where={"layer_idx": layer, "kernel_name": name})
+    return [sentence("Its longest operation is {}, {} in all steps and ranks.", short_name(name, MOST_NAME), took)]

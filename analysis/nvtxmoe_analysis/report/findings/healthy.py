@@ -1,0 +1,33 @@
+"""Finding: no problem was found."""
+
+from __future__ import annotations
+
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, LEAST_PCT, VERDICT, Finding, NextStep
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import sentence
+from nvtxmoe_analysis.report.steady import LEAST_STEPS
+
+ID = "healthy"
+#: After every problem and verdict.
+ORDER = 30
+MEANING = "The capture is complete, and no problem takes 2 % of a step or more."
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return that nothing was found, if enough steps were looked at and nothing was."""
+    if any(finding.kind in (COST, INCOMPLETE, VERDICT) for finding in ledger.found):
+        return []
+    if ledger.steady is None or ledger.step_time is None or len(ledger.steady.numbers) < LEAST_STEPS:
+        return []
+    if ledger.source.document("validation").get("verdict") != "complete":
+        return []
+    text = "No problem found in {}: nothing that is looked for takes {} % of a step or more."
+    headline = sentence(text, ledger.steady.in_words, f"{LEAST_PCT:g}")
+    next_step = NextStep(
+        "keep a baseline",
+        "Keep this capture as the baseline of later ones.",
+        sentence("a later change of the step's {} shows, with an interval.", ledger.step_time),
+        "nvtxmoe compare BASELINE CANDIDATE",
+    )
+    confidence = sentence("the capture is complete; what could not be seen is listed at the end.")
+    return [Finding("No problem", headline, [], confidence, VERDICT, "waterfall", next_step=next_step)]

@@ -1,0 +1,65 @@
+"""Finding: ranks reach the first collective of a step at different times."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, sentence
+from nvtxmoe_analysis.report.steady import STEP
+
+ID = "launch-skew"
+ORDER = 4
+MEANING = (
+    "Ranks wait in the first collective of a step, where they meet after launching it. At stake: that waiting. It is "
+    "consistent with launches that come late on one host process, and with uneven work before the MoE layers."
+)
+
+TABLE = "collectives"
+COLUMNS = ("layer_idx", "start_ns", "wait_ns", "last_rank")
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return what ranks wait in the first collective of a steady step."""
+    frame = ledger.source.frame(TABLE, COLUMNS)
+    if frame is None or ledger.steady is None or ledger.step_time is None:
+        return []
+    rows = frame.filter(pl.col("step").is_in(ledger.steady.numbers))
+    first = rows.filter(pl.col("start_ns") == pl.col("start_ns").min().over(STEP)).drop_nulls("wait_ns")
+    if first.is_empty():
+        return []
+    over = ledger.steady.rank_steps
+    value = float(first["wait_ns"].sum()) / over
+    wait = ledger.of_steps(value, TABLE, "wait_ns", "first_of_step", rows=len(first), over=over)
+    own = _of_own_time(ledger, first)
+    wait = wait if own is None else difference(wait, own)
+    at_stake = stake(wait, ledger.step_time)
+    if not at_stake.matters:
+        return []
+    text = "Ranks wait {} per {}, {}, in its first collective: they come to it at different times."
+    headline = sentence(text, wait, ledger.steady.noun, at_stake.share)
+    last = first.unique("step")["last_rank"].value_counts(sort=True)
+    rank, times = last.row(0)
+    details = [sentence("Rank {} comes last in {} of {} steps.", str(rank), times, first["step"].n_unique())]
+    expected = sentence("ranks reach that collective together, and a step takes up to {} less.", wait)
+    next_step = NextStep(
+        "launch ranks together",
+        "Look at what the late rank's process does before it launches a step. Give each process CPU cores of its own, "
+        "and check that --async-scheduling is on.",
+        expected,
+        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
+    )
+    confidence = sentence("measured: start and end of each rank's kernel on one clock. Why a rank is late is not.")
+    return [
+        Finding("Launch skew", headline, details, confidence, COST, "stragglers", at_stake, next_step, in_moe=False)
+    ]
+
+
+def _of_own_time(ledger: Ledger, first: pl.DataFrame) -> SourcedNumber | None:
+    """Return what ranks wait there because their own times in the layer before it differ; None if no layer is."""
+    layers = first["layer_idx"].unique().to_list()
+    if len(layers) != 1 or layers[0] is None or ledger.source.frame("straggler", ["excess_ns"]) is None:
+        return None
+    excess = ledger.per_step("straggler", "excess_ns", where={"layer_idx": layers[0]}, by=("group", "step"))
+    return excess if excess.value > 0 else None

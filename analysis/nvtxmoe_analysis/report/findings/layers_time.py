@@ -1,0 +1,94 @@
+"""Finding: GPU time of MoE layers per steady step, and of other kinds of steps."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.moe_time import moe_parts, moe_share, other_work
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, sentence, together, total
+from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.theme import CLASS_WORDS
+
+ID = "layers-time"
+ORDER = 40
+MEANING = (
+    "How much of a step the MoE layers take: own kernels, transfer in their collectives, waiting for uneven ranks."
+)
+
+#: Share of the layers' kernel time that must overlap to be reported, and most classes named.
+OVERLAPPING, MOST_NAMED = 0.02, 2
+PARTS = {"own": "own kernels", "transfer": "transfer in their collectives", "uneven": "waiting for uneven ranks"}
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return the layers' share of a steady step."""
+    parts, step = moe_parts(ledger), ledger.step_time
+    if not parts or step is None or ledger.steady is None or not parts["own"].value:
+        return []
+    confidence = sentence(
+        "measured, not sampled: means over {}, of kernels as nsys recorded them.", ledger.steady.in_words
+    )
+    share = moe_share(ledger)
+    if share is None:
+        text = "Kernels of the layers kept take {} of their own per {}."
+        headline = sentence(text, parts["own"], ledger.steady.noun)
+        details = [
+            *_overlap(ledger),
+            sentence("Other layers were filtered out, so a share of the step says nothing."),
+        ]
+        return [Finding("Time of MoE layers", headline, details, confidence)]
+    text = "MoE layers take {} of {} GPU time per {}, {}."
+    headline = sentence(text, total(*parts.values()), step, ledger.steady.noun, share)
+    details = [*_parts(parts, step), *_overlap(ledger), *_outside(ledger, step), *_left_out(ledger), *_kinds(ledger)]
+    return [Finding("Time of MoE layers", headline, details, confidence, chart="step_share")]
+
+
+def _parts(parts: dict[str, SourcedNumber], step: SourcedNumber) -> list[Sentence]:
+    if len(parts) == 1:
+        return []
+    named = [sentence("{} ({}) {}", number, percent(number, step), PARTS[name]) for name, number in parts.items()]
+    return [sentence("Of that, {}.", together(named))]
+
+
+def _overlap(ledger: Ledger) -> list[Sentence]:
+    """Return the union of the layers' work if kernels ran at the same time: sums then exceed the time that passed."""
+    if ledger.source.frame(CORRELATION, ["busy_ns"]) is None:
+        return []
+    union, kernels = (ledger.per_step(CORRELATION, name) for name in ("busy_ns", "kernel_time_ns"))
+    if union.value >= (1 - OVERLAPPING) * kernels.value:
+        return []
+    text = "Kernels overlap: those of the layers keep the GPU busy for {} per step, {} is their sum. Times and shares "
+    return [sentence(text + "are sums over kernels, not time that passed.", union, kernels)]
+
+
+def _outside(ledger: Ledger, step: SourcedNumber) -> list[Sentence]:
+    classes = [(name, number) for name, number in other_work(ledger).items() if number.value > 0][:MOST_NAMED]
+    named = [
+        sentence("{} ({}) for {}", number, percent(number, step), CLASS_WORDS.get(name, name))
+        for name, number in classes
+    ]
+    return [sentence("Outside the layers the step takes {}.", together(named))] if named else []
+
+
+def _left_out(ledger: Ledger) -> list[Sentence]:
+    assert ledger.steady is not None
+    return [sentence("Left out: {}.", ledger.steady.without)] if ledger.steady.without else []
+
+
+def _kinds(ledger: Ledger) -> list[Sentence]:
+    """Return the GPU time of a step of each other kind: the median of all of them."""
+    assert ledger.steady is not None
+    frame = ledger.source.loaded.frame(CORRELATION)
+    steps = frame.drop_nulls(["step_kind", "step_gpu_ns"]).filter(pl.col("step_kind") != ledger.steady.kind)
+    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in steps["step_kind"].to_list()]
+    clauses = [
+        sentence(
+            "{} per {} step",
+            ledger.take(CORRELATION, "step_gpu_ns", "median", where={"step_kind": kind}, once=STEP),
+            kind,
+        )
+        for kind in kinds
+    ]
+    return [sentence("Other steps take {} (median).", together(clauses))] if clauses else []

@@ -1,0 +1,104 @@
+"""Finding: ranks get uneven work by routing, and what another placement of experts would save."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.placement.document import document
+from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
+from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
+from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent, sentence, shown
+from nvtxmoe_analysis.report.steady import CORRELATION
+from nvtxmoe_analysis.report.waterfall_bars import bar
+
+ID = "uneven-ranks"
+ORDER = 2
+MEANING = (
+    "Hot experts give some ranks more work, and the others wait. At stake: what `nvtxmoe place` predicts that another "
+    "placement saves, or, if it cannot tell, what even loads would save (`uneven_ranks` of `moe_waterfall`)."
+)
+
+TOPIC = "Uneven ranks"
+COMMAND = "nvtxmoe place RESULTS -o DIR"
+TRY = "Write the placement for your server and record the same load again; or let vLLM rearrange: --enable-eplb."
+EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return what uneven loads cost. Placements are predicted only if even loads could save LEAST_GAIN_PCT."""
+    frame = ledger.source.frame(CORRELATION)
+    if frame is None or frame["rank"].n_unique() < 2 or ledger.step_time is None:
+        return []
+    even = bar(ledger, "uneven_ranks")
+    if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
+        return [_even(stake(even, ledger.step_time))]
+    try:
+        verdict = document(place(ledger.source.loaded))["verdict"]
+    except NvtxmoeError as error:
+        ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
+        return [] if even is None else [_measured(stake(even, ledger.step_time), error.what)]
+    return _of_verdict(ledger, verdict, None if even is None else stake(even, ledger.step_time))
+
+
+def _even(at_stake: Stake) -> Finding:
+    """Return that ranks are even enough."""
+    text = "Loads of the ranks are even: equal ones would save at most {} per step{}."
+    headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
+    confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
+    return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake)
+
+
+def _measured(at_stake: Stake, reason: str) -> Finding:
+    """Return what even loads would save, where no placement is predicted."""
+    text = "Uneven loads of the ranks cost {} per step{}."
+    headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
+    details = [sentence("What another placement would save cannot be told: {}.", reason.rstrip("."))]
+    expected = sentence("at most {} less per step: perfectly even loads would save as much.", at_stake.per_step)
+    confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
+    kind = COST if at_stake.matters else NOTE
+    return Finding(
+        TOPIC,
+        headline,
+        details,
+        confidence,
+        kind,
+        "stragglers",
+        at_stake,
+        NextStep("predict placements", EXACT, expected, COMMAND),
+    )
+
+
+def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
+    """Return the finding in the words of ``nvtxmoe place``."""
+    confidence = sentence("{}", verdict["sentence"])
+    if verdict["answer"] == WORTH:
+        ends = (float(verdict["net_saved_low_ns"]), float(verdict["net_saved_high_ns"]))
+        saved = _predicted(ledger, verdict, "net_saved_ns", ends)
+        at_stake = Stake(saved, percent(saved, _predicted(ledger, verdict, "step_gpu_ns")))
+        text = "Rebalancing experts saves {} per step{}: worth it."
+        headline = sentence(text, saved, interval_words(saved))
+        expected = sentence("{} less per step, as predicted from steps that the model did not see.", saved)
+        next_step = NextStep("rebalance experts", TRY, expected, COMMAND)
+        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", at_stake, next_step)]
+    if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
+        return [_measured(even, str(verdict["sentence"]))]
+    if verdict["saves_at_most_ns"] is None or not verdict["step_gpu_ns"]:
+        text = "Whether another placement of experts saves time cannot be told."
+        return [Finding(TOPIC, sentence(text), [], confidence, WEAK, "stragglers")]
+    at_most = _predicted(ledger, verdict, "saves_at_most_ns")
+    at_stake = Stake(at_most, percent(at_most, _predicted(ledger, verdict, "step_gpu_ns")))
+    headline = sentence("Rebalancing experts saves at most {} per step: {}.", at_most, verdict["answer"])
+    kind = WEAK if verdict["answer"] == CANNOT_TELL else NOTE
+    return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_stake)]
+
+
+def _predicted(
+    ledger: Ledger, verdict: dict[str, Any], column: str, interval: tuple[float, float] | None = None
+) -> SourcedNumber:
+    """Return a number of the verdict: no file holds it, it is predicted from one."""
+    value = float(verdict[column])
+    file = ledger.source.file(CORRELATION)
+    return SourcedNumber(value, shown(value, column), file, column, "predicted", interval=interval)

@@ -1,0 +1,62 @@
+"""Finding: where the GPU time of MoE layers goes, in bars that add up to it."""
+
+from __future__ import annotations
+
+from math import isfinite
+
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, together
+from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, ESTIMATED, LABELS, TABLE, TOTAL, bar
+
+ID = "where-time-goes"
+ORDER = 42
+MEANING = "The bars of the waterfall per step: which part of the layers' time is work, padding, waiting, transfer."
+
+#: Parts that are named one by one, and the least share of the total for it.
+MOST_NAMED, LEAST_SHARE_PCT = 4, 0.5
+
+
+def find(ledger: Ledger) -> list[Finding]:
+    """Return the largest bars per steady step, and which of them are estimates."""
+    whole = bar(ledger, TOTAL)
+    if whole is None or ledger.steady is None or not whole.value > 0:
+        return []
+    bars = {name: number for name in LABELS if (number := bar(ledger, name)) is not None and number.value > 0}
+    ranked = sorted(bars, key=lambda name: -bars[name].value)
+    named = [name for name in ranked if 100 * bars[name].value >= LEAST_SHARE_PCT * whole.value] or ranked[:1]
+    if not named:
+        return []
+    parts = [_part(bars[name], whole, name) for name in named[:MOST_NAMED]]
+    headline = sentence("Of {} in MoE layers per {}, {}.", whole, ledger.steady.noun, together(parts))
+    confidence = sentence(
+        "the bars add up to the total exactly, in every step. The experts' work and padding come from a model of the "
+        "matrix products' time, what unequal ranks wait from their own time; both are estimates."
+    )
+    details = [*_intervals(bars), *_unknown(ledger)]
+    return [Finding("Where MoE time goes", headline, details, confidence, chart="waterfall")]
+
+
+def _part(number: SourcedNumber, whole: SourcedNumber, name: str) -> Sentence:
+    return sentence("{} ({}) is {}", number, percent(number, whole), LABELS[name])
+
+
+def _intervals(bars: dict[str, SourcedNumber]) -> list[Sentence]:
+    """Return the intervals of the bars that a reader could act on."""
+    clauses = [
+        sentence("{} {}{}", LABELS[name], bars[name], interval_words(bars[name]))
+        for name in ESTIMATED[1:]
+        if name in bars and all(map(isfinite, bars[name].interval or ()))
+    ]
+    return [sentence("Estimates: {}.", together(clauses))] if clauses else []
+
+
+def _unknown(ledger: Ledger) -> list[Sentence]:
+    """Return the bars that are unknown, by reason."""
+    frame = ledger.source.loaded.frame(TABLE).select(COLUMNS)
+    sums = frame.filter(frame["step"].is_null() & frame["step_kind"].is_null())
+    unknown = sums.filter(sums["time_ns"].is_null() & sums["reason"].is_not_null())
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in unknown.unique(["bar", "reason"], maintain_order=True).select("bar", "reason").iter_rows():
+        by_reason.setdefault(reason, []).append(LABELS[name])
+    return [sentence("Not known: {} ({}).", ", ".join(names), reason) for reason, names in by_reason.items()]

@@ -1,0 +1,119 @@
+"""The first screen of the page and the first lines of the terminal: four questions and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, MUCH_PCT, moe_parts, moe_share, some_layers
+from nvtxmoe_analysis.report.numbers import Sentence, sentence, total
+from nvtxmoe_analysis.report.trust import Trust
+
+PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
+YES, PARTLY, NO, UNKNOWN, NO_PROBLEM = "yes", "partly", "no", "not known", "no problem found"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question with its answer.
+
+    Attributes:
+        short: a word or a number. kind: good, weak, bad or nothing.
+        text: a sentence.
+        command: a command or setting, if the answer has one.
+        finding: id of the finding that it comes from; empty if it comes from none.
+    """
+
+    question: str
+    short: str
+    text: Sentence
+    kind: str = ""
+    command: str = ""
+    finding: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the answer, JSON-ready."""
+        return {
+            "question": self.question,
+            "short": self.short,
+            "text": str(self.text),
+            "command": self.command or None,
+            "finding": self.finding or None,
+        }
+
+
+def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[Answer]:
+    """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
+    first = next((one for one in findings if one.kind in (COST, VERDICT)), None)
+    found = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first)]
+    certainty = _certainty(findings, first, ledger, trust)
+    return [*found, certainty] if trust.complete else [certainty, *found]
+
+
+def _problem(first: Finding | None, ledger: Ledger) -> Answer:
+    share = moe_share(ledger)
+    if share is None or ledger.steady is None or ledger.step_time is None:
+        why = "other layers were filtered out" if some_layers(ledger) else "the results have no GPU time of steps"
+        return Answer(PROBLEM, UNKNOWN, sentence("{}.", why[:1].upper() + why[1:]), "weak")
+    time = total(*moe_parts(ledger).values())
+    text = sentence("MoE layers take {} of {} per {} ({}).", time, ledger.step_time, ledger.steady.noun, share)
+    return Answer(PROBLEM, _word(share.value, first), text, finding="layers-time")
+
+
+def _word(share_pct: float, first: Finding | None) -> str:
+    """Return whether MoE layers are the problem: they take much of the step, and the first finding lies in them."""
+    if share_pct < LITTLE_PCT:
+        return NO
+    if first is not None and not first.in_moe:
+        return NO if first.stake is not None and first.stake.share.value > share_pct else PARTLY
+    if first is not None and first.kind == VERDICT:
+        return NO_PROBLEM
+    return YES if share_pct >= MUCH_PCT else PARTLY
+
+
+def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
+    if first is not None and first.stake is not None:
+        time, share = first.stake.per_step, first.stake.share
+        return Answer(GAIN, f"at most {time} per step, {share} of it", first.headline, finding=first.id)
+    if first is not None:
+        short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
+        return Answer(GAIN, short, first.headline, finding=first.id)
+    if ledger.step_time is None:
+        return Answer(GAIN, UNKNOWN, sentence("The results have no GPU time of steps."), "weak")
+    maybe = next((one for one in findings if one.kind == WEAK and one.stake is not None), None)
+    if maybe is not None:
+        return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
+    return Answer(GAIN, UNKNOWN, sentence("Too few steps of one kind to tell."), "weak")
+
+
+def _next(findings: Sequence[Finding], first: Finding | None) -> Answer:
+    """Return the next step of an incomplete capture, else of the first finding that has one."""
+    urgent = next((one for one in findings if one.kind == INCOMPLETE), first)
+    chosen = urgent if urgent is not None and urgent.next_step is not None else None
+    chosen = chosen or next((one for one in findings if one.next_step is not None), None)
+    if chosen is None or chosen.next_step is None:
+        text = sentence("Record a longer run, with GPU time: `nvtxmoe profile` under nsys.")
+        return Answer(NEXT, "record more", text, command="nvtxmoe profile --num-requests 100 -- vllm serve MODEL")
+    step = chosen.next_step
+    text = sentence("{} Expected: {}", step.action, step.expected)
+    return Answer(NEXT, step.short, text, command=step.command, finding=chosen.id)
+
+
+def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledger, trust: Trust) -> Answer:
+    incomplete = next((one for one in findings if one.kind == INCOMPLETE), None)
+    if incomplete is not None:
+        return Answer(CERTAINTY, "incomplete", incomplete.headline, "bad", finding=incomplete.id)
+    if not trust.complete:
+        return Answer(CERTAINTY, UNKNOWN, sentence("{}", trust.verdict), "bad")
+    if ledger.steady is None or first is None:
+        return Answer(CERTAINTY, "complete", sentence("{}", trust.verdict), "good")
+    reason = [] if first.confidence is None else [sentence(" {}", _capital(str(first.confidence)))]
+    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, *(reason or [""]))
+    return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,163 @@
+"""The steady steps of a run: what every time per step in findings and headlines is of.
+
+A run begins with steps that no user waits for twice: launched eagerly while others replay CUDA graphs, or many times
+slower than later ones. They stay in the tables and out of what is said per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from nvtxmoe_analysis.report.results import Source
+
+CORRELATION = "layer_correlation"
+STEP = ("rank", "step")
+COLUMNS = ("step_kind", "launched_by", "num_tokens", "step_gpu_ns", "kernel_time_ns")
+#: Kinds of steps, the one that matters most first.
+KINDS = ("decode", "prefill", "mixed", "none")
+#: A kind of step is told by so many steps, and what is usual of a batch size by so many of it.
+LEAST_STEPS = 5
+#: A step that takes so many times the usual is an outlier.
+OUTLYING = 5
+START_UP, EAGER, OUTLIER = "start-up", "eager", "outlier"
+
+
+@dataclass(frozen=True)
+class Steady:
+    """The steady steps.
+
+    Attributes:
+        kind: of step; ``unknown`` if the results do not have kinds.
+        numbers: of the steps.
+        rank_steps: (rank, step) of them.
+        eager: True if they were launched eagerly.
+        left_out: steps of that kind that are not steady, by reason: START_UP (eager or outlying, before the first
+            steady one), EAGER (later ones), OUTLIER (OUTLYING times slower than other steps of about that batch).
+    """
+
+    kind: str
+    numbers: frozenset[int]
+    rank_steps: int
+    eager: bool
+    left_out: Mapping[str, frozenset[int]]
+
+    @property
+    def noun(self) -> str:
+        """``steady decode step``."""
+        return "steady step" if self.kind in ("unknown", "none") else f"steady {self.kind} step"
+
+    @property
+    def in_words(self) -> str:
+        """``82 (rank, step) of 41 steady decode steps``."""
+        many = len(self.numbers)
+        return f"{self.rank_steps:,} (rank, step) of {many:,} {self.noun}{'' if many == 1 else 's'}"
+
+    @property
+    def without(self) -> str:
+        """The steps left out in words; empty if none is."""
+        return ", ".join(
+            f"{len(steps):,} {reason} step{'' if len(steps) == 1 else 's'}"
+            for reason, steps in self.left_out.items()
+            if steps
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the steps as ranges, JSON-ready."""
+        return {
+            "step_kind": self.kind,
+            "launched_by": "eager" if self.eager else "graph",
+            "steps": len(self.numbers),
+            "rank_steps": self.rank_steps,
+            "ranges": ranges(self.numbers),
+            "left_out": {reason: ranges(steps) for reason, steps in self.left_out.items()},
+        }
+
+
+def ranges(numbers: Iterable[int]) -> list[list[int]]:
+    """Return numbers as ``[first, last]`` of consecutive ones."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return found
+
+
+def steady(source: Source) -> Steady | None:
+    """Return the steady steps of results; None if no step's GPU time is known."""
+    frame = source.frame(CORRELATION, COLUMNS)
+    if frame is None:
+        return None
+    steps = _steps(frame)
+    if steps.is_empty():
+        return None
+    kind = _kind(steps)
+    mine = steps.filter(kind=kind)
+    graphs = 2 * int(mine["graph"].sum()) >= len(mine)
+    mine = mine.with_columns(
+        eager=pl.lit(graphs) & ~pl.col("graph"),
+        outlier=_outlying(mine.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
+    )
+    regular = mine.filter(~pl.col("eager") & ~pl.col("outlier"))
+    first = regular["step"].min()
+    reasons = {
+        START_UP: (pl.col("eager") | pl.col("outlier")) & (pl.col("step") < first),
+        EAGER: pl.col("eager") & (pl.col("step") > first),
+        OUTLIER: pl.col("outlier") & ~pl.col("eager") & (pl.col("step") > first),
+    }
+    left_out = {reason: frozenset(mine.filter(which)["step"].to_list()) for reason, which in reasons.items()}
+    return Steady(kind, frozenset(regular["step"].to_list()), int(regular["ranks"].sum()), not graphs, left_out)
+
+
+def _steps(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return each step number with its kind, ways of launch, tokens and time: the largest of its ranks."""
+    graph = pl.col("launched_by").is_in(["graph", "mixed"])
+    of_rank = (
+        frame.filter(pl.col("kernel_time_ns") > 0)
+        .group_by(STEP)
+        .agg(
+            kind=pl.col("step_kind").first().fill_null("unknown"),
+            graph=graph.any(),
+            tokens=pl.col("num_tokens").first(),
+            time=pl.col("step_gpu_ns").first(),
+        )
+        .drop_nulls("time")
+    )
+    several = pl.col("kind").n_unique() > 1
+    return (
+        of_rank.group_by("step")
+        .agg(
+            kind=pl.when(several).then(pl.lit("mixed")).otherwise(pl.col("kind").first()),
+            graph=pl.col("graph").all(),
+            tokens=pl.col("tokens").max(),
+            time=pl.col("time").max(),
+            ranks=pl.len(),
+        )
+        .sort("step")
+    )
+
+
+def _kind(steps: pl.DataFrame) -> str:
+    """Return decode if there are a few such steps, else the kind with most."""
+    many = dict(steps.group_by("kind").len().iter_rows())
+    if many.get(KINDS[0], 0) >= LEAST_STEPS:
+        return KINDS[0]
+    order = {kind: -at for at, kind in enumerate(KINDS)}
+    return str(max(many, key=lambda kind: (many[kind], order.get(kind, -len(KINDS)))))
+
+
+def _outlying(steps: pl.DataFrame) -> pl.Series:
+    """Return which steps take OUTLYING times the median of steps of about that batch (between powers of two), or, of a
+    batch that few steps have, the largest such median. Steps launched another way do not count to the usual."""
+    sized = steps.with_columns(size=pl.col("tokens").clip(1).log(2).floor())
+    regular = sized.filter(~pl.col("slow_way"))
+    usual = regular.group_by("size").agg(usual=pl.col("time").median(), many=pl.len())
+    known = usual.filter(pl.col("many") >= LEAST_STEPS)
+    whole = known["usual"].max() if len(known) else regular["time"].median()
+    joined = sized.join(known.select("size", "usual"), on="size", how="left", maintain_order="left")
+    return joined.select(pl.col("time") > OUTLYING * pl.col("usual").fill_null(whole)).to_series()

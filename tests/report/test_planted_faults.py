@@ -1,0 +1,106 @@
+"""Each capture has one known problem, and its finding stands first; a healthy one raises none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nvtxmoe_analysis.analyze import Analysis, analyze
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE
+from nvtxmoe_analysis.report.findings import finding_modules
+from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
+from tests.support.planted_faults import FAULTS, START_UP
+
+
+@pytest.fixture(scope="module", params=FAULTS, ids=lambda name: name.replace(" ", "-").replace(",", ""))
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Analysis]:
+    """Name and analysis of a run."""
+    folder = tmp_path_factory.mktemp("planted")
+    export = FAULTS[request.param][1].write(folder / "run.sqlite")
+    return request.param, analyze([export], folder / "out")
+
+
+def test_the_planted_problem_stands_first(planted: tuple[str, Analysis]) -> None:
+    name, done = planted
+    wanted = FAULTS[name][0]
+    found = done.advice.findings
+    assert found[0].id == wanted, [(one.id, one.kind, str(one.headline)) for one in found]
+    assert done.complete == (wanted != "incomplete-capture"), done.validation["reasons"]
+    if wanted == "healthy":
+        assert not [one.id for one in found if one.kind in (COST, INCOMPLETE)]
+
+
+def test_start_up_is_left_out(planted: tuple[str, Analysis]) -> None:
+    """Twenty times slower steps at the start are in no time per step."""
+    _, done = planted
+    steady = done.advice.steady
+    assert steady is not None and not steady.numbers & set(range(START_UP))
+    assert steady.left_out[LEFT_OUT] == frozenset(range(START_UP))
+
+
+def test_the_first_screen_is_about_the_first_finding(planted: tuple[str, Analysis]) -> None:
+    _, done = planted
+    first, found = done.advice.answers, done.advice.findings
+    assert {answer.question for answer in first} == {
+        "Is MoE the problem?", "What can be won?", "What next?", "How sure?",
+    }  # fmt: skip
+    chosen = {answer.question: answer for answer in first}
+    assert chosen["What next?"].finding == found[0].id
+    if found[0].kind == INCOMPLETE:
+        assert (first[0].question, first[0].short) == ("How sure?", "incomplete")
+    else:
+        assert chosen["What can be won?"].finding == found[0].id
+        assert chosen["How sure?"].finding == found[0].id
+    if found[0].id == "moe-not-the-problem":
+        assert chosen["Is MoE the problem?"].short == "no"
+
+
+def test_every_problem_has_a_next_step_and_evidence(planted: tuple[str, Analysis]) -> None:
+    _, done = planted
+    document = json.loads((done.folder.parent / "findings.json").read_text())
+    assert document["findings"] == [json.loads(json.dumps(one.as_dict())) for one in done.advice.findings]
+    for one in document["findings"]:
+        if one["kind"] != COST:
+            continue
+        assert one["next_step"]["action"] and one["next_step"]["command"] and one["next_step"]["expected"]
+        assert one["next_step"]["documented"].endswith(f"findings.md#{one['id']}")
+        assert one["evidence"] and all((done.folder / place["file"]).is_file() for place in one["evidence"])
+        assert one["certainty"] in ("measured", "estimated")
+        if one["at_stake"] is not None:
+            assert one["at_stake"]["us_per_step"] > 0 and one["at_stake"]["share_pct"] >= 2
+
+
+def test_costs_are_ranked_by_time_at_stake(planted: tuple[str, Analysis]) -> None:
+    _, done = planted
+    at_stake = [one.stake.per_step.value for one in done.advice.findings if one.kind == COST and one.stake is not None]
+    assert at_stake == sorted(at_stake, reverse=True)
+
+
+def test_every_problem_is_planted() -> None:
+    """Each module that can raise a problem has a run of its own."""
+    ids = {module.ID for module in finding_modules().values() if module.ORDER <= 30}
+    assert ids == {wanted for wanted, _ in FAULTS.values()}
+
+
+def truth(path: Path) -> str:
+    """The first finding's id, as a program reads it from the file."""
+    return str(json.loads((path / "findings.json").read_text())["findings"][0]["id"])
+
+
+def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Path) -> None:
+    done = analyze([golden_2gpu], tmp_path)
+    assert truth(tmp_path) == "launch-skew"
+    problem = next(answer for answer in done.advice.answers if answer.question == "Is MoE the problem?")
+    assert problem.short == "no"
+
+
+def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_path: Path) -> None:
+    analyze([golden_program], tmp_path)
+    assert truth(tmp_path) == "eager-decode"
+
+
+def test_a_real_capture_that_reads_weights_for_few_rows(golden_1gpu: Path, tmp_path: Path) -> None:
+    analyze([golden_1gpu], tmp_path)
+    assert truth(tmp_path) == "active-experts"
