@@ -15,7 +15,7 @@ from nvtxmoe_analysis.report.chart import SECTIONS, Drawing, Missing
 from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.headlines import Tile
-from nvtxmoe_analysis.report.theme import CONFIG
+from nvtxmoe_analysis.report.theme import CONFIG, CONTAINER
 from nvtxmoe_analysis.report.trust import Trust
 from nvtxmoe_analysis.report.vega import bundle
 
@@ -77,6 +77,7 @@ def page(
             if chart.name in drawn
         },
         "config": CONFIG,
+        "container": CONTAINER,
     }
     sections = [
         {"id": f"section-{number}", "title": section, "charts": [chart for chart in charts if chart.section == section]}
