@@ -1,4 +1,4 @@
-"""Bars of the waterfall in words, with the colours of how they are found."""
+"""Bars of the waterfall in words."""
 
 from __future__ import annotations
 
@@ -20,5 +20,3 @@ LABELS: Mapping[str, str] = {
 TOTAL = "total"
 #: Columns that the page reads.
 COLUMNS = ("group", "step", "step_kind", "bar", "time_ns", "low_ns", "high_ns", "how", "reason")
-#: Colours of how a bar was found.
-HOW: Mapping[str, str] = {"measured": "#4878cf", "estimated": "#eda93b", "remainder": "#9aa0a6"}
