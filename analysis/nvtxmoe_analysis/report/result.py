@@ -7,10 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.finding import Finding
 
 #: The page's name in DIR; charts are REPORT-NAME.svg and .png.
 REPORT = "report"
+
+
+def page_of(results: Path) -> Path:
+    """Return where the page of a folder of result files is: beside ``moe_expert_tracking``, else in the folder."""
+    return (results.parent if results.name == FOLDER else results) / f"{REPORT}.html"
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ ORDER = 20
 #: Most columns; if there are more steps, a column is the mean of neighbouring steps.
 MOST_COLUMNS = 160
 #: Pixels of the heatmap's width, and of the height of the strip above it.
-WIDTH, STRIP = 960, 76
+WIDTH, STRIP = 940, 76
 
 
 def build(source: Source) -> Drawing | Missing:
@@ -82,7 +82,7 @@ def build(source: Source) -> Drawing | Missing:
             y=alt.Y("layer_idx:O", axis=id_axis()),
             color=alt.Color(
                 "ratio:Q",
-                title="hottest expert (times the mean)",
+                title="hottest expert (times the mean, 1 is even)",
                 scale=alt.Scale(domainMin=1, nice=False),
                 legend=alt.Legend(orient="top", gradientLength=220),
             ),
