@@ -104,9 +104,9 @@ def test_the_fitted_line_and_its_points(tmp_path: Path) -> None:
     line = rows(points.filter(part="line"), "x", "us")
     assert line == [(low, pytest.approx(7.5 + 3 * low)), (high, pytest.approx(7.5 + 3 * high))]  # type: ignore[operator]
     assert found.data["points"].filter(kind="prefill", part="line").is_empty()
-    words = {(row[0], row[1]): row[2:] for row in found.data["words"].rows()}
-    assert words[3, "decode"] == ("active_experts", "3.00 us a unit (2.90 us to 3.10 us), R2 0.98")
-    assert words[3, "prefill"] == ("local_activations", "not tested: too few rows")
+    words = {(row[0], row[1]): row[3] for row in found.data["words"].rows()}
+    assert words[3, "decode"] == "3.00 us a unit (2.90 us to 3.10 us), R2 0.98"
+    assert words[3, "prefill"] == "not tested: too few rows"
     assert "Layer 3, decode" not in found.caption and "layer 3, decode" in found.alt
     spec = json.dumps(found.chart.to_dict())
     assert '"name": "layer", "bind": {"input": "select"' in spec and '"value": 3' in spec

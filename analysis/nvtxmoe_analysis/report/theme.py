@@ -82,8 +82,8 @@ def _config(
             "gridOpacity": 0.7,
             "titlePadding": 8,
         },
-        "axisY": {"domain": False, "ticks": False},
-        "legend": {**text, "symbolType": "square", "titleLimit": 260},
+        "axisY": {"domain": False, "ticks": False, "maxExtent": 400},  # a title stays clear of long labels
+        "legend": {**text, "symbolType": "square", "titleLimit": 500, "labelOverlap": "greedy"},
         "header": {**text, "labelFontSize": 12 * size, "labelFontWeight": 500, "labelColor": ink},
         "title": {"color": ink, "fontSize": 12 * size, "fontWeight": 500, "anchor": "start"},
         "range": {"heatmap": ramp, "ramp": ramp, "diverging": diverging},
