@@ -246,6 +246,27 @@ def test_sixty_layers_of_256_experts_fit_into_a_page(tmp_path: Path) -> None:
     assert found.page.stat().st_size < 5_000_000
 
 
+@pytest.mark.slow
+def test_a_long_capture_keeps_the_page_small(tmp_path: Path) -> None:
+    """48 layers of 128 experts, 3,000 steps on two ranks: 288,000 rows of moe_layer_correlation."""
+    made = Made(layers=48, experts=128, steps=3000, top_k=8)
+    page = report(write(tmp_path, made.tables(), made.documents(), parquet=True)).page.read_text()
+    assert len(page.encode()) < 3_000_000
+    data = re.search(r'id="page-data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    charts = json.loads(data[1])["charts"]
+    rows = {name: sum(frame["length"] for frame in chart["data"].values()) for name, chart in charts.items()}
+    assert len(rows) == 11
+    assert all(number <= 24_000 for number in rows.values()), rows
+    assert rows["time_and_feature"] <= 20_000
+    assert rows["imbalance_time"] <= 160 * 49
+    text = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert len(text) < 150_000
+    tables = re.findall(r"<table>.*?</table>", text, re.DOTALL)
+    assert len(tables) >= 11
+    assert all(table.count("<tr>") <= 41 for table in tables)
+
+
 # Specs and pictures --------------------------------------------------------------------------------------------------
 
 
