@@ -29,6 +29,7 @@ from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.readers.find_inputs import reports_of
 from nvtxmoe_analysis.readers.open import refuse_mixture
 from nvtxmoe_analysis.report.advice import Advice, write_findings
+from nvtxmoe_analysis.report.outdated import mark_outdated
 from nvtxmoe_analysis.run.run_facts import merge
 
 
@@ -86,6 +87,8 @@ def analyze(
     Of several reports, those that can't be read cost only what is in them: the results are of the others,
     ``Analysis.failed`` and the validation file name them, and the verdict is ``incomplete``.
 
+    A report.html of earlier results gets a notice at its top that it is outdated.
+
     Raises:
         NvtxmoeError: bad input, or an output that can't be written. Nothing is left half-written.
     """
@@ -132,6 +135,7 @@ def analyze(
             absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
             parquet_only=parquet_only(),
         )
+    mark_outdated(folder)
     if database is not None:
         files.append(database)
     progress.begin("findings")

@@ -75,6 +75,7 @@ def write_reports(
     )
     from nvtxmoe_analysis.outputs.spec import VALIDATION, Document, Table  # noqa: PLC0415
     from nvtxmoe_analysis.outputs.write import write_set  # noqa: PLC0415
+    from nvtxmoe_analysis.report.outdated import mark_outdated  # noqa: PLC0415
     from nvtxmoe_analysis.run.run_facts import merge  # noqa: PLC0415
 
     formats = ["parquet", *(["csv"] if csv else [])]
@@ -93,4 +94,5 @@ def write_reports(
         formats,
         parquet_only=parquet_only(),
     )
+    mark_outdated(folder)
     return Written(files, validation["verdict"], validation["reasons"])

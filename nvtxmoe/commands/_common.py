@@ -93,7 +93,9 @@ def renew_report(folder: Path, tell: Callable[[str, float | None], None], *, wan
     Returns:
         The page's path, or nothing.
     """
-    if not wanted and not (folder.parent / "report.html").is_file():
+    from nvtxmoe_analysis.report.result import page_of  # noqa: PLC0415  polars only when needed
+
+    if not wanted and not page_of(folder).is_file():
         return []
     from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair only where it is asked for
 

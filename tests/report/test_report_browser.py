@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.report import report
@@ -78,7 +79,7 @@ def test_the_findings_are_there_before_the_charts(made: Report, fresh: Browser) 
     texts = fresh.run("return [...document.querySelectorAll('.finding .headline')].map(e => e.textContent)")
     assert texts == [str(finding.headline) for finding in made.findings]
     first = fresh.run("return document.querySelector('.finding').getBoundingClientRect().top + scrollY")
-    assert first < 600  # in the first screen
+    assert first < 500  # in the first screen
 
 
 def test_the_scheme_can_be_chosen(made: Report, fresh: Browser) -> None:
@@ -195,7 +196,7 @@ def test_readers_who_do_not_see_the_charts(made: Report, fresh: Browser) -> None
 
 
 @pytest.mark.parametrize("which", ["made", "golden"])
-@pytest.mark.parametrize("width", [1280, 420])
+@pytest.mark.parametrize("width", [1280, 420, 360])
 def test_nothing_sticks_out(width: int, which: str, request: pytest.FixtureRequest) -> None:
     found: Report = request.getfixturevalue(which)
     with opened(width=width) as narrow:
@@ -208,6 +209,35 @@ def test_nothing_sticks_out(width: int, which: str, request: pytest.FixtureReque
         assert narrow.run("return document.documentElement.scrollWidth") <= width
         wide = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
         assert width < 1280 or narrow.run(wide) == 0
+
+
+def test_what_has_the_focus_is_seen(made: Report, fresh: Browser) -> None:
+    fresh.open(made.page)
+    seen = []
+    for _ in range(12):
+        fresh.driver.switch_to.active_element.send_keys(Keys.TAB)
+        seen.append(
+            fresh.run(
+                "const e = document.activeElement, style = getComputedStyle(e), box = e.getBoundingClientRect();"
+                "return [e.className || e.id || e.textContent, style.outlineStyle, style.outlineWidth, box.left >= 0]"
+            )
+        )
+    assert [name for name, *_ in seen[:3]] == ["skip", "theme", "Findings"]
+    assert all(rest == ["solid", "2px", True] for _, *rest in seen), seen
+
+
+def test_the_contents_lead_to_every_chart(made: Report, fresh: Browser) -> None:
+    fresh.open(made.page)
+    fresh.run("document.querySelector('nav summary').click()")
+    links = fresh.run(
+        "return [...document.querySelectorAll('nav details a')].map(a => [a.hash, a.textContent, a.offsetHeight > 0])"
+    )
+    titles = fresh.run(
+        "return [...document.querySelectorAll('figure.chart')]"
+        ".map(f => ['#' + f.id, f.querySelector('h3').textContent])"
+    )
+    assert links == [[*title, True] for title in titles]
+    assert len(links) == len(CHARTS)
 
 
 def test_a_page_without_charts(tmp_path: Path, fresh: Browser) -> None:

@@ -104,9 +104,9 @@ def test_the_fitted_line_and_its_points(tmp_path: Path) -> None:
     line = rows(points.filter(part="line"), "x", "us")
     assert line == [(low, pytest.approx(7.5 + 3 * low)), (high, pytest.approx(7.5 + 3 * high))]  # type: ignore[operator]
     assert found.data["points"].filter(kind="prefill", part="line").is_empty()
-    words = {(row[0], row[1]): row[2:] for row in found.data["words"].rows()}
-    assert words[3, "decode"] == ("active_experts", "3.00 us a unit (2.90 us to 3.10 us), R2 0.98")
-    assert words[3, "prefill"] == ("local_activations", "not tested: too few rows")
+    words = {(row[0], row[1]): row[3] for row in found.data["words"].rows()}
+    assert words[3, "decode"] == "3.00 us a unit (2.90 us to 3.10 us), R2 0.98"
+    assert words[3, "prefill"] == "not tested: too few rows"
     assert "Layer 3, decode" not in found.caption and "layer 3, decode" in found.alt
     spec = json.dumps(found.chart.to_dict())
     assert '"name": "layer", "bind": {"input": "select"' in spec and '"value": 3' in spec
@@ -244,6 +244,27 @@ def test_sixty_layers_of_256_experts_fit_into_a_page(tmp_path: Path) -> None:
     found = report(write(tmp_path, made.tables(), made.documents()))
     assert len(found.charts) == 11
     assert found.page.stat().st_size < 5_000_000
+
+
+@pytest.mark.slow
+def test_a_long_capture_keeps_the_page_small(tmp_path: Path) -> None:
+    """48 layers of 128 experts, 3,000 steps on two ranks: 288,000 rows of moe_layer_correlation."""
+    made = Made(layers=48, experts=128, steps=3000, top_k=8)
+    page = report(write(tmp_path, made.tables(), made.documents(), parquet=True)).page.read_text()
+    assert len(page.encode()) < 3_000_000
+    data = re.search(r'id="page-data">(.*?)</script>', page, re.DOTALL)
+    assert data is not None
+    charts = json.loads(data[1])["charts"]
+    rows = {name: sum(frame["length"] for frame in chart["data"].values()) for name, chart in charts.items()}
+    assert len(rows) == 11
+    assert all(number <= 24_000 for number in rows.values()), rows
+    assert rows["time_and_feature"] <= 20_000
+    assert rows["imbalance_time"] <= 160 * 49
+    text = re.sub(r"<(script|style)\b.*?</\1>", "", page, flags=re.DOTALL)
+    assert len(text) < 150_000
+    tables = re.findall(r"<table>.*?</table>", text, re.DOTALL)
+    assert len(tables) >= 11
+    assert all(table.count("<tr>") <= 41 for table in tables)
 
 
 # Specs and pictures --------------------------------------------------------------------------------------------------

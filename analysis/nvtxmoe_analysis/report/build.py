@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.report.advice import FINDINGS, advise, beside, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
@@ -61,7 +63,7 @@ def _placed(source: Source, name: str, module: ChartModule) -> Placed:
 
 
 def _subtitle(source: Source) -> str:
-    """Return one line about the capture: device, versions, ranks, steps, layers."""
+    """Return one line about the capture: device, versions, ranks, steps, layers, age of the result files."""
     validation = source.document("validation")
     captured = processes(validation)
     devices = sorted({str(process["device"]) for process in captured if process.get("device")})
@@ -75,8 +77,15 @@ def _subtitle(source: Source) -> str:
         f"{len(layers)} MoE layers of {listed(shapes, 2)}" if layers else "",
         f"{steps:,} steps of all ranks" if isinstance(steps, int) else "",
         "recorded without nsys: no GPU time" if source.direct else "",
+        f"result files of {_written(source):%Y-%m-%d %H:%M} UTC",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _written(source: Source) -> datetime:
+    """Return when the newest result file was written."""
+    files = filter(None, map(source.loaded.path, declarations()))
+    return datetime.fromtimestamp(max(file.stat().st_mtime for file in files), timezone.utc)
 
 
 def _write(folder: Path, contents: Mapping[str, bytes], stale: set[str]) -> None:

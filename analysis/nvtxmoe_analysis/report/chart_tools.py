@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import altair as alt
@@ -27,6 +28,21 @@ def colours(palette: Mapping[str, str], present: Sequence[str]) -> alt.Scale:
 def id_axis(title: str = "layer") -> alt.Axis:
     """Return an axis of layers, experts or steps that stays readable with many of them."""
     return alt.Axis(title=title, labelAngle=0, labelOverlap=True, labelSeparation=4)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return ticks of a logarithmic axis: its ends, which are 1, 2 or 5 times a power of ten around ``low`` and
+    ``high`` (both positive), and the powers of ten between them that keep a fifth of the axis away from the ends."""
+    steps = [
+        digit * 10.0**power
+        for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+        for digit in (1, 2, 5)
+    ]
+    first = max(step for step in steps if step <= low)
+    last = min(step for step in steps if step >= high and step > first)
+    room = (last / first) ** 0.2
+    between = [step for step in steps[::3] if first * room <= step <= last / room]
+    return [first, *between, last]
 
 
 def row_height(rows: int, *, most: int = 22, total: int = 560, least: int = 4) -> int:

@@ -10,10 +10,8 @@ import polars as pl
 import vl_convert
 
 from nvtxmoe_analysis.report.embed import rows_of
-from nvtxmoe_analysis.report.theme import CONFIG
+from nvtxmoe_analysis.report.theme import CONFIG, CONTAINER
 
-#: Pixels of a chart that fills the width of its container on the page: an image has no container.
-CONTAINER = 1000
 PNG_SCALE = 2
 
 

@@ -14,7 +14,7 @@ from nvtxmoe._version import __version__
 from nvtxmoe_analysis.report.advice import Advice
 from nvtxmoe_analysis.report.chart import SECTIONS, Drawing, Missing
 from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
-from nvtxmoe_analysis.report.theme import CONFIG
+from nvtxmoe_analysis.report.theme import CONFIG, CONTAINER
 from nvtxmoe_analysis.report.vega import bundle
 
 TITLE = "Mixture-of-experts report"
@@ -73,6 +73,7 @@ def page(
             if chart.name in drawn
         },
         "config": CONFIG,
+        "container": CONTAINER,
     }
     sections = [
         {"id": f"section-{number}", "title": section, "charts": [chart for chart in charts if chart.section == section]}

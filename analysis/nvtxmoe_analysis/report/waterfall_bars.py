@@ -1,4 +1,4 @@
-"""Bars of the waterfall in words, with the colours of how they are found, and per step."""
+"""Bars of the waterfall in words, and per step."""
 
 from __future__ import annotations
 
@@ -24,10 +24,6 @@ LABELS: Mapping[str, str] = {
 TOTAL = "total"
 #: Columns that the page reads.
 COLUMNS = ("group", "step", "step_kind", "bar", "time_ns", "low_ns", "high_ns", "how", "reason")
-#: Colours of how a bar was found.
-HOW: Mapping[str, str] = {"measured": "#4878cf", "estimated": "#eda93b", "remainder": "#9aa0a6"}
-
-
 #: Name of the table, and the bars that a model estimates.
 TABLE = "waterfall"
 ESTIMATED = ("ideal", "further_experts", "padding", "uneven_ranks", "unequal_speed")

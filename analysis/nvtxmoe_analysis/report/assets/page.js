@@ -1,5 +1,5 @@
 // Draws the charts of the page, one after the other so that the text can be read at once, and again when the colour
-// scheme changes.
+// scheme changes or the page is printed. Nothing waits for scrolling.
 (() => {
   "use strict";
   const data = document.getElementById("page-data");
@@ -21,25 +21,33 @@
     return Array.from({ length }, (_, i) => Object.fromEntries(names.map((name) => [name, cell(name, i)])));
   };
 
-  const specOf = (chart) => ({
-    ...chart.spec,
-    datasets: Object.fromEntries(Object.entries(chart.data).map(([name, data]) => [name, rowsOf(data)])),
-  });
+  // A layer that the reader chose stays chosen when the chart is drawn again.
+  const chosen = (name, params) =>
+    params.map((param) => (views.has(name) && "value" in param ? { ...param, value: views.get(name).view.signal(param.name) } : param));
 
-  const draw = async (name) => {
+  const specOf = (name, look) => {
+    const { spec, data } = page.charts[name];
+    const made = { ...spec, datasets: Object.fromEntries(Object.entries(data).map(([key, frame]) => [key, rowsOf(frame)])) };
+    if (spec.params) made.params = chosen(name, spec.params);
+    if (look === "paper" && spec.width === "container") made.width = page.container;
+    return made;
+  };
+
+  // look: light, dark or paper
+  const draw = async (name, look) => {
     const figure = document.getElementById(`chart-${name}`);
     const target = figure.querySelector(".drawing");
-    const chart = page.charts[name];
     try {
+      const spec = specOf(name, look);
       views.get(name)?.finalize();
-      const made = await vegaEmbed(target, specOf(chart), {
+      const made = await vegaEmbed(target, spec, {
         mode: "vega-lite",
         ast: true,
         actions: false,
         logLevel: 1, // errors
-        renderer: chart.renderer,
-        config: page.config[scheme()],
-        tooltip: { theme: scheme() === "dark" ? "dark" : "light" },
+        renderer: page.charts[name].renderer,
+        config: page.config[look],
+        tooltip: { theme: look === "dark" ? "dark" : "light" },
       });
       views.set(name, made);
       figure.dataset.state = "drawn";
@@ -55,10 +63,28 @@
     root.dataset.charts = "drawing";
     for (const name of Object.keys(page.charts)) {
       await new Promise((resolve) => setTimeout(resolve));
-      if (mine !== round) return; // the scheme changed meanwhile
-      await draw(name);
+      if (mine !== round) return; // the scheme changed meanwhile, or the page is printed
+      await draw(name, scheme());
     }
     root.dataset.charts = "drawn";
+    loaded();
+  };
+
+  // The browser lays out paper as soon as the promises that are pending here are settled: no chart may wait for a timer.
+  const drawPaper = () => {
+    round++;
+    root.dataset.charts = "paper";
+    for (const name of Object.keys(page.charts)) draw(name, "paper");
+  };
+
+  // The load event waits for a document that is still being written, and so do programs that print or take a picture of
+  // the page once it is loaded.
+  const waiting = document.createElement("iframe");
+  waiting.hidden = true;
+  const loaded = () => {
+    if (!waiting.isConnected) return;
+    waiting.contentDocument.close();
+    waiting.remove();
   };
 
   const save = async (name, type) => {
@@ -103,5 +129,12 @@
   if (before === "dark" || before === "light") root.dataset.theme = before;
   label();
   toggle.hidden = false;
-  requestAnimationFrame(() => setTimeout(drawAll));
+  window.addEventListener("beforeprint", drawPaper);
+  window.addEventListener("afterprint", drawAll);
+  document.body.append(waiting);
+  waiting.contentDocument.open();
+  // After the text is painted; a tab in the background paints nothing.
+  const begin = () => round || drawAll();
+  requestAnimationFrame(() => setTimeout(begin));
+  setTimeout(begin, 300);
 })();

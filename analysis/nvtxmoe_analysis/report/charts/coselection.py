@@ -87,7 +87,7 @@ def _chart(layers: list[int], first: int) -> alt.HConcatChart:
     ]
     colour = alt.Color(
         "pct:Q",
-        title="of the tokens, %",
+        title="share of the layer's tokens (%)",
         scale=alt.Scale(type="sqrt", domainMin=0, nice=False),
         legend=alt.Legend(orient="top", gradientLength=220),
     )
@@ -101,8 +101,8 @@ def _chart(layers: list[int], first: int) -> alt.HConcatChart:
         layer_pairs.transform_window(place="row_number()", sort=[alt.SortField("pct", order="descending")])
         .transform_filter(f"datum.place <= {TOP_PAIRS}")
         .encode(
-            y=alt.Y("pair:N", title=None, sort=alt.SortField("place"), axis=alt.Axis(labelLimit=120)),
-            x=alt.X("pct:Q", title="of the layer's tokens, %"),
+            y=alt.Y("pair:N", title="pair of experts", sort=alt.SortField("place"), axis=alt.Axis(labelLimit=120)),
+            x=alt.X("pct:Q", title="share of the layer's tokens (%)"),
             tooltip=tips,
         )
     )

@@ -40,7 +40,7 @@ def build(source: Source) -> Drawing | Missing:
             y=alt.Y("layer_idx:O", axis=id_axis()),
             color=alt.Color(
                 "times_mean:Q",
-                title="times the mean expert",
+                title="load (times the mean expert)",
                 scale=alt.Scale(type="sqrt", domain=[0, max(2.0, top)], nice=False),
                 legend=alt.Legend(orient="top", gradientLength=220),
             ),

@@ -6,7 +6,7 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import ROUTING, Drawing, Missing
-from nvtxmoe_analysis.report.chart_tools import base, id_axis, row_height, significant, table
+from nvtxmoe_analysis.report.chart_tools import base, id_axis, log_ticks, row_height, significant, table
 from nvtxmoe_analysis.report.numbers import times
 from nvtxmoe_analysis.report.results import Source
 
@@ -16,7 +16,8 @@ ORDER = 20
 
 #: Most columns; if there are more steps, a column is the mean of neighbouring steps.
 MOST_COLUMNS = 160
-WIDTH = 960
+#: Pixels of the heatmap's width, and of the height of the strip above it.
+WIDTH, STRIP = 940, 76
 
 
 def build(source: Source) -> Drawing | Missing:
@@ -56,16 +57,22 @@ def build(source: Source) -> Drawing | Missing:
         alt.Tooltip("sec:Q", title="seconds since the first step"),
         alt.Tooltip("tokens:Q", title="tokens a step"),
     ]
+    ticks = log_ticks(float(over_time["tokens"].min() or 1.0), float(over_time["tokens"].max() or 1.0))  # type: ignore[arg-type]
     x_scale = alt.Scale(paddingInner=0, paddingOuter=0)
     strip = (
         base("tokens")
-        .mark_bar(opacity=0.75)
+        .mark_tick(thickness=2.5, orient="horizontal")
         .encode(
             x=alt.X("step:O", axis=None, scale=x_scale),
-            y=alt.Y("tokens:Q", title="tokens", scale=alt.Scale(type="symlog"), axis=alt.Axis(tickCount=3, grid=False)),
+            y=alt.Y(
+                "tokens:Q",
+                title=["tokens per", "step (log)"],
+                scale=alt.Scale(type="log", domain=[ticks[0], ticks[-1]]),
+                axis=alt.Axis(values=ticks, format=",d", labelOverlap=True),
+            ),
             tooltip=tip,
         )
-        .properties(width=WIDTH, height=54)
+        .properties(width=WIDTH, height=STRIP)
     )
     heat = (
         base("cells")
@@ -75,7 +82,7 @@ def build(source: Source) -> Drawing | Missing:
             y=alt.Y("layer_idx:O", axis=id_axis()),
             color=alt.Color(
                 "ratio:Q",
-                title="max/mean",
+                title="hottest expert (times the mean, 1 is even)",
                 scale=alt.Scale(domainMin=1, nice=False),
                 legend=alt.Legend(orient="top", gradientLength=220),
             ),
@@ -109,8 +116,8 @@ def build(source: Source) -> Drawing | Missing:
         alt.vconcat(strip, heat, spacing=6).resolve_scale(x="shared"),
         {"cells": cells, "tokens": over_time},
         f"{file}: max_mean_ratio by step and layer, steps in their order; groups of ranks with tokens of their own "
-        f"are averaged.{grouped} Above it the tokens of a step: with few tokens the ratio is high even when routing is "
-        "even.",
+        f"are averaged.{grouped} Above it the tokens per step, on a logarithmic scale: with few tokens the ratio is "
+        "high even when routing is even.",
         f"Heatmap of {layers} layers over {len(steps):,} steps. Layer {first['layer_idx']} is the least even, its "
         f"median max/mean is {times(first['median'])}, its worst {times(first['worst'])}.",
         table(("layer", "median max/mean", "95th percentile", "worst", "rows"), rows, whole=file, which="by median"),

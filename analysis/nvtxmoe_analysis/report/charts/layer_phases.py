@@ -8,12 +8,16 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, colours, id_axis, significant, table
 from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.own_time import OUTLYING, outlying
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.theme import PHASES
+from nvtxmoe_analysis.report.theme import INK, PALE, PHASES
 
 TITLE = "Kernel time of each layer, by phase"
 SECTION = TIME
 ORDER = 20
+
+#: The legend's words for a layer's time without outliers.
+WITHOUT = "without outliers"
 
 
 def build(source: Source) -> Drawing | Missing:
@@ -44,7 +48,7 @@ def build(source: Source) -> Drawing | Missing:
         .mark_bar(width={"band": 0.72})
         .encode(
             x=alt.X("layer_idx:O", axis=id_axis()),
-            y=alt.Y("ms:Q", title="kernel time, ms (all ranks and steps)", stack="zero"),
+            y=alt.Y("ms:Q", title="kernel time, sum of all ranks and steps (ms)", stack="zero"),
             color=alt.Color(
                 "phase:N",
                 title=None,
@@ -58,8 +62,30 @@ def build(source: Source) -> Drawing | Missing:
                 alt.Tooltip("ms:Q", title="kernel time, ms", format=",.4f"),
             ],
         )
-        .properties(width="container", height=280)
     )
+    steady = _steady(frame)
+    if not steady.is_empty():
+        diamonds = (
+            base("steady")
+            .transform_calculate(mark=f"'{WITHOUT}'")
+            .mark_point(size=90, color=INK, fill=PALE, strokeWidth=1.5)
+            .encode(
+                x=alt.X("layer_idx:O"),
+                y="ms:Q",
+                shape=alt.Shape(
+                    "mark:N",
+                    scale=alt.Scale(domain=[WITHOUT], range=["diamond"]),
+                    legend=alt.Legend(title=None, orient="top"),
+                ),
+                tooltip=[
+                    alt.Tooltip("layer_idx:O", title="layer"),
+                    alt.Tooltip("ms:Q", title="without outliers, ms", format=",.4f"),
+                    alt.Tooltip("outliers:Q", title="outliers"),
+                ],
+            )
+        )
+        chart = alt.layer(chart, diamonds)
+    chart = chart.properties(width="container", height=280)
     file = source.file("layer_correlation")
     ranked = sums.sort("kernel_time_ns", descending=True)
     most, least = ranked.row(0, named=True), ranked.row(-1, named=True)
@@ -67,12 +93,31 @@ def build(source: Source) -> Drawing | Missing:
         [row["layer_idx"], *(duration(row[columns[phase]]) for phase in PHASES), duration(row["kernel_time_ns"])]
         for row in ranked.iter_rows(named=True)
     ]
+    outliers = (
+        ""
+        if steady.is_empty()
+        else f" Diamonds: the layer without its outliers, {int(steady['outliers'].sum()):,} (rank, step) in which it "
+        f"took over {OUTLYING} times its usual, beside the other layers of the step."
+    )
     return Drawing(
         chart,
-        {"phases": rows},
+        {"phases": rows} if steady.is_empty() else {"phases": rows, "steady": steady},
         f"{file}: the columns route_ns to other_ns, summed over ranks and steps. Kernels only, without copies and "
-        'memsets. "other" is in the layer but in no phase: the gate\'s GEMM, for one.',
+        'memsets. "other" is in the layer but in no phase: the gate\'s GEMM, for one.'
+        f"{outliers}",
         f"Stacked bars, one a layer. Layer {most['layer_idx']} takes most, {duration(most['kernel_time_ns'])}; layer "
         f"{least['layer_idx']} least, {duration(least['kernel_time_ns'])}.",
         table(("layer", *PHASES, "in all"), cells, whole=file, which="by time"),
+    )
+
+
+def _steady(frame: pl.DataFrame) -> pl.DataFrame:
+    """Return the layers that have outliers: ``layer_idx``, ``ms`` (kernel time without them), ``outliers`` (number)."""
+    outliers = outlying(frame).group_by("layer_idx").agg(pl.col("kernel_time_ns").sum().alias("off"), pl.len())
+    return (
+        frame.group_by("layer_idx")
+        .agg(pl.col("kernel_time_ns").sum())
+        .join(outliers, on="layer_idx")
+        .select("layer_idx", ms=significant((pl.col("kernel_time_ns") - pl.col("off")) / 1e6, 6), outliers="len")
+        .sort("layer_idx")
     )

@@ -6,8 +6,9 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing
-from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, significant, table, thinned
+from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, significant, table, thinned
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import KINDS
 
 TITLE = "Experts' kernels and the GPU's roofline"
 SECTION = WHY
@@ -15,7 +16,7 @@ ORDER = 20
 
 #: Points at most of each kind of step.
 MOST_POINTS = 250
-COLOURS = {"decode": "#4878cf", "prefill": "#eda93b", "mixed": "#59a36a", "none": "#9aa0a6"}
+SHAPES = {"decode": "circle", "prefill": "triangle-up", "mixed": "square", "none": "cross"}
 COLUMNS = (
     *("rank", "step", "layer_idx", "step_kind", "num_tokens", "flop_per_byte", "tflop_per_s", "gb_per_s", "mbu_pct"),
     *("mfu_pct", "limit", "roofline_pct"),
@@ -37,8 +38,10 @@ def build(source: Source) -> Drawing | Missing:
         *(significant(pl.col(name)) for name in ("flop_per_byte", "tflop_per_s", "roofline_pct")),
     )
     present = [kind for kind in STEP_KINDS if kind in points["step_kind"].to_list()]
-    x = alt.X("flop_per_byte:Q", scale=alt.Scale(type="log"), title="operations per byte")
-    y = alt.Y("tflop_per_s:Q", scale=alt.Scale(type="log"), title="TFLOP/s over the matrix products' time")
+    x = alt.X(
+        "flop_per_byte:Q", scale=alt.Scale(type="log"), title="arithmetic intensity (operations per byte, log scale)"
+    )
+    y = alt.Y("tflop_per_s:Q", scale=alt.Scale(type="log"), title="throughput (TFLOP/s, log scale)")
     roof = base("roof").mark_line(strokeWidth=1.5, color="#9aa0a6").encode(x=x, y=y, detail="roof:N")
     dots = (
         base("points")
@@ -46,12 +49,8 @@ def build(source: Source) -> Drawing | Missing:
         .encode(
             x=x,
             y=y,
-            color=alt.Color(
-                "step_kind:N",
-                title=None,
-                scale=alt.Scale(domain=present, range=[COLOURS[kind] for kind in present]),
-                legend=alt.Legend(orient="top"),
-            ),
+            color=alt.Color("step_kind:N", title=None, scale=colours(KINDS, present), legend=alt.Legend(orient="top")),
+            shape=alt.Shape("step_kind:N", title=None, scale=colours(SHAPES, present)),
             tooltip=[
                 alt.Tooltip("num_tokens:Q", title="tokens"),
                 alt.Tooltip("layer_idx:O", title="layer"),
@@ -68,8 +67,8 @@ def build(source: Source) -> Drawing | Missing:
     return Drawing(
         alt.layer(roof, dots).properties(width="container", height=300),
         {"points": points, "roof": _roofs(known)},
-        f"{file}: a point per (rank, step, layer). The lines are the least time at the GPU's bandwidth and dense "
-        f"throughput. Both scales are logarithmic.{note}",
+        f"{file}: a point per (rank, step, layer), throughput over the time of the matrix products. The lines are the "
+        f"least time at the GPU's bandwidth and dense throughput. Both scales are logarithmic.{note}",
         f"Points under a roofline. The best one reaches {best['roofline_pct']:.1f} % of it, in a {best['step_kind']} "
         f"step of {best['num_tokens']:,} tokens.",
         table(*_cells(summary), whole=file),

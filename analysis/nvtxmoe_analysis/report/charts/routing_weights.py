@@ -42,12 +42,14 @@ def build(source: Source) -> Drawing | Missing:
         base("weights")
         .mark_rect()
         .encode(
-            x=alt.X("a:Q", bin="binned", title="routing weight", scale=alt.Scale(domain=[low, high], nice=False)),
+            x=alt.X(
+                "a:Q", bin="binned", title="routing weight (no unit)", scale=alt.Scale(domain=[low, high], nice=False)
+            ),
             x2="b:Q",
             y=alt.Y("layer_idx:O", axis=id_axis()),
             color=alt.Color(
                 "pct:Q",
-                title="share of the layer's weights, %",
+                title="share of the layer's weights (%)",
                 scale=alt.Scale(type="sqrt", domainMin=0, nice=False),
                 legend=alt.Legend(orient="top", gradientLength=220),
             ),

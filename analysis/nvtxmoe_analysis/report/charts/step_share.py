@@ -11,7 +11,7 @@ from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, table
 from nvtxmoe_analysis.report.numbers import duration, pct
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.theme import CLASSES
+from nvtxmoe_analysis.report.theme import CLASSES, INK, PALE, is_light
 
 TITLE = "Share of a step's GPU time by class of work"
 SECTION = TIME
@@ -42,8 +42,8 @@ def build(source: Source) -> Drawing | Missing:
         label=pl.when(pl.col("pct") >= LABELLED_PCT).then(text_column("pct", pct)).otherwise(pl.lit("")),
     )
     bars = base("shares").encode(
-        y=alt.Y("kind:N", title=None, sort=kinds, axis=alt.Axis(labelFontSize=12, labelLimit=260)),
-        x=alt.X("pct:Q", title="share of the steps' GPU time, %", stack="zero", scale=alt.Scale(domain=[0, 100])),
+        y=alt.Y("kind:N", title="steps (number)", sort=kinds, axis=alt.Axis(labelFontSize=12, labelLimit=260)),
+        x=alt.X("pct:Q", title="share of the steps' GPU time (%)", stack="zero", scale=alt.Scale(domain=[0, 100])),
         order=alt.Order("order:Q"),
     )
     chart = alt.layer(
@@ -59,8 +59,15 @@ def build(source: Source) -> Drawing | Missing:
                 alt.Tooltip("each:N", title="a step and rank"),
             ],
         ),
-        bars.mark_text(color="white", fontSize=11, fontWeight=600).encode(
-            x=alt.X("pct:Q", stack="zero", bandPosition=0.5), text="label:N", detail="class:N"
+        bars.mark_text(fontSize=11, fontWeight=600).encode(
+            x=alt.X("pct:Q", stack="zero", bandPosition=0.5),
+            text="label:N",
+            detail="class:N",
+            color=alt.condition(
+                alt.FieldOneOfPredicate("class", [name for name in present if is_light(CLASSES[name])]),
+                alt.value(INK),
+                alt.value(PALE),
+            ),
         ),
     ).properties(width="container", height=42 * len(kinds))
     file = source.file("layer_correlation")

@@ -11,14 +11,18 @@ from nvtxmoe_analysis.report.chart import RANKS, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant, table
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.theme import PHASES
 
 TITLE = "Waiting for the slowest rank, by layer"
 SECTION = RANKS
 ORDER = 10
 
 #: Names in the chart and colours of columns of moe_straggler, by panel.
-EXCESS = {"excess_ns": ("slowest rank over the mean", "#eda93b")}
-COLLECTIVES = {"wait_ns": ("waiting for the last rank", "#d9534f"), "transfer_ns": ("transfer", "#9aa0a6")}
+EXCESS = {"excess_ns": ("slowest rank over the mean", "#e08a1e")}
+COLLECTIVES = {
+    "wait_ns": ("waiting for the last rank", PHASES["collective"]),
+    "transfer_ns": ("transfer", PHASES["other"]),
+}
 PARTS = {**EXCESS, **COLLECTIVES}
 #: Pixels of a panel.
 WIDTH, HEIGHT = 425, 240
@@ -43,8 +47,8 @@ def build(source: Source) -> Drawing | Missing:
         .select("layer_idx", "part", "ms", "us")
     )
     panels = [
-        _panel("Own work of the layer: slowest rank over the ranks' mean", EXCESS, "ms, all steps"),
-        _panel("Collectives tied to the layer", COLLECTIVES, "ms, all steps, summed over ranks"),
+        _panel("Own work of the layer: slowest rank over the ranks' mean", EXCESS, "excess, sum of all steps (ms)"),
+        _panel("Collectives tied to the layer", COLLECTIVES, "time, sum of all steps and ranks (ms)"),
     ]
     file = source.file("straggler")
     unknown = frame["excess_ns"].null_count()

@@ -9,9 +9,9 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
-from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, significant, table, thinned
+from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, significant, table, thinned
 from nvtxmoe_analysis.report.numbers import duration
-from nvtxmoe_analysis.report.own_time import own_column
+from nvtxmoe_analysis.report.own_time import OUTLYING, STEP, outlying, own_column
 from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Own time against the feature that explains it best"
@@ -29,8 +29,23 @@ MODEL = (
 )
 #: The feature to draw if none was chosen.
 FALLBACK = "local_activations"
-#: Colour of the fitted lines, apart from the points' on both pages.
-LINE = "#e0703a"
+#: Colours by the legend's words, on light and dark pages.
+POINT, LINE, OUTLIER = "one rank and step", "fitted line", "outlier"
+COLOURS = {POINT: "#3f78cc", LINE: "#e0703a", OUTLIER: "#c2327e"}
+#: Most outliers drawn of each layer and kind of step, the longest.
+MOST_OUTLIERS = 20
+#: Units of features.
+UNITS = {
+    "local_activations": "assignments per step",
+    "local_active_experts": "experts per step",
+    "local_expert_tiles": "tiles per step",
+    "local_max_count": "assignments per step",
+    "active_experts": "experts per step",
+    "cv": "standard deviation over mean",
+    "max_mean_ratio": "times",
+    "entropy_bits": "bits",
+    "gini": "0 to 1",
+}
 #: Text instead of a line's numbers, by status.
 NO_FIT = {
     "no_effect": "no feature explains the time",
@@ -55,10 +70,13 @@ def build(source: Source) -> Drawing | Missing:
         return Missing("Not drawn: no layer has both counts and kernel time in any kind of step.")
     layers = points["layer"].unique().sort().to_list()
     groups = points.select("layer", "kind").n_unique()
-    drawn_points = thinned(points, ["layer", "kind"], max(LEAST_POINTS, MOST_POINTS // groups))
-    marks = pl.concat([drawn_points, _lines(points, best)], how="diagonal").with_columns(
+    outliers = points.filter("outlier")
+    usual = points.filter(~pl.col("outlier"))
+    drawn_points = thinned(usual, ["layer", "kind"], max(LEAST_POINTS, MOST_POINTS // groups))
+    marks = pl.concat([drawn_points.drop("outlier"), _lines(points, best)], how="diagonal").with_columns(
         significant(pl.col("x", "us"), 5)
     )
+    exceptions = _exceptions(outliers, usual)
     first = costliest(rows, layers)
     kinds = [kind for kind in STEP_KINDS if kind in set(points["kind"])]
     sentences = {
@@ -66,16 +84,24 @@ def build(source: Source) -> Drawing | Missing:
     }
     thinning = (
         ""
-        if len(drawn_points) == len(points)
-        else f" {len(drawn_points):,} of {len(points):,} points are drawn, every k-th."
+        if len(drawn_points) == len(usual)
+        else f" {len(drawn_points):,} of {len(usual):,} points are drawn, every k-th."
+    )
+    marking = (
+        ""
+        if outliers.is_empty()
+        else f" Triangles: outliers, {len(outliers):,} (rank, step) in which a layer took over {OUTLYING} times its "
+        f"usual, beside the other layers of the step, or over {OUTLYING} times the panel's 90th percentile"
+        f"{_longest(exceptions, outliers)}; above the others they are drawn at the upper edge."
     )
     files = source.file("layer_correlation"), source.file("layer_model")
     return Drawing(
-        _panels(kinds, layers, first),
-        {"points": marks, "words": _words(best, kinds)},
+        _panels(kinds, layers, first, outliers=not outliers.is_empty()),
+        {"points": marks, "words": _words(best, kinds, points)}
+        | ({} if outliers.is_empty() else {"outliers": exceptions}),
         f"Points: own_ns of the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
         f"the rows that it counts, with an intercept of its own for each rank and way of launch; the line has their "
-        f"mean.{thinning} No line: the text below says why. The axes need not begin at zero.",
+        f"mean.{thinning}{marking} No line: the text above says why.",
         f"Scatter plots of layer {first}, one a kind of step. {' '.join(sentences.values())}",
         _table(best, first, files[1]),
     )
@@ -104,7 +130,14 @@ def costliest(rows: pl.DataFrame, layers: list[int]) -> int:
 
 
 def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
-    """Return the points of each model: ``layer``, ``kind``, ``x``, ``us``, ``step``, ``rank``, ``tokens``, ``part``."""
+    """Return the points of each model: ``layer``, ``kind``, ``x``, ``us``, ``step``, ``rank``, ``tokens``, ``part``,
+    ``outlier``."""
+    rows = rows.join(
+        outlying(rows).select(*STEP, "layer_idx", outlier=pl.lit(True)),
+        on=[*STEP, "layer_idx"],
+        how="left",
+        maintain_order="left",
+    )
     grouped = rows.partition_by("layer_idx", "step_kind", as_dict=True)
     schema = {
         "layer": pl.Int64,
@@ -115,7 +148,7 @@ def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
         "rank": pl.Int64,
         "tokens": pl.Int64,
     }
-    points_by_model = [pl.DataFrame(schema={**schema, "part": pl.String})]
+    points_by_model = [pl.DataFrame(schema={**schema, "part": pl.String, "outlier": pl.Boolean})]
     for model in best.iter_rows(named=True):
         model_rows = grouped.get((model["layer_idx"], model["step_kind"]))
         if model_rows is not None:
@@ -128,8 +161,11 @@ def _points(rows: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
                 "rank",
                 pl.col("num_tokens").alias("tokens"),
                 part=pl.lit("point"),
-            )
-            points_by_model.append(points.drop_nulls(["x", "us"]).sort("step", "rank"))
+                outlier=pl.col("outlier").fill_null(False),
+            ).drop_nulls(["x", "us"])
+            usual = pl.col("us").quantile(0.9, "lower")
+            points = points.with_columns(outlier=pl.col("outlier") | (pl.col("us") > OUTLYING * usual))
+            points_by_model.append(points.sort("step", "rank"))
     return pl.concat(points_by_model)
 
 
@@ -145,17 +181,43 @@ def _lines(points: pl.DataFrame, best: pl.DataFrame) -> pl.DataFrame:
     return lines.select("layer", "kind", "x", us=ns / 1e3, part=pl.lit("line")).sort("layer", "kind", "x")
 
 
-def _words(best: pl.DataFrame, kinds: list[str]) -> pl.DataFrame:
-    """Return the texts of each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``."""
-    return pl.DataFrame(
-        [
-            (row["layer_idx"], row["step_kind"], row["x"], fit_words(row) if row["fitted"] else unfitted(row))
-            for row in best.iter_rows(named=True)
-            if row["step_kind"] in kinds
-        ],
-        schema={"layer": pl.Int64, "kind": pl.String, "axis": pl.String, "fit": pl.String},
-        orient="row",
+def _exceptions(outliers: pl.DataFrame, usual: pl.DataFrame) -> pl.DataFrame:
+    """Return the longest outliers of each panel, with ``took`` (us); ``us`` is where they are drawn, at most a little
+    above the other points of the panel."""
+    edge = usual.group_by("layer", "kind").agg((1.1 * pl.col("us").max()).alias("edge"))
+    longest = (
+        outliers.sort("us", descending=True, maintain_order=True)
+        .group_by("layer", "kind", maintain_order=True)
+        .head(MOST_OUTLIERS)
+        .join(edge, on=["layer", "kind"], how="left", maintain_order="left")
     )
+    return longest.select(
+        *("layer", "kind", "step", "rank", "tokens"),
+        significant(pl.col("x"), 5),
+        significant(pl.min_horizontal("us", "edge"), 5).alias("us"),
+        significant(pl.col("us"), 5).alias("took"),
+    )
+
+
+def _longest(drawn: pl.DataFrame, outliers: pl.DataFrame) -> str:
+    return "" if len(drawn) == len(outliers) else f" (the {MOST_OUTLIERS} longest of each panel)"
+
+
+def _words(best: pl.DataFrame, kinds: list[str], points: pl.DataFrame) -> pl.DataFrame:
+    """Return the texts of each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``; and ``zero``: 0 where the
+    feature's axis begins at zero, null where that would waste half of it or more, which ``axis`` then says."""
+    span = points.group_by("layer", "kind").agg(pl.col("x").min().alias("low"), pl.col("x").max().alias("high"))
+    whole = {(row[0], row[1]) for row in span.filter(2 * pl.col("low") <= pl.col("high")).rows()}
+    rows = []
+    for row in best.iter_rows(named=True):
+        if row["step_kind"] in kinds:
+            panel = row["layer_idx"], row["step_kind"]
+            unit = f" ({UNITS[row['x']]})" if row["x"] in UNITS else ""
+            cut = "" if panel in whole else ", axis not from 0"
+            fit = fit_words(row) if row["fitted"] else unfitted(row)
+            rows.append((*panel, f"{row['x']}{unit}{cut}", fit, None if cut else 0))
+    schema = {"layer": pl.Int64, "kind": pl.String, "axis": pl.String, "fit": pl.String, "zero": pl.Int64}
+    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def unfitted(row: Mapping[str, Any]) -> str:
@@ -174,19 +236,28 @@ def fit_words(row: Mapping[str, Any]) -> str:
     return f"{duration(row['slope_ns_per_unit'])} a unit{ci}{r2}"
 
 
-def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart:
+def _panels(kinds: list[str], layers: list[int], first: int, *, outliers: bool) -> alt.HConcatChart:
     chosen = alt.param(name="layer", value=first, bind=alt.binding_select(options=layers, name="layer "))
-    x, y = (
-        alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=",~r", tickCount=6)),
-        alt.Y("us:Q", title="own time, us (without collectives)", scale=alt.Scale(zero=False)),
-    )
+    present = [POINT, LINE, *([OUTLIER] if outliers else [])]
+    x = alt.X("x:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(format=",~r", tickCount=6))
+    y = alt.Y("us:Q", title="own time without collectives (us)")
     tips = [
         alt.Tooltip("step:Q"),
         alt.Tooltip("rank:Q"),
         alt.Tooltip("tokens:Q"),
         alt.Tooltip("x:Q", title="feature"),
-        alt.Tooltip("us:Q", title="own time, us", format=",.2f"),
     ]
+    took = alt.Tooltip("us:Q", title="own time, us", format=",.2f")
+
+    colour = alt.Color(
+        "mark:N", title=None, scale=colours(COLOURS, present), legend=alt.Legend(title=None, orient="top")
+    )
+
+    def named(rows: alt.Chart, name: str) -> alt.Chart:
+        """Return rows with a legend's words, which the colour follows."""
+        coloured: alt.Chart = rows.transform_calculate(mark=f"'{name}'").encode(color=colour)
+        return coloured
+
     width = min(560, (WIDTH - GAP * (len(kinds) - 1)) // len(kinds))
     panels = []
     for kind in kinds:
@@ -195,18 +266,28 @@ def _panels(kinds: list[str], layers: list[int], first: int) -> alt.HConcatChart
             base("points").transform_filter(panel_filter).encode(x=x, y=y),
             base("words").transform_filter(panel_filter),
         )
-        panels.append(
-            alt.layer(
-                points.transform_filter("datum.part == 'point'").mark_point(size=28, opacity=0.5).encode(tooltip=tips),
-                points.transform_filter("datum.part == 'line'").mark_line(strokeWidth=2.5, color=LINE),
-                words.mark_text(fontSize=12, fontWeight=500).encode(
-                    x=alt.value(width / 2), y=alt.value(HEIGHT + 34), text="axis:N"
-                ),
-                words.mark_text(align="left", fontSize=11, color=LINE).encode(
-                    x=alt.value(6), y=alt.value(-8), text="fit:N"
-                ),
-            ).properties(width=width, height=HEIGHT, title=alt.TitleParams(f"{kind} steps", offset=22))
-        )
+        marks = [
+            named(points.transform_filter("datum.part == 'point'"), POINT)
+            .mark_point(size=28, opacity=0.5)
+            .encode(tooltip=[*tips, took]),
+            named(points.transform_filter("datum.part == 'line'"), LINE).mark_line(strokeWidth=2.5),
+            words.transform_filter("isValid(datum.zero)").mark_point(opacity=0).encode(x=alt.X("zero:Q", title=None)),
+            words.mark_text(fontSize=12, fontWeight=500).encode(
+                x=alt.value(width / 2), y=alt.value(HEIGHT + 34), text="axis:N"
+            ),
+            words.mark_text(align="left", fontSize=11, color=COLOURS[LINE]).encode(
+                x=alt.value(6), y=alt.value(-8), text="fit:N"
+            ),
+        ]
+        if outliers:
+            triangles = named(base("outliers").transform_filter(panel_filter), OUTLIER)
+            spent = alt.Tooltip("took:Q", title="own time, us", format=",.2f")
+            marks.insert(
+                2,
+                triangles.mark_point(size=60, shape="triangle-up").encode(x=x, y=y, tooltip=[*tips, spent]),
+            )
+        panel = alt.layer(*marks).properties(width=width, height=HEIGHT)
+        panels.append(panel.properties(title=alt.TitleParams(f"{kind} steps", offset=22)))
     chart: alt.HConcatChart = alt.hconcat(*panels, spacing=24).add_params(chosen)
     return chart
 

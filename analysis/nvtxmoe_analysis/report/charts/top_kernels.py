@@ -49,8 +49,8 @@ def build(source: Source) -> Drawing | Missing:
     rows = top.select("place", "name", "phase", "ms", "pct", "count", "mean_us")
     names = rows["name"].to_list()
     bars = base("kernels").encode(
-        y=alt.Y("place:O", title=None, axis=alt.Axis(labels=False)),
-        x=alt.X("ms:Q", title="time, ms (all layers, ranks and steps)", axis=alt.Axis(tickCount=8)),
+        y=alt.Y("place:O", title="operation", axis=alt.Axis(labels=False)),
+        x=alt.X("ms:Q", title="time, sum of all layers, ranks and steps (ms)", axis=alt.Axis(tickCount=8)),
         tooltip=[
             alt.Tooltip("name:N", title="operation"),
             alt.Tooltip("phase:N"),

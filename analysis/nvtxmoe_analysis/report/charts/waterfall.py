@@ -11,7 +11,8 @@ from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, table
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, HOW, LABELS
+from nvtxmoe_analysis.report.theme import HOW
+from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, LABELS
 
 TITLE = "Where the GPU time of MoE layers goes"
 SECTION = TIME
@@ -93,11 +94,11 @@ def _placed(bars: pl.DataFrame) -> pl.DataFrame:
 
 
 def _panel(kind: str, order: list[str]) -> alt.LayerChart:
-    y = alt.Y("label:N", sort=order, title=None, axis=alt.Axis(labelLimit=260))
+    y = alt.Y("label:N", sort=order, title="part of the time", axis=alt.Axis(labelLimit=260))
     rows = base("waterfall").transform_filter(alt.FieldEqualPredicate(field="step_kind", equal=kind))
     bars = rows.mark_bar().encode(
         y=y,
-        x=alt.X("from_ms:Q", title="GPU time of all ranks, ms"),
+        x=alt.X("from_ms:Q", title="GPU time of all ranks (ms)"),
         x2="to_ms:Q",
         color=alt.Color(
             "how:N",
