@@ -8,7 +8,7 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.errors import GATE_FAILED, NvtxmoeError
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 
 @command(
@@ -85,7 +85,7 @@ def compare(
     from nvtxmoe_analysis.compare.compare import compare as run  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.compare.compare import document, write  # noqa: PLC0415
 
-    with stderr().status("comparing"):
+    with waiting("comparing"):
         done = run(before, after, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
         files = [] if output is None else write(done, output)
     found = {**document(done), "files": [str(file) for file in files]}

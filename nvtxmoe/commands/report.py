@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
     """
     from nvtxmoe_analysis.report import report as run  # noqa: PLC0415  polars and altair only when needed
 
-    with stderr().status("drawing"):
+    with waiting("drawing"):
         made = run(folder, images=images)
     if as_json:
         print_json(made.as_dict())
