@@ -33,7 +33,7 @@ def show_comparison(console: Console, document: dict[str, Any]) -> None:
     _show_routing(console, document["layers"]["js"])
     _show_experts(console, document["experts"])
     for gate in document["gates"]:
-        _show_gate(console, gate)
+        show_gate(console, gate)
     for note in document["notes"]:
         console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     console.print("Significance is against steps within these runs, not against other runs of the same thing.")
@@ -73,7 +73,7 @@ def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
                 value_text(row["metric"], row["value_b"]),
                 percent_text(row["change_pct"]),
                 interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
-                _p(row["p_value"]),
+                p_text(row["p_value"]),
                 verdict_cell(row),
             )
         )
@@ -82,7 +82,7 @@ def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
         rows.append(
             (
                 "js", row["step_kind"], noise, f"{row['js_bits']:.4f}", bits_text(row["excess_bits"]),
-                interval_text(row["ci_low"], row["ci_high"], ".4f", ""), _p(row["p_value"]), verdict_cell(row),
+                interval_text(row["ci_low"], row["ci_high"], ".4f", ""), p_text(row["p_value"]), verdict_cell(row),
             )
         )  # fmt: skip
     show_table(console, _all_layers_columns(document["options"]["confidence"]), rows, elsewhere=ELSEWHERE)
@@ -116,7 +116,7 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
             value_text(name, row["value_b"]),
             percent_text(row["change_pct"]),
             interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
-            _p(row["p_adjusted"]),
+            p_text(row["p_adjusted"]),
         )
         for row in moved
     ]
@@ -141,7 +141,7 @@ def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
             f"{row['noise_bits']:.4f}",
             f"{row['excess_bits']:.4f}",
             interval_text(row["ci_low"], row["ci_high"], ".4f", ""),
-            _p(row["p_adjusted"]),
+            p_text(row["p_adjusted"]),
         )
         for row in moved
     ]
@@ -165,25 +165,29 @@ def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
             f"{row['share_b_pct']:.2f} %",
             f"{row['difference_pct']:+.2f}",
             interval_text(row["ci_low"], row["ci_high"], "+.2f", ""),
-            _p(row["p_adjusted"]),
+            p_text(row["p_adjusted"]),
         )
         for row in moved
     ]
     show_table(console, columns, rows, elsewhere=ELSEWHERE)
 
 
-def _show_gate(console: Console, gate: dict[str, Any]) -> None:
+def show_gate(console: Console, gate: dict[str, Any], whose: str = "") -> None:
+    """Print what became of a condition.
+
+    Parameters:
+        whose: result that it is about, before the line.
+    """
     style = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}[gate["verdict"]]
-    line = f"{escape(gate['expression'])}: [{style}]{gate['verdict']}[/]"
+    line = f"{escape(whose + gate['expression'])}: [{style}]{gate['verdict']}[/]"
     if gate["verdict"] == "undecided":
         line += f", {escape(gate['reason'])}"
     else:
         scale, unit = (1.0, " %") if gate["percent"] else _unit(gate["metric"])
         line += f", {gate['value'] / scale:+.4g}{unit}"
         if gate["low"] is not None:
-            line += (
-                f" ({interval_text(gate['low'] / scale, gate['high'] / scale, '+.4g', '')}), p {_p(gate['p_value'])}"
-            )
+            ends = interval_text(gate["low"] / scale, gate["high"] / scale, "+.4g", "")
+            line += f" ({ends}), p {p_text(gate['p_value'])}"
         if gate["layer"] is not None:
             line += f", layer {gate['layer']}"
         if len(gate["layers_failed"]) > 1:
@@ -216,7 +220,8 @@ def interval_text(low: float | None, high: float | None, form: str, unit: str) -
     return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}{unit}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """Return a p-value, ``-`` for none."""
     return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
