@@ -45,7 +45,7 @@ def show(console: Console, made: Report) -> None:
         _line(console, f"No chart {chart}: {reason.removeprefix('Not drawn: ')}")
     _line(console, f"Report: {made.page}")
     if made.images:
-        _line(console, f"Charts: {len(made.images)} files {made.page.parent / 'report-*'}")
+        _line(console, f"Charts: {number(len(made.images), 'file')} {made.page.parent / 'report-*'}")
 
 
 def _line(console: Console, text: str) -> None:

@@ -8,6 +8,7 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.printing.console import print_json, stdout, waiting
+from nvtxmoe_analysis.core.text import number
 
 
 @command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
@@ -44,7 +45,7 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
         return
     stdout().print(
         f"{done.out}: {_size(done.bytes_before)} -> {_size(done.bytes_after)}, "
-        f"{done.rows_after:,} of {done.rows_before:,} rows kept",
+        f"{done.rows_after:,} of {number(done.rows_before, 'row')} kept",
         markup=False,
         soft_wrap=True,
     )

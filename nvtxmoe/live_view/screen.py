@@ -11,6 +11,7 @@ from rich.text import Text
 
 from nvtxmoe.live_view.model import SHARE_CELLS, LayerRow, View, ordered, orders_of, printable
 from nvtxmoe.live_view.state import State, picked_layer
+from nvtxmoe_analysis.core.text import number
 
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 #: Cells of a heatmap's row at most; more are folded, each shown by its largest.
@@ -81,7 +82,7 @@ def draw(
 
 
 def _header(view: View, width: int) -> list[Text]:
-    ranks = None if view.ranks is None else f"{view.ranks:,} rank{'' if view.ranks == 1 else 's'}"
+    ranks = None if view.ranks is None else number(view.ranks, "rank")
     names = [ranks, view.vllm and f"vLLM {view.vllm}", view.nvtxmoe and f"nvtxmoe {view.nvtxmoe}"]
     known = "  ".join(name for name in names if name)
     model = view.model or "model unknown"
@@ -93,9 +94,9 @@ def _header(view: View, width: int) -> list[Text]:
         f"prefill {_rate(view.prefill_tokens_per_s, ',.0f')}",
         f"decode {_rate(view.decode_tokens_per_s, ',.0f')}",
         f"steps {_rate(view.steps_per_s, ',.1f')}",
-        f"dropped {sum(view.dropped_steps.values()):,} steps{f' ({dropped})' if dropped else ''}",
-        f"hidden {view.hidden_layers:,} layers",
-        *([f"failed {view.failed_hooks:,} hooks"] if view.failed_hooks else []),
+        f"dropped {number(sum(view.dropped_steps.values()), 'step')}{f' ({dropped})' if dropped else ''}",
+        f"hidden {number(view.hidden_layers, 'layer')}",
+        *([f"failed {number(view.failed_hooks, 'hook')}"] if view.failed_hooks else []),
         f"own CPU {_own_cost(view)}",
     ]
     if view.collect_us is not None:

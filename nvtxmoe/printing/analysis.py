@@ -118,7 +118,9 @@ def _show_explained(console: Console, sentences: list[str]) -> None:
 
 def _show_verdict(console: Console, overview: dict[str, Any]) -> None:
     if overview["verdict"] == "complete":
-        console.print(f"Capture [bold green]complete[/bold green]: {overview['checks_passed']} checks passed.")
+        console.print(
+            f"Capture [bold green]complete[/bold green]: {number(overview['checks_passed'], 'check')} passed."
+        )
     else:
         console.print("Capture [bold red]incomplete[/bold red]:")
         for reason in overview["reasons"]:

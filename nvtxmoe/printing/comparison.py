@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from nvtxmoe.printing.table import Cell, Column, show_table
+from nvtxmoe_analysis.compare.tables import without_repeats
 from nvtxmoe_analysis.core.text import number
 
 #: Most layers and experts listed in the terminal; the files have all.
@@ -86,15 +87,6 @@ def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
             )
         )  # fmt: skip
     show_table(console, _all_layers_columns(document["options"]["confidence"]), rows, elsewhere=ELSEWHERE)
-
-
-def without_repeats(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
-    """Return rows with a value, without the row of all kinds of step if one kind has the same value."""
-    known = [row for row in rows if row[value] is not None]
-    kinds = {(*(row[name] for name in key), row[value]) for row in known if row["step_kind"] != "all"}
-    return [
-        row for row in known if row["step_kind"] != "all" or (*(row[name] for name in key), row[value]) not in kinds
-    ]
 
 
 def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> None:

@@ -17,7 +17,7 @@ from nvtxmoe_analysis.compare.compare import Comparison, side_of
 from nvtxmoe_analysis.compare.many import RESULT, Comparisons
 from nvtxmoe_analysis.compare.measures import METRICS
 from nvtxmoe_analysis.compare.page_charts import DIFFERS, change_chart, layer_chart, metric_rows
-from nvtxmoe_analysis.compare.tables import ALL
+from nvtxmoe_analysis.compare.tables import ALL, without_repeats
 from nvtxmoe_analysis.core.files import cannot_write, whole_file
 from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.report.chart import Drawing, Table
@@ -128,25 +128,24 @@ def _figures(found: Comparisons) -> Table:
             _value(row["unit"], row["value_b"]),
             "-" if row["change_pct"] is None else f"{row['change_pct']:+.2f} %",
             _ends(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"), _p(row["p_adjusted"]),
-            DIFFERS[row["significant"]], row["reason"] or "",
+            DIFFERS[row["significant"]],
         ]
-        for row in metric_rows(found).iter_rows(named=True)
+        for row in without_repeats(metric_rows(found).to_dicts(), (RESULT, "metric"), "value_b")
     ]  # fmt: skip
     for name, one in found.results.items():
         whole = one.activations.filter(pl.col("layer_idx").is_null())
-        for row in whole.iter_rows(named=True):
-            if row["js_bits"] is not None:
-                rows.append(
-                    [
-                        name, "js", row["step_kind"],
-                        "-" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f} bits",
-                        f"{row['js_bits']:.4f} bits",
-                        "-" if row["excess_bits"] is None else f"{row['excess_bits']:+.4f} bits",
-                        _ends(row["ci_low"], row["ci_high"], ".4f", " bits"), _p(row["p_adjusted"]),
-                        DIFFERS[row["significant"]], row["reason"] or "",
-                    ]
-                )  # fmt: skip
-    columns = (RESULT, "metric", "steps", "baseline", "result value", "change", "interval", "p", "differs", "reason")
+        rows += [
+            [
+                name, "js", row["step_kind"],
+                "-" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f} bits",
+                f"{row['js_bits']:.4f} bits",
+                "-" if row["excess_bits"] is None else f"{row['excess_bits']:+.4f} bits",
+                _ends(row["ci_low"], row["ci_high"], ".4f", " bits"), _p(row["p_adjusted"]),
+                DIFFERS[row["significant"]],
+            ]
+            for row in without_repeats(whole.to_dicts(), (), "js_bits")
+        ]  # fmt: skip
+    columns = (RESULT, "metric", "steps", "baseline", "result value", "change", "interval", "p", "differs")
     return Table(columns, rows)
 
 

@@ -13,6 +13,8 @@ from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant
 
 #: Pixels of a row of intervals, and of a panel of layers.
 ROW, PANEL = 20, 150
+#: Points without a significant difference are pale.
+PALE = alt.condition(alt.datum.differs == "yes", alt.value(1.0), alt.value(0.35))
 #: Answer to "does it differ" by ``significant``.
 DIFFERS = {True: "yes", False: "not seen", None: "can't tell"}
 #: Rows of a table of layers.
@@ -45,9 +47,7 @@ def change_chart(found: Comparisons) -> Drawing | None:
         x = alt.X("change_pct:Q", title=f"change of {metric} (%)", scale=alt.Scale(zero=True))
         y = alt.Y(f"{RESULT}:N", sort=names, title=None, axis=alt.Axis(labelLimit=220))
         intervals = mine.mark_rule(strokeWidth=2).encode(x=_CHANGE[1] + ":Q", x2=_CHANGE[2] + ":Q", y=y)
-        points = mine.mark_point(size=70).encode(
-            x=x, y=y, tooltip=tooltips, shape=alt.Shape("differs:N", title="differs", sort=list(DIFFERS.values()))
-        )
+        points = mine.mark_point(size=70).encode(x=x, y=y, tooltip=tooltips, opacity=PALE)
         zero = mine.mark_rule(strokeDash=[4, 3], opacity=0.6).encode(x=alt.datum(0))
         panels.append(alt.layer(zero, intervals, points).properties(width=620, height=ROW * max(2, len(names))))
     largest = rows.sort(pl.col("change_pct").abs(), descending=True).row(0, named=True)
@@ -55,7 +55,7 @@ def change_chart(found: Comparisons) -> Drawing | None:
         alt.vconcat(*panels, spacing=12),
         {"changes": data},
         f"All layers together and all kinds of step, against {found.baseline}. Lines are intervals of each result by "
-        "itself; a point's shape shows whether the difference is significant among all results. The scales differ.",
+        "itself. Pale points: no difference was seen after the adjustment for all results. The scales differ.",
         f"Change of each metric against {found.baseline}. The largest is {largest['metric']} of {largest[RESULT]}, "
         f"{largest['change_pct']:+.2f} %.",
         Table(
@@ -89,7 +89,7 @@ def layer_chart(found: Comparisons, metric: str) -> Drawing | None:
     points = base("layers").mark_point(size=36).encode(
         x=x, xOffset=offset, color=colour,
         y=alt.Y("change_pct:Q", title=f"change of {metric} (%)"),
-        opacity=alt.condition(alt.datum.differs == "yes", alt.value(1.0), alt.value(0.35)),
+        opacity=PALE,
         tooltip=[
             alt.Tooltip(f"{RESULT}:N"), alt.Tooltip("layer_idx:O", title="layer"),
             alt.Tooltip("change_pct:Q", title="change (%)"), alt.Tooltip("differs:N"),
