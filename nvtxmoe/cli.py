@@ -11,6 +11,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module, resources
 
 import click
@@ -47,6 +48,16 @@ class _Group(click.Group):
         name = cmd_name.replace("-", "_")
         made: click.Command = getattr(import_module(f"nvtxmoe.commands.{name}"), name)
         return made
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb; one that is misspelt is refused with those that look like it."""
+        name = args[0]
+        alike = [] if name in command_names() else get_close_matches(name.lower(), command_names())
+        if alike:
+            ctx.fail(f"No such command {name!r}. Did you mean {' or '.join(alike)}?")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
@@ -120,7 +131,9 @@ def _internal(error: BaseException) -> str:
 def _usage(error: click.ClickException) -> str:
     message = error.format_message().rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
-    return message if context is None else f"{message}. See `{context.command_path} --help`"
+    if context is None:
+        return message
+    return f"{message}{'' if message.endswith('?') else '.'} See `{context.command_path} --help`"
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

@@ -6,6 +6,9 @@
 #   --model MODEL        what to serve
 #   --mode MODE          nsys (default): routing and GPU time, with Nsight Systems; moe: routing alone; both
 #   --num-requests N     requests to send, 100 by default; 0: none, the server runs until Ctrl-C
+#   --prompt-tokens N    words of a request's prompt, about its tokens; 64 by default
+#   --max-tokens N       tokens of an answer, 64 by default
+#   --concurrency N      requests at a time, 16 by default
 #   --output DIR         new folder for the results; default: ./profiling_results_TIME
 #   --dry-run            print the command and its environment only
 #   --help               this text
@@ -30,7 +33,7 @@ while [ $# -gt 0 ]; do
         exit
         ;;
     --dry-run) profile+=("$1") && shift && continue ;;
-    --model | --mode | --num-requests | --output) ;;
+    --model | --mode | --num-requests | --prompt-tokens | --max-tokens | --concurrency | --output) ;;
     *) vllm+=("$1") && shift && continue ;;
     esac
     if [ "$name" != "$1" ]; then

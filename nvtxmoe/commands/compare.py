@@ -1,4 +1,4 @@
-"""Two results side by side: what differs, and whether that is more than noise."""
+"""Results side by side: what differs, and whether that is more than noise."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.errors import GATE_FAILED, NvtxmoeError
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 
 @command(
     "compare",
     "nvtxmoe compare results-before results-after\n"
-    "nvtxmoe compare results-before results-after --fail-if 'kernel_time>5%' --fail-if 'layer_js@decode>0.05'",
+    "nvtxmoe compare results-before results-after --fail-if 'kernel_time>5%' --fail-if 'layer_js@decode>0.05'\n"
+    "nvtxmoe compare tp1 tp2 tp4 --baseline tp2 --html comparison.html",
 )
-@click.argument("before", metavar="A", type=PATH)
-@click.argument("after", metavar="B", type=PATH)
+@click.argument("results", metavar="A B...", type=PATH, nargs=-1, required=True)
+@click.option("--baseline", metavar="NAME", help="The result that the others are compared with. Default: the first.")
 @click.option(
     "--fail-if",
     "fail_if",
@@ -35,6 +36,7 @@ from nvtxmoe.printing.console import print_json, stderr, stdout
     "estimate alone.",
 )
 @click.option("-o", "--output", type=PATH, help="Also write tables and JSON into DIR/moe_comparison.")
+@click.option("--html", "page", metavar="FILE", type=PATH, help="Also write figures, charts and notes as one page.")
 @click.option(
     "--confidence",
     metavar="PERCENT",
@@ -53,19 +55,23 @@ from nvtxmoe.printing.console import print_json, stderr, stdout
 )
 @json_option
 def compare(
-    before: Path,
-    after: Path,
+    results: tuple[Path, ...],
+    baseline: str | None,
     fail_if: tuple[str, ...],
     rule: str,
     output: Path | None,
+    page: Path | None,
     confidence: float,
     seed: int,
     as_json: bool,
 ) -> int:
-    """Compare the results of two runs: routing policies, placements, versions of a model, loads.
+    """Compare the results of two or more runs: routing policies, placements, versions of a model, loads.
 
     A and B are folders that `nvtxmoe analyze -o` or `nvtxmoe merge` wrote. Like steps are compared: prefill with
     prefill, decode with decode, at equal numbers of tokens. Differences are B's less A's.
+
+    Of more than two results, each is compared with the baseline, under the names of their folders. Significance then
+    takes into account how many there are.
 
     \b
     Metrics of --fail-if:
@@ -82,19 +88,39 @@ def compare(
     Significance is against the scatter of steps within the two runs. How far runs of the same thing scatter is not in
     it: compare two of them first, and set NUMBER above that.
     """
-    from nvtxmoe_analysis.compare.compare import compare as run  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.compare.compare import document, write  # noqa: PLC0415
+    if len(results) < 2:
+        raise click.UsageError("Missing argument 'B...'")
+    from nvtxmoe_analysis.compare import compare as pair  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.compare import many  # noqa: PLC0415
 
-    with stderr().status("comparing"):
-        done = run(before, after, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
-        files = [] if output is None else write(done, output)
-    found = {**document(done), "files": [str(file) for file in files]}
+    with waiting("comparing"):
+        done: pair.Comparison | many.Comparisons
+        if len(results) == 2:
+            sides = many.baseline_first(results, baseline)
+            done = pair.compare(*sides, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
+            found, several = pair.document(done), many.as_comparisons(done)
+            files = [] if output is None else pair.write(done, output)
+        else:
+            done = several = many.compare_many(
+                results, baseline=baseline, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed
+            )
+            found = many.document(done)
+            files = [] if output is None else many.write(done, output)
+        if page is not None:
+            from nvtxmoe_analysis.compare.page import write_page  # noqa: PLC0415  altair only where it is asked for
+
+            files.append(write_page(several, page))
+    found["files"] = [str(file) for file in files]
     if as_json:
         print_json(found)
-    else:
+    elif len(results) == 2:
         from nvtxmoe.printing.comparison import show_comparison  # noqa: PLC0415
 
         show_comparison(stdout(), found)
+    else:
+        from nvtxmoe.printing.comparisons import show_comparisons  # noqa: PLC0415
+
+        show_comparisons(stdout(), found)
     if done.failed:
         return GATE_FAILED
     if done.undecided:

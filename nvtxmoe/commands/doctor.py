@@ -7,15 +7,17 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
 from nvtxmoe.doctor.kernel_choice import GENERATIONS
 from nvtxmoe.errors import BAD_INPUT
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
+from nvtxmoe.printing.table import Column, cell_text, show_table
+from nvtxmoe_analysis.core.text import number
 
+_COLUMNS = (Column("level", False), Column("topic", False), Column("text", False, wraps=True))
 _STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
 
 
@@ -56,7 +58,7 @@ def doctor(
     from nvtxmoe.doctor.examinations.gpu import device_names  # noqa: PLC0415  only when it runs
     from nvtxmoe.doctor.examine import can_capture, examine  # noqa: PLC0415
 
-    with stderr().status("looking"):
+    with waiting("looking"):
         findings = examine(os.environ, python=python, nsys=nsys, model=model, gpu=gpu, steps=steps, tokens=tokens)
     good = can_capture(findings)
     elsewhere = model is not None and not device_names()
@@ -68,20 +70,16 @@ def doctor(
 
 
 def _show(console: Console, findings: list[Finding], good: bool, elsewhere: bool) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    rows = []
     for one in findings:
-        text = escape(one.what) + (f"\n[bold]{escape(one.remedy)}[/bold]" if one.remedy else "")
-        table.add_row(f"[{_STYLES[one.level]}]{one.level}[/]", escape(one.topic), text)
-    console.print(table)
+        text = cell_text(one.what)
+        if one.remedy:
+            text.append("\n").append(cell_text(one.remedy).plain, "bold")
+        rows.append((Text(one.level, _STYLES[one.level]), one.topic, text))
+    show_table(console, _COLUMNS, rows, elsewhere="see --json", header=False)
     counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}
     end = "A capture can work." if good else "A capture can't work: see the problems."
     if elsewhere and not good:
         end = "This machine, which has no GPU, can't capture: see the problems. What is said of the model is not of it."
-    told = [
-        f"{counts[level]} {word}{'' if counts[level] == 1 else 's'}"
-        for level, word in ((PROBLEM, "problem"), (NOTE, "note"))
-    ]
+    told = [number(counts[level], word) for level, word in ((PROBLEM, "problem"), (NOTE, "note"))]
     console.print(f"{end} {', '.join(told)}.")

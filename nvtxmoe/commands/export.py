@@ -10,6 +10,7 @@ import click
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
+from nvtxmoe_analysis.core.text import number
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.facts.selection import Selection
@@ -105,9 +106,10 @@ _CLOCKS = {
 def _lines(done: Exported) -> list[str]:
     totals = done.totals
     lines = [
-        f"{done.path}: {sum(totals.slices.values()):,} slices and {totals.counter_values:,} values of counters on "
-        f"{totals.tracks:,} tracks, {done.size_bytes / 1e6:.1f} MB",
-        *(f"  {number:>12,}  {name}" for name, number in totals.slices.items()),
+        f"{done.path}: {number(sum(totals.slices.values()), 'slice')} and "
+        f"{number(totals.counter_values, 'value')} of counters on {number(totals.tracks, 'track')}, "
+        f"{done.size_bytes / 1e6:.1f} MB",
+        *(f"  {count:>12,}  {name}" for name, count in totals.slices.items()),
     ]
     if totals.untimed:
         lines.append(

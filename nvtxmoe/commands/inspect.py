@@ -9,7 +9,7 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.errors import BAD_INPUT
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.inspection.inspect import Inspection
@@ -31,7 +31,7 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     from nvtxmoe_analysis.readers.open import open_export, refuse_mixture  # noqa: PLC0415  polars only when needed
 
     refuse_mixture(inputs)
-    with stderr().status("reading"):
+    with waiting("reading"):
         found: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])
     if as_json:
         print_json(found.as_dict())

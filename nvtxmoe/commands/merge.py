@@ -13,6 +13,7 @@ from nvtxmoe.printing.console import print_json, progress_bar, stdout
 @command(
     "merge",
     "nvtxmoe merge /tmp/vllm_profiling/session_20251125_083000\n"
+    "nvtxmoe merge /tmp/vllm_profiling/session_20251125_083000 --report\n"
     "nvtxmoe merge host0/session_20251125_083000 host1/session_20251125_083001 -o results",
 )
 @click.argument("sessions", metavar="SESSION...", type=PATH, nargs=-1, required=True)
@@ -26,6 +27,7 @@ from nvtxmoe.printing.console import print_json, progress_bar, stdout
     show_default=True,
     help="Format of the tables. Give it twice for both.",
 )
+@click.option("--report", "with_report", is_flag=True, help="Also write DIR/report.html: see `nvtxmoe report`.")
 @click.option("--strict", is_flag=True, help="Exit with 3 when the capture is incomplete.")
 @partial_option
 @json_option
@@ -33,6 +35,7 @@ def merge(
     sessions: tuple[Path, ...],
     output: Path | None,
     formats: tuple[str, ...],
+    with_report: bool,
     strict: bool,
     partial_ok: bool,
     as_json: bool,
@@ -56,7 +59,7 @@ def merge(
     with progress_bar() as tell:
         done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=tell)
         found = overview(done)
-        found["files"] += renew_report(done.folder, tell, wanted=False)
+        found["files"] += renew_report(done.folder, tell, wanted=with_report)
     if as_json:
         print_json(found)
     else:

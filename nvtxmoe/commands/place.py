@@ -10,7 +10,7 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
 from nvtxmoe.commands._selection import numbers
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 
 @command(
@@ -96,7 +96,7 @@ def place(
     options = Options(
         redundant, rearrange_every, link_gbs, least_gain_pct, None if layers is None else tuple(sorted(layers))
     )
-    with stderr().status("predicting"):
+    with waiting("predicting"):
         placements = {path.stem: read(path) for path in given}
         predictor = Predictor(load(results), options)
         prediction = predictor.value(placements) if placements else predictor.place()

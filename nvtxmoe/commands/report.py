@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, printable, stdout, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
     """
     from nvtxmoe_analysis.report import report as run  # noqa: PLC0415  polars and altair only when needed
 
-    with stderr().status("drawing"):
+    with waiting("drawing"):
         made = run(folder, images=images)
     if as_json:
         print_json(made.as_dict())
@@ -39,13 +39,14 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
 
 def show(console: Console, made: Report) -> None:
     """Print the four answers, the findings' titles, what could not be drawn, and the files."""
-    from nvtxmoe.printing.first_lines import printable, show_first_lines  # noqa: PLC0415
+    from nvtxmoe.printing.first_lines import show_first_lines  # noqa: PLC0415
+    from nvtxmoe_analysis.core.text import number  # noqa: PLC0415
 
     show_first_lines(console, [answer.as_dict() for answer in made.advice.answers])
-    lines = [f"{number}. {finding.headline}" for number, finding in enumerate(made.findings, 1)]
+    lines = [f"{place}. {finding.headline}" for place, finding in enumerate(made.findings, 1)]
     lines += [f"No chart {chart}: {reason.removeprefix('Not drawn: ')}" for chart, reason in made.missing.items()]
     lines.append(f"Report: {made.page}")
     if made.images:
-        lines.append(f"Charts: {len(made.images)} files {made.page.parent / 'report-*'}")
+        lines.append(f"Charts: {number(len(made.images), 'file')} {made.page.parent / 'report-*'}")
     for line in lines:
         console.print(printable(line), soft_wrap=True, markup=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
-from nvtxmoe.printing.console import print_json, stderr, stdout
+from nvtxmoe.printing.console import print_json, stdout, waiting
+from nvtxmoe_analysis.core.text import number
 
 
 @command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
@@ -27,7 +28,7 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
     from nvtxmoe_analysis.trimming.write_export import check_target  # noqa: PLC0415
 
     check_target(out, source)
-    with stderr().status(f"reading {source.name}"):
+    with waiting(f"reading {source.name}"):
         done = run(open_export(source, cache_dir=cache_dir, nsys=nsys), out)
     if as_json:
         print_json(
@@ -44,7 +45,7 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
         return
     stdout().print(
         f"{done.out}: {_size(done.bytes_before)} -> {_size(done.bytes_after)}, "
-        f"{done.rows_after:,} of {done.rows_before:,} rows kept",
+        f"{done.rows_after:,} of {number(done.rows_before, 'row')} kept",
         markup=False,
         soft_wrap=True,
     )

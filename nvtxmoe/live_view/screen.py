@@ -5,12 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.text import Text
 
 from nvtxmoe.live_view.model import SHARE_CELLS, LayerRow, View, ordered, orders_of, printable
 from nvtxmoe.live_view.state import State, picked_layer
+from nvtxmoe_analysis.core.text import number
 
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
 #: Cells of a heatmap's row at most; more are folded, each shown by its largest.
@@ -64,8 +66,10 @@ def draw(
     room = min(MOST_CELLS, width - sum(column.width for column in columns) - 2)
     head = [_head(columns, state, line) for line in range(2)]
     if view.heat and room > 0:
-        head[1].append("  " + ("hottest" if view.heat == SHARE_CELLS else "load")[:room], "bold")
+        word = "hottest" if view.heat == SHARE_CELLS else "load"
+        head[1].append(f"  {word if len(word) <= room else ''}", "bold")
     below = [Text(), *_details(picked, width), *_legend(view, scale, blocks, width)]
+    below += _left_out(rows, columns, width)
     below += _keys(view, width) if keys else []
     lines = len(rows)
     if height is not None:
@@ -81,21 +85,21 @@ def draw(
 
 
 def _header(view: View, width: int) -> list[Text]:
-    ranks = None if view.ranks is None else f"{view.ranks:,} rank{'' if view.ranks == 1 else 's'}"
+    ranks = None if view.ranks is None else number(view.ranks, "rank")
     names = [ranks, view.vllm and f"vLLM {view.vllm}", view.nvtxmoe and f"nvtxmoe {view.nvtxmoe}"]
-    known = "  ".join(name for name in names if name)
-    model = view.model or "model unknown"
-    spare = max(10, width - cell_len(known) - 2)
-    title = Text(f"{model if cell_len(model) <= spare else set_cell_size(model, spare - 1) + '~'}  {known}", "bold")
-    dropped = ", ".join(f"{by} {number:,}" for by, number in sorted(view.dropped_steps.items()) if number)
+    title = [
+        Text(line.plain, "bold")
+        for line in _packed([view.model or "model unknown", *(name for name in names if name)], width)
+    ]
+    dropped = ", ".join(f"{by} {count:,}" for by, count in sorted(view.dropped_steps.items()) if count)
     items = [
         f"tokens {_rate(view.tokens_per_s, ',.0f')}",
         f"prefill {_rate(view.prefill_tokens_per_s, ',.0f')}",
         f"decode {_rate(view.decode_tokens_per_s, ',.0f')}",
         f"steps {_rate(view.steps_per_s, ',.1f')}",
-        f"dropped {sum(view.dropped_steps.values()):,} steps{f' ({dropped})' if dropped else ''}",
-        f"hidden {view.hidden_layers:,} layers",
-        *([f"failed {view.failed_hooks:,} hooks"] if view.failed_hooks else []),
+        f"dropped {number(sum(view.dropped_steps.values()), 'step')}{f' ({dropped})' if dropped else ''}",
+        f"hidden {number(view.hidden_layers, 'layer')}",
+        *([f"failed {number(view.failed_hooks, 'hook')}"] if view.failed_hooks else []),
         f"own CPU {_own_cost(view)}",
     ]
     if view.collect_us is not None:
@@ -108,7 +112,7 @@ def _header(view: View, width: int) -> list[Text]:
         items.append(f"estimated lost {lost['estimate']:,.1f} us/step{ends}")
     if view.estimated_coverage is not None:
         items.append(f"estimate of {100 * view.estimated_coverage:.0f} % of layers")
-    return [title, *_packed(items, width)]
+    return [*title, *_packed(items, width)]
 
 
 def _trouble(state: State, width: int) -> list[Text]:
@@ -134,6 +138,17 @@ def _fitting(rows: Sequence[LayerRow], width: int) -> list[_Column]:
         found.append(column)
         left -= column.width
     return found
+
+
+def _left_out(rows: Sequence[LayerRow], columns: Sequence[_Column], width: int) -> list[Text]:
+    """Name the columns that have values and no room."""
+    names = [
+        " ".join(column.head).replace("/ ", "/").strip()
+        for column in _COLUMNS
+        if column not in columns and any(column.text(row) is not None for row in rows)
+    ]
+    items = ["no room for:", *(f"{name}," for name in names[:-1]), *names[-1:], "(--once --json)"]
+    return [Text(line.plain, "dim") for line in _packed(items, width)] if names else []
 
 
 def _head(columns: Sequence[_Column], state: State, line: int) -> Text:
@@ -197,9 +212,9 @@ def _keys(view: View, width: int) -> list[Text]:
 
 
 def _packed(items: Sequence[str], width: int) -> list[Text]:
-    """Put items into lines; none is cut unless it is wider than the terminal."""
+    """Put items into lines; none is cut, and only one that is wider than the terminal is divided."""
     lines: list[str] = []
-    for item in items:
+    for item in chain.from_iterable(textwrap.wrap(item, max(1, width)) or [""] for item in items):
         if lines and cell_len(lines[-1]) + 2 + cell_len(item) <= width:
             lines[-1] += "  " + item
         else:

@@ -29,6 +29,8 @@ from nvtxmoe.live_view.state import QUIT, State, pressed
 RATE_S = 10.0
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SCRAPED = 0
+#: Width of a table if the output is no terminal: room for all columns.
+FOLLOWED_WIDTH = 120
 
 
 class Pages:
@@ -63,7 +65,8 @@ def follow(
     while times is None or printed < times:
         time.sleep(interval_s)
         pages.add(scrape())
-        console.print(draw(pages.view(), State(order=order), console.width, ascii_only=ascii_only(console)))
+        width = console.width if console.is_terminal else FOLLOWED_WIDTH
+        console.print(draw(pages.view(), State(order=order), width, ascii_only=ascii_only(console)), soft_wrap=True)
         console.file.flush()
         printed += 1
 

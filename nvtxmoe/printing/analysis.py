@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from nvtxmoe.printing.first_lines import show_first_lines
+from nvtxmoe.printing.table import Column, show_item, show_table
+from nvtxmoe_analysis.core.text import number, short_name
 
 #: Most layers listed in the terminal; the files have all.
 MOST_LAYERS = 16
@@ -21,15 +21,15 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
     timed = "in_layer_ns" in overview
     show_first_lines(console, overview["answers"])
     console.print(
-        f"{_counted(overview['ranks'], 'rank')}, {_counted(overview['steps_kept'], 'step')}"
+        f"{number(overview['ranks'], 'rank')}, {number(overview['steps_kept'], 'step')}"
         + (f" of {overview['steps_captured']:,}" if overview["steps_kept"] != overview["steps_captured"] else "")
-        + f", {_counted(len(overview['layers']), 'MoE layer')}, {_counted(overview['tokens'], 'token')}"
+        + f", {number(len(overview['layers']), 'MoE layer')}, {number(overview['tokens'], 'token')}"
     )
     if overview["recording"]:
         console.print(f"Expert ids: {ways_text(overview['recording'])}")
     if timed and overview["in_layer_ns"] is None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
-    console.print(_layer_table(overview["layers"], timed))
+    _show_layers(console, overview["layers"], timed)
     if len(overview["layers"]) > MOST_LAYERS:
         most = "most kernel time" if timed else "highest max/mean"
         console.print(f"The {MOST_LAYERS} layers with the {most} of {len(overview['layers'])}; the files have all.")
@@ -50,21 +50,33 @@ def ways_text(recording: Mapping[str, str]) -> str:
     return ", ".join(f"{way} (layer{'' if layers.isdigit() else 's'} {layers})" for way, layers in recording.items())
 
 
-def _layer_table(layers: list[dict[str, Any]], timed: bool) -> Table:
-    table = Table(box=None, pad_edge=False)
-    times = ("kernels", "copies", "kernels a step", "of it own") if timed else ()
-    for name in ("layer", "experts", "top-k", "used", "hottest expert", "max/mean", *times):
-        table.add_column(name, justify="right")
+#: Columns of a layer; those with a number have no room in a narrow terminal, the largest number first.
+_ROUTED = (
+    Column("layer"),
+    Column("experts", drop=4),
+    Column("top-k", drop=5),
+    Column("used", drop=3),
+    Column("hottest expert"),
+    Column("max/mean"),
+)
+_TIMED = (Column("kernels", drop=1), Column("copies", drop=6), Column("kernels a step", drop=2), Column("of it own"))
+
+
+def _show_layers(console: Console, layers: list[dict[str, Any]], timed: bool) -> None:
+    rows = []
     shown = sorted(layers, key=lambda layer: -((layer["kernel_time_ns"] if timed else layer["max_mean"]) or 0))
     for layer in sorted(shown[:MOST_LAYERS], key=lambda layer: layer["layer"]):
-        table.add_row(
-            str(layer["layer"]),
-            *("-" if layer[key] is None else str(layer[key]) for key in ("num_experts", "top_k", "used")),
-            "-" if layer["hottest"] is None else f"{layer['hottest']} ({layer['hottest_pct']:.1f} %)",
-            "-" if layer["max_mean"] is None else f"{layer['max_mean']:.2f}",
-            *(_times(layer) if timed else ()),
+        rows.append(
+            (
+                str(layer["layer"]),
+                *("-" if layer[key] is None else str(layer[key]) for key in ("num_experts", "top_k", "used")),
+                "-" if layer["hottest"] is None else f"{layer['hottest']} ({layer['hottest_pct']:.1f} %)",
+                "-" if layer["max_mean"] is None else f"{layer['max_mean']:.2f}",
+                *(_times(layer) if timed else ()),
+            )
         )
-    return table
+    where = "moe_summary.json, moe_layer_timings" if timed else "moe_summary.json"
+    show_table(console, [*_ROUTED, *(_TIMED if timed else ())], rows, elsewhere=f"see {where}")
 
 
 def _times(layer: dict[str, Any]) -> tuple[str, ...]:
@@ -76,46 +88,40 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
     if not operations:
         return
     console.print(title)
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for justify in ("right", "right", "left"):
-        table.add_column(justify=justify, no_wrap=True, overflow="fold")
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    for operation in operations:
-        table.add_row(
+    rows = [
+        (
             f"  {_duration(operation['total_ns'])}",
             f"{operation['pct']:.1f} %",
             operation["phase"],
-            escape(_short(operation["kernel_name"])),
+            short_name(operation["kernel_name"]),
         )
-    console.print(table)
+        for operation in operations
+    ]
+    show_table(console, _OPERATION, rows, elsewhere="see moe_kernel_timings", header=False)
+
+
+#: Columns of a kernel or copy: time, share, phase, name.
+_OPERATION = (Column("time"), Column("share"), Column("phase", right=False, drop=1), Column("name", False, wraps=True))
 
 
 def _show_explained(console: Console, sentences: list[str]) -> None:
     if sentences:
         console.print("What explains the layers' time (docs/explanation/models.md):")
     for sentence in sentences:
-        console.print(f"  {escape(sentence)}", soft_wrap=True)
-
-
-def _short(kernel_name: str) -> str:
-    """Return a C++ kernel's name without its template arguments and parameters."""
-    name = kernel_name.removeprefix("void ")
-    return name if name.startswith("[") else re.split(r"[<(]", name, maxsplit=1)[0] or kernel_name
+        show_item(console, sentence)
 
 
 def _show_verdict(console: Console, overview: dict[str, Any]) -> None:
     if overview["verdict"] == "complete":
-        console.print(f"Capture [bold green]complete[/bold green]: {overview['checks_passed']} checks passed.")
+        console.print(
+            f"Capture [bold green]complete[/bold green]: {number(overview['checks_passed'], 'check')} passed."
+        )
     else:
         console.print("Capture [bold red]incomplete[/bold red]:")
         for reason in overview["reasons"]:
-            console.print(f"  - {escape(reason)}", soft_wrap=True)
+            show_item(console, reason, "  - ")
     for warning in overview["warnings"]:
-        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
 
 
 def _duration(nanoseconds: float) -> str:

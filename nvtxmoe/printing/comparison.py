@@ -6,10 +6,16 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
+
+from nvtxmoe.printing.table import Cell, Column, show_table
+from nvtxmoe_analysis.compare.tables import without_repeats
+from nvtxmoe_analysis.core.text import number
 
 #: Most layers and experts listed in the terminal; the files have all.
 MOST_MOVERS = 5
+#: Where all figures are that had no room.
+ELSEWHERE = "see -o DIR or --json"
 TIMES = ("kernel_time", "own_time", "step_time", "kernel_time_per_token")
 
 
@@ -18,19 +24,19 @@ def show_comparison(console: Console, document: dict[str, Any]) -> None:
     for name in ("a", "b"):
         side = document[name]
         console.print(
-            f"{name.upper()} [bold]{escape(side['folder'])}[/bold]: {side['steps']:,} steps, "
-            f"{side['ranks']} rank{'' if side['ranks'] == 1 else 's'}, {side['layers']} MoE layers",
+            f"{name.upper()} [bold]{escape(side['folder'])}[/bold]: {number(side['steps'], 'step')}, "
+            f"{number(side['ranks'], 'rank')}, {number(side['layers'], 'MoE layer')}",
             soft_wrap=True,
         )
-    console.print(_all_layers_table(document))
+    _show_all_layers(console, document)
     for name in ("kernel_time", "imbalance"):
         _show_layers(console, name, document["layers"][name])
     _show_routing(console, document["layers"]["js"])
     _show_experts(console, document["experts"])
     for gate in document["gates"]:
-        _show_gate(console, gate)
+        show_gate(console, gate)
     for note in document["notes"]:
-        console.print(f"[yellow]Note:[/yellow] {escape(note)}", soft_wrap=True)
+        console.print(f"[yellow]Note:[/yellow] {escape(note)}")
     console.print("Significance is against steps within these runs, not against other runs of the same thing.")
     if document["files"]:
         console.print("Written:")
@@ -38,62 +44,75 @@ def show_comparison(console: Console, document: dict[str, Any]) -> None:
         console.print(f"  {escape(file)}", soft_wrap=True)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("", "steps", "differs") else "right", no_wrap=True)
-    return table
+def _all_layers_columns(confidence: float) -> tuple[Column, ...]:
+    return (
+        Column("", right=False),
+        Column("steps", right=False),
+        Column("A", drop=3),
+        Column("B", drop=2),
+        Column("change"),
+        Column(interval_title(confidence), drop=1),
+        Column("p", drop=4),
+        Column("differs", right=False),
+    )
 
 
-def _all_layers_table(document: dict[str, Any]) -> Table:
-    """Return the table of all layers together. If only one kind of step is compared, its row replaces "all"."""
-    percent = f"{100 * document['options']['confidence']:g} % interval"
-    table = _table("", "steps", "A", "B", "change", percent, "p", "differs")
-    for row in _without_repeats(document["metrics"], ("metric",), "value_b"):
-        table.add_row(
-            row["metric"],
-            row["step_kind"],
-            _value(row["metric"], row["value_a"]),
-            _value(row["metric"], row["value_b"]),
-            _percent(row["change_pct"]),
-            _interval(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
-            _p(row["p_value"]),
-            _verdict(row),
+def interval_title(confidence: float) -> str:
+    """Return ``95 % interval``."""
+    return f"{100 * confidence:g} % interval"
+
+
+def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
+    """Print the table of all layers together. If only one kind of step is compared, its row replaces "all"."""
+    rows: list[tuple[Cell, ...]] = []
+    for row in without_repeats(document["metrics"], ("metric",), "value_b"):
+        rows.append(
+            (
+                row["metric"],
+                row["step_kind"],
+                value_text(row["metric"], row["value_a"]),
+                value_text(row["metric"], row["value_b"]),
+                percent_text(row["change_pct"]),
+                interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
+                p_text(row["p_value"]),
+                verdict_cell(row),
+            )
         )
-    for row in _without_repeats(document["activations"], (), "js_bits"):
+    for row in without_repeats(document["activations"], (), "js_bits"):
         noise = "" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f}"
-        table.add_row(
-            "js", row["step_kind"], noise, f"{row['js_bits']:.4f}", _bits(row["excess_bits"]),
-            _interval(row["ci_low"], row["ci_high"], ".4f", ""), _p(row["p_value"]), _verdict(row),
+        rows.append(
+            (
+                "js", row["step_kind"], noise, f"{row['js_bits']:.4f}", bits_text(row["excess_bits"]),
+                interval_text(row["ci_low"], row["ci_high"], ".4f", ""), p_text(row["p_value"]), verdict_cell(row),
+            )
         )  # fmt: skip
-    return table
-
-
-def _without_repeats(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
-    """Return rows with a value, without the row of all kinds of step if one kind has the same value."""
-    known = [row for row in rows if row[value] is not None]
-    kinds = {(*(row[name] for name in key), row[value]) for row in known if row["step_kind"] != "all"}
-    return [
-        row for row in known if row["step_kind"] != "all" or (*(row[name] for name in key), row[value]) not in kinds
-    ]
+    show_table(console, _all_layers_columns(document["options"]["confidence"]), rows, elsewhere=ELSEWHERE)
 
 
 def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
     moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
     if not moved:
         if rows and rows[0]["p_value"] is not None:
-            most = f" (most: layer {rows[0]['layer_idx']}, {_percent(rows[0]['change_pct'])})"
+            most = f" (most: layer {rows[0]['layer_idx']}, {percent_text(rows[0]['change_pct'])})"
             console.print(f"No single layer differs significantly in {name}{most if rows[0]['difference'] else ''}.")
         return
     console.print(f"Layers that moved most in {name} (p for {len(rows)} layers):")
-    table = _table("layer", "A", "B", "change", "interval", "p")
-    for row in moved:
-        table.add_row(
-            str(row["layer_idx"]), _value(name, row["value_a"]), _value(name, row["value_b"]),
-            _percent(row["change_pct"]), _interval(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
-            _p(row["p_adjusted"]),
-        )  # fmt: skip
-    console.print(table)
+    columns = (
+        Column("layer"), Column("A", drop=3), Column("B", drop=2), Column("change"), Column("interval"),
+        Column("p", drop=1),
+    )  # fmt: skip
+    rows = [
+        (
+            str(row["layer_idx"]),
+            value_text(name, row["value_a"]),
+            value_text(name, row["value_b"]),
+            percent_text(row["change_pct"]),
+            interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
+            p_text(row["p_adjusted"]),
+        )
+        for row in moved
+    ]
+    show_table(console, columns, rows, elsewhere=ELSEWHERE)
 
 
 def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -103,13 +122,22 @@ def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
             console.print("No single layer's shares of experts differ significantly.")
         return
     console.print(f"Layers whose shares of experts moved most (bits, p for {len(rows)} layers):")
-    table = _table("layer", "js", "noise", "above noise", "interval", "p")
-    for row in moved:
-        table.add_row(
-            str(row["layer_idx"]), f"{row['js_bits']:.4f}", f"{row['noise_bits']:.4f}", f"{row['excess_bits']:.4f}",
-            _interval(row["ci_low"], row["ci_high"], ".4f", ""), _p(row["p_adjusted"]),
-        )  # fmt: skip
-    console.print(table)
+    columns = (
+        Column("layer"), Column("js", drop=3), Column("noise", drop=2), Column("above noise"), Column("interval"),
+        Column("p", drop=1),
+    )  # fmt: skip
+    rows = [
+        (
+            str(row["layer_idx"]),
+            f"{row['js_bits']:.4f}",
+            f"{row['noise_bits']:.4f}",
+            f"{row['excess_bits']:.4f}",
+            interval_text(row["ci_low"], row["ci_high"], ".4f", ""),
+            p_text(row["p_adjusted"]),
+        )
+        for row in moved
+    ]
+    show_table(console, columns, rows, elsewhere=ELSEWHERE)
 
 
 def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -117,26 +145,41 @@ def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
     if not moved:
         return
     console.print("Experts that moved most (share of the layer's activations, in points; p for all experts):")
-    table = _table("layer", "expert", "A", "B", "change", "interval", "p")
-    for row in moved:
-        table.add_row(
-            str(row["layer_idx"]), str(row["expert_id"]), f"{row['share_a_pct']:.2f} %", f"{row['share_b_pct']:.2f} %",
-            f"{row['difference_pct']:+.2f}", _interval(row["ci_low"], row["ci_high"], "+.2f", ""),
-            _p(row["p_adjusted"]),
-        )  # fmt: skip
-    console.print(table)
+    columns = (
+        Column("layer"), Column("expert"), Column("A", drop=3), Column("B", drop=2), Column("change"),
+        Column("interval"), Column("p", drop=1),
+    )  # fmt: skip
+    rows = [
+        (
+            str(row["layer_idx"]),
+            str(row["expert_id"]),
+            f"{row['share_a_pct']:.2f} %",
+            f"{row['share_b_pct']:.2f} %",
+            f"{row['difference_pct']:+.2f}",
+            interval_text(row["ci_low"], row["ci_high"], "+.2f", ""),
+            p_text(row["p_adjusted"]),
+        )
+        for row in moved
+    ]
+    show_table(console, columns, rows, elsewhere=ELSEWHERE)
 
 
-def _show_gate(console: Console, gate: dict[str, Any]) -> None:
+def show_gate(console: Console, gate: dict[str, Any], whose: str = "") -> None:
+    """Print what became of a condition.
+
+    Parameters:
+        whose: result that it is about, before the line.
+    """
     style = {"passed": "bold green", "failed": "bold red", "undecided": "bold yellow"}[gate["verdict"]]
-    line = f"{escape(gate['expression'])}: [{style}]{gate['verdict']}[/]"
+    line = f"{escape(whose + gate['expression'])}: [{style}]{gate['verdict']}[/]"
     if gate["verdict"] == "undecided":
         line += f", {escape(gate['reason'])}"
     else:
         scale, unit = (1.0, " %") if gate["percent"] else _unit(gate["metric"])
         line += f", {gate['value'] / scale:+.4g}{unit}"
         if gate["low"] is not None:
-            line += f" ({_interval(gate['low'] / scale, gate['high'] / scale, '+.4g', '')}), p {_p(gate['p_value'])}"
+            ends = interval_text(gate["low"] / scale, gate["high"] / scale, "+.4g", "")
+            line += f" ({ends}), p {p_text(gate['p_value'])}"
         if gate["layer"] is not None:
             line += f", layer {gate['layer']}"
         if len(gate["layers_failed"]) > 1:
@@ -148,28 +191,34 @@ def _unit(metric: str) -> tuple[float, str]:
     return (1e3, " us") if metric in TIMES else (1.0, " bits" if metric == "js" else "")
 
 
-def _value(metric: str, value: float) -> str:
+def value_text(metric: str, value: float) -> str:
+    """Return a metric's value with its unit."""
     scale, unit = _unit(metric)
     return f"{value / scale:,.2f}{unit}"
 
 
-def _percent(value: float | None) -> str:
+def percent_text(value: float | None) -> str:
+    """Return a change in percent, ``-`` for none."""
     return "-" if value is None else f"{value:+.2f} %"
 
 
-def _bits(value: float | None) -> str:
+def bits_text(value: float | None) -> str:
+    """Return a divergence, ``-`` for none."""
     return "-" if value is None else f"{value:+.4f} bits"
 
 
-def _interval(low: float | None, high: float | None, form: str, unit: str) -> str:
+def interval_text(low: float | None, high: float | None, form: str, unit: str) -> str:
+    """Return the two ends of an interval, ``-`` for none."""
     return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}{unit}"
 
 
-def _p(value: float | None) -> str:
+def p_text(value: float | None) -> str:
+    """Return a p-value, ``-`` for none."""
     return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def verdict_cell(row: dict[str, Any]) -> Cell:
+    """Return ``yes``, ``not seen`` or ``can't tell``."""
     if row["significant"] is None:
         return "can't tell"
-    return "[bold]yes[/bold]" if row["significant"] else "not seen"
+    return Text("yes", "bold") if row["significant"] else "not seen"

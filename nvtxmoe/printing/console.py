@@ -11,6 +11,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Width of an output that is no terminal: more than any line, so that none is wrapped.
+PIPED_WIDTH = 100_000
+#: A spinner of ASCII characters, which every terminal can show.
+SPINNER = "line"
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show that something is under way on standard error, if that is a terminal."""
+    from rich.markup import escape  # noqa: PLC0415  not for JSON
+
+    with stderr().status(escape(what), spinner=SPINNER):
+        yield
+
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
@@ -19,8 +33,11 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
         yield lambda _what, _done: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it is shown
+    from rich.table import Column  # noqa: PLC0415
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    # The text is last and may take a second line, so that nothing of it is cut.
+    text = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    columns = (BarColumn(bar_width=20), TimeElapsedColumn(), text)
     with Progress(*columns, console=stderr(), transient=True) as bar:
         task = bar.add_task("opening", total=None)
 
@@ -36,14 +53,21 @@ def print_json(value: object) -> None:
 
 
 def stdout() -> Console:
-    """Return the console for results. If it is no terminal: plain text, wide enough for unfolded tables."""
+    """Return the console for results. If it is no terminal: plain text in lines as long as they are."""
     from rich.console import Console  # noqa: PLC0415  not for JSON
 
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
+    width = None if sys.stdout.isatty() else PIPED_WIDTH
+    return Console(soft_wrap=False, width=width, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
-    """Return the console for progress, which is quiet if a program reads standard output."""
+    """Return the console for progress, which is quiet unless both outputs are terminals."""
     from rich.console import Console  # noqa: PLC0415  not for JSON
 
-    return Console(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())
+    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    return Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
+
+
+def printable(text: str) -> str:
+    """Return the text with control characters but line breaks escaped: names come from the capture."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

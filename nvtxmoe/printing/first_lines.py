@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from nvtxmoe.printing.console import printable
+
 #: Most columns of a line; commands are not folded, so that they can be copied.
 WIDTH = 80
 INDENT = "  "
@@ -23,8 +25,3 @@ def show_first_lines(console: Console, answers: Sequence[Mapping[str, Any]]) -> 
             console.print(f"{INDENT}{escape(line)}", soft_wrap=True)
         if answer["command"]:
             console.print(f"{INDENT}$ [cyan]{escape(answer['command'])}[/cyan]", soft_wrap=True)
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters escaped: names come from the capture."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

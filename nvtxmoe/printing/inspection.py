@@ -7,37 +7,50 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from nvtxmoe.printing.analysis import ways_text
+from nvtxmoe.printing.table import Column, show_item, show_table
+from nvtxmoe_analysis.core.text import number, spans
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.inspection.inspect import Contents, Inspected, Inspection, LayerInfo
+
+
+#: Columns of a fact, and of a process; those with a number have no room in a narrow terminal, the largest first.
+_FACT = (Column("name", right=False), Column("value", right=False, wraps=True))
+_PROCESS = (
+    Column("  rank"),
+    Column("pid", drop=6),
+    Column("tp", drop=3),
+    Column("ep", drop=2),
+    Column("dp", drop=4),
+    Column("steps"),
+    Column("first..last", drop=5),
+    Column("prefill tokens"),
+    Column("decode tokens"),
+)
 
 
 def show_inspection(console: Console, inspection: Inspection) -> None:
     """Print each input and the verdict so far."""
     for inspected in inspection.inputs:
         console.print(f"[bold]{escape(inspected.path)}[/bold]", soft_wrap=True)
-        console.print(_overview(inspected))
+        _show_overview(console, inspected)
         if inspected.contents is not None:
-            console.print(_processes(inspected.contents))
+            _show_processes(console, inspected.contents)
         console.print()
     _verdict(console, inspection)
 
 
-def _overview(inspected: Inspected) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _rows(inspected):
-        table.add_row(f"  {name}", escape(value))
-    return table
+def _show_overview(console: Console, inspected: Inspected) -> None:
+    rows = [(Text(f"  {name}", "dim"), value) for name, value in _rows(inspected)]
+    show_table(console, _FACT, rows, elsewhere="see --json", header=False)
 
 
 def _rows(inspected: Inspected) -> list[tuple[str, str]]:
     if inspected.journals is not None and inspected.contents is not None:
-        files = f"{inspected.journals:,} journal{'' if inspected.journals == 1 else 's'}"
+        files = number(inspected.journals, "journal")
         return [("session", f"{files}, {_size(inspected.size_bytes)}"), *_content_rows(inspected.contents)]
     kind = "SQLite export" if inspected.kind == "sqlite" else "folder of Parquet files"
     nsys = f"{inspected.nsys_product or 'nsys'} {inspected.nsys_version or '(version unknown)'}"
@@ -52,14 +65,15 @@ def _rows(inspected: Inspected) -> list[tuple[str, str]]:
     if inspected.contents is not None:
         rows += _content_rows(inspected.contents)
     operations = ", ".join(f"{count:,} {kind}" for kind, count in inspected.gpu_operations.items() if count) or "none"
-    rows.append(("GPU operations", f"{operations}; {inspected.runtime_calls:,} CUDA calls"))
+    rows.append(("GPU operations", f"{operations}; {number(inspected.runtime_calls, 'CUDA call')}"))
     rows.append(("graph tracing", inspected.graph_tracing))
     return rows
 
 
 def _content_rows(contents: Contents) -> list[tuple[str, str]]:
     versions = ", ".join(f"{key} {' and '.join(values)}" for key, values in contents.versions.items())
-    payloads = f"{contents.counts:,} counts, {contents.samples:,} samples of {contents.sampled_tokens:,} tokens"
+    samples = f"{number(contents.samples, 'sample')} of {number(contents.sampled_tokens, 'token')}"
+    payloads = f"{number(contents.counts, 'count')}, {samples}"
     encoding = f"encoding {contents.encoding}"
     if contents.encoding in {"binary", "none"}:
         encoding += f", blobs {contents.blobs}"
@@ -74,8 +88,6 @@ def _content_rows(contents: Contents) -> list[tuple[str, str]]:
 
 def _layers(layers: list[LayerInfo]) -> str:
     """Return ``0-3, 5: 32 experts, top-4``: numbers of layers grouped by their shape."""
-    from nvtxmoe_analysis.core.text import spans  # noqa: PLC0415  only when needed
-
     layers_by_shape: dict[tuple[int, int], list[int]] = {}
     for layer in layers:
         layers_by_shape.setdefault((layer.num_experts, layer.top_k), []).append(layer.layer)
@@ -84,12 +96,9 @@ def _layers(layers: list[LayerInfo]) -> str:
     )
 
 
-def _processes(contents: Contents) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("  rank", "pid", "tp", "ep", "dp", "steps", "first..last", "prefill tokens", "decode tokens"):
-        table.add_column(name, justify="right")
-    for process in contents.processes:
-        table.add_row(
+def _show_processes(console: Console, contents: Contents) -> None:
+    rows = [
+        (
             _known(process.rank),
             str(process.pid),
             _rank_of_size(process.tp_rank, process.tp_size),
@@ -100,7 +109,9 @@ def _processes(contents: Contents) -> Table:
             f"{process.prefill_tokens:,}",
             f"{process.decode_tokens:,}",
         )
-    return table
+        for process in contents.processes
+    ]
+    show_table(console, _PROCESS, rows, elsewhere="see --json")
 
 
 def _rank_of_size(rank: int | None, size: int | None) -> str:
@@ -115,13 +126,13 @@ def _verdict(console: Console, inspection: Inspection) -> None:
     if inspection.missing:
         console.print("[bold red]Something is missing:[/bold red]")
         for reason in inspection.missing:
-            console.print(f"  - {escape(reason)}", soft_wrap=True)
+            show_item(console, reason, "  - ")
     else:
         direct = all(inspected.journals is not None for inspected in inspection.inputs)
         more = "`nvtxmoe merge` checks every count." if direct else "`nvtxmoe analyze` checks every launch."
         console.print(f"[bold green]So far nothing is missing[/bold green]; {more}")
     for warning in inspection.warnings:
-        console.print(f"[yellow]Note:[/yellow] {escape(warning)}", soft_wrap=True)
+        console.print(f"[yellow]Note:[/yellow] {escape(warning)}")
 
 
 def _size(size_bytes: int) -> str:

@@ -6,7 +6,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+
+from nvtxmoe.printing.table import Column, show_table
+from nvtxmoe_analysis.core.text import number
 
 PHASES = ("decode", "prefill")
 COLOURS = {"worth it": "green", "not worth it": "yellow"}
@@ -16,24 +18,23 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
     """Print a prediction (see ``nvtxmoe_analysis.placement.document.document``)."""
     run, verdict = document["run"], document["verdict"]
     console.print(
-        f"{len(run['ranks'])} ranks, {len(run['layers'])} MoE layers, "
-        f"{run['cells'] - run['cells_dropped']:,} of {run['cells']:,} (step, layer) with all that is needed",
-        soft_wrap=True,
+        f"{number(len(run['ranks']), 'rank')}, {number(len(run['layers']), 'MoE layer')}, "
+        f"{run['cells'] - run['cells_dropped']:,} of {run['cells']:,} (step, layer) with all that is needed"
     )
     for name in PHASES:
         _show_phase(console, name, document["phases"][name])
     valued = [name for name in PHASES if document["phases"][name]["reason"] is None]
     for name in valued:
-        console.print(_table(document["placements"], name))
+        _show_placements(console, document["placements"], name)
     for placement in document["placements"]:
         if placement["reason"]:
             console.print(f"{escape(placement['label'])}: {escape(placement['reason'])}", soft_wrap=True)
     for batch in document["batches"]:
         _show_batch(console, batch)
     colour = COLOURS.get(verdict["answer"], "bold")
-    console.print(f"[{colour}]{escape(verdict['sentence'])}[/{colour}]", soft_wrap=True)
+    console.print(f"[{colour}]{escape(verdict['sentence'])}[/{colour}]")
     for fact in verdict["considered"]:
-        console.print(f"Note: {escape(fact)}", soft_wrap=True)
+        console.print(f"Note: {escape(fact)}")
     if document["files"]:
         console.print("Written:")
     for file in document["files"]:
@@ -52,9 +53,8 @@ def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
     share = today["explained_pct"]
     explained = "" if share is None else f", which the model explains to {share:.0f} %"
     console.print(
-        f"{name}, {phase['steps']:,} steps: {costs}. Today's slowest ranks take "
-        f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}.",
-        soft_wrap=True,
+        f"{name}, {number(phase['steps'], 'step')}: {costs}. Today's slowest ranks take "
+        f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}."
     )
 
 
@@ -64,32 +64,30 @@ def _show_batch(console: Console, batch: dict[str, Any]) -> None:
     low, high = batch["predicted_low_ns"], batch["predicted_high_ns"]
     interval = "" if low is None else f" (95 % interval {_number(low)} to {_number(high)})"
     console.print(
-        f"decode with {batch['tokens']:,} tokens: all MoE layers take {_number(batch['predicted_ns'])} us "
-        f"per step{interval}{checked}",
-        soft_wrap=True,
+        f"decode with {number(batch['tokens'], 'token')}: all MoE layers take {_number(batch['predicted_ns'])} us "
+        f"per step{interval}{checked}"
     )
 
 
-def _table(placements: list[dict[str, Any]], phase: str) -> Table:
-    """Placements in a phase: narrow enough for 80 columns."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(phase, no_wrap=True)
-    for name in ("us per step", "saves us", "95 % interval"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("max/mean tokens", justify="right")
+def _show_placements(console: Console, placements: list[dict[str, Any]], phase: str) -> None:
+    columns = (
+        Column(phase, right=False),
+        Column("us per step", drop=1),
+        Column("saves us"),
+        Column("95 % interval"),
+        Column("max/mean tokens", drop=2),
+    )
+    rows = []
     for placement in placements:
         if placement["reason"]:
             continue
         part = placement[phase]
         saved = ["", ""] if placement["name"] == "today" else [_number(part["saved_ns"]), _interval(part)]
         ratio = placement["tokens_max_mean"]
-        table.add_row(
-            escape(placement["label"]),
-            _number(part["predicted_ns"]),
-            *saved,
-            "" if ratio is None else f"{ratio:.3f}",
+        rows.append(
+            (placement["label"], _number(part["predicted_ns"]), *saved, "" if ratio is None else f"{ratio:.3f}")
         )
-    return table
+    show_table(console, columns, rows, elsewhere="see --json")
 
 
 def _interval(part: dict[str, Any]) -> str:

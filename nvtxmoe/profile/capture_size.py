@@ -13,6 +13,7 @@ from nvtxmoe.profile.server import option
 from nvtxmoe.sizing.estimate import estimate
 from nvtxmoe.sizing.model_config import ModelShape, model_shape
 from nvtxmoe.sizing.model_source import config_file
+from nvtxmoe_analysis.core.text import number
 
 #: Steps and tokens a step that are assumed where no load is known.
 USUAL_STEPS, USUAL_TOKENS = 1000, 32
@@ -82,11 +83,13 @@ def capture_size(
     sinks = {"nsys": ("nsys",), "moe": ("moe",)}.get(mode, ("nsys", "moe"))
     total, at_least = found.disk(sinks, payload or "words")
     about = "at least" if at_least else "about"
-    line = f"estimate: {about} {human(total / steps)} a step of {tokens:,} tokens ({shape.layers} MoE layers, "
-    line += f"{shape.experts} experts, top-{shape.top_k})"
+    line = f"estimate: {about} {human(total / steps)} a step of {number(tokens, 'token')} "
+    line += f"({number(shape.layers, 'MoE layer')}, {shape.experts} experts, top-{shape.top_k})"
     if load is None:
         return Size(None, line)
-    return Size(total, f"{line}; {steps:,} steps for {load.num_requests:,} requests: {about} {human(total)}")
+    return Size(
+        total, f"{line}; {number(steps, 'step')} for {number(load.num_requests, 'request')}: {about} {human(total)}"
+    )
 
 
 def _shape(command: Sequence[str]) -> ModelShape | None:

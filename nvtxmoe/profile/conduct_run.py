@@ -19,6 +19,7 @@ from nvtxmoe.profile.process_run import Run
 from nvtxmoe.profile.qdstrm_import import import_raw
 from nvtxmoe.profile.results import RESULTS, analyze_report, check_report, listing, merge_session
 from nvtxmoe.profile.server import Server, wait_until_ready
+from nvtxmoe_analysis.core.text import number
 
 FAILED, INCOMPLETE = 1, 3
 
@@ -199,5 +200,5 @@ def _drive(plan: Plan, wishes: RunOptions, load: Load) -> LoadReport:
             return report
         if wishes.client == "vllm":
             raise NvtxmoeError("vLLM's bench client failed", where=plan.folder / "load.log", remedy="See its end")
-    tell(f"sending {load.num_requests:,} requests")
+    tell(f"sending {number(load.num_requests, 'request')}")
     return drive_with_bar(load)

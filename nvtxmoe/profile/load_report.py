@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from nvtxmoe_analysis.core.text import number
+
 _PERCENTILES = (50, 90, 99)
 
 
@@ -49,7 +51,7 @@ class LoadReport:
     def line(self) -> str:
         """All of it in one line, for people."""
         rate = self.finished / self.seconds if self.seconds else 0.0
-        parts = [f"{self.finished:,} requests in {self.seconds:.1f} s ({rate:.1f} a second)"]
+        parts = [f"{number(self.finished, 'request')} in {self.seconds:.1f} s ({rate:.1f} a second)"]
         if self.latencies_s:
             parts.append(f"latency {percentiles(self.latencies_s)}")
         if self.first_tokens_s:

@@ -44,8 +44,8 @@ def test_help_has_every_option_and_an_example(name: str, flag: str) -> None:
     assert command is not None
     options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
     # The output of `profile` is that of the command it runs; its results are read with `analyze --json`. That of
-    # `recipes-path` is for the shell.
-    assert {"--debug", *([] if name in {"profile", "recipes-path"} else ["--json"])} <= set(options)
+    # `recipes-path` and `completion` is for the shell.
+    assert {"--debug", *([] if name in {"profile", "recipes-path", "completion"} else ["--json"])} <= set(options)
     for option in options:
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", ran.out), option
     assert all(param.help for param in command.params if isinstance(param, click.Option))

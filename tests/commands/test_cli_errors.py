@@ -207,7 +207,9 @@ def test_missing_arguments() -> None:
     refused(run("analyze"), "Missing argument 'INPUT...'. See `nvtxmoe analyze --help`")
     refused(run("analyze", "-o", "x"), "Missing argument 'INPUT...'")
     refused(run("analyze", "x.sqlite"), "Missing option '-o' / '--output'")
-    refused(run("analyse"), "No such command 'analyse'. See `nvtxmoe --help`")
+    refused(run("analyse"), "No such command 'analyse'. Did you mean analyze? See `nvtxmoe --help`")
+    refused(run("prolife"), "No such command 'prolife'. Did you mean profile? See `nvtxmoe --help`")
+    refused(run("zzz"), "No such command 'zzz'. See `nvtxmoe --help`")
     refused(run("demo", "x"), "unexpected extra argument (x)")
 
 

@@ -84,11 +84,32 @@ def test_wrong_usage(arguments: list[str], said: str) -> None:
     assert ran.err == f"profile_vllm.sh: {said}, see --help\n"
 
 
+def test_the_load_is_the_clients_not_vllms(tmp_path: Path) -> None:
+    """An executable in the place of the Python that runs nvtxmoe prints its arguments."""
+    python = vllm_environment(tmp_path, "vllm")
+    text = python.read_text()
+    shown = 'case "$*" in "-m nvtxmoe"*) shift 2; printf "%s\\n" "$@"; exit;; esac\n'
+    python.write_text(text.replace("\n", f"\n{shown}", 1))
+    ran = script(
+        "--model", "Org/M", "--prompt-tokens=900", "--max-tokens", 7, "--concurrency", 3, "--max-model-len", 4096,
+        PYTHON=str(python),
+    )  # fmt: skip
+    assert (ran.code, ran.err) == (0, "")
+    words = ran.out.split()
+    assert words == [
+        "profile", "--prompt-tokens", "900", "--max-tokens", "7", "--concurrency", "3", "--num-requests", "100", "--",
+        str(python.parent / "vllm"), "serve", "Org/M", "--max-model-len", "4096",
+    ]  # fmt: skip
+
+
 def test_help_names_every_option_of_its_own() -> None:
     ran = script("--help")
     assert (ran.code, ran.err) == (0, "")
     named = {word for word in ran.out.split() if word.startswith("--")}
-    assert named == {"--model", "--mode", "--num-requests", "--output", "--dry-run", "--help"}
+    assert named == {
+        "--model", "--mode", "--num-requests", "--prompt-tokens", "--max-tokens", "--concurrency", "--output",
+        "--dry-run", "--help",
+    }  # fmt: skip
 
 
 # The tiny model

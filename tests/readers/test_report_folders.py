@@ -18,7 +18,7 @@ def made(folder: Path, *names: str) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.mkdir() if name.endswith("_pqtdir") else path.touch()
+        path.mkdir(exist_ok=True) if name.endswith("_pqtdir") else path.touch()
     return folder
 
 
@@ -30,6 +30,10 @@ def made(folder: Path, *names: str) -> Path:
         (["a.nsys-rep", "a_pqtdir"], ["a_pqtdir"]),
         (["a.nsys-rep", "a.nvtxmoe.sqlite"], ["a.nsys-rep"]),
         (["a.nvtxmoe.sqlite", "b.sqlite"], ["a.nvtxmoe.sqlite", "b.sqlite"]),
+        (["renamed/META_DATA_EXPORT.parquet", "b.nsys-rep"], ["b.nsys-rep", "renamed"]),
+        (["a/StringIds.parquet", "a.nsys-rep"], ["a"]),
+        (["a/StringIds.parquet", "a_pqtdir"], ["a", "a_pqtdir"]),
+        (["results/moe_step_activations.parquet", "a.sqlite"], ["a.sqlite"]),
         (["a.nsys-rep", "a.log", "moe_expert_tracking/x.csv", "below/c.nsys-rep"], ["a.nsys-rep"]),
     ],
 )
@@ -62,6 +66,16 @@ def test_they_are_analysed_as_if_named(tmp_path: Path) -> None:
     for _ in range(2):
         assert run("analyze", tmp_path / "reports", "-o", tmp_path / "reports").code == 0
     assert run("analyze", tmp_path / "capture_pqtdir", "-o", tmp_path / "parquet").code == 0
+
+
+def test_a_folder_of_renamed_parquet_exports(tmp_path: Path) -> None:
+    """``nsys export --type parquetdir`` ends the name in _pqtdir; people rename it."""
+    shutil.copytree(DEMO, tmp_path / "reports" / "node 0, Tuesday")
+    assert run("analyze", tmp_path / "reports", "-o", tmp_path / "folder").code == 0
+    assert run("analyze", DEMO, "-o", tmp_path / "named").code == 0
+    made, named = (everything(tmp_path / name / "moe_expert_tracking") for name in ("folder", "named"))
+    assert {name for name in made if made[name] != named[name]} <= {"moe_capture_validation.json"}
+    refused(run("inspect", tmp_path / "reports"), "a folder of 1 report", f"Name it: {tmp_path}")
 
 
 def test_a_report_in_a_folder_that_is_given_too(tmp_path: Path) -> None:

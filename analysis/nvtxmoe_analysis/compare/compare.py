@@ -125,8 +125,8 @@ def document(found: Comparison) -> dict[str, Any]:
         [pl.col("significant").fill_null(False), pl.col("js_bits")], descending=True, maintain_order=True
     )
     return {
-        "a": _side(found.sides[0]),
-        "b": _side(found.sides[1]),
+        "a": side_of(found.sides[0]),
+        "b": side_of(found.sides[1]),
         "failed": found.failed,
         "gates": [_outcome(outcome) for outcome in found.outcomes],
         "notes": found.notes,
@@ -148,7 +148,8 @@ def document(found: Comparison) -> dict[str, Any]:
     }
 
 
-def _side(side: Run) -> dict[str, Any]:
+def side_of(side: Run) -> dict[str, Any]:
+    """Return what a comparison's document has of a run."""
     steps = side.steps
     return {
         "folder": str(side.folder),

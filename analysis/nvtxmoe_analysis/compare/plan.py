@@ -14,6 +14,7 @@ import polars as pl
 
 from nvtxmoe_analysis.compare.runs import KINDS, Run
 from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.stats.long_run import LEAST_STEPS
 
 T = TypeVar("T")
@@ -50,7 +51,7 @@ class Kind:
         """Reason why significance can't be told; None where there are enough steps."""
         for name, steps in zip("AB", self.steps, strict=True):
             if steps < LEAST_STEPS:
-                return f"{name} has only {steps} {self.name} step{'' if steps == 1 else 's'}"
+                return f"{name} has only {number(steps, f'{self.name} step')}"
         return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -75,3 +76,10 @@ def finished(
         )
         .select(*schema)
     )
+
+
+def without_repeats(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:
+    """Return rows with a value, without the row of all kinds of step if one kind has the same value."""
+    known = [row for row in rows if row[value] is not None]
+    kinds = {(*(row[name] for name in key), row[value]) for row in known if row["step_kind"] != ALL}
+    return [row for row in known if row["step_kind"] != ALL or (*(row[name] for name in key), row[value]) not in kinds]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.metrics.collectives.match import NOT_SIMULTANEOUS, REASONS
 from nvtxmoe_analysis.metrics.wait_transfer import MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE, Split
@@ -86,7 +87,7 @@ def statement(split: Split) -> str:
     """One or two sentences."""
     lines = [one for one in split.aligned if one.line is not None]
     said = verdict(split)
-    compared = f"{split.compared:,} collective{'' if split.compared == 1 else 's'}"
+    compared = number(split.compared, "collective")
     if said == NOTHING:
         return "No collective of several ranks could be compared, so the clocks could not be checked."
     if said == NOT_ALIGNED:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.nsys_export import CACHE_SUFFIX, REPORT_SUFFIX
 from nvtxmoe_analysis.readers.session import is_session
 
@@ -18,8 +19,8 @@ def reports_of(inputs: Sequence[Path]) -> list[Path]:
     """The inputs, each folder that holds reports replaced by those that lie in it, by name.
 
     A report counts once: where an export by hand lies beside it (``X.sqlite``, ``X_pqtdir``) that is taken, which needs
-    no nsys. Ours (``X.nvtxmoe.sqlite``) is its report's, or stands alone. Sessions, exports and folders without any of
-    these stay as they are.
+    no nsys. A folder of Parquet tables is an export whatever its name is. Ours (``X.nvtxmoe.sqlite``) is its report's,
+    or stands alone. Sessions, exports and folders without any of these stay as they are.
 
     Raises:
         NvtxmoeError: a report comes twice, by whatever name.
@@ -45,9 +46,27 @@ def in_folder(folder: Path) -> list[Path]:
         return []  # whoever opens it says what is wrong
     found: dict[str, dict[str, Path]] = {}
     for path in inside:
-        for suffix in (CACHE_SUFFIX, SQLITE_SUFFIX, REPORT_SUFFIX, PARQUET_SUFFIX):
-            if path.name.endswith(suffix) and path.is_dir() == (suffix == PARQUET_SUFFIX):
+        if path.is_dir():
+            if path.name.endswith(PARQUET_SUFFIX) or _holds_export(path):
+                name = path.name.removesuffix(PARQUET_SUFFIX)
+                name = path.name if PARQUET_SUFFIX in found.get(name, {}) else name  # X beside X_pqtdir is another
+                found.setdefault(name, {})[PARQUET_SUFFIX] = path
+            continue
+        for suffix in (CACHE_SUFFIX, SQLITE_SUFFIX, REPORT_SUFFIX):
+            if path.name.endswith(suffix):
                 found.setdefault(path.name.removesuffix(suffix), {})[suffix] = path
                 break
     order = (SQLITE_SUFFIX, PARQUET_SUFFIX, REPORT_SUFFIX, CACHE_SUFFIX)
     return [next(forms[suffix] for suffix in order if suffix in forms) for _, forms in sorted(found.items())]
+
+
+#: Tables of which every export of nsys has one at least.
+_EVERY_EXPORT = (nsys_tables.EXPORT_META, nsys_tables.STRINGS)
+
+
+def _holds_export(folder: Path) -> bool:
+    """Return whether a folder has the Parquet files that every export of nsys has. Result files are no such files."""
+    try:
+        return any((folder / f"{table.name}.parquet").is_file() for table in _EVERY_EXPORT)
+    except OSError:
+        return False

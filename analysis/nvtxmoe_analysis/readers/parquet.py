@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.special_files import refuse_special
 from nvtxmoe_analysis.core.file_set import recover
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.readers.find_inputs import in_folder
@@ -50,7 +51,7 @@ class ParquetExport(Export):
                 raise self._damaged(error, file) from error
         if not layout and (reports := in_folder(self.path)):
             raise NvtxmoeError(
-                f"a folder of {len(reports)} report{'' if len(reports) == 1 else 's'}, and one is wanted",
+                f"a folder of {number(len(reports), 'report')}, and one is wanted",
                 where=self.source,
                 remedy=f"Name it: {reports[0]}" if len(reports) == 1 else f"Name one, as {reports[0]}",
             )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.tables import CountTable, PairTable
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import Selection, of_counts
@@ -175,7 +176,7 @@ def _refuse_no_steps(reports: Sequence[CaptureFacts]) -> None:
     if all(report.direct and report.steps.is_empty() for report in reports):
         journals = sum(len(report.events.journals) for report in reports)
         raise NvtxmoeError(
-            f"no step in {journals:,} journal{'' if journals == 1 else 's'}: nothing was scheduled",
+            f"no step in {number(journals, 'journal')}: nothing was scheduled",
             where=reports[0].source,
             remedy="Send requests to the engine while it records",
         )

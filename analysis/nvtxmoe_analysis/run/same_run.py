@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.events.process_lives import process_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
@@ -43,7 +44,7 @@ def _refuse_world_sizes(reports: Sequence[CaptureFacts]) -> None:
     for report in reports:
         if report.metas:
             size = max(meta.world_size for meta in report.metas.values())
-            first.setdefault(size, f"{report.source} of {size} rank{'' if size == 1 else 's'}")
+            first.setdefault(size, f"{report.source} of {number(size, 'rank')}")
     if len(first) > 1:
         raise NvtxmoeError(f"the reports are of runs of different sizes: {_two(first)}", remedy=APART)
 
@@ -57,13 +58,13 @@ def _refuse_models(reports: Sequence[CaptureFacts]) -> None:
             here = f"{report.source} (rank {meta.rank})"
             if (name := _hub_name(meta)) is not None:
                 names.setdefault(name, f"{here} of {name}")
-            for number, layer in meta.layers.items():
+            for layer_number, layer in meta.layers.items():
                 shape = layer.num_experts, layer.top_k
-                known, there = shapes.setdefault(number, (shape, here))
+                known, there = shapes.setdefault(layer_number, (shape, here))
                 if known != shape:
                     raise NvtxmoeError(
-                        f"the reports are of different models: layer {number} has {known[0]} experts, top-{known[1]}, "
-                        f"in {there} and {shape[0]} experts, top-{shape[1]}, in {here}",
+                        f"the reports are of different models: layer {layer_number} has {known[0]} experts, "
+                        f"top-{known[1]}, in {there} and {shape[0]} experts, top-{shape[1]}, in {here}",
                         remedy=APART,
                     )
     if len(names) > 1:

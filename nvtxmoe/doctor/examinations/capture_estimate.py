@@ -9,6 +9,7 @@ from nvtxmoe.doctor.bytes_text import human
 from nvtxmoe.doctor.context import Context
 from nvtxmoe.doctor.diagnosis import NOTE, OK, Finding
 from nvtxmoe.sizing.estimate import Estimate
+from nvtxmoe_analysis.core.text import number
 
 ORDER = 110
 
@@ -43,8 +44,9 @@ def size(estimated: Estimate, encoding: str, model: Path) -> Finding:
     steps = estimated.steps
     floor = "at least " if at_least else ""
     what = (
-        f"{model.name or model}: {shape.layers} MoE layers, {shape.experts} experts, top-{shape.top_k}. "
-        f"{steps:,} eager steps of {estimated.tokens:,} tokens a rank: {floor}{human(nsys_bytes)} under nsys "
+        f"{model.name or model}: {number(shape.layers, 'MoE layer')}, {shape.experts} experts, top-{shape.top_k}. "
+        f"{number(steps, 'eager step')} of {number(estimated.tokens, 'token')} a rank: "
+        f"{floor}{human(nsys_bytes)} under nsys "
         f"({human(nsys_bytes / steps)} a step), {human(direct_bytes)} directly ({human(direct_bytes / steps)} a step)"
     )
     return Finding("estimate", OK, what, None, estimated.as_dict())

@@ -1,0 +1,212 @@
+"""The comparison as one HTML page, in the style of the report: sentences, charts, tables, notes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from nvtxmoe._version import __version__
+from nvtxmoe_analysis.compare.compare import Comparison, side_of
+from nvtxmoe_analysis.compare.many import RESULT, Comparisons
+from nvtxmoe_analysis.compare.measures import METRICS
+from nvtxmoe_analysis.compare.page_charts import DIFFERS, change_chart, layer_chart, metric_rows
+from nvtxmoe_analysis.compare.tables import ALL, without_repeats
+from nvtxmoe_analysis.core.files import cannot_write, whole_file
+from nvtxmoe_analysis.core.text import listed, number
+from nvtxmoe_analysis.report.chart import Drawing, Table
+from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
+from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.page import asset
+from nvtxmoe_analysis.report.theme import CONFIG
+from nvtxmoe_analysis.report.vega import bundle
+
+TITLE = "Mixture-of-experts comparison"
+#: Layers and experts of a result in the table of what moved.
+MOST_MOVERS = 10
+
+
+def write_page(found: Comparisons, path: Path) -> Path:
+    """Write the page and return its path.
+
+    Raises:
+        NvtxmoeError: the file can't be written.
+    """
+    text = page(found)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(error, path, "the page", "Choose another file with --html, or make room") from error
+    return path
+
+
+def page(found: Comparisons) -> str:
+    """Return the HTML. It loads nothing, and runs no script but its own."""
+    charts = dict(_charts(found))
+    drawn = {name: chart for name, (_, chart) in charts.items()}
+    scripts = [script_in_html(bundle()), script_in_html(asset("page.js"))]
+    specs = {name: _spec(chart) for name, chart in drawn.items()}
+    data = {
+        "charts": {name: chart_of(specs[name], chart.data, chart.renderer) for name, chart in drawn.items()},
+        "config": CONFIG,
+    }
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = (files("nvtxmoe_analysis.compare") / "assets" / "page.html.jinja").read_text(encoding="utf-8")
+    first = next(iter(found.results.values()))
+    return environment.from_string(template).render(
+        title=TITLE,
+        subtitle=f"{listed(list(found.results))} compared with {found.baseline}",
+        version=__version__,
+        policy=policy(scripts),
+        style=_safe(asset("page.css")),
+        sentences=[_sentence(found, name, one) for name, one in found.results.items()],
+        charts=charts,
+        figures=_figures(found),
+        movers=_movers(found),
+        sides=_sides(found),
+        gates=list(_gates(found)),
+        notes=[f"{whose}{note}" for note, whose in _notes(found)],
+        baseline=found.baseline,
+        several=len(found.results) > 1,
+        confidence=f"{100 * first.options['confidence']:g}",
+        licenses=asset("licenses.txt"),
+        data=_safe(json_in_html(data)),
+        bundle=_safe(scripts[0]),
+        script=_safe(scripts[1]),
+    )
+
+
+def _charts(found: Comparisons) -> Iterator[tuple[str, tuple[str, Drawing]]]:
+    """Yield name, title and drawing of each chart that can be drawn."""
+    whole = change_chart(found)
+    if whole is not None:
+        yield "changes", ("Change of each metric", whole)
+    for name, metric in METRICS.items():
+        chart = layer_chart(found, name) if metric.whole is not None and not metric.per_token else None
+        if chart is not None:
+            yield f"layers-{name}", (f"Change of {name} by layer", chart)
+
+
+def _spec(chart: Drawing) -> dict[str, Any]:
+    spec: dict[str, Any] = chart.chart.to_dict()
+    for key in ("config", "$schema"):  # the page has its own
+        spec.pop(key, None)
+    return spec
+
+
+def _sentence(found: Comparisons, name: str, one: Comparison) -> str:
+    """Return what differs in a result, all layers and kinds of step together."""
+    whole = pl.col("layer_idx").is_null() & (pl.col("step_kind") == ALL)
+    rows, shares = one.metrics.filter(whole), one.activations.filter(whole)
+    moved = [
+        f"{row['metric']} {row['change_pct']:+.2f} %"
+        for row in rows.iter_rows(named=True)
+        if row["significant"] and row["change_pct"] is not None
+    ]
+    if shares["significant"].fill_null(False).any():
+        moved.append(f"shares of experts by {shares['excess_bits'][0]:.4f} bits above their noise")
+    if moved:
+        return f"{name} differs from {found.baseline}: {listed(moved, 10)}."
+    unknown = rows["significant"].null_count()
+    more = f"; of {number(unknown, 'metric')} this can't be told" if unknown else ""
+    return f"{name}: no difference from {found.baseline} was seen{more}."
+
+
+def _figures(found: Comparisons) -> Table:
+    """Return every metric of all layers together, by kind of step."""
+    rows = [
+        [
+            row[RESULT], row["metric"], row["step_kind"], _value(row["unit"], row["value_a"]),
+            _value(row["unit"], row["value_b"]),
+            "-" if row["change_pct"] is None else f"{row['change_pct']:+.2f} %",
+            _ends(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"), _p(row["p_adjusted"]),
+            DIFFERS[row["significant"]],
+        ]
+        for row in without_repeats(metric_rows(found).to_dicts(), (RESULT, "metric"), "value_b")
+    ]  # fmt: skip
+    for name, one in found.results.items():
+        whole = one.activations.filter(pl.col("layer_idx").is_null())
+        rows += [
+            [
+                name, "js", row["step_kind"],
+                "-" if row["noise_bits"] is None else f"noise {row['noise_bits']:.4f} bits",
+                f"{row['js_bits']:.4f} bits",
+                "-" if row["excess_bits"] is None else f"{row['excess_bits']:+.4f} bits",
+                _ends(row["ci_low"], row["ci_high"], ".4f", " bits"), _p(row["p_adjusted"]),
+                DIFFERS[row["significant"]],
+            ]
+            for row in without_repeats(whole.to_dicts(), (), "js_bits")
+        ]  # fmt: skip
+    columns = (RESULT, "metric", "steps", "baseline", "result value", "change", "interval", "p", "differs")
+    return Table(columns, rows)
+
+
+def _movers(found: Comparisons) -> Table:
+    """Return the experts that moved most."""
+    rows = []
+    for name, one in found.results.items():
+        moved = one.experts.filter(pl.col("significant").fill_null(False)).head(MOST_MOVERS)
+        rows += [
+            [
+                name, str(row["layer_idx"]), str(row["expert_id"]), f"{row['share_a_pct']:.2f} %",
+                f"{row['share_b_pct']:.2f} %", f"{row['difference_pct']:+.2f}",
+                _ends(row["ci_low"], row["ci_high"], "+.2f", ""),
+            ]
+            for row in moved.iter_rows(named=True)
+        ]  # fmt: skip
+    columns = (RESULT, "layer", "expert", "share in the baseline", "share in the result", "change (points)", "interval")
+    return Table(columns, rows, f"At most {MOST_MOVERS} per result, the largest terms of the divergence first.")
+
+
+def _sides(found: Comparisons) -> Table:
+    first = next(iter(found.results.values()))
+    sides = {f"{found.baseline} (baseline)": first.sides[0], **{n: one.sides[1] for n, one in found.results.items()}}
+    rows = []
+    for name, run in sides.items():
+        side = side_of(run)
+        gpu = "yes" if side["gpu_time"] else "no"
+        rows.append([name, side["verdict"], f"{side['steps']:,}", str(side["ranks"]), str(side["layers"]), gpu])
+        rows[-1].append(str(side["folder"]))
+    return Table((RESULT, "capture", "steps", "ranks", "MoE layers", "GPU time", "folder"), rows)
+
+
+def _gates(found: Comparisons) -> Iterator[str]:
+    for name, one in found.results.items():
+        for outcome in one.outcomes:
+            reason = f", {outcome.reason}" if outcome.reason else ""
+            yield f"{name}: {outcome.gate.text}: {outcome.verdict}{reason}"
+
+
+def _notes(found: Comparisons) -> Iterator[tuple[str, str]]:
+    """Yield each note once, with the names of its results unless it is about all."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, one in found.results.items():
+        for note in one.notes:
+            names[note].append(name)
+    for note, mine in names.items():
+        yield note, "" if len(mine) == len(found.results) else f"{listed(mine)}: "
+
+
+def _value(unit: str, value: float) -> str:
+    return duration(value) if unit == "ns" else f"{value:,.2f}"
+
+
+def _ends(low: float | None, high: float | None, form: str, unit: str) -> str:
+    return "-" if low is None or high is None else f"{low:{form}} to {high:{form}}{unit}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def _safe(text: str) -> Markup:
+    """Mark text as safe: our own markup or script, or text that was escaped for its place."""
+    return Markup(text)  # noqa: S704
