@@ -1,4 +1,4 @@
-"""The generated parts of docs/reference are what the code says now; ``--update-golden`` or `make reference` renews them."""
+"""The generated parts of docs/reference are what the code says; ``--update-golden`` or `make reference` renews them."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ TABLE = Table(
         Column("empty_slots_pct", FLOAT, "of slots"),
         Column("cells_over", INTEGER, "in which any expert is over"),
     ),
-    note="[definition](../explanation/metrics.md#capacity)",
+    note="[definition](../explanation/capacity-and-paths.md#capacity)",
 )
 
 #: A factor is taken as a fraction with no larger denominator, so that capacities are computed in integers.

@@ -37,7 +37,7 @@ TABLE = Table(
         Column("explained_pct", FLOAT, "mutual information of that entropy"),
         Column("reason", TEXT, "why they are null"),
     ),
-    note="a pair of layers a row; [definition](../explanation/metrics.md#from-layer-to-layer)",
+    note="a pair of layers a row; [definition](../explanation/capacity-and-paths.md#from-layer-to-layer)",
 )
 
 
