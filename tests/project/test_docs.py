@@ -120,7 +120,7 @@ def test_the_commands_run(
 
 
 def test_the_readmes_scripts_are_there() -> None:
-    named = set(re.findall(r"^(scripts/\S+)", README.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)(scripts/[\w.]+)", README.read_text(), re.MULTILINE))
     assert named == {"scripts/quickstart.sh", "scripts/test.sh", "scripts/profile_vllm.sh"}
     assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
     assert "exec scripts/test.sh" in (ROOT / ".ci" / "run").read_text()

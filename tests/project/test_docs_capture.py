@@ -166,7 +166,7 @@ def test_numbers_that_pages_name() -> None:
     assert f"{cuda_counter.MOST_PENDING} steps" in trouble
     assert str(settings.DEFAULT_OUTPUT_DIR) in trouble
     assert settings.Settings().log_interval == 100
-    assert "every hundredth by\n  default" in trouble
+    assert "every hundredth by default" in " ".join(trouble.split())
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -49,7 +49,7 @@ def test_there_is_shell_to_check() -> None:
     assert len(SHELL) == len(re.findall("^```bash", PAGE, re.MULTILINE)) + 1 == 8
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["how-to/ray", "how-to/perfetto"])
 def test_python_is_valid(page: str) -> None:
     found = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
     assert found
