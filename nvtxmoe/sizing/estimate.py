@@ -1,8 +1,8 @@
 """How many bytes a capture will take, before it is made.
 
-The constants were measured by scripts/bench/capture_size.py; docs/development/benchmarks.md has the table with its
-spread. What was not measured (the .nsys-rep of binary payloads and of CUDA activity) is None here and makes a sum an
-"at least".
+The constants were measured by scripts/bench/capture_size.py; docs/development/benchmarks-capture-size.md has the
+table with its spread. What was not measured (the .nsys-rep of binary payloads and of CUDA activity) is None here and
+makes a sum an "at least".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast `nvtxmoe analyze` is, and whether it is right: the table of docs/development/benchmarks.md.
+"""How fast `nvtxmoe analyze` is, and whether it is right: the table of docs/development/benchmarks-analysis.md.
 
 ``python scripts/bench/analyze_speed.py [--folder DIR] [--kernels 5000000] [--repeats 5]`` tiles a golden capture
 into a big export (kept in DIR for the next time), runs `analyze` on it from SQLite and from Parquet in fresh

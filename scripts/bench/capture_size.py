@@ -1,4 +1,4 @@
-"""Measures the bytes of captures: constants of nvtxmoe/sizing/estimate.py, a table of docs/development/benchmarks.md.
+"""Measures the bytes of captures: nvtxmoe/sizing/estimate.py, docs/development/benchmarks-capture-size.md.
 
 ``python scripts/bench/capture_size.py [--nsys NSYS] [--repeats 5] [--capture EXPORT.sqlite ...]`` emits payloads of
 skewed routing in the word form under a real nsys and weighs the .nsys-rep and its SQLite export (the slope between two

@@ -1,4 +1,4 @@
-"""How fast `nvtxmoe analyze` is over many reports, and what memory it needs: a table of docs/development/benchmarks.md.
+"""Measures time and memory of `analyze` over many reports: docs/development/benchmarks-many-captures.md.
 
 ``python scripts/bench/many_reports.py [--folder DIR] [--reports 16] [--kernels 1000000] [--repeats 3]`` tiles a golden
 capture into a report a data-parallel rank (kept in DIR for the next time). In turn it analyses each of them alone, all

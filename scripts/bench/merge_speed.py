@@ -1,4 +1,4 @@
-"""Measures speed, memory and correctness of `nvtxmoe merge`: the table of docs/development/benchmarks.md.
+"""Measures speed, memory and correctness of `nvtxmoe merge`: the table of docs/development/benchmarks-analysis.md.
 
 ``python scripts/bench/merge_speed.py [--steps 2000] [--layers 48] [--experts 128] [--ranks 1] [--repeats 3]`` writes a
 session of direct mode (kept in --folder for the next time), merges it in fresh processes, compares the totals of every

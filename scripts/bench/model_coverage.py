@@ -2,7 +2,7 @@
 
     python scripts/bench/model_coverage.py --runs 2000
 
-prints a table for docs/explanation/models.md. Tests use `simulate` with fewer runs.
+prints a table for docs/explanation/models-coverage.md. Tests use `simulate` with fewer runs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast `nvtxmoe place` is, and in how much memory: the table of docs/explanation/placement.md.
+"""How fast `nvtxmoe place` is, and in how much memory: the table of docs/reference/placement-files.md.
 
 ``python scripts/bench/place_speed.py [--steps 1000] [--layers 48] [--experts 128] [--ranks 8] [--repeats 3]`` writes
 results of a constructed run as `nvtxmoe analyze` does (CSV, all columns filled), predicts from them in fresh processes,

@@ -6,7 +6,7 @@
     python scripts/gpu/check_all.py OUT --golden            # two captures under nsys instead
 
 Writes OUT/results.json after every case, and the end of each case's output to OUT/CASE.log.xz. Prints one line per
-case. `scripts/gpu/versions_table.py` makes the table of docs/reference/supported-versions.md of it.
+case. `scripts/gpu/versions_table.py` makes the table of docs/reference/tested-setups.md of it.
 Exits with 1 when a case that ran was not exact. Needs vLLM in the Python that runs it; downloads nothing.
 """
 

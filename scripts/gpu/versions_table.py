@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Renders the table of docs/reference/supported-versions.md on a GPU from what scripts/gpu/check_all.py measured.
+"""Renders the table of docs/reference/tested-setups.md on a GPU from what scripts/gpu/check_all.py measured.
 
     python scripts/gpu/versions_table.py results.json [more.json ...]           # print it
-    python scripts/gpu/versions_table.py results.json --into docs/reference/supported-versions.md
+    python scripts/gpu/versions_table.py results.json --into docs/reference/tested-setups.md
 
 A row is a case that ran, or one that did not with the reason. Of several files the last one that ran a case counts, so
 a case that was repeated in a later file replaces its earlier result. Rows are in the order of scripts/gpu/cases.py.

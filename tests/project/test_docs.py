@@ -1,4 +1,4 @@
-"""The README and the pages say what the program does. ``--update-golden`` rewrites the README's blocks."""
+"""README, tutorial and pages say what the program does. ``--update-golden`` rewrites the tutorial's blocks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
 from nvtxmoe_analysis.outputs.registry import document_builders, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support.paths import ROOT
+from tests.support.sessions import journal, meta, step_of
 
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs" / "tutorial" / "first-report.md"
+#: Pages whose every command line runs.
+SHOWN = (README, ROOT / "docs" / "how-to" / "analyze-a-capture.md")
+#: Words of a page at most; pages of reference are looked up, not read.
+MOST_WORDS, README_WORDS = 1200, 650
 
 
 def block(name: str) -> str:
-    """What stands between the README's markers of that name."""
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README.read_text(), re.DOTALL)
+    """The text between the tutorial's markers of that name."""
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", TUTORIAL.read_text(), re.DOTALL)
     assert found is not None, name
     return found[1]
 
@@ -31,10 +37,10 @@ def compare(name: str, text: str, update: bool) -> None:
         whole = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
             lambda m: m[1] + text + m[2],
-            README.read_text(),
+            TUTORIAL.read_text(),
             flags=re.DOTALL,
         )
-        README.write_text(whole)
+        TUTORIAL.write_text(whole)
     assert block(name) == text
 
 
@@ -48,7 +54,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_demo_prints_what_the_readme_shows(
+def test_the_demo_prints_what_the_tutorial_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], update_golden: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -57,7 +63,7 @@ def test_the_demo_prints_what_the_readme_shows(
     compare("demo", "```text\n" + "\n".join(lines) + "\n```\n", update_golden)
 
 
-def test_the_table_in_the_readme_is_the_demos(demo: Path, update_golden: bool) -> None:
+def test_the_table_in_the_tutorial_is_the_demos(demo: Path, update_golden: bool) -> None:
     timings = pl.read_csv(demo / "nvtxmoe-demo" / "moe_expert_tracking" / "moe_layer_timings.csv")
     columns = ["rank", "step", "layer_idx", "num_tokens", "kernel_count", "kernel_time_ns", "busy_ns", "launched_by"]
     rows = timings.filter((pl.col("layer_idx") == 0) & pl.col("step").is_in([0, 1, 2])).select(columns).rows()
@@ -67,8 +73,8 @@ def test_the_table_in_the_readme_is_the_demos(demo: Path, update_golden: bool) -
 
 
 def commands() -> list[str]:
-    """Every nvtxmoe command line of the README."""
-    text = README.read_text()
+    """Every nvtxmoe command line of the README and the page on analysis."""
+    text = "\n".join(page.read_text() for page in SHOWN)
     shell = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for part in shell for line in part.splitlines()]
     lines += re.findall(r"`(nvtxmoe [^`]*)`", text)
@@ -76,7 +82,7 @@ def commands() -> list[str]:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_the_readmes_commands_run(
+def test_the_commands_run(
     line: str,
     golden_1gpu: Path,
     golden_two_reports: dict[str, list[Path]],
@@ -96,20 +102,73 @@ def test_the_readmes_commands_run(
     (tmp_path / "reports").mkdir()
     for path in golden_two_reports["dp2"]:
         (tmp_path / "reports" / path.name).symlink_to(path)
-    words = shlex.split(line.replace("report1.nsys-rep", "report1.sqlite"))
+    journal(tmp_path / "session", [meta(), *step_of(0)])
+    replaced = {
+        "report1.nsys-rep": "report1.sqlite",
+        "/tmp/vllm_profiling/session_TIME": "session",
+        "VLLM_PYTHON": str(vllm_python),
+    }
+    for shown, meant in replaced.items():
+        line = line.replace(shown, meant)
+    words = shlex.split(line)
     monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
     source = "reports" if words[1] == "place" else "report1.sqlite"  # several ranks have places
     for folder in {"compare": words[2:4], "report": words[2:3], "place": words[2:3]}.get(words[1], []):
         assert run(["analyze", source, "-o", folder]) == 0
-    more = {"profile": ["--dry-run"], "doctor": ["--python", str(vllm_python)]}.get(words[1], [])
+    more = ["--dry-run"] if words[1] == "profile" else []
     assert run([words[1], *more, *words[2:]]) == 0
 
 
 def test_the_readmes_scripts_are_there() -> None:
-    named = set(re.findall(r"^(scripts/\S+)", README.read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)(scripts/[\w.]+)", README.read_text(), re.MULTILINE))
     assert named == {"scripts/quickstart.sh", "scripts/test.sh", "scripts/profile_vllm.sh"}
     assert all((ROOT / name).stat().st_mode & 0o111 for name in named)
     assert "exec scripts/test.sh" in (ROOT / ".ci" / "run").read_text()
+
+
+def tutorial_commands() -> list[list[str]]:
+    """The words of each command that the reader of the tutorial runs, in order."""
+    blocks = re.findall(r"<!-- run -->\n```bash\n(.*?)```\n<!-- /run -->", TUTORIAL.read_text(), re.DOTALL)
+    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+
+
+def test_the_tutorials_commands_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order, in a folder that has the capture where the clone has it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nvtxmoe").symlink_to(ROOT / "nvtxmoe")
+    ran = tutorial_commands()
+    assert [words[:2] for words in ran] == [["nvtxmoe", "demo"], ["nvtxmoe", "analyze"], ["nvtxmoe", "place"]]
+    for words in ran:
+        assert run(words[1:]) == 0, words
+    assert "\nNot worth it: " in capsys.readouterr().out
+    for folder in ("nvtxmoe-demo", "decode"):
+        assert (tmp_path / folder / "report.html").is_file()
+
+
+def test_the_tutorial_names_every_command_that_it_does_not_run() -> None:
+    """The set-up runs the demo; `doctor`, `profile` and `report` are those of the README."""
+    assert "demo" in (ROOT / "scripts" / "quickstart.sh").read_text()
+    assert "scripts/quickstart.sh\n" in TUTORIAL.read_text()
+    own = TUTORIAL.read_text().partition("## 7. ")[2]
+    for line in re.findall(r"^nvtxmoe .*?(?=\s{2,}#)", own, re.MULTILINE):
+        assert line in README.read_text(), line
+
+
+def words_of(page: Path) -> int:
+    """Words of a page: what has a letter or a digit between spaces."""
+    return sum(any(map(str.isalnum, word)) for word in page.read_text(encoding="utf-8").split())
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
+def test_a_page_is_short(page: Path) -> None:
+    if page.parent.name != "reference":
+        assert words_of(page) <= MOST_WORDS
+
+
+def test_the_readme_is_short() -> None:
+    assert words_of(README) <= README_WORDS
 
 
 def test_links_lead_somewhere() -> None:
@@ -140,7 +199,8 @@ def test_the_demo_writes_the_columns_that_are_declared(demo: Path) -> None:
 
 
 def test_the_page_of_attribution_names_each_class_and_reason() -> None:
-    text = (ROOT / "docs" / "explanation" / "attribution.md").read_text()
+    folder = ROOT / "docs" / "explanation"
+    text = (folder / "attribution.md").read_text() + (folder / "attribution-details.md").read_text()
     for name in (*CLASSES, *REASONS[1:]):
         assert f"`{name}`" in text
     assert CLASSES[UNPLACED] == "unplaced"

@@ -1,4 +1,4 @@
-"""docs/development/architecture.md shows the code as it is. ``--update-golden`` redraws its picture."""
+"""docs/development/architecture.md and code-walks.md show the code. ``--update-golden`` redraws its picture."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 PAGE = ROOT / "docs" / "development" / "architecture.md"
+WALKS_PAGE = PAGE.with_name("code-walks.md")
 ANALYSIS = "analysis/nvtxmoe_analysis"
 WALKS = ("walk kernel", "walk router")
 
@@ -43,8 +44,9 @@ def layers(container: str) -> list[list[str]]:
 
 
 def block(name: str) -> str:
-    """The text between the page's markers of that name."""
-    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    """The text between the pages' markers of that name."""
+    text = PAGE.read_text(encoding="utf-8") + WALKS_PAGE.read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
     assert found is not None, name
     return found[1]
 

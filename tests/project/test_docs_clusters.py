@@ -1,4 +1,4 @@
-"""The page on clusters: its shell is valid, its job does what it says, its claims are those of the code."""
+"""The pages on clusters: their shell is valid, the job does what it says, the claims are those of the code."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from tests.support.cli import run as command
 from tests.support.paths import ROOT
 from tests.support.sessions import journal, meta, step_of
 
-PAGES = ("how-to/slurm", "how-to/perfetto")
-PAGE = (ROOT / "docs" / "how-to" / "slurm.md").read_text()
+CLUSTERS = ("how-to/slurm", "how-to/ray")
+PAGES = (*CLUSTERS, "how-to/perfetto")
+PAGE = "".join((ROOT / "docs" / f"{page}.md").read_text() for page in CLUSTERS)
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -48,7 +49,7 @@ def test_there_is_shell_to_check() -> None:
     assert len(SHELL) == len(re.findall("^```bash", PAGE, re.MULTILINE)) + 1 == 8
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["how-to/ray", "how-to/perfetto"])
 def test_python_is_valid(page: str) -> None:
     found = blocks((ROOT / "docs" / f"{page}.md").read_text(), "python")
     assert found

@@ -1,4 +1,4 @@
-"""The page on live metrics says what the code does. ``--update-golden`` rewrites its table of series."""
+"""The pages on live metrics say what the code does. ``--update-golden`` rewrites its table of series."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nvtxmoe.capture.live.series import SERIES, Shape, most_series
 from nvtxmoe.capture.startup.settings import FIELDS, PREFIX, Settings
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs" / "how-to" / "live-metrics.md"
+PAGE = ROOT / "docs" / "reference" / "live-series.md"
 LARGE = Shape(61, 256, 8, 8)
 
 
@@ -31,8 +31,8 @@ def test_the_table_of_series(update_golden: bool) -> None:
     assert found[2] == table()
 
 
-def test_numbers_of_the_page() -> None:
-    text = PAGE.read_text()
+def test_numbers_of_the_pages() -> None:
+    text = PAGE.read_text() + (ROOT / "docs" / "how-to" / "live-metrics.md").read_text()
     assert most_series(LARGE) < 1000
     detail = Shape(61, 256, 8, 8, Options(experts=True))
     assert f"61 layers x 256 experts: {most_series(detail):,}" in text

@@ -1,4 +1,4 @@
-"""The generated parts of docs/reference are up to date; ``--update-golden`` or `make reference` renews them."""
+"""The generated parts of docs/reference are what the code says; ``--update-golden`` or `make reference` renews them."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def test_every_table_column_document_check_and_command_is_there() -> None:
 def test_every_check_says_what_holds() -> None:
     for name, module in check_modules().items():
         assert len((module.check.__doc__ or "").strip()) > 10, name
+
+
+@pytest.mark.parametrize("name", tables())
+def test_every_column_has_a_meaning(name: str) -> None:
+    assert [column.name for column in tables()[name].columns if not column.meaning] == []

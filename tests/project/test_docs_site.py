@@ -19,16 +19,29 @@ FETCHES = re.compile(r"<(?:script|img|iframe|source|video|link)\b[^>]*?\b(?:src|
 DIAGRAM = re.compile(r"class=[\"']?[^\"'>]*\bmermaid\b")
 
 
+def build(project: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build a site as scripts/docs.sh does."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site."""
     folder = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = build(ROOT, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+def test_a_broken_link_or_anchor_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Page\n\n[a](gone.md) [b](#gone)\n", encoding="utf-8")
+    (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\n", encoding="utf-8")
+    done = build(tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    assert "'gone.md'" in done.stderr
+    assert "'#gone'" in done.stderr
 
 
 def test_every_page_is_in_a_section() -> None:

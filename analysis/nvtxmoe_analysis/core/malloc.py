@@ -15,8 +15,8 @@ def keep_low() -> bool:
     """Have glibc keep less of what was freed; call it before there are threads.
 
     By default each thread gets an arena of its own, and freed arrays stay in it: a process that reads reports one after
-    the other grows to nearly twice what one needs (docs/development/benchmarks.md, "Many
-    reports"). Elsewhere it does nothing.
+    the other grows to nearly twice what one needs (docs/development/benchmarks-many-captures.md).
+    Elsewhere it does nothing.
 
     Returns:
         Whether it was done.

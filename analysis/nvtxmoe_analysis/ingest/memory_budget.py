@@ -14,8 +14,8 @@ from nvtxmoe_analysis.readers.session import is_session
 MIB = 1 << 20
 #: What a process that reads a report has apart from its rows.
 PROCESS_BYTES = 400 * MIB
-#: Peak of reading over the size of the file, PROCESS_BYTES left out, rounded up (docs/development/benchmarks.md, "Many
-#: reports"): of exports that hold just the columns that are read. Whole ones hold more.
+#: Peak of reading over the size of the file, PROCESS_BYTES left out, rounded up, of exports that hold just the
+#: columns that are read (docs/development/benchmarks-many-captures.md). Whole ones hold more.
 SQLITE, PARQUET, JOURNALS = 1.2, 4.5, 8.0
 #: A SQLite export over its .nsys-rep, for reports that are not exported yet (seen: 2.4 and 2.5; marks alone 4.5).
 EXPORTED = 5.0

@@ -19,12 +19,12 @@ TABLE = Table(
     meaning="how often each expert was chosen",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER),
-        Column("expert_id", INTEGER),
-        Column("activation_count", INTEGER),
-        Column("percentage", FLOAT, "0 to 100, of the layer"),
+        Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
+        Column("expert_id", INTEGER, "logical expert, from 0"),
+        Column("activation_count", INTEGER, "assignments of the expert"),
+        Column("percentage", FLOAT, "share of the layer's assignments, 0 to 100"),
     ),
-    note="every expert has a row, also at zero",
+    note="every expert has a row, also if its count is zero",
 )
 
 

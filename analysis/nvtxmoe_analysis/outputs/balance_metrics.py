@@ -18,25 +18,25 @@ TABLE = Table(
     meaning="balance by several definitions",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER, "null: all layers"),
-        Column("metric", TEXT),
-        Column("project", TEXT, "whose definition it is"),
-        Column("over", TEXT, "experts, slots or ranks: what is compared"),
+        Column("layer_idx", INTEGER, "MoE layer; null: all layers"),
+        Column("metric", TEXT, "name in the project that defines it"),
+        Column("project", TEXT, "project whose definition it is"),
+        Column("over", TEXT, "what is compared: experts, slots or ranks"),
         Column(
             "window",
             TEXT,
-            "steps: each step's value, averaged, or the largest of a metric named max; last_10, last_100, "
-            "last_1000: of the last steps; total: the value of the sum over steps",
+            "steps: mean of each step's value (the largest if the metric's name has max); last_10, "
+            "last_100, last_1000: of the last steps; total: value of the sum over steps",
         ),
-        Column("value", FLOAT),
-        Column("step_min", FLOAT),
-        Column("step_max", FLOAT, "of single steps; null for totals"),
-        Column("samples", INTEGER, "values that went in"),
-        Column("units", INTEGER, "how many experts, slots or ranks; null where layers differ"),
+        Column("value", FLOAT, "value of the metric"),
+        Column("step_min", FLOAT, "smallest value of a single step; null for totals"),
+        Column("step_max", FLOAT, "largest value of a single step; null for totals"),
+        Column("samples", INTEGER, "number of values in it"),
+        Column("units", INTEGER, "number of experts, slots or ranks; null if layers differ"),
         Column("placement", TEXT, "how it is known which rank holds which expert"),
         Column("reason", TEXT, "why the value is null"),
     ),
-    note="[each definition with its source](../explanation/metrics.md)",
+    note="see [metrics of balance](../explanation/metrics.md) for each definition and its source",
 )
 
 

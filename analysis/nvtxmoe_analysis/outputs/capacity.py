@@ -25,18 +25,18 @@ TABLE = Table(
     meaning="tokens over capacity and empty slots, by capacity factor",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER, "null: all layers"),
-        Column("capacity_factor", FLOAT, "1, 1.25, 1.5, 2 and what `--capacity-factor` gives"),
-        Column("cells", INTEGER, "with tokens: a step of a group"),
+        Column("layer_idx", INTEGER, "MoE layer; null: all layers"),
+        Column("capacity_factor", FLOAT, "1, 1.25, 1.5, 2 and the values of `--capacity-factor`"),
+        Column("cells", INTEGER, "cells with tokens (a step of a group in a layer)"),
         Column("assignments", INTEGER, "tokens x top_k"),
         Column("slots", INTEGER, "experts x capacity"),
         Column("over_capacity", INTEGER, "assignments beyond their expert's capacity"),
-        Column("over_capacity_pct", FLOAT, "of assignments"),
-        Column("empty_slots", INTEGER),
-        Column("empty_slots_pct", FLOAT, "of slots"),
-        Column("cells_over", INTEGER, "in which any expert is over"),
+        Column("over_capacity_pct", FLOAT, "share of the assignments"),
+        Column("empty_slots", INTEGER, "slots without an assignment"),
+        Column("empty_slots_pct", FLOAT, "share of the slots"),
+        Column("cells_over", INTEGER, "cells in which any expert is over its capacity"),
     ),
-    note="[definition](../explanation/metrics.md#capacity)",
+    note="see [capacity](../explanation/capacity-and-paths.md#capacity) for the definition",
 )
 
 #: A factor is taken as a fraction with no larger denominator, so that capacities are computed in integers.

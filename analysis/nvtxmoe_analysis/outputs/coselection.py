@@ -25,11 +25,11 @@ TABLE = Table(
     meaning="pairs of experts chosen for one token",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER),
-        Column("expert_id_1", INTEGER),
-        Column("expert_id_2", INTEGER, "above the first"),
-        Column("coselection_count", INTEGER, "pairs within a token's top-k"),
-        Column("tokens", INTEGER, "how many were looked at: all with moe.pairs, else the sampled ones"),
+        Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
+        Column("expert_id_1", INTEGER, "first expert"),
+        Column("expert_id_2", INTEGER, "second expert, above the first"),
+        Column("coselection_count", INTEGER, "tokens that chose both (pairs within a token's top-k)"),
+        Column("tokens", INTEGER, "tokens looked at: all with moe.pairs, else the sampled ones"),
     ),
 )
 

@@ -18,25 +18,28 @@ TABLE = Table(
     meaning="the strongest paths from expert to expert",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_a", INTEGER),
-        Column("expert_a", INTEGER),
-        Column("layer_b", INTEGER),
-        Column("expert_b", INTEGER),
-        Column("adjacent", BOOLEAN),
-        Column("tokens", INTEGER, "looked at"),
-        Column("tokens_a", INTEGER),
-        Column("tokens_b", INTEGER, "that chose either expert"),
-        Column("tokens_both", INTEGER),
-        Column("probability", FLOAT, "of the second expert given the first: tokens_both / tokens_a"),
-        Column("probability_low", FLOAT),
-        Column("probability_high", FLOAT, "95 %, Wilson"),
-        Column("base_probability", FLOAT, "of the second expert anyhow: tokens_b / tokens"),
+        Column("layer_a", INTEGER, "first MoE layer"),
+        Column("expert_a", INTEGER, "expert in it"),
+        Column("layer_b", INTEGER, "second MoE layer"),
+        Column("expert_b", INTEGER, "expert in it"),
+        Column("adjacent", BOOLEAN, "true: no MoE layer between them"),
+        Column("tokens", INTEGER, "sampled tokens looked at"),
+        Column("tokens_a", INTEGER, "tokens that chose expert_a"),
+        Column("tokens_b", INTEGER, "tokens that chose expert_b"),
+        Column("tokens_both", INTEGER, "tokens that chose both"),
+        Column("probability", FLOAT, "P(expert_b given expert_a): tokens_both / tokens_a"),
+        Column("probability_low", FLOAT, "lower end of Wilson's 95 % interval"),
+        Column("probability_high", FLOAT, "upper end of Wilson's 95 % interval"),
+        Column("base_probability", FLOAT, "P(expert_b): tokens_b / tokens"),
         Column("lift", FLOAT, "probability / base_probability"),
         Column(
-            "p_value", FLOAT, "at most so likely where tokens choose independently, for any path of the pair of layers"
+            "p_value",
+            FLOAT,
+            "upper bound of the chance of such a path, for any path of the pair of layers, if tokens "
+            "choose independently",
         ),
     ),
-    note="the strongest paths of each pair of layers that chance would hardly make",
+    note="the strongest paths of each pair of layers that chance would hardly produce",
 )
 
 

@@ -20,18 +20,18 @@ TABLE = Table(
     gpu=True,
     columns=(
         *CELL_COLUMNS,
-        Column("kernel_count", INTEGER),
-        Column("kernel_time_ns", INTEGER, "sum of durations"),
-        Column("memcpy_count", INTEGER),
-        Column("memcpy_time_ns", INTEGER),
-        Column("memset_count", INTEGER),
-        Column("memset_time_ns", INTEGER),
-        Column("busy_ns", INTEGER, "union of intervals"),
-        Column("gpu_start_ns", INTEGER),
-        Column("gpu_end_ns", INTEGER, "the report's own time"),
+        Column("kernel_count", INTEGER, "kernels"),
+        Column("kernel_time_ns", INTEGER, "sum of the durations of kernels"),
+        Column("memcpy_count", INTEGER, "copies"),
+        Column("memcpy_time_ns", INTEGER, "sum of their durations"),
+        Column("memset_count", INTEGER, "memsets"),
+        Column("memset_time_ns", INTEGER, "sum of their durations"),
+        Column("busy_ns", INTEGER, "length of the union of the intervals of all operations"),
+        Column("gpu_start_ns", INTEGER, "start of the first operation, in the report's own time"),
+        Column("gpu_end_ns", INTEGER, "end of the last operation, in the report's own time"),
         Column("launched_by", TEXT, "eager, graph, mixed, none"),
     ),
-    note="one row for every (rank, step, layer) captured",
+    note="one row per (rank, step, layer) captured",
 )
 
 

@@ -20,18 +20,18 @@ TABLE = Table(
     meaning="how unevenly each step loaded each layer's experts",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER),
+        Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
         Column(
             "timestamp_sec",
             FLOAT,
-            "since the first captured step began; of the same report, where the reports' clocks can't be aligned",
+            "since the first captured step began; of the same report if the reports' clocks cannot be aligned",
         ),
-        Column("std_dev", FLOAT, "population, over the counts of all experts"),
-        Column("max_min_ratio", FLOAT, "null where an expert got nothing"),
-        Column("max_mean_ratio", FLOAT),
-        Column("step", INTEGER),
-        Column("num_tokens", INTEGER),
-        Column("rank", INTEGER, "the lowest of the group"),
+        Column("std_dev", FLOAT, "population standard deviation over the counts of all experts"),
+        Column("max_min_ratio", FLOAT, "largest / smallest count; null if an expert got nothing"),
+        Column("max_mean_ratio", FLOAT, "largest / mean count"),
+        Column("step", INTEGER, "number of the step"),
+        Column("num_tokens", INTEGER, "scheduled tokens of the rank in the step"),
+        Column("rank", INTEGER, "lowest rank of the group"),
     ),
 )
 

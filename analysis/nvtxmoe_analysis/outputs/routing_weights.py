@@ -20,14 +20,14 @@ TABLE = Table(
     meaning="experts and weights of sampled tokens",
     recipe="moe_expert_sum",
     columns=(
-        Column("layer_idx", INTEGER),
-        Column("token_idx", INTEGER, "within its step"),
-        Column("expert_id", INTEGER),
-        Column("weight", FLOAT),
-        Column("step", INTEGER),
-        Column("rank", INTEGER),
+        Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
+        Column("token_idx", INTEGER, "index of the token within its step"),
+        Column("expert_id", INTEGER, "logical expert, from 0"),
+        Column("weight", FLOAT, "weight that the router gave the expert"),
+        Column("step", INTEGER, "number of the step"),
+        Column("rank", INTEGER, "global rank"),
     ),
-    note="sampled tokens",
+    note="one row per sampled token and chosen expert",
 )
 
 

@@ -31,7 +31,7 @@ class Column:
     Attributes:
         name: in the field's words, with its unit.
         type: in memory after ``load``.
-        meaning: in Markdown, empty where the name tells everything.
+        meaning: a noun phrase in Markdown.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Column:
 
 #: Leading columns of tables with one row per (rank, step, layer).
 CELL_COLUMNS = (
-    Column("rank", INTEGER),
-    Column("step", INTEGER),
-    Column("layer_idx", INTEGER),
-    Column("num_tokens", INTEGER),
-    Column("prefill_tokens", INTEGER),
-    Column("decode_tokens", INTEGER),
+    Column("rank", INTEGER, "global rank"),
+    Column("step", INTEGER, "number of the step"),
+    Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
+    Column("num_tokens", INTEGER, "scheduled tokens of the rank in the step"),
+    Column("prefill_tokens", INTEGER, "prefill tokens among them"),
+    Column("decode_tokens", INTEGER, "decode tokens among them"),
 )
 
 

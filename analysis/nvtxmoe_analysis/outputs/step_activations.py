@@ -21,10 +21,10 @@ TABLE = Table(
     recipe="moe_expert_sum",
     forms=("parquet",),
     columns=(
-        Column("rank", INTEGER, "the lowest of the group"),
-        Column("step", INTEGER),
-        Column("layer_idx", INTEGER),
-        Column("num_tokens", INTEGER),
+        Column("rank", INTEGER, "lowest rank of the group"),
+        Column("step", INTEGER, "number of the step"),
+        Column("layer_idx", INTEGER, "vLLM's number of the MoE layer"),
+        Column("num_tokens", INTEGER, "scheduled tokens of the rank in the step"),
         Column("counts", COUNTS, "List(UInt32): assignments of expert 0, 1, ...; as many as the cell has experts"),
     ),
     note=(

@@ -18,22 +18,22 @@ TABLE = Table(
     meaning="where the GPU time of MoE layers goes, by step, in bars that add up to it",
     gpu=True,
     columns=(
-        Column("group", INTEGER, "the lowest rank of those that share experts"),
-        Column("step", INTEGER, "null: all steps"),
-        Column("step_kind", TEXT, "null with a null step: all kinds"),
+        Column("group", INTEGER, "lowest rank of those that share experts"),
+        Column("step", INTEGER, "number of the step; null: all steps"),
+        Column("step_kind", TEXT, "prefill, decode, mixed; null with a null step: all kinds"),
         Column(
             "bar",
             TEXT,
-            "ideal, further_experts, padding, rest, other_work, uneven_ranks, unequal_speed, waiting, transfer, "
-            "collectives_not_split; total",
+            "ideal, further_experts, padding, rest, other_work, uneven_ranks, unequal_speed, "
+            "waiting, transfer, collectives_not_split; total",
         ),
-        Column("time_ns", INTEGER, "summed over the group's ranks; null where unknown"),
-        Column("low_ns", INTEGER),
-        Column("high_ns", INTEGER, "95 % interval of what is estimated"),
+        Column("time_ns", INTEGER, "sum over the group's ranks; null if unknown"),
+        Column("low_ns", INTEGER, "lower end of the 95 % interval of an estimate"),
+        Column("high_ns", INTEGER, "upper end of the 95 % interval of an estimate"),
         Column("how", TEXT, "measured, estimated, remainder"),
         Column("reason", TEXT, "why it is unknown or uncertain"),
     ),
-    note="the bars of a step add up to its total: [waterfall](../explanation/waterfall.md)",
+    note="the bars of a step add up to its total; see [waterfall](../explanation/waterfall.md)",
 )
 
 

@@ -1,4 +1,4 @@
-"""Measured cost of recording per set-up (docs/development/benchmarks.md); moe.meta holds it."""
+"""Measured cost of recording per set-up (docs/development/benchmarks-recording.md); moe.meta holds it."""
 
 from __future__ import annotations
 
