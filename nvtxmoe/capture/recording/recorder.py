@@ -51,8 +51,8 @@ class Recorder:
         layers: numbers to record; None for all.
         emit: of ``settings.EMITS``.
         every_layer: whether a step in which a known layer routes nothing has lost something.
-        make_sinks: called when the identity is known, since journals are named by rank. It returns sinks, which take all
-            steps, or windows.
+        make_sinks: called when the identity is known, since journals are named by rank. It returns sinks, which take
+            all steps, or windows.
     """
 
     def __init__(
