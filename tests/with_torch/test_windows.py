@@ -202,9 +202,10 @@ def test_status_tells_what_is_recorded(tmp_path: Path) -> None:
         rank.step(3)
     found = window("status", tmp_path)["window"]
     assert (found["steps"], found["tokens"], found["ranks"], found["last_step"]) == (3, 6, [0, 1], None)
-    assert "Window 1 is open on ranks 0, 1, from step 0 on: 3 steps, 6 tokens." in run(
-        "window", "status", str(tmp_path)
-    ).out
+    assert (
+        "Window 1 is open on ranks 0, 1, from step 0 on: 3 steps, 6 tokens."
+        in run("window", "status", str(tmp_path)).out
+    )
 
 
 def test_a_window_without_steps_has_no_results(tmp_path: Path) -> None:
@@ -314,8 +315,9 @@ def test_a_rank_without_a_socket_is_named_and_the_others_record(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "data", [b"garbage\n", b"[]\n", b'{"do":"start"}\n', b'{"do":"start","window":"x"}\n', b"[" * 9000 + b"\n", b"\xff\n", b""]
-)  # fmt: skip
+    "data",
+    [b"garbage\n", b"[]\n", b'{"do":"start"}\n', b'{"do":"start","window":"x"}\n', b"[" * 9000 + b"\n", b"\xff\n", b""],
+)
 def test_garbage_changes_nothing(data: bytes, tmp_path: Path) -> None:
     (rank,) = ranks_of(tmp_path, 1)
     with kept_warnings() as warnings:

@@ -54,8 +54,8 @@ class LostSteps:
         gaps: by rank and number.
         processes: how many processes have numbered steps.
         compared: how many processes were compared with another of their group.
-        begins_at: the first step of the capture, if a capture window cut the steps before it on all ranks and no
-            window of a running server begins there; else null.
+        begins_at: the first step of the capture, if a capture window cut the steps before it on all ranks, and not a
+            window of a running server alone; else null.
         shared: first and last step that every compared rank of the capture has; null if there is none.
         idle_unknown: ranks with idle batches that are not in the input, or with a step whose number is lost: a missing
             number may be one of these.
@@ -122,12 +122,13 @@ def lost_steps(reports: Sequence[CaptureFacts]) -> LostSteps:
         )
     common = (max(first for first, _ in shared), min(last for _, last in shared)) if shared else (0, -1)
     known = tuple(sorted({window for one in processes for window in one.windows}, key=lambda one: one[0]))
-    window = begins and min(begins) > 0 and not reports[0].direct and min(begins) not in {first for first, _ in known}
+    first = min(begins, default=0)
+    cut = first > 0 and not reports[0].direct and bool(inside(first - 1, first - 1, known))
     return LostSteps(
         gaps=tuple(sorted(gaps, key=lambda gap: (gap.rank is None, gap.rank, gap.report, gap.pid, gap.first))),
         processes=sum(one.first is not None for one in processes),
         compared=sum(len(group) for group in groups if len(group) > 1),
-        begins_at=min(begins) if window else None,
+        begins_at=first if cut else None,
         shared=common if common[0] <= common[1] else None,
         idle_unknown=tuple(sorted(one.rank or 0 for one in processes if not one.idle_known)),
         windows=known,
