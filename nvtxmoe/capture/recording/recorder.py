@@ -256,6 +256,17 @@ class Recorder:
         for sink in self._takers:
             sink.step_begins(step)
 
+    def pass_step(self) -> bool:
+        """A scheduled step begins: return whether it is outside of every window, so that it is not to be recorded.
+
+        It then takes its number. Else ``begin_step`` is to be called.
+        """
+        if self._open or self.warming_up or self._stopped is not None or self.identity is None:
+            return False
+        passes = self.recorded.passes(self.steps)
+        self.steps += passes
+        return passes
+
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
         self.end_step()

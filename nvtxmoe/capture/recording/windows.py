@@ -89,6 +89,10 @@ class EveryStep:
         """A step begins: return the sinks that take it."""
         return self.always
 
+    def passes(self, step: int) -> bool:  # noqa: ARG002
+        """Whether no sink takes the step that begins; then it takes a number."""
+        return False
+
     def skip(self, step: int) -> None:
         """An idle batch takes a number."""
 
@@ -157,6 +161,15 @@ class Windows(EveryStep):
             window.tokens += num_tokens
             window.step_open = True
         return (*self.always, *self._shared, *window.sinks)
+
+    def passes(self, step: int) -> bool:
+        """Whether no sink takes the step that begins; then it takes a number."""
+        with self._lock:
+            window = self.current
+            if self.always or (window is not None and not window.closed):
+                return False
+            self.taken, self.quiet = step + 1, True
+        return True
 
     def skip(self, step: int) -> None:
         """An idle batch takes a number."""
