@@ -21,7 +21,7 @@ def show_window(console: Console, state: Mapping[str, Any], session: Path) -> No
     """
     window, ranks = state["window"], state["ranks"]
     if window is None:
-        console.print(f"No window is open on {_named([one['rank'] for one in ranks])}.")
+        console.print(f"No window is open on {_named([rank['rank'] for rank in ranks])}.")
     else:
         ends = "is open" if window["last_step"] is None else f"has ended with step {window['last_step']:,}"
         console.print(

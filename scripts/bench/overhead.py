@@ -275,7 +275,7 @@ def timed_parts(clock: Clock, recorder: Any, sink: Any) -> list[Callable[[], Non
     undo = [clock.timed(owner, name, f"part {name}") for owner, name in inner]
     undo.append(clock.timed(Prepared, "__call__", "part launch"))
     # In the thread that sends: not a part of the calls.
-    apart = [(recorder, "_arrived"), (recorder, "_send_cells"), (sink, "payloads")]
+    apart = [(recorder, "_arrived"), (recorder._events, "send"), (sink, "payloads")]
     return undo + [clock.timed(owner, name, f"sending thread {name}") for owner, name in apart]
 
 

@@ -15,19 +15,17 @@ from typing import Any
 
 from nvtxmoe.capture.hooks import failed_so_far, failures
 from nvtxmoe.capture.log import logger
-from nvtxmoe.capture.recording.ambiguous_tokens import AmbiguousTokens
+from nvtxmoe.capture.recording.compile_ahead import compile_counting, compile_recomputing
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.prepared_rows import RowsByShape
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
-from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
 from nvtxmoe.capture.recording.sending import WAKE_EVERY, SendingThread
+from nvtxmoe.capture.recording.step_events import StepEvents
 from nvtxmoe.capture.recording.step_routing import StepRouting
-from nvtxmoe.capture.recording.topk_rows import topk_rows
 from nvtxmoe.capture.recording.windows import EveryStep
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
@@ -37,8 +35,6 @@ from nvtxmoe.formats import schema
 META_EVERY = 500
 #: Steps of one span of moe.pairs.
 PAIRS_EVERY = 100
-#: Steps whose counts are sent together, unless a sink wants fewer.
-MOST_STEPS_A_SEND = 16
 #: Counts of a CPU wait for so many seconds at most to be sent together.
 SEND_S = 0.25
 
@@ -80,8 +76,7 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._expected = 0  # layers whose routing a step must show
-        self._prepared = RowsByShape()
-        self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
+        self._events = StepEvents(emit)
         self._step: Step | None = None
         self._lock = threading.RLock()
         self._routing = StepRouting(self.records, self.hide, self._lock)
@@ -89,7 +84,6 @@ class Recorder:
         self._counter: Counter | None = None
         self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
-        self._ambiguous = AmbiguousTokens()
         self._warmed: set[object] = set()  # kinds of logits that are compiled for
         self._told: object = None
         self._sending = SendingThread()
@@ -113,33 +107,19 @@ class Recorder:
             drain_at_exit(self)
             made = self._make_sinks(identity)
             self.recorded = made if isinstance(made, EveryStep) else EveryStep(made)
-            self._steps_a_send = min((sink.steps_a_send for sink in self.recorded.sinks), default=MOST_STEPS_A_SEND)
+            self._steps_a_send = self.recorded.steps_a_send
             self._sending.start(self)
         self._wanted_changed()
         self.tell_meta()
 
     def prepare_for_gpu(self) -> None:
         """Compile the counting now: else a request would wait for it."""
-        layers = () if self.identity is None else self.identity.layers
-        shapes = {(layer.num_experts, layer.top_k) for layer in layers}
-        shapes |= {(layer.num_physical, layer.top_k) for layer in layers if layer.num_physical is not None}
-        try:
-            with self._lock:  # else the idle thread could take what is counted for a step
-                counter = self._counter = self._counter or CudaCounter()
-                if isinstance(counter, CudaCounter):
-                    counter.warm_up(sorted(shapes), self._pairs is not None)
-        except Exception:  # it is tried again with the first step
-            logger().info("the counting could not be compiled ahead", exc_info=True)
+        compile_counting(self)
 
     def prepare_for_logits(self, one: RouterLogits) -> None:
         """Compile the recomputing of such logits during the warm-up, once a kind."""
-        kind = one.rule, one.num_experts, one.top_k, one.logits.dtype, one.bias is None
-        if not self.warming_up or self.graphs.closed or kind in self._warmed or not one.is_cuda:
-            return
-        self._warmed.add(kind)
-        with self._lock:
-            if isinstance(self._counter, CudaCounter):
-                self._counter.warm_up_logits(one)
+        if self.warming_up:
+            compile_recomputing(self, one)
 
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
@@ -185,7 +165,7 @@ class Recorder:
             return
         self.end_step()
         self.settle()
-        if failures() or self.lost or self.hidden or self._ambiguous.tokens:
+        if failures() or self.lost or self.hidden or self._events.ambiguous.tokens:
             self.tell_meta()
         for sink in self.recorded.sinks:
             sink.conclude(self.summary(sink))
@@ -206,26 +186,6 @@ class Recorder:
             if self._pairs is not None:
                 self._pairs.begin()
             self._arrived(wait=True)
-
-    # Windows, from a thread of their own ---------------------------------------------------------------------------
-
-    def is_behind(self, step: int) -> bool:
-        """Whether counts of steps up to this one have not been sent, or the device must not be asked now."""
-        with self._lock:
-            oldest = None if self._counter is None else self._counter.oldest()
-            return self.graphs.closed or (oldest is not None and oldest <= step)
-
-    def end_pairs(self) -> None:
-        """Close the spans of pairs and send them. Nothing of them may be under way (see ``is_behind``)."""
-        with self._lock:
-            if self._pairs is not None and self._counter is not None and self._counter.enter_thread():
-                self._pairs.begin()
-                self._arrived(wait=True)
-
-    def reset_ambiguous(self) -> None:
-        """Begin the totals of ambiguous tokens anew."""
-        with self._lock:
-            self._ambiguous = AmbiguousTokens()
 
     # Steps -------------------------------------------------------------------------------------------------------
 
@@ -400,33 +360,14 @@ class Recorder:
         for counted in self._counter.drain(wait):
             whole = self._together.add(counted)
             if whole is not None:
-                self._send_counted(whole)
+                self._events.send(whole, self.recorded)
         if self._pairs is not None:
             for payload in self._pairs.arrived(self.identity.rank, wait):
-                self._send(schema.PAIRS, payload, int(payload["first_step"]))
+                for sink in self.recorded.of(int(payload["first_step"])):
+                    sink.payload(schema.PAIRS, payload)
         if self._counter.dropped:
             self.lost["steps left out, the device being far behind"] = self._counter.dropped
         self.lost |= Tally(self.graphs.losses)
-
-    def _send_counted(self, counted: StepCounts) -> None:
-        for cells in counted.cells:
-            self._send_cells(counted.step, cells)
-        if self.recorded.takes(counted.step.number):
-            self._ambiguous.add(counted)
-        for sample in counted.samples:
-            self._send(schema.TOPK, topk_rows(counted.step.number, sample), counted.step.number)
-
-    def _send_cells(self, step: Step, cells: Cells) -> None:
-        event = schema.PHYSICAL if cells.physical else schema.COUNTS
-        if event not in self._counted:
-            return
-        rows = self._prepared.of(cells).filled(step, cells.counts)
-        for sink in self.recorded.of(step.number):
-            sink.payloads(event, rows)
-
-    def _send(self, event: str, payload: Any, step: int) -> None:
-        for sink in self.recorded.of(step):
-            sink.payload(event, payload)
 
     def _lose(self, what: str) -> None:
         self.lost[what] += 1
@@ -440,23 +381,20 @@ class Recorder:
         assert self.identity is not None
         with self._lock:  # the thread that sends changes what it lists
             self._told = self._changes()
-            self._send_meta()
+            for sink in self.recorded.sinks:
+                sink.meta(self._meta_for(sink, self.identity))
 
-    def _send_meta(self) -> None:
-        assert self.identity is not None
+    def _meta_for(self, sink: Sink, identity: Identity) -> bytes:
         hidden = {str(layer): reason for layer, reason in self.hidden.items()}
-        for sink in self.recorded.sinks:
-            capture = {"failures": failures(), "lost": self._lost_for(sink), "hidden_layers": hidden}
-            sink.meta(
-                meta_text(
-                    self.identity,
-                    sample_every=self._sample_every,
-                    emit=self._emit,
-                    encoding=sink.encoding,
-                    recomputed=self._ambiguous.as_meta(),
-                    held_bytes=self.graphs.held_bytes,
-                    hidden=self.hidden,
-                    capture=capture if any(capture.values()) else None,
-                    windows=self.recorded.bounds_for(sink),
-                )
-            )
+        capture = {"failures": failures(), "lost": self._lost_for(sink), "hidden_layers": hidden}
+        return meta_text(
+            identity,
+            sample_every=self._sample_every,
+            emit=self._emit,
+            encoding=sink.encoding,
+            recomputed=self._events.ambiguous.as_meta(),
+            held_bytes=self.graphs.held_bytes,
+            hidden=self.hidden,
+            capture=capture if any(capture.values()) else None,
+            windows=self.recorded.bounds_for(sink),
+        )

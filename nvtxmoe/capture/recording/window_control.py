@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.ambiguous_tokens import AmbiguousTokens
 from nvtxmoe.capture.recording.recorder import Recorder
 from nvtxmoe.capture.recording.windows import Window, Windows
 from nvtxmoe.capture.sinks.journal import JournalSink
@@ -50,7 +51,8 @@ class WindowControl:
         """
         if (current := self._windows.current) is not None:
             raise NvtxmoeError(f"window {current.number} is open", remedy="Stop it first")
-        self._recorder.reset_ambiguous()
+        with self._recorder._lock:
+            self._recorder._events.ambiguous = AmbiguousTokens()
         window = self._windows.open(number, self._recorder.lost)
         self._recorder.tell_meta()
         return {**self.status(), "first": window.first}
@@ -89,7 +91,7 @@ class WindowControl:
         self._wait(window)
         assert window.last is not None
         window.first, recorded_last = max(window.first, first), window.last
-        self._recorder.end_pairs()
+        self._end_pairs()
         window.last = min(recorded_last, last)
         said = self.status()
         self._recorder.tell_meta()
@@ -109,11 +111,26 @@ class WindowControl:
     def _wait(self, window: Window) -> None:
         until = time.monotonic() + SETTLE_S
         assert window.last is not None
-        while window.step_open or self._recorder.is_behind(window.last):
+        while window.step_open or self._is_behind(window.last):
             if time.monotonic() > until:
                 logger().warning("window %d: its last counts have not arrived in %g s", window.number, SETTLE_S)
                 return
             time.sleep(LOOK_S)
+
+    def _is_behind(self, step: int) -> bool:
+        """Whether counts of steps up to this one have not been sent, or the device must not be asked now."""
+        with self._recorder._lock:
+            counter = self._recorder._counter
+            oldest = None if counter is None else counter.oldest()
+            return self._recorder.graphs.closed or (oldest is not None and oldest <= step)
+
+    def _end_pairs(self) -> None:
+        """Close the spans of pairs and send them. Nothing of them is under way: their steps' counts have arrived."""
+        with self._recorder._lock:
+            pairs, counter = self._recorder._pairs, self._recorder._counter
+            if pairs is not None and counter is not None and counter.enter_thread():
+                pairs.begin()
+                self._recorder._arrived(wait=True)
 
 
 def _described(window: Window) -> dict[str, Any]:

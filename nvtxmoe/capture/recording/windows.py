@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from nvtxmoe.capture.sinks import Sink
 
+#: Steps whose counts are sent together, where no sink wants fewer.
+MOST_STEPS_A_SEND = 16
+
 
 class Window:
     """One window in this process.
@@ -84,6 +87,11 @@ class EveryStep:
     def sinks(self) -> tuple[Sink, ...]:
         """Sinks that may take something now."""
         return self.always
+
+    @property
+    def steps_a_send(self) -> int:
+        """Steps whose counts are sent together: as many as the sinks allow."""
+        return min((sink.steps_a_send for sink in self.sinks), default=MOST_STEPS_A_SEND)
 
     def begin(self, step: int, num_tokens: int) -> tuple[Sink, ...]:  # noqa: ARG002
         """A step begins: return the sinks that take it."""
