@@ -127,6 +127,7 @@ def meta_text(
     capture: Mapping[str, Any] | None,
     hidden: Container[int] = (),
     recomputed: Mapping[str, Any] | None = None,
+    windows: Sequence[Sequence[int | None]] | None = None,
 ) -> bytes:
     """The JSON of moe.meta.
 
@@ -135,6 +136,7 @@ def meta_text(
         capture: failures, losses and hidden layers so far; left out while there are none.
         hidden: layers without counts.
         recomputed: keys on tokens of recomputed layers.
+        windows: first and last step (None: still open) of each window so far; None where everything is recorded.
     """
     said: dict[str, Any] = {
         "schema": schema.SCHEMA,
@@ -157,6 +159,7 @@ def meta_text(
         "recording": recording_text([layer for layer in identity.layers if layer.layer not in hidden]),
         **(recomputed or {}),
         "held_bytes": held_bytes or None,
+        "windows": windows,
         "num_layers": len(identity.layers),
         "layers": [layer.as_dict() for layer in identity.layers],
         "capture": dict(capture) if capture else None,

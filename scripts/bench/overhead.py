@@ -223,7 +223,7 @@ def sinks_by_mode(recorder: Any) -> dict[str, list[Any]]:
     from nvtxmoe.capture.startup.start import UNDER_NSYS  # noqa: PLC0415
 
     nsys = any(os.environ.get(name) for name in UNDER_NSYS)
-    found = {"moe" if sink.encoding == "journal" else "nsys": [sink] for sink in recorder._sinks}
+    found = {"moe" if sink.encoding == "journal" else "nsys": [sink] for sink in recorder.recorded.sinks}
     return {mode: sinks for mode, sinks in found.items() if mode == "moe" or nsys}
 
 
@@ -231,6 +231,7 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     """Ours against nothing in each mode: counts, with samples, with pairs, and the parts of counts."""
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
     from nvtxmoe.capture.recording.pair_counter import PairCounts  # noqa: PLC0415
+    from nvtxmoe.capture.recording.windows import EveryStep  # noqa: PLC0415
 
     capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
     recorder = next(cell.cell_contents.recorder for cell in capture or () if hasattr(cell.cell_contents, "recorder"))
@@ -249,7 +250,7 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     for way, (every, pairs) in ways.items():
         for mode, sinks in modes.items():
             recorder.settle()  # what is under way belongs to the sinks before
-            recorder._sinks, recorder._steps_a_send = sinks, sinks[0].steps_a_send
+            recorder.recorded, recorder._steps_a_send = EveryStep(sinks), sinks[0].steps_a_send
             recorder._sample_every = every
             recorder._emit = frozenset({"counts", "topk", "physical"})
             recorder._pairs = PairCounts() if pairs else None
@@ -274,7 +275,7 @@ def timed_parts(clock: Clock, recorder: Any, sink: Any) -> list[Callable[[], Non
     undo = [clock.timed(owner, name, f"part {name}") for owner, name in inner]
     undo.append(clock.timed(Prepared, "__call__", "part launch"))
     # In the thread that sends: not a part of the calls.
-    apart = [(recorder, "_arrived"), (recorder, "_send_cells"), (sink, "payloads")]
+    apart = [(recorder, "_arrived"), (recorder._events, "send"), (sink, "payloads")]
     return undo + [clock.timed(owner, name, f"sending thread {name}") for owner, name in apart]
 
 

@@ -6,7 +6,8 @@
 
 Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
 kernel and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
-is made to believe that a tool listens, so that payloads are copied as under nsys. `calls` are the recorder's four
+is made to believe that a tool listens, so that payloads are copied as under nsys. In the mode closed no window is open
+(NVTXMOE_WINDOW=closed). `calls` are the recorder's four
 calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding requests, with these calls inside.
 
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
@@ -42,7 +43,7 @@ MODULES = {
     "counter": "recording.cuda_counter", "recorder": "recording.recorder", "graphs": "recording.cuda_graphs",
     "tensors": "recording.routing_tensors", "identity": "run_identity", "journal": "sinks.journal",
     "nvtx": "sinks.nvtx", "emitter": "sinks.nvtx_emitter", "hooks": "hooks", "layer_hooks": "vllm.layer_hooks",
-    "worker_hooks": "vllm.worker_hooks",
+    "worker_hooks": "vllm.worker_hooks", "windows": "recording.windows",
 }  # fmt: skip
 
 
@@ -66,7 +67,11 @@ def modules_of(tree: Path) -> SimpleNamespace:
         del sys.modules[name]
     sys.path.insert(0, str(tree))
     try:
-        found = {key: importlib.import_module(f"nvtxmoe.capture.{name}") for key, name in MODULES.items()}
+        found = {
+            key: importlib.import_module(f"nvtxmoe.capture.{name}")
+            for key, name in MODULES.items()
+            if (tree / "nvtxmoe" / "capture" / f"{name.replace('.', '/')}.py").is_file()
+        }
     finally:
         sys.path.remove(str(tree))
     return SimpleNamespace(**found)
@@ -130,7 +135,9 @@ class Subject:
             def sample_tokens(self) -> None:
                 """Nothing runs."""
 
-        def sinks(_: Any) -> list[Any]:
+        def sinks(_: Any) -> Any:
+            if mode == "closed":
+                return code.windows.Windows((), (), lambda _: ())
             if mode == "nsys":
                 return [code.nvtx.NvtxSink(code.emitter.BinaryEmitter())]
             return [code.journal.JournalSink(Path(tempfile.mkdtemp()), 0, 3600.0)]
@@ -244,12 +251,12 @@ def summary(times_us: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both modes, warm and cold."""
+    """Measure the modes, warm and cold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--experts", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=15, help="Blocks of 16 steps, per tree.")
-    parser.add_argument("--mode", choices=["moe", "nsys"], action="append", help="Both by default.")
+    parser.add_argument("--mode", choices=["moe", "nsys", "closed"], action="append", help="By default all.")
     parser.add_argument("--against", type=Path, metavar="TREE", help="Another checkout.")
     options = parser.parse_args()
     from importlib.metadata import version  # noqa: PLC0415
@@ -263,7 +270,7 @@ def main() -> None:
         "layers": options.layers, "experts": options.experts, "cpu": platform.processor() or platform.machine(),
         "python": platform.python_version(), **{name: version(name) for name in ("numpy", "torch", "nvtx")},
     }))  # fmt: skip
-    for mode in options.mode or ("moe", "nsys"):
+    for mode in options.mode or ("moe", "nsys", *(() if options.against else ("closed",))):
         for cold in (False, True):
             print(json.dumps(measure(mode, options, cold)), flush=True)
 

@@ -154,6 +154,8 @@ class Ranges:
 class Recorder:
     """Keeps what it is told."""
 
+    quiet = False
+
     def __init__(self) -> None:
         self.got: list[RoutingTensors] = []
         self.hidden: dict[int, str] = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events.decode import read_events
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.readers.open import open_export
@@ -147,6 +148,54 @@ def test_a_window_that_all_ranks_share(tmp_path: Path) -> None:
         "warn",
         "The capture begins with step 20 on all ranks: steps before it are outside the capture window, or lost.",
     )
+
+
+def windows(*bounds: list[int | None]) -> dict[str, Any]:
+    """A process that recorded in windows."""
+    return {"tp_size": 2, "meta": {"windows": list(bounds)}}
+
+
+def test_steps_outside_of_windows_are_cut_on_purpose(tmp_path: Path) -> None:
+    """A rank may have begun a step earlier or ended a step later than the window, which is what all ranks have."""
+    steps = [*range(19, 30), *range(40, 46)], [*range(20, 31), *range(40, 45)]
+    found = written(tmp_path, ranks(*steps, **windows([20, 29], [40, 44])))
+    assert (found.verdict, found.validation["selection"]["steps_lost"]) == ("complete", 0)
+    status, message, figures = found.check("steps_consecutive")
+    assert (status, figures["windows"]) == ("pass", [[20, 29], [40, 44]])
+    assert message == "No step number is missing inside of 2 windows."
+
+
+@pytest.mark.parametrize(
+    ("other", "fails", "said"),
+    [
+        ([*range(20, 24), *range(26, 30)], "steps_consecutive", "2 steps missing between captured steps: steps 24 to"),
+        (range(22, 30), "ranks_in_step", "2 steps missing that other ranks have: steps 20 to 21 of rank 1."),
+        (range(20, 28), "ranks_in_step", "2 steps missing that other ranks have: steps 28 to 29 of rank 1."),
+    ],
+)  # fmt: skip
+def test_a_step_that_is_lost_in_a_window_is_lost(other: Iterable[int], fails: str, said: str, tmp_path: Path) -> None:
+    found = written(tmp_path, ranks(range(20, 30), other, **windows([20, 29])))
+    assert (found.verdict, found.validation["selection"]["steps_lost"]) == ("incomplete", 2)
+    assert found.check(fails)[1].startswith(said)
+
+
+def test_a_window_that_was_open_at_the_end(tmp_path: Path) -> None:
+    found = written(tmp_path, ranks(range(20, 30), range(20, 30), **windows([20, None])))
+    assert found.verdict == "complete"
+    lost = written(tmp_path, ranks(range(20, 30), range(20, 27), **windows([20, None])))
+    assert lost.check("ranks_in_step")[1].startswith("3 steps missing that other ranks have: steps 27 to 29 of rank 1.")
+
+
+def test_a_capture_of_nsys_that_begins_inside_of_a_window(tmp_path: Path) -> None:
+    """nsys was started later: where the window began is not in the report."""
+    found = written(tmp_path, ranks(range(25, 30), range(25, 30), **windows([20, 29])))
+    assert found.check("steps_consecutive")[0] == "warn"
+
+
+@pytest.mark.parametrize("value", [7, [3], [[1]], [[1, 2, 3]], [["a", 2]], [[-1, 2]], [[1, "b"]], {"first": 1}])
+def test_windows_that_are_none_are_damage(value: Any, tmp_path: Path) -> None:
+    with pytest.raises(NvtxmoeError, match=r"windows is .*, not pairs of a first and a last step"):
+        written(tmp_path, ranks(range(3), meta={"windows": value}))
 
 
 def test_filters_are_no_loss(tmp_path: Path) -> None:

@@ -11,15 +11,17 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nvtxmoe.capture.live.series import SERIES
 from scripts.make_tiny_model import write_model
 from tests.programs.run_vllm import ENVIRONMENT
+from tests.support.cli import run
 from tests.support.dashboard import RULES, names_in, queries
 from tests.support.paths import ROOT
 from tests.support.prometheus import free_port, running
@@ -27,6 +29,7 @@ from tests.support.prometheus import free_port, running
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 PATIENCE_S = 600
 REQUESTS = ((20, 7), (9, 12), (31, 5))
+METRICS = {"NVTXMOE_METRICS": "1", "NVTXMOE_METRICS_EXPERTS": "1"}
 Sums = dict[tuple[str, ...], float]
 
 
@@ -38,12 +41,14 @@ class Served:
         scraped: the last scrape.
         asked: what Prometheus answered to each query of the dashboard.
         in_prometheus: the value of each of our series there, by name and labels.
+        seen: what ``nvtxmoe top --once --json`` printed then.
         folder: the standard set of the same run.
     """
 
     scraped: str
     asked: dict[str, int]
     in_prometheus: dict[str, Sums]
+    seen: dict[str, Any]
     folder: Path
     stderr: str
 
@@ -63,6 +68,7 @@ def served(vllm_python: Path, prometheus_bin: Path, tmp_path_factory: pytest.Tem
             tokens = sum(length + most - 1 for length, most in REQUESTS)
             prometheus.wait_for("sum(nvtxmoe_tokens_total)", tokens)
             scraped = read(f"http://127.0.0.1:{port}/metrics")
+            seen = run("top", f"127.0.0.1:{port}", "--once", "--json", "--interval", "0.5").json
             asked = {f"{title}: {query}": len(prometheus.ask(query)) for title, query in queries()}
             in_prometheus = {
                 one.full_name: {
@@ -74,11 +80,15 @@ def served(vllm_python: Path, prometheus_bin: Path, tmp_path_factory: pytest.Tem
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
     (session,) = (folder / "sessions").iterdir()
-    return Served(scraped, asked, in_prometheus, session / "moe_expert_tracking", (folder / "stderr.txt").read_text())
+    return Served(
+        scraped, asked, in_prometheus, seen, session / "moe_expert_tracking", (folder / "stderr.txt").read_text()
+    )
 
 
 @contextlib.contextmanager
-def serving(python: Path, model: Path, folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def serving(
+    python: Path, model: Path, folder: Path, port: int, settings: Mapping[str, str] = METRICS
+) -> Iterator[subprocess.Popen[bytes]]:
     """vLLM's API server with two workers; PYTHONPATH is taken along, so that what serves may stand elsewhere."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NVTXMOE_", "VLLM_"))}
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "analysis"), os.environ.get("PYTHONPATH"))))
@@ -86,10 +96,9 @@ def serving(python: Path, model: Path, folder: Path, port: int) -> Iterator[subp
         "PYTHONPATH": path,
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "moe",
-        "NVTXMOE_METRICS": "1",
-        "NVTXMOE_METRICS_EXPERTS": "1",
         "NVTXMOE_OUTPUT_DIR": str(folder / "sessions"),
         "VLLM_CACHE_ROOT": str(folder / "cache"),
+        **settings,
     }
     command = [
         str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format", "dummy",
@@ -125,12 +134,15 @@ def read(address: str, body: bytes | None = None) -> str:
         return str(answer.read().decode())
 
 
-def complete(port: int, length: int, most: int) -> None:
+def complete(port: int, length: int, most: int) -> list[int]:
+    """Send a request; return the tokens of the answer."""
     said = {
         "prompt": [(7 * place * place + 13 * length) % 256 for place in range(length)], "max_tokens": most,
-        "temperature": 0, "ignore_eos": True, "detokenize": False,
+        "temperature": 0, "ignore_eos": True, "detokenize": False, "return_token_ids": True,
     }  # fmt: skip
-    read(f"http://127.0.0.1:{port}/v1/completions", json.dumps(said).encode())
+    answer = json.loads(read(f"http://127.0.0.1:{port}/v1/completions", json.dumps(said).encode()))
+    tokens: list[int] = answer["choices"][0]["token_ids"]
+    return tokens
 
 
 def test_sums_in_prometheus_are_the_standard_set(served: Served) -> None:
@@ -160,6 +172,20 @@ def test_steps_and_tokens_are_those_of_the_run(served: Served) -> None:
     assert sum(steps.values()) == validation["selection"]["steps_captured"]  # of both ranks
     assert served.in_prometheus["nvtxmoe_ranks"] == {(): 2}
     assert set(served.in_prometheus["nvtxmoe_dropped_steps_total"].values()) == {0}
+
+
+def test_top_shows_the_sums_of_the_series(served: Served) -> None:
+    """Between requests: its cells are each expert's sum over the layer's mean, and rates are zero."""
+    layers = {row["layer"]: row for row in served.seen["layers"]}
+    assert set(layers) == set(range(LAYERS))
+    by_expert = served.in_prometheus["nvtxmoe_expert_assignments_total"]
+    for (layer,), total in served.in_prometheus["nvtxmoe_layer_assignments_total"].items():
+        cells = [by_expert[layer, str(expert)] * EXPERTS / total for expert in range(EXPERTS)]
+        assert layers[int(layer)]["heat"] == pytest.approx(cells)
+        never_hit = served.in_prometheus["nvtxmoe_layer_experts_never_hit"][(layer,)]
+        assert layers[int(layer)]["experts_never_hit"] == never_hit == cells.count(0.0)
+    assert (served.seen["ranks"], set(served.seen["dropped_steps"].values())) == (2, {0})
+    assert (served.seen["tokens_per_s"], served.seen["steps_per_s"]) == (0, 0)
 
 
 def test_vllm_s_own_metrics_are_beside_them(served: Served) -> None:

@@ -19,6 +19,7 @@ from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS, Events, decode
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.table_decoders import COUNT_FIELDS, Groups, experts_of_pairs
 from nvtxmoe_analysis.events.tables import narrowest
+from nvtxmoe_analysis.events.windows import trimmed
 from nvtxmoe_analysis.readers.session import KIND, Session, pid_in_name
 
 #: Bytes of one count, or of the count of one pair.
@@ -28,7 +29,7 @@ _SPELLED = {"row": pl.Int64, "pid": pl.Int64, "start": pl.Int64, "name": pl.Stri
 
 
 def read_session(session: Session) -> Events:
-    """Read and decode every journal of a session, as far as it is written.
+    """Read and decode every journal of a session, as far as it is written; of a window the steps that all ranks have.
 
     ``start`` of all rows is unix time in ns. A step's ``end`` is null: journals do not tell it.
 
@@ -38,7 +39,7 @@ def read_session(session: Session) -> Events:
     reader = _Reader()
     files = {number: reader.read(path, number) for number, path in session.files.items()}
     events = decode(session.source, reader.groups, reader.spelled(), reader.steps(), padded=False)
-    return replace(events, encoding=KIND, journals=files)
+    return trimmed(replace(events, encoding=KIND, journals=files))
 
 
 class _Reader:

@@ -42,7 +42,9 @@ class Layer:
 @dataclass(frozen=True)
 class Meta:
     """``moe.meta`` of one process. ``raw`` has every key, also those this version does not use; ``marked_ns`` is when
-    the mark was set, in the report's own time."""
+    the mark was set, in the report's own time. ``windows`` are the first and last step, both inclusive, of each window
+    that was recorded, in order; the last step of a window that was still open is null. Empty: all steps were recorded.
+    """
 
     pid: int
     rank: int
@@ -53,6 +55,7 @@ class Meta:
     raw: dict[str, Any] = field(repr=False)
     capture: CaptureState = field(default_factory=CaptureState)
     marked_ns: int | None = None
+    windows: tuple[tuple[int, int | None], ...] = ()
 
     @property
     def epoch_ns(self) -> int | None:
@@ -99,7 +102,18 @@ def _meta(source: Path, pid: int, text: bytes) -> Meta:
             layers={_number(entry, "layer"): _layer(entry) for entry in layers},
             raw=raw,
             capture=capture_state(_object(raw, "capture")),
+            windows=_windows(raw.get("windows")),
         )
+
+
+def _windows(value: object) -> tuple[tuple[int, int | None], ...]:
+    found = []
+    for bounds in value if isinstance(value, list) else [] if value is None else [value]:
+        first, last = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
+        if type(first) is not int or not (last is None or type(last) is int) or not 0 <= first < 1 << 62:
+            raise NvtxmoeError(f"damaged payload: windows is {shown(value)}, not pairs of a first and a last step")
+        found.append((first, last))
+    return tuple(found)
 
 
 def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:

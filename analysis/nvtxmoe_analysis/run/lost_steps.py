@@ -1,7 +1,8 @@
 """Which step numbers a run must have and lacks.
 
 Each process numbers its batches from 0, idle batches too. Ranks of one engine (tensor and pipeline parallel) run the
-same batches, and so do vLLM's data-parallel engines of a mixture of experts, which run idle batches in lockstep.
+same batches, and so do vLLM's data-parallel engines of a mixture of experts, which run idle batches in lockstep. Of a
+process that records in windows (``Meta.windows``), a run must have the steps inside of them only.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import polars as pl
 
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.events.meta import Meta
+from nvtxmoe_analysis.events.windows import Window, inside
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import ranks_of
 from nvtxmoe_analysis.run.idle_steps import idle_steps
@@ -52,10 +54,12 @@ class LostSteps:
         gaps: by rank and number.
         processes: how many processes have numbered steps.
         compared: how many processes were compared with another of their group.
-        begins_at: the first step of the capture, if a capture window cut the steps before it on all ranks; else null.
+        begins_at: the first step of the capture, if a capture window cut the steps before it on all ranks, and not a
+            window of a running server alone; else null.
         shared: first and last step that every compared rank of the capture has; null if there is none.
         idle_unknown: ranks with idle batches that are not in the input, or with a step whose number is lost: a missing
             number may be one of these.
+        windows: of the processes that recorded in windows, without repeats.
     """
 
     gaps: tuple[Gap, ...]
@@ -64,6 +68,7 @@ class LostSteps:
     begins_at: int | None
     shared: tuple[int, int] | None
     idle_unknown: tuple[int, ...]
+    windows: tuple[Window, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -84,12 +89,16 @@ class _Process:
     idle_known: bool
     open_end: bool
 
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        return () if self.meta is None else self.meta.windows
+
 
 def lost_steps(reports: Sequence[CaptureFacts]) -> LostSteps:
     """Find the steps that ranks lack: holes in their numbers, and steps that only other ranks of their group have.
 
-    A capture window may cut the same steps at the beginning and end of all ranks; these are not lost. A journal has no
-    window: it begins with step 0. The last steps of a process that was killed are not counted here.
+    A capture window of nsys may cut the same steps at the beginning and end of all ranks; these are not lost. A journal
+    begins with step 0, or with its window. The last steps of a process that was killed are not counted here.
     """
     processes: list[_Process] = []
     gaps: list[Gap] = []
@@ -112,14 +121,17 @@ def lost_steps(reports: Sequence[CaptureFacts]) -> LostSteps:
             )
         )
     common = (max(first for first, _ in shared), min(last for _, last in shared)) if shared else (0, -1)
-    window = begins and min(begins) > 0 and not reports[0].direct
+    known = tuple(sorted({window for one in processes for window in one.windows}, key=lambda one: one[0]))
+    first = min(begins, default=0)
+    cut = first > 0 and not reports[0].direct and bool(inside(first - 1, first - 1, known))
     return LostSteps(
         gaps=tuple(sorted(gaps, key=lambda gap: (gap.rank is None, gap.rank, gap.report, gap.pid, gap.first))),
         processes=sum(one.first is not None for one in processes),
         compared=sum(len(group) for group in groups if len(group) > 1),
-        begins_at=min(begins) if window else None,
+        begins_at=first if cut else None,
         shared=common if common[0] <= common[1] else None,
         idle_unknown=tuple(sorted(one.rank or 0 for one in processes if not one.idle_known)),
+        windows=known,
     )
 
 
@@ -136,7 +148,7 @@ def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], lis
         first, last = extent.get(pid, (None, None))
         idle_known = pid not in unnumbered and _idle_known(report, meta)
         if journal is not None and first is not None and idle_known:
-            first = 0
+            first = _begin(_windows(report, pid))
         if first is None and not report.events.ranges.filter(pid=pid, name=schema.IDLE).is_empty():
             continue  # it has idle batches only, whose numbers are unknown
         processes.append(
@@ -147,17 +159,28 @@ def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], lis
         )  # fmt: skip
     known = {one.pid for one in processes if one.idle_known}
     holes = [
-        Gap(position, pid, ranks.get(pid), before + 1, step - 1, inside=True)
+        Gap(position, pid, ranks.get(pid), first, last, inside=True)
         for pid, step, before in taken.filter(pl.col("step") > pl.col("before") + 1).iter_rows()
         if pid in known
+        for first, last in inside(before + 1, step - 1, _windows(report, pid))
     ]
     if report.direct:
         holes += [
-            Gap(position, pid, ranks.get(pid), 0, first - 1, inside=True)
+            Gap(position, pid, ranks.get(pid), *part, inside=True)
             for pid, (first, _) in extent.items()
             if first > 0 and pid in known
+            for part in inside(0, first - 1, _windows(report, pid))
         ]
     return processes, holes
+
+
+def _windows(report: CaptureFacts, pid: int) -> tuple[Window, ...]:
+    return report.metas[pid].windows if pid in report.metas else ()
+
+
+def _begin(windows: Sequence[Window]) -> int:
+    """Number of the step that a journal begins with."""
+    return windows[0][0] if windows else 0
 
 
 def _extent(taken: pl.DataFrame) -> pl.DataFrame:
@@ -187,10 +210,12 @@ def _groups(processes: Sequence[_Process]) -> list[list[_Process]]:
 def _ends(one: _Process, begin: int, end: int) -> list[Gap]:
     """Steps that other ranks of the group have, before the first and after the last step of this one."""
     if one.first is None or one.last is None:
-        return [] if one.open_end else [Gap(one.report, one.pid, one.rank, begin, end, inside=False)]
-    found = []
-    if one.first > begin:
-        found.append(Gap(one.report, one.pid, one.rank, begin, one.first - 1, inside=False))
-    if one.last < end and not one.open_end:
-        found.append(Gap(one.report, one.pid, one.rank, one.last + 1, end, inside=False))
-    return found
+        parts = [] if one.open_end else [(begin, end)]
+    else:
+        parts = [(begin, one.first - 1), *([] if one.open_end else [(one.last + 1, end)])]
+    return [
+        Gap(one.report, one.pid, one.rank, *part, inside=False)
+        for first, last in parts
+        if first <= last
+        for part in inside(first, last, one.windows)
+    ]

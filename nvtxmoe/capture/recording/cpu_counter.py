@@ -42,6 +42,9 @@ class Counter(Protocol):
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps that are counted by now; with ``wait`` all of them."""
 
+    def oldest(self) -> int | None:
+        """Number of the first step that ``drain`` has not given; None where there is none."""
+
     def enter_thread(self) -> bool:
         """Prepare the calling thread, which is not the serving one, for ``drain``; False where it is too early."""
 
@@ -85,6 +88,10 @@ class CpuCounter:
         """All that was submitted."""
         while self._done:
             yield self._done.popleft()
+
+    def oldest(self) -> int | None:
+        """Number of the first step that is not drained."""
+        return self._done[0].step.number if self._done else None
 
     def enter_thread(self) -> bool:
         """Nothing to prepare."""

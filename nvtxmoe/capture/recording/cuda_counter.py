@@ -174,6 +174,10 @@ class CudaCounter:
             yield _arrived(first)
             first.free.append(first.slot)
 
+    def oldest(self) -> int | None:
+        """Number of the first step that is not drained."""
+        return self._pending[0].step.number if self._pending else None
+
     def enter_thread(self) -> bool:
         """Make the GPU current: asked for an event, CUDA would else start on the first GPU. False before any count."""
         import torch  # noqa: PLC0415

@@ -10,6 +10,7 @@ from multiprocessing import util
 from typing import Any
 
 from nvtxmoe.capture.log import logger
+from nvtxmoe.capture.recording.windows import EveryStep
 
 #: The recorder, which imports this module.
 Recorder = Any
@@ -29,7 +30,7 @@ def close_in_children(recorder: Recorder) -> None:
     def closed() -> None:
         one = reference()
         if one is not None:
-            one._closed, one._sinks, one._open = True, (), False
+            one._closed, one.recorded, one._open = True, EveryStep(), False
             one._lock = one.graphs.lock = threading.RLock()
 
     os.register_at_fork(after_in_child=closed)

@@ -15,19 +15,18 @@ from typing import Any
 
 from nvtxmoe.capture.hooks import failed_so_far, failures
 from nvtxmoe.capture.log import logger
-from nvtxmoe.capture.recording.ambiguous_tokens import AmbiguousTokens
+from nvtxmoe.capture.recording.compile_ahead import compile_counting, compile_recomputing
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
 from nvtxmoe.capture.recording.micro_batches import Together, divide
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.prepared_rows import RowsByShape
 from nvtxmoe.capture.recording.process_ends import close_in_children, drain_at_exit
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits
-from nvtxmoe.capture.recording.routing_tensors import Cells, StepCounts
 from nvtxmoe.capture.recording.sending import WAKE_EVERY, SendingThread
+from nvtxmoe.capture.recording.step_events import StepEvents
 from nvtxmoe.capture.recording.step_routing import StepRouting
-from nvtxmoe.capture.recording.topk_rows import topk_rows
+from nvtxmoe.capture.recording.windows import EveryStep
 from nvtxmoe.capture.run_identity import Identity, Step, meta_text
 from nvtxmoe.capture.sinks import Sink
 from nvtxmoe.formats import schema
@@ -48,12 +47,13 @@ class Recorder:
         layers: numbers to record; None for all.
         emit: of ``settings.EMITS``.
         every_layer: whether a step in which a known layer routes nothing has lost something.
-        sinks: made when the identity is known, since journals are named by rank.
+        make_sinks: called when the identity is known, since journals are named by rank. It returns sinks, which take
+            all steps, or windows.
     """
 
     def __init__(
         self,
-        make_sinks: Callable[[Identity], Sequence[Sink]],
+        make_sinks: Callable[[Identity], Sequence[Sink] | EveryStep],
         *,
         sample_every: int = 100,
         layers: frozenset[int] | None = None,
@@ -67,7 +67,8 @@ class Recorder:
         self.idle_steps = 0
         self.warming_up = False  # steps are the engine's own: not counted
         self._make_sinks = make_sinks
-        self._sinks: Sequence[Sink] = ()
+        self.recorded = EveryStep()
+        self._takers: Sequence[Sink] = ()  # of the running step
         self._steps_a_send = 1
         self._send_at = 0.0  # counts wait for other steps until then at most
         self._sample_every = sample_every
@@ -75,8 +76,7 @@ class Recorder:
         self._emit = emit
         self._every_layer = every_layer
         self._expected = 0  # layers whose routing a step must show
-        self._prepared = RowsByShape()
-        self._counted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
+        self._events = StepEvents(emit)
         self._step: Step | None = None
         self._lock = threading.RLock()
         self._routing = StepRouting(self.records, self.hide, self._lock)
@@ -84,7 +84,6 @@ class Recorder:
         self._counter: Counter | None = None
         self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
-        self._ambiguous = AmbiguousTokens()
         self._warmed: set[object] = set()  # kinds of logits that are compiled for
         self._told: object = None
         self._sending = SendingThread()
@@ -106,34 +105,21 @@ class Recorder:
         if first:
             close_in_children(self)
             drain_at_exit(self)
-            self._sinks = self._make_sinks(identity)
-            self._steps_a_send = min((sink.steps_a_send for sink in self._sinks), default=1)
+            made = self._make_sinks(identity)
+            self.recorded = made if isinstance(made, EveryStep) else EveryStep(made)
+            self._steps_a_send = self.recorded.steps_a_send
             self._sending.start(self)
         self._wanted_changed()
-        self._tell_meta()
+        self.tell_meta()
 
     def prepare_for_gpu(self) -> None:
         """Compile the counting now: else a request would wait for it."""
-        layers = () if self.identity is None else self.identity.layers
-        shapes = {(layer.num_experts, layer.top_k) for layer in layers}
-        shapes |= {(layer.num_physical, layer.top_k) for layer in layers if layer.num_physical is not None}
-        try:
-            with self._lock:  # else the idle thread could take what is counted for a step
-                counter = self._counter = self._counter or CudaCounter()
-                if isinstance(counter, CudaCounter):
-                    counter.warm_up(sorted(shapes), self._pairs is not None)
-        except Exception:  # it is tried again with the first step
-            logger().info("the counting could not be compiled ahead", exc_info=True)
+        compile_counting(self)
 
     def prepare_for_logits(self, one: RouterLogits) -> None:
         """Compile the recomputing of such logits during the warm-up, once a kind."""
-        kind = one.rule, one.num_experts, one.top_k, one.logits.dtype, one.bias is None
-        if not self.warming_up or self.graphs.closed or kind in self._warmed or not one.is_cuda:
-            return
-        self._warmed.add(kind)
-        with self._lock:
-            if isinstance(self._counter, CudaCounter):
-                self._counter.warm_up_logits(one)
+        if self.warming_up:
+            compile_recomputing(self, one)
 
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
@@ -144,7 +130,7 @@ class Recorder:
         """Counts of another model in this process would be added to those of the first."""
         logger().warning("another model was loaded in this process: it is not recorded, only the first one is")
         self._lose("steps of another model in the process, from its load on")
-        self._tell_meta()
+        self.tell_meta()
 
     def stop(self, change: str) -> None:
         """Record no further step: ranks or experts are no longer those of moe.meta, which holds for the whole run."""
@@ -170,8 +156,8 @@ class Recorder:
             return
         self.flush()
         self._closed = True
-        for sink in self._sinks:
-            sink.close(self._summary())
+        for sink in self.recorded.sinks:
+            sink.close(self.summary(sink))
 
     def flush(self) -> None:
         """A worker ends, its process perhaps later, or with another model: send and write everything so far."""
@@ -179,13 +165,20 @@ class Recorder:
             return
         self.end_step()
         self.settle()
-        if failures() or self.lost or self.hidden or self._ambiguous.tokens:
-            self._tell_meta()
-        for sink in self._sinks:
-            sink.conclude(self._summary())
+        if failures() or self.lost or self.hidden or self._events.ambiguous.tokens:
+            self.tell_meta()
+        for sink in self.recorded.sinks:
+            sink.conclude(self.summary(sink))
 
-    def _summary(self) -> dict[str, Any]:
-        return {"steps": self.steps, "idle_steps": self.idle_steps, "lost": dict(self.lost), "failures": failures()}
+    def summary(self, sink: Sink) -> dict[str, Any]:
+        """Return what a sink is told at its end: numbers of batches, of its window alone if it has one; losses."""
+        window = self.recorded.of_sink(sink)
+        batches = {"steps": self.steps, "idle_steps": self.idle_steps} if window is None else window.batches(self.steps)
+        return {**batches, "lost": self._lost_for(sink), "failures": failures()}
+
+    def _lost_for(self, sink: Sink) -> dict[str, int]:
+        window = self.recorded.of_sink(sink)
+        return dict(self.lost) if window is None else window.lost(self.lost, self.graphs.losses)
 
     def settle(self) -> None:
         """Send everything that was counted so far. This waits for the device."""
@@ -205,26 +198,41 @@ class Recorder:
         if self._stopped is not None:
             self._lose(self._stopped)
             if self._changes() != self._told:
-                self._tell_meta()
+                self.tell_meta()
             return
         if self.identity is None:
             self._lose("steps before the model was known")
             return
         number = self.steps
-        if number and number % META_EVERY == 0:
-            self._tell_meta()
-        step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
         self.steps = number + 1
+        self._takers = self.recorded.begin(number, num_tokens)
+        if self.recorded.quiet and not self._takers:
+            return
+        if number and number % META_EVERY == 0:
+            self.tell_meta()
+        step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
         self._routing.begin()
         self._open = True
-        for sink in self._sinks:
+        for sink in self._takers:
             sink.step_begins(step)
+
+    def pass_step(self) -> bool:
+        """A scheduled step begins: return whether it is outside of every window, so that it is not to be recorded.
+
+        It then takes its number. Else ``begin_step`` is to be called.
+        """
+        if self._open or self.warming_up or self._stopped is not None or self.identity is None:
+            return False
+        passes = self.recorded.passes(self.steps)
+        self.steps += passes
+        return passes
 
     def skip_step(self) -> None:
         """An idle batch: it takes a number, so that data-parallel ranks, which run in lockstep, keep the same ones."""
         self.end_step()
         if self._stopped is not None:
             return
+        self.recorded.skip(self.steps)
         self.steps += 1
         self.idle_steps += 1
 
@@ -236,6 +244,11 @@ class Recorder:
     def sends_soon(self) -> bool:
         """Whether counts may not wait until several steps are sent together."""
         return self._steps_a_send == 1
+
+    @property
+    def quiet(self) -> bool:
+        """Whether what runs now is outside of every window: no ranges are wanted, except those that graphs keep."""
+        return self.recorded.quiet and not self.warming_up
 
     @property
     def graphs(self) -> Graphs:
@@ -273,7 +286,7 @@ class Recorder:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
             return
-        self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs)
+        self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs_of(step))
 
     def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)
@@ -283,7 +296,9 @@ class Recorder:
         if not divided.parts:
             return
         with self._lock:  # the thread that sends must not see a part of a step that is then left out
-            self._together.submit(self._counter_for(routed), step, divided, self._samples(step), key, self._pairs)
+            self._together.submit(
+                self._counter_for(routed), step, divided, self._samples(step), key, self._pairs_of(step)
+            )
 
     def _counter_for(self, routed: tuple[Routed, ...]) -> Counter:
         if self._counter is None:
@@ -292,6 +307,9 @@ class Recorder:
 
     def _samples(self, step: Step) -> bool:
         return "topk" in self._emit and self._sample_every > 0 and step.number % self._sample_every == 0
+
+    def _pairs_of(self, step: Step) -> PairCounts | None:
+        return self._pairs if self.recorded.takes(step.number) else None
 
     def _whole(self, one: Routed, step: Step) -> bool:
         if one.own_rows >= step.num_tokens:
@@ -306,10 +324,12 @@ class Recorder:
         self._open = False
         self._step = None
         self._routing.end()
-        for sink in self._sinks:
+        for sink in self._takers:
             sink.step_ends()
         if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
-            self._pairs.begin()
+            with self._lock:  # a window that closes begins new spans, too
+                self._pairs.begin()
+        self.recorded.end()
         if self._counter is not None and self._counter.arrives_later:
             if not self.steps % WAKE_EVERY:
                 self._sending.wake()
@@ -317,7 +337,7 @@ class Recorder:
             with self._lock:
                 self._arrived()
         if self._changes() != self._told:
-            self._tell_meta()
+            self.tell_meta()
 
     def abandon_step(self) -> None:
         """The forward raised: the step's range closes, and there are no counts."""
@@ -340,32 +360,14 @@ class Recorder:
         for counted in self._counter.drain(wait):
             whole = self._together.add(counted)
             if whole is not None:
-                self._send_counted(whole)
+                self._events.send(whole, self.recorded)
         if self._pairs is not None:
             for payload in self._pairs.arrived(self.identity.rank, wait):
-                self._send(schema.PAIRS, payload)
+                for sink in self.recorded.of(int(payload["first_step"])):
+                    sink.payload(schema.PAIRS, payload)
         if self._counter.dropped:
             self.lost["steps left out, the device being far behind"] = self._counter.dropped
         self.lost |= Tally(self.graphs.losses)
-
-    def _send_counted(self, counted: StepCounts) -> None:
-        for cells in counted.cells:
-            self._send_cells(counted.step, cells)
-        self._ambiguous.add(counted)
-        for sample in counted.samples:
-            self._send(schema.TOPK, topk_rows(counted.step.number, sample))
-
-    def _send_cells(self, step: Step, cells: Cells) -> None:
-        event = schema.PHYSICAL if cells.physical else schema.COUNTS
-        if event not in self._counted:
-            return
-        rows = self._prepared.of(cells).filled(step, cells.counts)
-        for sink in self._sinks:
-            sink.payloads(event, rows)
-
-    def _send(self, event: str, payload: Any) -> None:
-        for sink in self._sinks:
-            sink.payload(event, payload)
 
     def _lose(self, what: str) -> None:
         self.lost[what] += 1
@@ -374,26 +376,25 @@ class Recorder:
         """Numbers one of which changes when moe.meta is worth sending again: a new failure, loss or hidden layer."""
         return failed_so_far(), len(self.lost), len(self.hidden), self._routing.graphs.held_bytes
 
-    def _tell_meta(self) -> None:
+    def tell_meta(self) -> None:
+        """Send moe.meta to all sinks. Any thread may call it."""
         assert self.identity is not None
         with self._lock:  # the thread that sends changes what it lists
             self._told = self._changes()
-            self._send_meta()
+            for sink in self.recorded.sinks:
+                sink.meta(self._meta_for(sink, self.identity))
 
-    def _send_meta(self) -> None:
-        assert self.identity is not None
+    def _meta_for(self, sink: Sink, identity: Identity) -> bytes:
         hidden = {str(layer): reason for layer, reason in self.hidden.items()}
-        capture = {"failures": failures(), "lost": dict(self.lost), "hidden_layers": hidden}
-        for sink in self._sinks:
-            sink.meta(
-                meta_text(
-                    self.identity,
-                    sample_every=self._sample_every,
-                    emit=self._emit,
-                    encoding=sink.encoding,
-                    recomputed=self._ambiguous.as_meta(),
-                    held_bytes=self.graphs.held_bytes,
-                    hidden=self.hidden,
-                    capture=capture if any(capture.values()) else None,
-                )
-            )
+        capture = {"failures": failures(), "lost": self._lost_for(sink), "hidden_layers": hidden}
+        return meta_text(
+            identity,
+            sample_every=self._sample_every,
+            emit=self._emit,
+            encoding=sink.encoding,
+            recomputed=self._events.ambiguous.as_meta(),
+            held_bytes=self.graphs.held_bytes,
+            hidden=self.hidden,
+            capture=capture if any(capture.values()) else None,
+            windows=self.recorded.bounds_for(sink),
+        )

@@ -57,7 +57,7 @@ def _send(recorder: weakref.ref[Recorder], asleep: threading.Lock, hook: Hook) -
                 if counter is one._counter:
                     one.send_arrived()
             if wait_s == IDLE_S and not woken and one.steps == before and not one._open:
-                for sink in one._sinks:
+                for sink in one.recorded.sinks:
                     sink.pause()
         except Exception as error:  # serving is sacred
             hook.fail(error, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,10 +19,13 @@ from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup.settings import SESSION_DIR
 from nvtxmoe.extras import TABLES
 from nvtxmoe.formats.journal import RANKS, SUFFIX
+from nvtxmoe.formats.window_socket import CONTROL, WINDOWS
 
 REMEDY = "If the server was stopped with Ctrl-C, start it with --shutdown-timeout 60, so that its engine can write"
 #: Runs the command without importing from the working directory; ``python -P`` needs Python 3.11.
 COMMAND = "import sys; sys.path[:] = filter(None, sys.path); from nvtxmoe.cli import main; main()"
+#: Folder of the standard set beside the journals.
+RESULTS = "moe_expert_tracking"
 #: What the merge imports that vLLM's Python may lack.
 NEEDED = ("click", "rich", *TABLES)
 
@@ -54,13 +58,24 @@ def session_dir(base: Path) -> Path:
 
 
 def merge_at_exit(folder: Path, pid: int) -> None:
-    """Merge what the processes of the run have written, in the process that began it."""
+    """Merge what the processes of the run have written, in the process that began it.
+
+    Windows that ``nvtxmoe window stop`` has merged already are left as they are.
+    """
     if os.getpid() != pid:
         return
-    if not any((folder / RANKS).glob(f"*{SUFFIX}")):
+    shutil.rmtree(folder / CONTROL, ignore_errors=True)  # sockets of processes that were killed
+    windows = sorted((folder / WINDOWS).glob("*"), key=lambda path: (len(path.name), path.name))
+    for one in (folder, *(window for window in windows if not (window / RESULTS).exists())):
+        if any((one / RANKS).glob(f"*{SUFFIX}")):
+            _merge(one)
+    if not windows:
         with contextlib.suppress(OSError):  # not empty, or gone
             folder.rmdir()
-        return
+
+
+def _merge(folder: Path) -> None:
+    """Merge the journals of a folder, in a process of its own."""
     if lacking := [name for name in NEEDED if find_spec(name) is None]:
         where = f"{', '.join(lacking)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
         print(f"nvtxmoe: {folder} is not merged: {where}", file=sys.stderr)  # noqa: T201

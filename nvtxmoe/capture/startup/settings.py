@@ -22,6 +22,8 @@ OTHER_VERBOSE = "VLLM_PROFILING_VERBOSE"
 MODES = ("auto", "nsys", "moe", "both", "live")
 PAYLOADS = ("auto", "binary", "words")
 EMITS = ("ranges", "counts", "topk", "physical", "pairs")
+#: Whether windows are opened and closed while the process runs (``nvtxmoe window``), and how the first one begins.
+WINDOWS_OFF, WINDOW_CLOSED, WINDOW_OPEN = "off", "closed", "open"
 DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  where people look, as documented
 DEFAULT_EMITS = frozenset({"ranges", "counts", "topk", "physical"})
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
@@ -147,6 +149,12 @@ class Settings:
         _switch, False, "keep vLLM from replacing a router by a fused kernel; this changes the program that runs"
     )
     payload: str = _setting(_one_of(*PAYLOADS), "auto", "NVTX payloads: binary, words, or what the stack can carry")
+    window: str = _setting(
+        _one_of(WINDOWS_OFF, WINDOW_CLOSED, WINDOW_OPEN),
+        WINDOWS_OFF,
+        "closed: record only [in windows](../how-to/record-windows.md) that `nvtxmoe window` opens and closes while the "
+        "server runs; open: the same, the first one open from the start; off: record everything",
+    )
     metrics: bool = _setting(_switch, False, "live metrics for Prometheus: [live metrics](../how-to/live-metrics.md)")
     metrics_port: int = _setting(_port, 9476, "port of their own server, where vLLM serves no /metrics")
     metrics_host: str = _setting(_host, "127.0.0.1", "address that this server listens on")

@@ -16,6 +16,7 @@ from nvtxmoe.capture.startup.settings import Settings
 from nvtxmoe.errors import NvtxmoeError
 
 if TYPE_CHECKING:
+    from nvtxmoe.capture.sinks import Sink
     from nvtxmoe.capture.vllm.layer_hooks import Capture
 
 #: The worker's class is the last thing that the hooks need, in every process that runs a model.
@@ -46,14 +47,18 @@ def start() -> None:
     if not settings.enable:
         return
     log = logger(settings.verbose)
-    if "moe" in sinks_of(settings):
-        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415  only in mode moe
+    if "moe" in sinks_of(settings) or has_windows(settings):
+        from nvtxmoe.capture.startup.session import SESSION_DIR, session_dir  # noqa: PLC0415  only where there is one
 
+        fresh = not os.environ.get(SESSION_DIR)
         try:
-            log.info("mode moe: %s", session_dir(settings.output_dir))
+            log.info("session: %s", session_dir(settings.output_dir))
         except OSError as error:
             log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
             return
+        if fresh and has_windows(settings):
+            where = f"nvtxmoe window start {session_dir(settings.output_dir)}"
+            print(f"nvtxmoe: windows are opened and closed with: {where}", file=sys.stderr)  # noqa: T201
     if settings.shows_metrics:
         from nvtxmoe.capture.startup import live  # noqa: PLC0415  only when asked for
 
@@ -68,6 +73,11 @@ def sinks_of(settings: Settings) -> Sequence[str]:
     if settings.mode == "live":
         return ()
     return ("nsys", "moe") if settings.mode == "both" else (settings.mode,)
+
+
+def has_windows(settings: Settings) -> bool:
+    """Whether steps are recorded in windows: with sinks that live metrics alone do not have."""
+    return settings.window != config.WINDOWS_OFF and bool(sinks_of(settings))
 
 
 def _hook(settings: Settings) -> None:
@@ -88,31 +98,28 @@ def _hook(settings: Settings) -> None:
 def make_capture(settings: Settings) -> Capture:
     """The recorder with its sinks and the hooks' state."""
     from nvtxmoe.capture.recording.recorder import Recorder  # noqa: PLC0415
+    from nvtxmoe.capture.recording.windows import EveryStep  # noqa: PLC0415
     from nvtxmoe.capture.run_identity import Identity  # noqa: PLC0415
-    from nvtxmoe.capture.sinks import Sink  # noqa: PLC0415
     from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter  # noqa: PLC0415
     from nvtxmoe.capture.vllm.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
 
     wanted = sinks_of(settings)
     emitter = make_emitter(settings.payload) if "nsys" in wanted else None
 
-    def make_sinks(identity: Identity) -> list[Sink]:
-        from nvtxmoe.capture.sinks.journal import JournalSink  # noqa: PLC0415
+    def make_sinks(identity: Identity) -> Sequence[Sink] | EveryStep:
         from nvtxmoe.capture.sinks.nvtx import NvtxSink  # noqa: PLC0415
-        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415
 
-        sinks: list[Sink] = [] if emitter is None else [NvtxSink(emitter)]
-        if "moe" in wanted:
-            try:
-                folder = session_dir(settings.output_dir)
-                sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
-            except (OSError, NvtxmoeError) as error:
-                logger().warning("no files are written: %s", error)
+        nvtx: list[Sink] = [] if emitter is None else [NvtxSink(emitter)]
+        metrics: list[Sink] = []
         if settings.shows_metrics:
             from nvtxmoe.capture.startup.live import live_sinks  # noqa: PLC0415  only when asked for
 
-            sinks += live_sinks(settings, identity.rank)
-        return sinks
+            metrics = live_sinks(settings, identity.rank)
+        if has_windows(settings):
+            from nvtxmoe.capture.startup.windows import make_windows  # noqa: PLC0415  only when asked for
+
+            return make_windows(settings, recorder, identity, metrics, nvtx, "moe" in wanted)
+        return nvtx + (_journals(settings, identity.rank) if "moe" in wanted else []) + metrics
 
     recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
 
@@ -122,3 +129,15 @@ def make_capture(settings: Settings) -> Capture:
     atexit.register(close)
     util.Finalize(recorder, close, exitpriority=200)  # children of multiprocessing leave without atexit
     return Capture(recorder, emitter if "ranges" in settings.emit else None, settings.keep_router)
+
+
+def _journals(settings: Settings, rank: int) -> list[Sink]:
+    """The journal of a process; none, and a warning, where it can't be made."""
+    from nvtxmoe.capture.sinks.journal import JournalSink  # noqa: PLC0415
+    from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415
+
+    try:
+        return [JournalSink(session_dir(settings.output_dir), rank, settings.flush_interval)]
+    except (OSError, NvtxmoeError) as error:
+        logger().warning("no files are written: %s", error)
+        return []

@@ -195,12 +195,12 @@ class Capture:
 
     def push(self, name: str, layer: int, category: str) -> None:
         """Open a range, where ranges are wanted."""
-        if self.ranges is not None:
+        if self.ranges is not None and not self.recorder.quiet:
             self.ranges.push(name, layer, category)
 
     def pop(self) -> None:
-        """Close it."""
-        if self.ranges is not None:
+        """Close it. Whether ranges are wanted changes between steps only, while none is open."""
+        if self.ranges is not None and not self.recorder.quiet:
             self.ranges.pop()
 
     def _unwind(self, depth: int) -> None:

@@ -15,10 +15,8 @@ class RequestLengths:
 
     def prefill_tokens(self, scheduled: Any) -> int:
         """Tokens of a SchedulerOutput at positions inside their prompts; the others are decode tokens."""
-        computed: dict[str, int] = {}
-        for new in scheduled.scheduled_new_reqs:
-            self._prompt[new.req_id] = _prompt_length(new)
-            computed[new.req_id] = new.num_computed_tokens
+        self.learn(scheduled)
+        computed = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
         cached = scheduled.scheduled_cached_reqs
         if not computed and len(cached.req_ids) == len(scheduled.num_scheduled_tokens):
             prompts = map(self._prompt.get, cached.req_ids, repeat(0))
@@ -30,6 +28,11 @@ class RequestLengths:
             left = self._prompt.get(request, 0) - computed.get(request, 0)
             prefill += max(0, min(tokens, left))
         return prefill
+
+    def learn(self, scheduled: Any) -> None:
+        """Keep the prompt lengths of new requests."""
+        for new in scheduled.scheduled_new_reqs:
+            self._prompt[new.req_id] = _prompt_length(new)
 
     def forget(self, finished: Any) -> None:
         """Requests that have ended."""

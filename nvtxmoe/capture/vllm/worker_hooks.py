@@ -32,6 +32,9 @@ def step_hook(capture: Capture) -> Hook:
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
             return False
+        if capture.recorder.pass_step():
+            requests.learn(scheduled)
+            return False
         prefill = requests.prefill_tokens(scheduled)
         capture.recorder.begin_step(tokens, len(scheduled.num_scheduled_tokens), prefill, tokens - prefill)
         return True
