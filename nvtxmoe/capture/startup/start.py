@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from collections.abc import Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup import import_watch
 from nvtxmoe.capture.startup import settings as config
-from nvtxmoe.capture.startup.settings import Settings
+from nvtxmoe.capture.startup.settings import ENABLE, Settings
 from nvtxmoe.errors import NvtxmoeError
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ _started = False
 def start() -> None:
     """Begin to watch for vLLM's worker in this process, if capture is enabled. A second call does nothing.
 
-    Raises:
-        SystemExit: a setting is wrong; the message says what is accepted.
+    A wrong setting, or any other failure, is one warning. Capture is then off in this process and its children.
     """
     global _started  # noqa: PLW0603  once a process
     if _started:
@@ -39,21 +37,26 @@ def start() -> None:
     if not config.may_be_on():
         return  # whatever else is set
     try:
-        settings = config.load()
-    except NvtxmoeError as error:
-        print(f"nvtxmoe: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(error.exit_code) from None
+        _begin(config.load())
+    except Exception as error:  # serving is sacred
+        said = error if isinstance(error, NvtxmoeError) else f"{type(error).__name__}: {error}"
+        logger().warning("nothing is recorded: %s", said)
+        os.environ[ENABLE] = "0"
+
+
+def _begin(settings: Settings) -> None:
+    """Do what the settings ask for.
+
+    Raises:
+        NvtxmoeError: no session can be made.
+    """
     if not settings.enable:
         return
     log = logger(settings.verbose)
     if "moe" in sinks_of(settings):
         from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415  only in mode moe
 
-        try:
-            log.info("mode moe: %s", session_dir(settings.output_dir))
-        except OSError as error:
-            log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
-            return
+        log.info("mode moe: %s", session_dir(settings.output_dir))
     if settings.shows_metrics:
         from nvtxmoe.capture.startup import live  # noqa: PLC0415  only when asked for
 
@@ -106,7 +109,7 @@ def make_capture(settings: Settings) -> Capture:
             try:
                 folder = session_dir(settings.output_dir)
                 sinks.append(JournalSink(folder, identity.rank, settings.flush_interval))
-            except (OSError, NvtxmoeError) as error:
+            except (OSError, NvtxmoeError) as error:  # nsys may record all the same
                 logger().warning("no files are written: %s", error)
         if settings.shows_metrics:
             from nvtxmoe.capture.startup.live import live_sinks  # noqa: PLC0415  only when asked for
