@@ -44,8 +44,8 @@ _RECORD_DTYPE = np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "
 #: Bytes of a record's event and size: what records that are alike share.
 _ALIKE_BYTES = 8
 _CODES = {name: code for code, name in enumerate(EVENTS)}
-#: Raw bytes of one block at most; a reader refuses more as damage.
-MOST_RAW_BYTES = 1 << 28
+#: Raw bytes of one block at most; a reader refuses more as damage. Capture keeps 64 MiB until it writes them.
+MOST_RAW_BYTES = 80 << 20
 
 
 def record(event: str, time_ns: int, payload: bytes) -> bytes:
