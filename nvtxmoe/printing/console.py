@@ -37,13 +37,13 @@ def print_json(value: object) -> None:
 
 def stdout() -> Console:
     """Return the console for results. If it is no terminal: plain text, wide enough for unfolded tables."""
-    from rich.console import Console  # noqa: PLC0415  not for JSON
+    from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
-    return Console(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
+    return HarmlessConsole(soft_wrap=False, width=None if sys.stdout.isatty() else 120, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
     """Return the console for progress, which is quiet if a program reads standard output."""
-    from rich.console import Console  # noqa: PLC0415  not for JSON
+    from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
-    return Console(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())
+    return HarmlessConsole(stderr=True, highlight=False, emoji=False, quiet=not sys.stdout.isatty())

@@ -44,12 +44,15 @@ class ParquetExport(Export):
         super().__init__(path, source)
         self._check_is_export()
 
+    def _files(self) -> Sequence[Path]:
+        return sorted(self.path.glob("*.parquet"))
+
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.parquet"
 
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         layout: dict[str, tuple[str, ...]] = {}
-        for file in sorted(self.path.glob("*.parquet")):
+        for file in self._files():
             refuse_special(file)
             try:
                 metadata = pq.read_metadata(file)
