@@ -287,7 +287,7 @@ def _apply(state: _State, at: Ints, kind: Ints, layer: Ints, phase: Ints, step_r
 def _walk_unusual(
     ordered: pl.DataFrame, opens: Ints, closes: Ints, walk: tuple[Ints, Ints, Ints, Bools], state: _State
 ) -> int:
-    """Where ranges cross or lie deep, work out each segment from all the ranges that cover it; the number that cross."""
+    """Where ranges cross or lie deep, work out each segment from all ranges that cover it; the number that cross."""
     _, level, index, is_open = walk
     kind, layer = ordered["kind"].to_numpy(), ordered["layer"].to_numpy()
     phase, step_row = ordered["phase"].to_numpy().astype(np.int64), ordered["step_row"].to_numpy()

@@ -79,7 +79,7 @@ class _Open:
             self._last = before
 
     def _rises(self, first: int, second: int) -> bool:
-        return first != NONE and second != NONE and bool(self._closes[first] < self._closes[second])
+        return NONE not in (first, second) and bool(self._closes[first] < self._closes[second])
 
 
 def open_ranges(

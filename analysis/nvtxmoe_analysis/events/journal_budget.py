@@ -59,7 +59,7 @@ class Budget:
         self._spent_bytes += records * (each + per_byte * size_bytes)
         if self._spent_bytes > ALWAYS_BYTES + PER_FILE_BYTE * self._file_bytes:
             raise NvtxmoeError(
-                f"{self._file_bytes / MIB:,.1f} MiB of journals need over {self._spent_bytes / MIB:,.0f} MiB of memory, "
-                "more than those of a real run",
+                f"{self._file_bytes / MIB:,.1f} MiB of journals need over {self._spent_bytes / MIB:,.0f} MiB of "
+                "memory, more than those of a real run",
                 remedy="Merge its journals one by one by name; if one alone is refused, capture again",
             )
