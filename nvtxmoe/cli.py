@@ -18,7 +18,7 @@ import click
 
 from nvtxmoe import commands
 from nvtxmoe._version import __version__
-from nvtxmoe.errors import BAD_INPUT, NvtxmoeError
+from nvtxmoe.errors import BAD_INPUT, NvtxmoeError, shortened
 from nvtxmoe.extras import missing
 
 INTERNAL_ERROR = 1
@@ -124,12 +124,12 @@ def run(argv: list[str]) -> int:
 
 
 def _internal(error: BaseException) -> str:
-    message = f"internal error, {type(error).__name__}: {error}. Run again with --debug and report it"
+    message = f"internal error, {type(error).__name__}: {shortened(str(error))}. Run again with --debug and report it"
     return " ".join(message.split())
 
 
 def _usage(error: click.ClickException) -> str:
-    message = error.format_message().rstrip(".")
+    message = shortened(error.format_message().rstrip("."))
     context = error.ctx if isinstance(error, click.UsageError) else None
     if context is None:
         return message

@@ -9,6 +9,8 @@ from os import PathLike
 BAD_INPUT = 2
 INCOMPLETE = 3
 GATE_FAILED = 4
+#: Characters of what was found, or of what to do, that are shown.
+MOST_CHARACTERS = 800
 
 
 class NvtxmoeError(Exception):
@@ -40,8 +42,18 @@ class NvtxmoeError(Exception):
         return _again, (type(self), self.what, self.where, self.remedy, self.exit_code)
 
     def __str__(self) -> str:
-        line = " ".join(f"{self.what}. {self.remedy}".split() if self.remedy else self.what.split())
+        line = " ".join(shortened(self.what).split())
+        if self.remedy:
+            line = f"{line}. {' '.join(shortened(self.remedy).split())}"
         return f"{self.where}: {line}" if self.where else line
+
+
+def shortened(text: str) -> str:
+    """Return a text for one line: of one longer than MOST_CHARACTERS, which may come from a file, beginning and end."""
+    if len(text) <= MOST_CHARACTERS:
+        return text
+    half = MOST_CHARACTERS // 2
+    return f"{text[:half]} [{len(text) - 2 * half:,} characters left out] {text[-half:]}"
 
 
 def _again(kind: type[NvtxmoeError], what: str, where: str | None, remedy: str | None, exit_code: int) -> NvtxmoeError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -50,6 +51,6 @@ def refuse_companions(path: Path) -> None:
     Raises:
         NvtxmoeError: a FIFO, for one, is there: opening it would wait for ever.
     """
-    resolved = path.resolve()
+    resolved = Path(os.path.realpath(path))  # Path.resolve() raises RuntimeError where links lead in a circle
     for suffix in COMPANIONS:
         refuse_special(resolved.with_name(resolved.name + suffix))

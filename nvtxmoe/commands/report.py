@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option
-from nvtxmoe.printing.console import print_json, printable, stdout, waiting
+from nvtxmoe.printing.console import print_json, stdout, waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,4 +49,4 @@ def show(console: Console, made: Report) -> None:
     if made.images:
         lines.append(f"Charts: {number(len(made.images), 'file')} {made.page.parent / 'report-*'}")
     for line in lines:
-        console.print(printable(line), soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True, markup=False)

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats.checksum import without_checksum
 from nvtxmoe.formats.schema import WORD_EVENTS
+from nvtxmoe.private_files import make_folder, open_new
 
 MAGIC = b"NVTXMOE1"
 SUFFIX = ".journal"
@@ -44,8 +45,8 @@ _RECORD_DTYPE = np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "
 #: Bytes of a record's event and size: what records that are alike share.
 _ALIKE_BYTES = 8
 _CODES = {name: code for code, name in enumerate(EVENTS)}
-#: Raw bytes of one block at most; a reader refuses more as damage.
-MOST_RAW_BYTES = 1 << 28
+#: Raw bytes of one block at most; a reader refuses more as damage. Capture keeps 64 MiB until it writes them.
+MOST_RAW_BYTES = 80 << 20
 
 
 def record(event: str, time_ns: int, payload: bytes) -> bytes:
@@ -79,19 +80,23 @@ class JournalWriter:
     """Appends blocks to a journal. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        for folder in (path.parent.parent, path.parent):  # nsys starts programs with a mask of 0
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if path.exists():
+        make_folder(path.parent)  # nsys starts programs with a mask of 0
+        try:
+            self._fd: int | None = open_new(path, os.O_WRONLY | os.O_APPEND)
+        except FileExistsError:
             raise NvtxmoeError(
                 "this process has a journal there already", where=path, remedy="Give each recorder a folder of its own"
-            )
+            ) from None
         self.path = path
-        self._fd: int | None = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self._write(MAGIC)
 
     def append(self, records: bytes) -> None:
         """Write whole records as one block."""
         self._write(block(records))
+
+    def removed(self) -> bool:
+        """Whether the file has no name any more: nobody will find what is written to it."""
+        return self._fd is not None and os.fstat(self._fd).st_nlink == 0
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

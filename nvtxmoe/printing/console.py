@@ -54,20 +54,15 @@ def print_json(value: object) -> None:
 
 def stdout() -> Console:
     """Return the console for results. If it is no terminal: plain text in lines as long as they are."""
-    from rich.console import Console  # noqa: PLC0415  not for JSON
+    from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
     width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return Console(soft_wrap=False, width=width, highlight=False, emoji=False)
+    return HarmlessConsole(soft_wrap=False, width=width, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
     """Return the console for progress, which is quiet unless both outputs are terminals."""
-    from rich.console import Console  # noqa: PLC0415  not for JSON
+    from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
     quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
-    return Console(stderr=True, highlight=False, emoji=False, quiet=quiet)
-
-
-def printable(text: str) -> str:
-    """Return the text with control characters but line breaks escaped: names come from the capture."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return HarmlessConsole(stderr=True, highlight=False, emoji=False, quiet=quiet)

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from nvtxmoe.printing.console import printable
+from nvtxmoe.printing.harmless import harmless
 
 Cell = str | Text
 #: Cells by column, or a heading across the table.
@@ -94,7 +94,7 @@ def cell_text(cell: Cell) -> Text:
     """Return a cell in which nothing moves the cursor: names come from captures."""
     if isinstance(cell, Text):
         return cell
-    return Text(printable(cell))
+    return Text(harmless(cell))
 
 
 def _width(cell: Text) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from nvtxmoe.nsys_compatibility import payload_encoding
 from nvtxmoe.profile import interpreter, nsys_command
 from nvtxmoe.profile.capture_size import LoadSize, Size, capture_size
 from nvtxmoe.profile.environment import Environment, capture_environment
+from nvtxmoe.profile.secrets import without_secrets
 from nvtxmoe.profile.server import SHUTDOWN_OPTION, Server, address, is_vllm_server, option, patient
 
 NSYS, MOE, BOTH = "nsys", "moe", "both"
@@ -84,21 +84,6 @@ class Plan:
         unset = "".join(f"-u {name} " for name in self.environment.unset if name in os.environ)
         variables = [f"{name}={shlex.quote(value)}" for name, value in sorted(self.environment.set.items())]
         return " \\\n  ".join([f"env {unset}{variables[0]}", *variables[1:], shlex.join(without_secrets(self.argv))])
-
-
-_SECRET = re.compile(r"--?[\w-]*(api[-_]?key|password|secret|(auth|hf|access)[-_]token)", re.IGNORECASE)
-
-
-def without_secrets(argv: Sequence[str]) -> list[str]:
-    """A command line to show: the values of options that carry keys are stars."""
-    out: list[str] = []
-    hide = False
-    for word in argv:
-        option, equals, _ = word.partition("=")
-        secret = _SECRET.fullmatch(option) is not None
-        out.append("***" if hide and not word.startswith("-") else f"{option}=***" if secret and equals else word)
-        hide = (secret and not equals) or (hide and not word.startswith("-"))  # vLLM takes several keys
-    return out
 
 
 def make_plan(request: Request, *, tolerant: bool = False) -> Plan:

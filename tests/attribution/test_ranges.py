@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvtxmoe_analysis.attribution import ranges as ranges_module
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
+from nvtxmoe_analysis.attribution.unusual_ranges import number_crossing
 from tests.support import brute_attribution
 
 NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
@@ -153,3 +156,38 @@ def test_a_step_holds_for_threads_that_run_its_micro_batches() -> None:
     assert at(other, 115) == (-1, 0)
     assert [at(main, time) for time in (115, 350)] == [(0, -1), (1, -1)]
     assert segments.crossings == 0
+
+
+@given(nested())
+def test_deep_ranges_are_worked_out_as_shallow_ones_are(rows: list[Row]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges_module, "DEEPEST", 1)
+        check(rows, list(range(-1, 42)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 20)), max_size=12))
+def test_the_number_of_crossing_ranges_against_every_pair(spans: list[tuple[int, int]]) -> None:
+    spans = sorted((start, start + length) for start, length in spans)
+    wanted = sum(any(a < c < b < d or c < a < d < b for c, d in spans) for a, b in spans)
+    starts, ends = (np.array([span[at] for span in spans], np.int64) for at in (0, 1))
+    assert number_crossing(starts, ends) == wanted
+
+
+@pytest.mark.timeout(300)  # pair by pair this takes hours
+def test_very_many_crossing_ranges() -> None:
+    number = 20_000
+    rows: list[Row] = [(3, at, at + number, "moe.layer.1", 1) for at in range(number)]
+    segments, _ = segments_of(rows)
+    assert segments.crossings == number
+    assert segments.crossing[segments.find(np.full(2, 3), np.array([number // 2, 0]))].tolist() == [True, False]
+
+
+@pytest.mark.timeout(300)  # level by level this takes minutes
+def test_very_deep_ranges() -> None:
+    number = 50_000
+    rows: list[Row] = [(3, at, 2 * number - at, "moe.step" if at == 7 else "moe.layer.1", 1) for at in range(number)]
+    segments, _ = segments_of(rows)
+    assert segments.crossings == 0
+    found = segments.find(np.full(3, 3), np.array([6, number, 2 * number]))
+    assert segments.step[found].tolist() == [-1, 0, -1]
+    assert segments.layer[found].tolist() == [1, 1, -1]

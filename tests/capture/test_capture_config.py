@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nvtxmoe.capture.startup import start
 from nvtxmoe.capture.startup.settings import EMITS, FIELDS, MODES, PAYLOADS, PREFIX, Settings, load
 from nvtxmoe.errors import NvtxmoeError
 from tests.support.paths import ROOT
@@ -132,12 +133,45 @@ def test_wrong_values_stop_nobody_while_capture_is_off(more: dict[str, str]) -> 
     assert (done.returncode, done.stdout, done.stderr) == (0, "serving\n", "")
 
 
-def test_the_process_ends_with_2_at_start() -> None:
-    program = "from nvtxmoe.capture.startup.plugin import register; register(); print('serving')"
-    env = {**os.environ, "NVTXMOE_ENABLE": "1", "NVTXMOE_LOG_INTERVAL": "often"}
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=env, cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("nvtxmoe: NVTXMOE_LOG_INTERVAL: 'often' is not accepted")
+#: Starts capture as vLLM's plugin does, in this process and a child of it.
+REGISTERS = "from nvtxmoe.capture.startup.plugin import register; register(); print('serving', flush=True)"
+SERVES = f"{REGISTERS}; import subprocess, sys; subprocess.run([sys.executable, '-c', {REGISTERS!r}], check=True)"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "said"),
+    [
+        ("NVTXMOE_LOG_INTERVAL", "often", "NVTXMOE_LOG_INTERVAL: 'often' is not accepted. Give a whole number"),
+        ("NVTXMOE_LAYERS", "abc", "NVTXMOE_LAYERS: 'abc' is not accepted. Give all, or a list as 0,3,8-11"),
+        ("NVTXMOE_OUTPUT_DIR", "/proc/nothing", "/proc/nothing: no folder can be made in it"),
+        ("NVTXMOE_CONFIG", "/nowhere/x.toml", "/nowhere/x.toml: NVTXMOE_CONFIG names a file that can't be read"),
+        ("toml", "layers = " + "[" * 5000 + "]" * 5000, "no TOML"),
+        ("toml", "log_interval = " + "9" * 5000, "no TOML"),
+        ("toml", "log_interval = 0x" + "f" * 5000, "log_interval: not accepted"),
+    ],
+)
+def test_wrong_settings_are_one_warning_and_vllm_serves(setting: str, text: str, said: str, tmp_path: Path) -> None:
+    """The children are silent: capture is off there too."""
+    env = {**os.environ, "NVTXMOE_ENABLE": "1", "NVTXMOE_MODE": "moe", "PYTHONPATH": str(ROOT)}
+    if setting == "toml":
+        (tmp_path / "x.toml").write_text(text + "\n")
+        setting, text = "NVTXMOE_CONFIG", str(tmp_path / "x.toml")
+    env[setting] = text
+    done = subprocess.run([sys.executable, "-c", SERVES], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "serving\nserving\n"), done.stderr
     assert done.stderr.count("\n") == 1
+    assert "WARNING: nothing is recorded: " in done.stderr
+    assert said in done.stderr
+    assert len(done.stderr) < 1000
+
+
+def test_a_failure_that_nobody_thought_of_switches_capture_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_started", False)
+    monkeypatch.setenv("NVTXMOE_ENABLE", "1")
+
+    def broken() -> None:
+        raise LookupError("nobody thought of it")
+
+    monkeypatch.setattr(start.config, "load", broken)
+    start.start()
+    assert os.environ["NVTXMOE_ENABLE"] == "0"

@@ -18,13 +18,12 @@ import polars as pl
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.attribution.micro_batch_threads import with_steps
+from nvtxmoe_analysis.attribution.range_kinds import IDLE, LAYER, NONE, PHASE, STEP
+from nvtxmoe_analysis.attribution.unusual_ranges import number_crossing, open_ranges
 from nvtxmoe_analysis.core.arrays import Bools, Ints
 
 #: Phase codes; 0 is in a layer but in no phase of it.
 PHASE_NAMES = ("other", *schema.PHASES, "collective")
-
-# Kinds of range, outermost first: the order in which ranges of equal times nest.
-IDLE, STEP, LAYER, PHASE = range(4)
 
 TIME_BITS = 47  # 39 hours in nanoseconds
 #: Threads that a packed key can hold.
@@ -37,7 +36,8 @@ FAR_NS = 1 << 45
 
 #: Why a range is left out, in the order in which a range is judged.
 RANGE_REASONS = ("ends_before_start", "lasts_an_hour", "far_from_other_ranges")
-NONE = -1
+#: Ranges inside one another that are worked out level by level; deeper ones, which no capture has, one by one.
+DEEPEST = 32
 MOST_LAYER = (1 << 31) - 1  # payloads carry it as i4
 
 
@@ -161,7 +161,7 @@ def flatten(ranges: pl.DataFrame) -> Segments:
     walk = _boundaries(opens, closes)
     bounds, level, index, is_open = walk
     state = _fold(ordered, level, index, is_open, len(bounds))
-    crossings = _resolve_crossings(ordered, opens, closes, walk, state)
+    crossings = _walk_unusual(ordered, opens, closes, walk, state)
     # Of several boundaries at one time only the state after the last one lasts.
     lasting = np.append(bounds[1:] != bounds[:-1], True) if len(bounds) else np.zeros(0, dtype=np.bool_)
     return Segments(
@@ -263,7 +263,7 @@ def _fold(ordered: pl.DataFrame, level: Ints, index: Ints, is_open: Bools, numbe
         crossing=np.zeros(number, dtype=np.bool_),
     )
     position = np.arange(number)
-    for current in range(1, int(level.max(initial=0)) + 1):
+    for current in range(1, min(int(level.max(initial=0)), DEEPEST) + 1):
         latest = np.maximum.accumulate(np.where(is_open & (level == current), position, -1))
         inside = np.flatnonzero((depth >= current) & (latest >= 0))
         covering = index[latest[inside]]
@@ -284,38 +284,27 @@ def _apply(state: _State, at: Ints, kind: Ints, layer: Ints, phase: Ints, step_r
     state.phase[at[is_phase]] = phase[is_phase]
 
 
-def _resolve_crossings(
+def _walk_unusual(
     ordered: pl.DataFrame, opens: Ints, closes: Ints, walk: tuple[Ints, Ints, Ints, Bools], state: _State
 ) -> int:
-    """Where ranges cross, work out each segment from all the ranges that cover it; the number that cross."""
-    bounds, level, index, is_open = walk
+    """Where ranges cross or lie deep, work out each segment from all ranges that cover it; the number that cross."""
+    _, level, index, is_open = walk
     kind, layer = ordered["kind"].to_numpy(), ordered["layer"].to_numpy()
     phase, step_row = ordered["phase"].to_numpy().astype(np.int64), ordered["step_row"].to_numpy()
     cluster = _clusters(level, is_open)
+    deep = np.unique(cluster[level > DEEPEST])
     crossings = 0
-    for number in _crossing_clusters(level, index, is_open):
+    for number in np.union1d(_crossing_clusters(level, index, is_open), deep):
         first, last = np.searchsorted(cluster, [number, number + 1])
         members = np.unique(index[first:last])
-        starts, ends = opens[members], closes[members]
-        for start, end in zip(starts, ends, strict=True):
-            later = (start < starts) & (starts < end) & (end < ends)
-            earlier = (starts < start) & (start < ends) & (ends < end)
-            crossings += bool(np.any(later | earlier))
-        for at in range(int(first), int(last)):
-            cover = members[(starts <= bounds[at]) & (bounds[at] < ends)]
-            _reset(state, at)
-            # Sorted by start, so the ends of nested ranges fall.
-            state.crossing[at] = bool(np.any(np.diff(closes[cover]) > 0))
-            for one in cover:
-                own = slice(one, one + 1)
-                _apply(state, np.array([at]), kind[own], layer[own], phase[own], step_row[own])
+        crossings += number_crossing(opens[members], closes[members])
+        for at, seen in enumerate(open_ranges(index[first:last], is_open[first:last], kind, layer, closes), int(first)):
+            state.step[at] = NONE if seen.step == NONE else step_row[seen.step]
+            state.idle[at] = seen.idle
+            state.layer[at] = NONE if seen.layer == NONE else layer[seen.layer]
+            state.phase[at] = 0 if seen.phase == NONE or kind[seen.phase] == LAYER else phase[seen.phase]
+            state.crossing[at] = seen.crossing
     return crossings
-
-
-def _reset(state: _State, at: int) -> None:
-    state.step[at] = state.layer[at] = NONE
-    state.phase[at] = 0
-    state.idle[at] = False
 
 
 def _with_empty(values: npt.NDArray[Any], empty: int, dtype: type[np.generic]) -> npt.NDArray[Any]:

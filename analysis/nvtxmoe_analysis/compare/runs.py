@@ -73,10 +73,14 @@ def open_runs(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> t
 
 
 def _side(name: str, loaded: Results, by_kind: bool) -> Run:
-    experts = {
-        int(layer.removeprefix("layer_")): (said["num_experts"], said["top_k"])
-        for layer, said in loaded.summary.items()
-    }
+    try:
+        experts = {
+            int(layer.removeprefix("layer_")): (int(said["num_experts"]), int(said["top_k"]))
+            for layer, said in loaded.document("summary").items()
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        what = "damaged: it does not tell number of experts and top-k of each layer"
+        raise NvtxmoeError(what, where=loaded.path("summary"), remedy="Run `nvtxmoe analyze` again") from error
     counts = _whole_cells(loaded, experts)
     if not loaded.has("layer_correlation"):
         return Run(name, loaded, experts, None, counts.with_columns(step_kind=pl.lit(UNKNOWN)))

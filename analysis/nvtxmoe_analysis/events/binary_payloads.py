@@ -31,6 +31,10 @@ REMEDY = "Export the report again with --include-blobs=true; if the payload is d
 
 #: Types of numpy are smaller than this.
 MOST_BYTES = 1 << 31
+#: Definitions of one schema, and ways to put those of its fields together; capture has a few for each process.
+MOST_LAYOUTS = 256
+#: Schemas inside one another. numpy's are two deep.
+MOST_DEPTH = 32
 
 #: Schema type of arrays; a struct has 1.
 DYNAMIC = 2
@@ -65,6 +69,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Definition:
+    schema: int
     kind: int
     size_bytes: int | None
     entries: tuple[_Entry, ...]
@@ -90,6 +95,7 @@ class Decoder:
         self.first_error: NvtxmoeError | None = None
         self._definitions = _read_definitions(export)
         self._layouts: dict[tuple[int, int], list[Layout]] = {}
+        self._depth = 0
 
     def groups(self, blobs: pl.DataFrame) -> Iterator[tuple[pl.DataFrame, npt.NDArray[Any]]]:
         """Decode blobs, those of one schema and size together.
@@ -192,9 +198,19 @@ class Decoder:
         key = (domain, schema)
         if key not in self._layouts:
             self._layouts[key] = []  # a schema that contains itself has no layout
+            self._depth += 1
+            if self._depth > MOST_DEPTH:
+                raise self._bad_schema(schema, f"lies {self._depth} schemas deep")
             found = [layout for d in self._definitions.get(key, ()) for layout in self._compile(domain, d)]
+            self._depth -= 1
             self._layouts[key] = list(dict.fromkeys(found))
+            if len(self._layouts[key]) > MOST_LAYOUTS:
+                raise self._bad_schema(schema, f"is defined in {len(self._layouts[key]):,} ways")
         return self._layouts[key]
+
+    def _bad_schema(self, schema: int, what: str) -> NvtxmoeError:
+        where = f"{self._source}, table {nsys_tables.PAYLOAD_SCHEMAS.name}"
+        return NvtxmoeError(f"damaged: payload schema {schema} {what}", where=where, remedy=REMEDY)
 
     def _compile(self, domain: int, definition: _Definition) -> list[Layout]:
         choices = [self._entry_dtypes(domain, entry) for entry in definition.entries]
@@ -203,6 +219,9 @@ class Decoder:
             if len(choices) != 2 or definition.entries[1].flags != LENGTH_ARRAY:
                 return []
             return [Layout(element, dynamic=True) for element in choices[1]]
+        if math.prod(map(len, choices)) > MOST_LAYOUTS:
+            ways = math.prod(map(len, choices))
+            raise self._bad_schema(definition.schema, f"has fields that are defined in {ways:.3g} ways together")
         layouts = (_struct(definition, fields) for fields in product(*choices))
         return [Layout(dtype, dynamic=False) for dtype in layouts if dtype is not None]
 
@@ -311,13 +330,12 @@ def _read_definitions(export: Export) -> dict[tuple[int, int], list[_Definition]
         body[-1].append(
             _Entry(row["flags"] or 0, row["type"] or 0, row["name"] or "", row["arrayOrUnionDetail"], row["offset"])
         )
-    definitions: dict[tuple[int, int], list[_Definition]] = defaultdict(list)
+    definitions: dict[tuple[int, int], dict[_Definition, None]] = defaultdict(dict)
     seen: dict[tuple[int, int], int] = defaultdict(int)
     for row in schemas.iter_rows(named=True):
         key = (row["domainId"], row["schemaId"])
         fields = bodies[key][seen[key]] if seen[key] < len(bodies[key]) else []
         seen[key] += 1
-        definition = _Definition(row["type"], row["payloadSize"], tuple(fields))
-        if fields and definition not in definitions[key]:
-            definitions[key].append(definition)
-    return definitions
+        if fields:
+            definitions[key][_Definition(row["schemaId"], row["type"], row["payloadSize"], tuple(fields))] = None
+    return {key: list(found) for key, found in definitions.items()}

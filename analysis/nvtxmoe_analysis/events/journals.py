@@ -16,6 +16,7 @@ from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import EVENTS, Journal, Records
 from nvtxmoe_analysis.events.capture_state import capture_state
 from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS, Events, decode
+from nvtxmoe_analysis.events.journal_budget import Budget
 from nvtxmoe_analysis.events.journal_file import JournalFile
 from nvtxmoe_analysis.events.table_decoders import COUNT_FIELDS, Groups, experts_of_pairs
 from nvtxmoe_analysis.events.tables import narrowest
@@ -52,11 +53,13 @@ class _Reader:
     def __init__(self) -> None:
         self.groups: dict[str, Groups] = {name: [] for name in PAYLOAD_EVENTS}
         self._spelled: list[pl.DataFrame] = []
+        self._budget = Budget()
         self._rows = 0
 
     def read(self, path: Path, number: int) -> JournalFile:
         """Read one journal; ``number`` becomes the ``pid`` of its rows."""
         journal = Journal(path)
+        self._budget.begin(path.stat().st_size)
         for records in journal.bulk():
             with located(path, "Capture again"):
                 self._add(records, number)
@@ -87,25 +90,42 @@ class _Reader:
         )
 
     def _add(self, records: Records, number: int) -> None:
-        kinds, kind = np.unique((records.event.astype(np.int64) << 32) | records.size_bytes, return_inverse=True)
-        for index in range(len(kinds)):
-            mine = np.flatnonzero(kind == index)
-            name = _NAMES[int(records.event[mine[0]])]
-            rows = pl.DataFrame(
-                {
-                    "row": self._rows + mine,
-                    "pid": np.full(len(mine), number),
-                    # Of moe.meta the last one counts, whatever the clock did meanwhile.
-                    "start": self._rows + mine if name == schema.META else records.time_ns[mine],
-                }
-            )
-            payloads = records.payloads(mine)
-            if name == schema.TOPK:
-                blob = pl.Series("blob", [one.tobytes() for one in payloads], dtype=pl.Binary)
-                self._spelled.append(rows.with_columns(blob, name=pl.lit(name)).select(*_SPELLED))
+        kind = (records.event.astype(np.int64) << 32) | records.size_bytes
+        order = np.argsort(kind, kind="stable")
+        alike = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
+        for mine in alike:
+            self._budget.spend(_NAMES[int(records.event[mine[0]])], len(mine), int(records.size_bytes[mine[0]]))
+        samples: list[npt.NDArray[np.int64]] = []
+        for mine in alike:
+            if _NAMES[int(records.event[mine[0]])] == schema.TOPK:
+                samples.append(mine)  # of as many sizes as there are numbers of tokens
             else:
-                self.groups[name].append((rows, _array(name, payloads)))
+                self._add_alike(records, mine, number)
+        if samples:
+            self._add_samples(records, np.concatenate(samples), number)
         self._rows += len(records)
+
+    def _add_samples(self, records: Records, mine: npt.NDArray[np.int64], number: int) -> None:
+        starts, sizes = records.place[mine].tolist(), records.size_bytes[mine].tolist()
+        blobs = [records.raw[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        rows = self._rows_of(records, mine, number, schema.TOPK)
+        blob = pl.Series("blob", blobs, dtype=pl.Binary)
+        self._spelled.append(rows.with_columns(blob, name=pl.lit(schema.TOPK)).select(*_SPELLED))
+
+    def _add_alike(self, records: Records, mine: npt.NDArray[np.int64], number: int) -> None:
+        """Add records of one event and size."""
+        name = _NAMES[int(records.event[mine[0]])]
+        self.groups[name].append((self._rows_of(records, mine, number, name), _array(name, records.payloads(mine))))
+
+    def _rows_of(self, records: Records, mine: npt.NDArray[np.int64], number: int, name: str) -> pl.DataFrame:
+        return pl.DataFrame(
+            {
+                "row": self._rows + mine,
+                "pid": np.full(len(mine), number),
+                # Of moe.meta the last one counts, whatever the clock did meanwhile.
+                "start": self._rows + mine if name == schema.META else records.time_ns[mine],
+            }
+        )
 
 
 def _array(event: str, payloads: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:

@@ -18,6 +18,8 @@ RECAPTURE = "Capture again, or export the report again with --include-blobs=true
 
 #: Numbers of ranks, experts and layers in moe.meta are smaller: moe.topk has 16 bits for an expert.
 MOST = 1 << 16
+#: Numbers of the process in its groups and their sizes, which any reader may count with.
+PARALLEL = ("ep_rank", "ep_size", "dp_rank", "dp_size", "pp_rank", "pp_size")
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ def _meta(source: Path, pid: int, text: bytes) -> Meta:
                 f"payload schema {number!r}, and this nvtxmoe reads {known}",
                 remedy="Analyse it with the version of nvtxmoe that captured it, or a newer one",
             )
+        for key in PARALLEL:
+            _number(raw, key, 0)
         layers = raw.get("layers")
         if not isinstance(layers, list) or not all(isinstance(entry, dict) for entry in layers):
             raise NvtxmoeError(f"damaged payload: layers is no list of objects, but {shown(layers)}")

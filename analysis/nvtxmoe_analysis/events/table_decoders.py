@@ -19,8 +19,8 @@ from nvtxmoe_analysis.readers import nsys_tables
 Groups = list[tuple[pl.DataFrame, npt.NDArray[Any]]]
 
 
-#: A token chooses fewer experts: an expert's number has 16 bits.
-MOST_TOP_K = 1 << 16
+#: An expert's number has 16 bits, and a token chooses fewer.
+MOST_EXPERTS = MOST_TOP_K = 1 << 16
 
 
 COUNT_FIELDS = ("step", "layer", "rank", "num_tokens", "top_k")
@@ -53,6 +53,8 @@ def count_table(event: str, groups: Groups, words: pl.DataFrame, experts: Mappin
             counts = counts.astype(np.uint32)
         if counts.ndim != 2 or not counts.shape[1]:
             raise NvtxmoeError(f"the payload of {event} has counts of shape {counts.shape[1:]}, not one row")
+        if counts.shape[1] > MOST_EXPERTS:
+            raise NvtxmoeError(f"damaged payload: {event} of {counts.shape[1]:,} experts")
         frames.append(
             pl.DataFrame(
                 {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from nvtxmoe.errors import NvtxmoeError
+
 #: Counts are held in so many bytes at most.
 MOST_COUNT_BYTES = 4
+#: Bytes of stacked matrices of unequal widths: this, or so many times what they have themselves.
+MOST_FILLED_BYTES, MOST_FILLED = 1 << 28, 16
 
 
 @dataclass(frozen=True)
@@ -118,11 +123,18 @@ def _frame(columns: tuple[str, ...]) -> pl.DataFrame:
 
 
 def stack(parts: Sequence[npt.NDArray[Any]], fill: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Stack matrices of unequal widths, filled on the right; a single one of that type as it is."""
+    """Stack matrices of unequal widths, filled on the right; a single one of that type as it is.
+
+    Raises:
+        NvtxmoeError: most of it would be filled: one payload is far wider than the others.
+    """
     if len(parts) == 1 and parts[0].dtype == dtype and parts[0].flags.c_contiguous:
         return parts[0]
     width = max((p.shape[1] for p in parts), default=0)
     shape = sum(len(p) for p in parts), width
+    filled_bytes = math.prod(shape) * dtype.itemsize
+    if filled_bytes > max(MOST_FILLED_BYTES, MOST_FILLED * sum(p.size for p in parts) * dtype.itemsize):
+        raise NvtxmoeError(f"damaged payload: one has {width:,} experts, far more than the other {shape[0]:,}")
     out = np.empty(shape, dtype) if all(p.shape[1] == width for p in parts) else np.full(shape, fill, dtype)
     at = 0
     for part in parts:

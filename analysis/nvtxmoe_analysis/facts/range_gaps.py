@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 from nvtxmoe.formats import schema
-from nvtxmoe_analysis.attribution.ranges import LAYER, PHASE
+from nvtxmoe_analysis.attribution.range_kinds import LAYER, PHASE
 from nvtxmoe_analysis.events.decode import Events
 from nvtxmoe_analysis.events.nvtx import pid_of
 from nvtxmoe_analysis.facts.expected_cells import counted

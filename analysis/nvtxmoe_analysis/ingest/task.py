@@ -76,7 +76,9 @@ def read(task: Task, progress: Progress | None = None) -> CaptureFacts:
         doing = "exporting with nsys" if task.path.suffix == REPORT_SUFFIX else "opening"
         progress.begin(f"{task.source.name}: {doing}")
     export = open_export(task.path, cache_dir=task.cache_dir, nsys=task.nsys)
-    return replace(read_capture(export, task.selection, progress).to_merge(), source=task.source)
+    facts = read_capture(export, task.selection, progress)
+    export.require_unchanged()
+    return replace(facts.to_merge(), source=task.source)
 
 
 def attempt(task: Task, progress: Progress | None = None) -> Outcome:

@@ -12,6 +12,7 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.file_set import recover
+from nvtxmoe_analysis.outputs.csv_formulas import unmark
 from nvtxmoe_analysis.outputs.registry import declarations, documents, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER, Table
 
@@ -138,7 +139,7 @@ def _no_such(what: str, name: str, names: Iterable[str]) -> NvtxmoeError:
 def _read_document(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or too deep or too long numbers
         raise _damaged(file, str(error)) from error
     if not isinstance(value, dict):
         raise _damaged(file, "it holds no object")
@@ -168,7 +169,11 @@ def _read_csv(file: Path, declared: Table) -> pl.DataFrame:
     # Never inferred from the first rows: a column that is empty there, or whole numbers, would change its type.
     table = pl.read_csv(file, schema_overrides=dict(declared.types), infer_schema=False)
     _require(file, declared, table.columns)
-    return table.with_columns(_typed(table[name]) for name in table.columns if name not in declared.types)
+    return table.with_columns(
+        unmark(table[name]) if name in declared.types else _typed(table[name])
+        for name in table.columns
+        if name not in declared.types or table.schema[name] == pl.String
+    )
 
 
 def _typed(texts: pl.Series) -> pl.Series:
@@ -181,7 +186,7 @@ def _typed(texts: pl.Series) -> pl.Series:
             return numbers
     if set(texts.drop_nulls().unique()) <= {"true", "false"}:
         return texts == "true"
-    return texts
+    return unmark(texts)
 
 
 def _require(file: Path, declared: Table, found: list[str]) -> None:

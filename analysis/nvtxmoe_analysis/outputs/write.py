@@ -12,6 +12,7 @@ import polars as pl
 from nvtxmoe_analysis.core.file_set import check_set, replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write_results
 from nvtxmoe_analysis.core.parallel import ordered_map
+from nvtxmoe_analysis.outputs.csv_formulas import mark
 
 FORMATS = ("csv", "parquet")
 #: Rows of a table whose numbers are text in memory at a time.
@@ -78,9 +79,10 @@ def _widened(table: pl.DataFrame) -> list[pl.Expr]:
 
 
 def as_text(table: pl.DataFrame) -> pl.DataFrame:
-    """Floats as %.9g, empty where null or not finite."""
+    """Floats as %.9g, empty where null or not finite. Texts that a spreadsheet would compute are marked."""
     floats = [name for name, dtype in table.schema.items() if dtype.is_float()]
-    return table.with_columns(_formatted(table[name]) for name in floats)
+    texts = [name for name, dtype in table.schema.items() if dtype == pl.String]
+    return table.with_columns(*(_formatted(table[name]) for name in floats), *(mark(table[name]) for name in texts))
 
 
 def _formatted(values: pl.Series) -> pl.Series:

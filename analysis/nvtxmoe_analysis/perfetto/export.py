@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def check_target(out: Path, inputs: Sequence[Path]) -> None:
     Raises:
         NvtxmoeError: it is so.
     """
-    if any(out.resolve() == one.resolve() for one in inputs):
+    if any(os.path.realpath(out) == os.path.realpath(one) for one in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
     try:
         check_file(out)

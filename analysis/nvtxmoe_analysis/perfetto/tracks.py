@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import polars as pl
 
-from nvtxmoe_analysis.attribution.ranges import IDLE, LAYER, PHASE, PHASE_NAMES, STEP, classify
+from nvtxmoe_analysis.attribution.range_kinds import IDLE, LAYER, PHASE, STEP
+from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 from nvtxmoe_analysis.facts.selection import Selection

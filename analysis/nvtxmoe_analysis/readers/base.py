@@ -31,7 +31,35 @@ class Export(ABC):
     def __init__(self, path: Path, source: Path | None = None) -> None:
         self.path = path
         self.source = source or path
+        self._before = self._stamps()
+        self._open()
         self._columns = self._read_layout()
+
+    def _open(self) -> None:  # noqa: B027  not every kind has something to open
+        """Open what is read from later."""
+
+    def _files(self) -> Sequence[Path]:
+        """The files whose content must stay as it is while it is read."""
+        return [self.path]
+
+    def _stamps(self) -> list[tuple[int, ...]]:
+        found = [file.stat() for file in self._files()]
+        return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read if a file was replaced or changed meanwhile: it may be of two captures.
+
+        Raises:
+            NvtxmoeError: it was.
+        """
+        try:
+            if self._stamps() == self._before:
+                return
+        except FileNotFoundError:
+            pass
+        raise NvtxmoeError(
+            "it changed while it was read", where=self.source, remedy="Run it again on a file that stays"
+        )
 
     @abstractmethod
     def _read_layout(self) -> dict[str, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def reports_of(inputs: Sequence[Path]) -> list[Path]:
     reports = [report for path in inputs for report in (in_folder(path) or [path])]
     seen: dict[Path, Path] = {}
     for report in reports:
-        place = report.resolve()
+        place = Path(os.path.realpath(report))  # Path.resolve() raises where links lead in a circle
         if place in seen:
             other = "twice" if seen[place] == report else f"twice, as {seen[place]} too"
             raise NvtxmoeError(f"given {other}", where=report, remedy="Name each report once")

@@ -113,7 +113,7 @@ def _cache_path(report: Path, cache_dir: Path | None) -> Path:
     if cache_dir is None:
         cache_dir = cache_folder()
     # Reports of one name from several folders meet here.
-    origin = hashlib.sha256(os.fsencode(report.resolve())).hexdigest()[:10]
+    origin = hashlib.sha256(os.fsencode(os.path.realpath(report))).hexdigest()[:10]
     return cache_dir / f"{report.stem}.{origin}{CACHE_SUFFIX}"
 
 

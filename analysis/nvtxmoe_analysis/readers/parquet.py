@@ -18,6 +18,13 @@ from nvtxmoe_analysis.readers.base import BATCH_ROWS, Export
 from nvtxmoe_analysis.readers.find_inputs import in_folder
 from nvtxmoe_analysis.readers.session import is_session
 
+#: A table may have so many rows, and one more for each byte of its file: rows of real work have times, which take more.
+ANY_ROWS = 5_000_000
+#: Payloads may take so much memory, and so many times the size of their file.
+ANY_BLOB_BYTES, BLOB_FACTOR = 1 << 29, 64
+#: Rows of payloads read at a time.
+BLOB_ROWS = 1 << 12
+
 #: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
 PARQUET_ERRORS = (
     pa.ArrowException,
@@ -38,17 +45,27 @@ class ParquetExport(Export):
         super().__init__(path, source)
         self._check_is_export()
 
+    def _files(self) -> Sequence[Path]:
+        return sorted(self.path.glob("*.parquet"))
+
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.parquet"
 
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         layout: dict[str, tuple[str, ...]] = {}
-        for file in sorted(self.path.glob("*.parquet")):
+        for file in self._files():
             refuse_special(file)
             try:
-                layout[file.stem] = tuple(pq.read_schema(file).names)
+                metadata = pq.read_metadata(file)
+                layout[file.stem] = tuple(metadata.schema.to_arrow_schema().names)
             except PARQUET_ERRORS as error:
                 raise self._damaged(error, file) from error
+            if metadata.num_rows > ANY_ROWS + file.stat().st_size:
+                raise NvtxmoeError(
+                    f"damaged: {metadata.num_rows:,} rows in {file.stat().st_size:,} bytes",
+                    where=file,
+                    remedy="Export the report again, or copy it again",
+                )
         if not layout and (reports := in_folder(self.path)):
             raise NvtxmoeError(
                 f"a folder of {number(len(reports), 'report')}, and one is wanted",
@@ -106,21 +123,33 @@ class ParquetExport(Export):
         if not self.has_blob_column():
             return pl.DataFrame(schema=schema)
         file = self._file(nsys_tables.NVTX.name)
+        parts = [pl.DataFrame(schema=schema)]
+        rows = size_bytes = 0
         try:
-            # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
-            table = pq.read_table(file, columns=["domainId", nsys_tables.NVTX_BLOB], use_threads=True)
-            blob = table.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary())
+            with pq.ParquetFile(file) as opened:
+                for batch in opened.iter_batches(BLOB_ROWS, columns=["domainId", nsys_tables.NVTX_BLOB]):
+                    size_bytes += batch.nbytes
+                    if size_bytes > ANY_BLOB_BYTES + BLOB_FACTOR * file.stat().st_size:
+                        raise NvtxmoeError(
+                            f"damaged: over {size_bytes:,} bytes of payloads in {file.stat().st_size:,} bytes",
+                            where=file,
+                            remedy="Export the report again, or copy it again",
+                        )
+                    # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
+                    blob = batch.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary())
+                    frame = pl.DataFrame(
+                        {
+                            "row": pl.int_range(rows, rows + len(batch), eager=True, dtype=pl.Int64),
+                            "domain": pl.Series(batch.column("domainId").cast(pa.int64())),
+                            "blob": pl.Series(blob, dtype=pl.Binary),
+                        }
+                    )
+                    mine = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
+                    parts.append(frame.filter(mine).select("row", "blob"))
+                    rows += len(batch)
         except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error
-        frame = pl.DataFrame(
-            {
-                "row": pl.int_range(table.num_rows, eager=True),
-                "domain": pl.Series(table.column("domainId").cast(pa.int64())),
-                "blob": pl.Series(blob, dtype=pl.Binary),
-            }
-        )
-        mine = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
-        return frame.filter(mine).select(pl.col("row").cast(pl.Int64), "blob")
+        return pl.concat(parts, rechunk=True)
 
     def _damaged(self, error: BaseException, file: Path) -> NvtxmoeError:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -39,6 +39,9 @@ class Session(Export):
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         return {}
 
+    def _files(self) -> Sequence[Path]:
+        return []  # each is opened once, and a run that goes on writes on
+
     # There is no table, so nobody asks for one's rows.
     def _read(
         self,
@@ -71,8 +74,11 @@ def is_session(path: Path) -> bool:
         return (path / RANKS).is_dir() or (path.absolute().name == RANKS and any(path.glob(f"*{SUFFIX}")))
     if not path.is_file():
         return False
-    with path.open("rb") as file:
-        return path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
+    try:
+        with path.open("rb") as file:
+            return path.suffix == SUFFIX or file.read(len(MAGIC)) == MAGIC
+    except OSError:  # whoever opens it to read it says what is wrong
+        return False
 
 
 def find_journals(path: Path) -> list[Path]:

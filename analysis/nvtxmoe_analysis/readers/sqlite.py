@@ -46,19 +46,21 @@ class SqliteExport(Export):
     kind = "sqlite"
 
     def __init__(self, path: Path, source: Path | None = None) -> None:
-        refuse_companions(path)
-        check_whole(path, source or path)
-        try:
-            self._private = _private_copy(path)
-            self._uri = _read_only_uri(path if self._private is None else Path(self._private.name, _COPY))
-            self._db = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
-        except (*SQLITE_ERRORS, OSError) as error:
-            remedy = f"Check who may read it; SQLite takes paths of {MOST_PATH_BYTES} bytes"
-            raise NvtxmoeError(f"cannot be opened: {error}", where=source or path, remedy=remedy) from error
         self._lock = threading.Lock()
         self._spans: dict[str, tuple[int, int]] = {}
         super().__init__(path, source)
         self._check_is_export()
+
+    def _open(self) -> None:
+        refuse_companions(self.path)
+        check_whole(self.path, self.source)
+        try:
+            self._private = _private_copy(self.path)
+            self._uri = _read_only_uri(self.path if self._private is None else Path(self._private.name, _COPY))
+            self._db = sqlite3.connect(self._uri, uri=True, check_same_thread=False)
+        except (*SQLITE_ERRORS, OSError) as error:
+            remedy = f"Check who may read it; SQLite takes paths of {MOST_PATH_BYTES} bytes"
+            raise NvtxmoeError(f"cannot be opened: {error}", where=self.source, remedy=remedy) from error
 
     def _read_layout(self) -> dict[str, tuple[str, ...]]:
         try:

@@ -83,6 +83,7 @@ def trim(export: Export, out: Path) -> Trimmed:
         )
     check_target(out, export.source, export.path)
     frames = select(export)
+    export.require_unchanged()
     # nsys leaves out tables without rows; a file without these two would not be recognised as an export.
     written = {t: f for t, f in frames.items() if len(f) or (t in (nsys_tables.STRINGS, nsys_tables.EXPORT_META))}
     write_export(written, out)
@@ -138,9 +139,14 @@ def _read(export: Export, table: Table) -> pl.DataFrame:
 
 
 def _read_with_rows(export: Export, table: Table) -> pl.DataFrame:
-    """Read the declared columns that the file has, in any order, with ``row``, the row's number in the file."""
+    """Read the declared columns that the file has, in any order, with ``row``, the row's number in the file.
+
+    Raises:
+        NvtxmoeError: a required column is missing.
+    """
     present = export.columns(table)
-    return export.read(table, [c for c in (*table.columns, *table.optional) if c in present or not present], row=True)
+    optional = [column for column in table.optional if column in present or not present]
+    return export.read(table, [*table.columns, *optional], row=True)
 
 
 def _in_order(frame: pl.DataFrame) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -68,7 +69,7 @@ def check_target(out: Path, *inputs: Path) -> None:
         NvtxmoeError: ``out`` is one of the inputs, or exists and is not an export of the same kind.
     """
     as_file = is_sqlite(out)
-    if any(out.resolve() == source.resolve() for source in inputs):
+    if any(os.path.realpath(out) == os.path.realpath(source) for source in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
     if out.suffix == REPORT_SUFFIX:
         raise NvtxmoeError(

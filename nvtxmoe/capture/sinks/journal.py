@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import threading
@@ -95,6 +96,8 @@ class JournalSink:
             if not records or self.failure is not None:
                 return
             try:
+                if self._writer.removed():
+                    raise FileNotFoundError(errno.ENOENT, "the file was removed")
                 self._writer.append(b"".join(records))
             except (OSError, ValueError) as error:
                 self.failure = f"{type(error).__name__}: {error}"

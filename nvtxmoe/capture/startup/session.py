@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,9 +16,11 @@ from typing import Any
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup.settings import SESSION_DIR
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.extras import TABLES
 from nvtxmoe.formats.journal import RANKS, SUFFIX
 from nvtxmoe.formats.window_socket import CONTROL, WINDOWS
+from nvtxmoe.private_files import FOLDER_MODE, make_base
 
 REMEDY = "If the server was stopped with Ctrl-C, start it with --shutdown-timeout 60, so that its engine can write"
 #: Runs the command without importing from the working directory; ``python -P`` needs Python 3.11.
@@ -36,25 +37,34 @@ def session_dir(base: Path) -> Path:
     The process that chooses it merges the journals at its exit, and takes the folder away where there are none.
 
     Raises:
-        OSError: the folder can't be made.
+        NvtxmoeError: the folder can't be made, or its parent belongs to another user.
     """
     chosen = os.environ.get(SESSION_DIR)
     if chosen:
         return Path(chosen)
     name = time.strftime("session_%Y%m%d_%H%M%S")
     base = base.absolute()  # children may stand elsewhere
-    base.mkdir(parents=True, exist_ok=True)
-    folder, number = base / name, 2
-    while True:
-        try:
-            folder.mkdir(mode=0o755)  # two runs may begin in one second
-            break
-        except FileExistsError:
-            folder, number = base / f"{name}_{number}", number + 1
+    try:
+        make_base(base)
+        folder = _new_folder(base, name)
+    except OSError as error:
+        what = f"no folder can be made in it ({error.strerror or error})"
+        raise NvtxmoeError(what, where=base, remedy="Name another folder with NVTXMOE_OUTPUT_DIR") from error
     os.environ[SESSION_DIR] = str(folder)
     # Not atexit: that would come before vLLM ends its engine, which does it in a finalizer made later than this one.
     weakref.finalize(sys.modules[__name__], merge_at_exit, folder, os.getpid())
     return folder
+
+
+def _new_folder(base: Path, name: str) -> Path:
+    folder, number = base / name, 2
+    while True:
+        try:
+            folder.mkdir(mode=FOLDER_MODE)  # two runs may begin in one second
+        except FileExistsError:
+            folder, number = base / f"{name}_{number}", number + 1
+        else:
+            return folder
 
 
 def merge_at_exit(folder: Path, pid: int) -> None:
@@ -66,12 +76,23 @@ def merge_at_exit(folder: Path, pid: int) -> None:
         return
     shutil.rmtree(folder / CONTROL, ignore_errors=True)  # sockets of processes that were killed
     windows = sorted((folder / WINDOWS).glob("*"), key=lambda path: (len(path.name), path.name))
-    for one in (folder, *(window for window in windows if not (window / RESULTS).exists())):
-        if any((one / RANKS).glob(f"*{SUFFIX}")):
-            _merge(one)
-    if not windows:
-        with contextlib.suppress(OSError):  # not empty, or gone
-            folder.rmdir()
+    open_windows = [window for window in windows if not (window / RESULTS).exists()]
+    journals = [one for one in (folder, *open_windows) if any((one / RANKS).glob(f"*{SUFFIX}"))]
+    for one in journals:
+        _merge(one)
+    if not windows and not journals:
+        _say_nothing_is_left(folder)
+
+
+def _say_nothing_is_left(folder: Path) -> None:
+    """Remove the folder of a run that recorded nothing; say so if its journals were removed."""
+    try:
+        folder.rmdir()
+    except FileNotFoundError:
+        print(f"nvtxmoe: nothing is merged: {folder} was removed during the run", file=sys.stderr)  # noqa: T201
+    except OSError:  # not empty
+        if (folder / RANKS).is_dir():
+            print(f"nvtxmoe: nothing is merged: no journal is left in {folder / RANKS}", file=sys.stderr)  # noqa: T201
 
 
 def _merge(folder: Path) -> None:
@@ -84,7 +105,9 @@ def _merge(folder: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
     package = Path(__file__).parents[3]
     ours = (str(package), str(package / "analysis"))  # the second in a checkout only
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (environment.get("PYTHONPATH"), *ours)))
+    # An empty entry would be the working directory.
+    inherited = environment.get("PYTHONPATH", "").split(os.pathsep)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (*inherited, *ours)))
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -14,6 +14,7 @@ from nvtxmoe.special_files import refuse_special
 
 PREFIX = "NVTXMOE_"
 CONFIG = PREFIX + "CONFIG"
+ENABLE = PREFIX + "ENABLE"
 #: Set by the process that begins a session of direct mode, for its children.
 SESSION_DIR = PREFIX + "SESSION_DIR"
 #: The known name of another tool's switch, honoured for verbose.
@@ -196,7 +197,7 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
 def may_be_on(environ: Mapping[str, str] | None = None) -> bool:
     """Whether capture is asked for, as far as NVTXMOE_ENABLE tells; a settings file may still say."""
     environ = os.environ if environ is None else environ
-    text = environ.get(PREFIX + "ENABLE")
+    text = environ.get(ENABLE)
     return bool(environ.get(CONFIG)) if not text else text.lower() not in _FALSE
 
 
@@ -219,7 +220,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise NvtxmoeError(
             f"{CONFIG} names a file that can't be read: {error.strerror}", where=path, remedy="Name one that is there"
         ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of numbers and lists that Python does not take
         raise NvtxmoeError(f"no TOML: {error}", where=path, remedy="Write lines as log_interval = 100") from error
     found = {}
     for key, value in table.items():
@@ -227,7 +228,12 @@ def _from_file(path: Path) -> dict[str, Any]:
         if name not in FIELDS:
             known = ", ".join(FIELDS)
             raise NvtxmoeError(f"unknown setting {key!r}", where=path, remedy=f"Known are {known}")
-        found[name] = _parsed(name, _as_text(value), f"{path}, {key}")
+        where = f"{path}, {key}"
+        try:
+            text = _as_text(value)
+        except (ValueError, RecursionError) as error:
+            raise NvtxmoeError(f"not accepted: {error}", where=where, remedy="Give a shorter value") from error
+        found[name] = _parsed(name, text, where)
     return found
 
 

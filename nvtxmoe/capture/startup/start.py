@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 from collections.abc import Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.startup import import_watch
 from nvtxmoe.capture.startup import settings as config
-from nvtxmoe.capture.startup.settings import Settings
+from nvtxmoe.capture.startup.settings import ENABLE, Settings
 from nvtxmoe.errors import NvtxmoeError
 
 if TYPE_CHECKING:
@@ -30,8 +29,7 @@ _started = False
 def start() -> None:
     """Begin to watch for vLLM's worker in this process, if capture is enabled. A second call does nothing.
 
-    Raises:
-        SystemExit: a setting is wrong; the message says what is accepted.
+    A wrong setting, or any other failure, is one warning. Capture is then off in this process and its children.
     """
     global _started  # noqa: PLW0603  once a process
     if _started:
@@ -40,10 +38,19 @@ def start() -> None:
     if not config.may_be_on():
         return  # whatever else is set
     try:
-        settings = config.load()
-    except NvtxmoeError as error:
-        print(f"nvtxmoe: {error}", file=sys.stderr)  # noqa: T201
-        raise SystemExit(error.exit_code) from None
+        _begin(config.load())
+    except Exception as error:  # serving is sacred
+        said = error if isinstance(error, NvtxmoeError) else f"{type(error).__name__}: {error}"
+        logger().warning("nothing is recorded: %s", said)
+        os.environ[ENABLE] = "0"
+
+
+def _begin(settings: Settings) -> None:
+    """Do what the settings ask for.
+
+    Raises:
+        NvtxmoeError: no session can be made.
+    """
     if not settings.enable:
         return
     log = logger(settings.verbose)
@@ -51,14 +58,10 @@ def start() -> None:
         from nvtxmoe.capture.startup.session import SESSION_DIR, session_dir  # noqa: PLC0415  only where there is one
 
         fresh = not os.environ.get(SESSION_DIR)
-        try:
-            log.info("session: %s", session_dir(settings.output_dir))
-        except OSError as error:
-            log.warning("nothing is recorded: no folder can be made in %s (%s)", settings.output_dir, error.strerror)
-            return
+        log.info("session: %s", session_dir(settings.output_dir))
         if fresh and has_windows(settings):
             where = f"nvtxmoe window start {session_dir(settings.output_dir)}"
-            print(f"nvtxmoe: windows are opened and closed with: {where}", file=sys.stderr)  # noqa: T201
+            print(f"nvtxmoe: windows are opened and closed with: {where}", file=sys.stderr)
     if settings.shows_metrics:
         from nvtxmoe.capture.startup import live  # noqa: PLC0415  only when asked for
 
