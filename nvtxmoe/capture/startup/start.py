@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from collections.abc import Sequence
 from multiprocessing import util
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def _begin(settings: Settings) -> None:
         log.info("session: %s", session_dir(settings.output_dir))
         if fresh and has_windows(settings):
             where = f"nvtxmoe window start {session_dir(settings.output_dir)}"
-            print(f"nvtxmoe: windows are opened and closed with: {where}", file=sys.stderr)
+            print(f"nvtxmoe: windows are opened and closed with: {where}", file=sys.stderr)  # noqa: T201
     if settings.shows_metrics:
         from nvtxmoe.capture.startup import live  # noqa: PLC0415  only when asked for
 
