@@ -153,8 +153,8 @@ class Settings:
     window: str = _setting(
         _one_of(WINDOWS_OFF, WINDOW_CLOSED, WINDOW_OPEN),
         WINDOWS_OFF,
-        "closed: record only [in windows](../how-to/record-windows.md) that `nvtxmoe window` opens and closes while the "
-        "server runs; open: the same, the first one open from the start; off: record everything",
+        "closed: record only [in windows](../how-to/record-windows.md) that `nvtxmoe window` opens and closes while "
+        "the server runs; open: the same, the first one open from the start; off: record everything",
     )
     metrics: bool = _setting(_switch, False, "live metrics for Prometheus: [live metrics](../how-to/live-metrics.md)")
     metrics_port: int = _setting(_port, 9476, "port of their own server, where vLLM serves no /metrics")
