@@ -57,7 +57,7 @@ def test_as_json(results: Path) -> None:
     assert found["report"] == str(results / "report.html")
     assert len(found["images"]) == 2 * len(found["charts"]) == 22
     assert (found["missing"], any("moe_capacity" in said for said in found["absent"])) == ({}, False)
-    assert [answer["question"] for answer in found["answers"]][0] == "Is MoE the problem?"
+    assert found["answers"][0]["question"] == "Is MoE the problem?"
     assert json.loads((results / "findings.json").read_text())["findings"] == found["findings"]
     costliest = next(one for one in found["findings"] if one["id"] == "costliest-layer")
     assert costliest["title"].startswith("Layer 3 costs most: ")

@@ -67,9 +67,11 @@ def _word(share_pct: float, first: Finding | None) -> str:
     """Return whether MoE layers are the problem: they take much of the step, and the first finding lies in them."""
     if share_pct < LITTLE_PCT:
         return NO
-    if first is not None and not first.in_moe:
+    if first is None:
+        return PARTLY
+    if not first.in_moe:
         return NO if first.stake is not None and first.stake.share.value > share_pct else PARTLY
-    if first is not None and first.kind == VERDICT:
+    if first.kind == VERDICT:
         return NO_PROBLEM
     return YES if share_pct >= MUCH_PCT else PARTLY
 
