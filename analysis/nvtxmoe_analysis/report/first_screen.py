@@ -79,7 +79,7 @@ def _word(share_pct: float, first: Finding | None) -> str:
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
-        return Answer(GAIN, f"at most {time} per step, {share} of it", first.headline, finding=first.id)
+        return Answer(GAIN, f"at most {time} ({share})", first.headline, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)
@@ -112,8 +112,8 @@ def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledge
         return Answer(CERTAINTY, UNKNOWN, sentence("{}", trust.verdict), "bad")
     if ledger.steady is None or first is None:
         return Answer(CERTAINTY, "complete", sentence("{}", trust.verdict), "good")
-    reason = [] if first.confidence is None else [sentence(" {}", _capital(str(first.confidence)))]
-    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, *(reason or [""]))
+    reason = "" if first.confidence is None else f" {_capital(str(first.confidence))}"
+    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, reason)
     return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)
 
 
