@@ -301,7 +301,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = run("demo")
     assert (ran.code, ran.err) == (0, "")
     assert {path.name for path in tmp_path.iterdir()} == {"nvtxmoe-demo"}
-    assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET} | {"report.html"}
+    assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET} | {"report.html", "findings.json"}
     assert "\n2 ranks, 47 steps, 4 MoE layers, 4,192 tokens" in ran.out
     assert "\nCapture complete: " in ran.out
     assert f"\nResults in nvtxmoe-demo/{RESULTS}:\n" in ran.out

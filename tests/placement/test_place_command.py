@@ -224,28 +224,42 @@ def test_two_gpus_of_a_real_capture(golden: Path) -> None:
     assert greedy["tokens_max_mean"] < 1.05 < today["tokens_max_mean"]
 
 
-def test_the_report_says_what_rebalancing_saves(golden: Path) -> None:
-    findings = {finding.topic: finding for finding in report(golden).findings}
-    found = findings["Rebalancing experts"]
-    assert str(found.headline).startswith("Rebalancing experts saves at most ")
-    assert str(found.headline).endswith("per step: not worth it.")
-    assert found.headline_number is not None
+def test_the_report_needs_no_prediction_if_ranks_are_even(golden: Path) -> None:
+    """Even loads would save less than the least gain that is worth it, so no placement saves more."""
+    found = next(one for one in report(golden).findings if one.id == "uneven-ranks")
+    assert str(found.headline).startswith("Loads of the ranks are even: equal ones would save at most ")
+    assert found.kind == "note" and found.stake is not None and found.stake.share.value < 1
+    assert run("place", golden, "--json").json["verdict"]["answer"] == "not worth it"
+
+
+def test_the_report_says_what_rebalancing_saves(golden: Path, tmp_path: Path) -> None:
+    """Without the waterfall the verdict of ``place`` is asked for."""
+    without(golden, tmp_path, "moe_waterfall.csv")
+    found = next(one for one in report(tmp_path).findings if one.id == "uneven-ranks")
     verdict = run("place", golden, "--json").json["verdict"]
-    assert found.headline_number.number.value == verdict["saves_at_most_ns"]
+    assert str(found.headline).startswith("Rebalancing experts saves at most ")
+    assert found.stake is not None and found.stake.per_step.value == verdict["saves_at_most_ns"]
 
 
 def test_a_report_of_one_rank_has_no_such_finding(golden_1gpu: Path, tmp_path: Path) -> None:
     analyze(golden_1gpu, tmp_path)
-    assert "Rebalancing experts" not in {finding.topic for finding in report(tmp_path).findings}
+    assert "uneven-ranks" not in {finding.id for finding in report(tmp_path).findings}
+
+
+def without(source: Path, folder: Path, name: str) -> Path:
+    """A copy of results that lacks a file; the folder in it."""
+    inner = folder / RESULTS
+    inner.mkdir(parents=True)
+    for file in (source / RESULTS).iterdir():
+        if file.name != name:
+            (inner / file.name).write_bytes(file.read_bytes())
+    return inner
 
 
 def test_results_in_which_experts_are_unknown_say_so_in_the_report(golden: Path, tmp_path: Path) -> None:
-    folder = tmp_path / RESULTS
-    folder.mkdir()
-    for file in (golden / RESULTS).iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    folder = without(golden, tmp_path, "moe_waterfall.csv")
     table = pl.read_csv(folder / "moe_layer_correlation.csv", infer_schema_length=None)
     table.with_columns(local_activations=None).write_csv(folder / "moe_layer_correlation.csv")
     made = report(tmp_path)
-    assert "Rebalancing experts" not in {finding.topic for finding in made.findings}
+    assert "uneven-ranks" not in {finding.id for finding in made.findings}
     assert any("rebalancing experts would save" in reason for reason in made.absent)

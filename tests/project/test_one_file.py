@@ -55,7 +55,7 @@ FINDING = '''
 """A new finding."""
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.numbers import sentence
-ORDER = 25
+ID, ORDER, MEANING = "one-more", 45, "One more."
 def find(ledger):
     return [Finding("One more", sentence("One more finding of {} layers.", len(ledger.source.frame("one_more"))))]
 '''

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from nvtxmoe_analysis.analyze import Analysis, analyze
+from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report.advice import write_findings
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE
 from nvtxmoe_analysis.report.findings import finding_modules
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
+from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP
+
+CAPTURES = ROOT / "tests" / "placement" / "captures"
 
 
 @pytest.fixture(scope="module", params=FAULTS, ids=lambda name: name.replace(" ", "-").replace(",", ""))
@@ -82,6 +88,16 @@ def test_every_problem_is_planted() -> None:
     """Each module that can raise a problem has a run of its own."""
     ids = {module.ID for module in finding_modules().values() if module.ORDER <= 30}
     assert ids == {wanted for wanted, _ in FAULTS.values()}
+
+
+@pytest.mark.parametrize(("name", "first"), [("skewed", "uneven-ranks"), ("even", None)])
+def test_real_captures_of_two_gpus_with_planted_routing(name: str, first: str | None, tmp_path: Path) -> None:
+    """Results of two H200s: gates skewed on purpose, and even ones. Their collectives are not in these files."""
+    with tarfile.open(CAPTURES / f"{name}.tar.xz") as archive:
+        archive.extractall(tmp_path / FOLDER, filter="data")
+    advice, _ = write_findings(tmp_path)
+    assert [one.id for one in advice.findings if one.kind == COST] == ([] if first is None else [first])
+    assert "healthy" not in {one.id for one in advice.findings}  # how much of the collectives is waiting is unknown
 
 
 def truth(path: Path) -> str:

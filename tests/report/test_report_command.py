@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -26,10 +27,12 @@ def test_the_page_is_all_that_is_written(results: Path) -> None:
     before = everything(results)
     ran = run("report", results)
     assert (ran.code, ran.err) == (0, "")
-    assert files(results) - before.keys() == {"report.html"}
-    assert {name: content for name, content in everything(results).items() if name != "report.html"} == before
+    made = {"report.html", "findings.json"}
+    assert files(results) - before.keys() == made
+    assert {name: content for name, content in everything(results).items() if name not in made} == before
     lines = ran.out.splitlines()
-    assert lines[1].startswith("2. Layer 3 costs most: ")
+    assert lines[0] == "Is MoE the problem? yes"
+    assert any(line.startswith("1. The experts' matrix products take 60.0 us") for line in lines)
     assert lines[-1] == f"Report: {results / 'report.html'}"
 
 
@@ -54,14 +57,15 @@ def test_as_json(results: Path) -> None:
     assert found["report"] == str(results / "report.html")
     assert len(found["images"]) == 2 * len(found["charts"]) == 22
     assert (found["missing"], any("moe_capacity" in said for said in found["absent"])) == ({}, False)
-    costliest = found["findings"][1]
-    assert costliest["topic"] == "The layer that costs most"
-    assert costliest["headline"].startswith("Layer 3 costs most: ")
-    first = costliest["figures"][0]
-    assert (first["file"], first["column"], first["how"], first["where"]) == (
-        "moe_layer_correlation.csv", "own_ns", "sum", {"layer_idx": 3},
+    assert found["answers"][0]["question"] == "Is MoE the problem?"
+    assert json.loads((results / "findings.json").read_text())["findings"] == found["findings"]
+    costliest = next(one for one in found["findings"] if one["id"] == "costliest-layer")
+    assert costliest["title"].startswith("Layer 3 costs most: ")
+    first = costliest["numbers"][0]
+    assert (first["file"], first["column"], first["how"], first["where"], first["unit"], first["kind"]) == (
+        "moe_layer_correlation.csv", "own_ns", "per_step", {"layer_idx": 3}, "ns", "measured",
     )  # fmt: skip
-    assert costliest["figures"][1]["of"] == [first["text"], costliest["figures"][2]["text"]]
+    assert costliest["numbers"][1]["of"] == [first["text"], costliest["numbers"][2]["text"]]
 
 
 def test_pictures_are_said(results: Path) -> None:

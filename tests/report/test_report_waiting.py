@@ -32,12 +32,7 @@ def with_collectives(layer: int, ns: int) -> dict[str, pl.DataFrame]:
 def test_waiting_in_a_layer_does_not_make_it_the_costliest(tmp_path: Path) -> None:
     found = by_topic(report(write(tmp_path, with_collectives(0, 1_000_000), Made().documents())))
     assert str(found["The layer that costs most"].headline).startswith("Layer 3 costs most")
-    assert "Collectives inside them take another 80.0 ms" in str(found["Time of MoE layers"].headline)
-
-
-def test_a_layer_that_mostly_waits_is_said_to(tmp_path: Path) -> None:
-    found = by_topic(report(write(tmp_path, with_collectives(3, 1_000_000), Made().documents())))
-    assert "is collectives, which wait" in str(found["Why layer 3 takes its time"].details[0])
+    assert str(found["Time of MoE layers"].headline).startswith("MoE layers take 213.5 us of ")
 
 
 def test_filtered_layers_have_no_share_of_steps(tmp_path: Path) -> None:
@@ -46,13 +41,6 @@ def test_filtered_layers_have_no_share_of_steps(tmp_path: Path) -> None:
     found = by_topic(report(write(tmp_path, Made().tables(), documents)))["Time of MoE layers"]
     assert str(found.headline).startswith("Kernels of the layers kept take ")
     assert "%" not in str(found.headline)
-
-
-def test_one_step_is_no_property_of_a_layer(tmp_path: Path) -> None:
-    documents = Made().documents()
-    documents["moe_straggler"]["straggler"]["per_layer"][5]["largest"] = {"step": 7, "excess_us": 20.0, "rank": 1}
-    found = by_topic(report(write(tmp_path, Made().tables(), documents)))["Unequal ranks"]
-    assert str(found.details[1]).startswith("20.0 us of it in one step, 7, on rank 1")
 
 
 def test_warm_up_of_a_layer_is_not_what_it_costs(tmp_path: Path) -> None:

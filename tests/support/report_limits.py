@@ -48,18 +48,20 @@ def roofline_summary(cells: pl.DataFrame) -> pl.DataFrame:
 def waterfall(steps_of_run: int) -> pl.DataFrame:
     """Of a step 10 us each, but 30 us of ``ideal``; further experts have 2 us to both sides."""
     bars = ("ideal", "further_experts", "padding", "rest", "other_work", "uneven_ranks", "waiting", "transfer")
-    rows = []
-    for kind, steps in (("decode", steps_of_run * 9 // 10), ("prefill", steps_of_run // 10), (None, steps_of_run)):
+    rows: list[dict[str, Any]] = []
+    kinds = (("decode", steps_of_run * 9 // 10), ("prefill", steps_of_run // 10), (None, steps_of_run))
+    of_steps = [(step, "decode" if step % 10 else "prefill", 1) for step in range(steps_of_run)]
+    for step, kind, steps in [*((None, kind, steps) for kind, steps in kinds), *of_steps]:
         times = {bar: steps * (30_000 if bar == "ideal" else 10_000) for bar in bars}
         for bar, ns in {**times, "unequal_speed": None, "total": sum(times.values())}.items():
             off = 2_000 * steps if bar in ("ideal", "further_experts", "padding", "uneven_ranks") else None
             rows.append(
                 {
-                    "group": 0, "step": None, "step_kind": kind, "bar": bar, "time_ns": ns,
+                    "group": 0, "step": step, "step_kind": kind, "bar": bar, "time_ns": ns,
                     "low_ns": None if off is None or ns is None else ns - off,
                     "high_ns": None if off is None or ns is None else ns + off,
                     "how": None if ns is None else "estimated" if off else "measured",
-                    "reason": "3 (step, layer), at least 20 needed" if ns is None else None,
+                    "reason": "3 (step, layer), at least 20 needed" if ns is None and step is None else None,
                 }
             )  # fmt: skip
     return pl.DataFrame(rows, infer_schema_length=None)

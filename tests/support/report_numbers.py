@@ -18,6 +18,8 @@ from tests.support.cli import run
 def found_again(figure: SourcedNumber, folder: Path) -> float:
     """The figure's value, computed from the file that it names."""
     if figure.parts:
+        if figure.how == "total":
+            return sum(found_again(part, folder) for part in figure.parts)
         first, second = (found_again(part, folder) for part in figure.parts)
         return {"ratio": first / second, "percent": 100 * first / second, "difference": first - second}[figure.how]
     if figure.file.endswith(".json"):
@@ -31,6 +33,17 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
     if figure.how == "lift":
         return _lift(rows, figure, json.loads((folder / "moe_summary.json").read_text()))
     rows = [row for row in rows if all(_equal(row[name], value) for name, value in figure.where.items())]
+    if figure.steps is not None:
+        rows = [row for row in rows if row["step"] and int(row["step"]) in figure.steps]
+    if figure.how == "idle":
+        return _idle_ns(rows, folder) / figure.over
+    return _reduced(rows, figure)
+
+
+def _reduced(rows: list[dict[str, str]], figure: SourcedNumber) -> float:
+    """The figure's column of these rows as one number."""
+    if figure.how == "first_of_step":
+        rows = _first_of_steps(rows)
     if figure.once:
         rows = list({tuple(row[name] for name in figure.once): row for row in reversed(rows)}.values())
     cells = [row[figure.column] for row in rows]
@@ -41,6 +54,8 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
     if figure.how == "distinct":
         return len(set(cells) - {""})
     numbers = [float(cell) for cell in cells if cell]
+    if figure.how in ("per_step", "first_of_step"):
+        return sum(numbers) / figure.over
     if figure.how == "cell":
         assert len(numbers) == 1, (figure, len(numbers))
         return numbers[0]
@@ -64,6 +79,25 @@ def check_figure(figure: SourcedNumber, folder: Path) -> None:
     scale = {"ns": 1.0, "us": 1e3, "ms": 1e6, "s": 1e9}.get(unit, 1.0) / (1e3 if in_us and unit != "%" else 1.0)
     if not figure.text.startswith("layer "):
         assert math.isclose(shown * scale, figure.value, rel_tol=0.06, abs_tol=0.05), figure
+
+
+def _first_of_steps(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The collective that starts first in each (rank, step)."""
+    first: dict[tuple[str, str], int] = {}
+    for row in rows:
+        step = row["rank"], row["step"]
+        first[step] = min(first.get(step, int(row["start_ns"])), int(row["start_ns"]))
+    return [row for row in rows if int(row["start_ns"]) == first[row["rank"], row["step"]]]
+
+
+def _idle_ns(rows: list[dict[str, str]], folder: Path) -> int:
+    """What passes from a step's first layer to its last beyond the step's GPU time."""
+    with (folder / "moe_layer_correlation.csv").open(newline="") as file:
+        work = {(row["rank"], row["step"]): int(row["step_gpu_ns"]) for row in csv.DictReader(file)}
+    extents: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row in rows:
+        extents[row["rank"], row["step"]] += [int(row["gpu_start_ns"]), int(row["gpu_end_ns"])]
+    return sum(max(0, max(times) - min(times) - work[step]) for step, times in extents.items())
 
 
 def _in_document(value: Any, path: str) -> float:

@@ -67,9 +67,11 @@ def _word(share_pct: float, first: Finding | None) -> str:
     """Return whether MoE layers are the problem: they take much of the step, and the first finding lies in them."""
     if share_pct < LITTLE_PCT:
         return NO
-    if first is not None and not first.in_moe:
+    if first is None:
+        return PARTLY
+    if not first.in_moe:
         return NO if first.stake is not None and first.stake.share.value > share_pct else PARTLY
-    if first is not None and first.kind == VERDICT:
+    if first.kind == VERDICT:
         return NO_PROBLEM
     return YES if share_pct >= MUCH_PCT else PARTLY
 
@@ -77,7 +79,7 @@ def _word(share_pct: float, first: Finding | None) -> str:
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
-        return Answer(GAIN, f"at most {time} per step, {share} of it", first.headline, finding=first.id)
+        return Answer(GAIN, f"at most {time} ({share})", first.headline, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)
@@ -110,8 +112,8 @@ def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledge
         return Answer(CERTAINTY, UNKNOWN, sentence("{}", trust.verdict), "bad")
     if ledger.steady is None or first is None:
         return Answer(CERTAINTY, "complete", sentence("{}", trust.verdict), "good")
-    reason = [] if first.confidence is None else [sentence(" {}", _capital(str(first.confidence)))]
-    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, *(reason or [""]))
+    reason = "" if first.confidence is None else f" {_capital(str(first.confidence))}"
+    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, reason)
     return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)
 
 

@@ -122,6 +122,7 @@ class Ledger:
         where: Where | None = None,
         once: Sequence[str] = (),
         text: str | None = None,
+        steady: bool = False,
     ) -> SourcedNumber:
         """Take a number from a frame that exists.
 
@@ -131,8 +132,12 @@ class Ledger:
             where: the rows: value by column.
             once: columns of which each combination counts once.
             text: the number for people; default: by the column's unit.
+            steady: only rows of steady steps.
         """
         chosen = rows_where(getattr(self.source.loaded, name), where or {})
+        steps = self.steady if steady else None
+        if steps is not None:
+            chosen = chosen.filter(pl.col("step").is_in(steps.numbers))
         if once:
             chosen = chosen.unique(list(once), keep="first", maintain_order=True)
         value = _reduced(chosen[column], how)
@@ -145,6 +150,8 @@ class Ledger:
             dict(where or {}),
             tuple(once),
             len(chosen),
+            steps=None if steps is None else steps.numbers,
+            steps_in_words="" if steps is None else steps.in_words,
         )
 
     def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> SourcedNumber:

@@ -9,6 +9,8 @@ from string import Formatter
 from typing import Any
 
 Value = int | float
+#: Ways to take a number that are sums over steps, divided by ``over``.
+PER_STEP = ("per_step", "first_of_step", "idle")
 Where = Mapping[str, int | float | str | None]
 
 
@@ -124,6 +126,8 @@ class SourcedNumber:
                 "first_of_step": f"{self.column} of the row with the least start_ns of each (rank, step)",
                 "idle": "gpu_end_ns of the last layer less gpu_start_ns of the first and step_gpu_ns, where positive",
             }.get(self.how, self.column)
+            if self.how not in PER_STEP:
+                return f"{self.file}: {self.how} of {what}{scope} in {self.steps_in_words} ({rows}{once})"
             return f"{self.file}: sum of {what}{scope} in {self.steps_in_words} ({rows}{once}), over {self.over:,}"
         if self.how == "rows":
             return f"{self.file}: number of rows{scope}"

@@ -8,6 +8,7 @@ from nvtxmoe_analysis.report.finding import COST, WEAK, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, difference, sentence, total
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.trust import processes
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 ID = "collective-wait"
@@ -43,6 +44,8 @@ def find(ledger: Ledger) -> list[Finding]:
     details = [sentence("In all, ranks wait {} per step in collectives.", wait)]
     last = rows.drop_nulls("last_rank")["last_rank"].value_counts(sort=True)
     details.append(sentence("Rank {} begins last most often.", str(last["last_rank"][0])))
+    if any(process.get("eplb") for process in processes(ledger.source.document("validation"))):
+        details.append(sentence("EPLB moves experts between ranks in this run; its collectives may be among them."))
     expected = sentence("up to {} less per step.", rest)
     action = (
         "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."

@@ -43,6 +43,8 @@ def find(ledger: Ledger) -> list[Finding]:
         text = "The one {}, {}, takes {} of own kernel time per {}."
         headline = sentence(text, "layer kept" if kept else "MoE layer", layer, layer_time, noun)
         return [Finding(topic, headline, details, chart="layer_phases")]
+    if _large(whole):
+        return [Finding(topic, _typical(ledger, column, layer), details, chart="layer_phases")]
     times_mean = ratio(layer_time, ratio(all_time, layers, column))
     if times_mean.value < 1 + EVEN:
         text = "The layers{} cost about the same: layer {} takes most, {} of own kernel time per {}, {} times the mean."
@@ -56,10 +58,28 @@ def find(ledger: Ledger) -> list[Finding]:
     return [Finding(topic, headline, details, confidence, chart="layer_phases")]
 
 
+def _large(frame: pl.DataFrame) -> bool:
+    """Return True if outlying times are much of the layers' time."""
+    column = own_column(frame)
+    return float(outlying(frame)[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum())
+
+
+def _typical(ledger: Ledger, column: str, layer: int) -> Sentence:
+    """Return the headline by medians, which outliers do not move."""
+    assert ledger.steady is not None
+    typical = ledger.take(CORRELATION, column, "median", where={"layer_idx": layer}, steady=True)
+    times_mean = ratio(typical, ledger.take(CORRELATION, column, "median", steady=True))
+    text = "Outliers aside, layer {} costs most: {} per {} (median), {} times the median of all layers."
+    if abs(times_mean.value - 1) < EVEN:
+        text = "Outliers aside, the layers cost about the same: layer {} takes {} per {} (median), {} times the median "
+        text += "of all layers."
+    return sentence(text, layer, typical, ledger.steady.noun, times_mean)
+
+
 def _outliers(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
     """Return single times far above their layer's usual ones, if they are much of the layers' time."""
     column, outliers = own_column(frame), outlying(frame)
-    if not float(outliers[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum()):
+    if not _large(frame):
         return []
     details = []
     ranked = outliers.sort([column, *STEP, "layer_idx"], descending=[True, False, False, False])

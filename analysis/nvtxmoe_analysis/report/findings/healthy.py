@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, LEAST_PCT, VERDICT, Finding, NextStep
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, LEAST_PCT, VERDICT, WEAK, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import sentence
 from nvtxmoe_analysis.report.steady import LEAST_STEPS
@@ -10,12 +10,12 @@ from nvtxmoe_analysis.report.steady import LEAST_STEPS
 ID = "healthy"
 #: After every problem and verdict.
 ORDER = 30
-MEANING = "The capture is complete, and no problem takes 2 % of a step or more."
+MEANING = "The capture is complete, and nothing that is looked for takes, or may take, 2 % of a step or more."
 
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return that nothing was found, if enough steps were looked at and nothing was."""
-    if any(finding.kind in (COST, INCOMPLETE, VERDICT) for finding in ledger.found):
+    if any(_speaks_against(finding) for finding in ledger.found):
         return []
     if ledger.steady is None or ledger.step_time is None or len(ledger.steady.numbers) < LEAST_STEPS:
         return []
@@ -31,3 +31,10 @@ def find(ledger: Ledger) -> list[Finding]:
     )
     confidence = sentence("the capture is complete; what could not be seen is listed at the end.")
     return [Finding("No problem", headline, [], confidence, VERDICT, "waterfall", next_step=next_step)]
+
+
+def _speaks_against(finding: Finding) -> bool:
+    """Return True for a problem, another verdict, and for time that may be lost."""
+    if finding.kind == WEAK:
+        return finding.stake is not None and finding.stake.matters
+    return finding.kind in (COST, INCOMPLETE, VERDICT)

@@ -12,13 +12,13 @@ from nvtxmoe_analysis.report.numbers import percent, sentence
 ID = "silent-experts"
 ORDER = 10
 MEANING = (
-    "Experts got no token although the mean expert of their layer got 20 or more: they hold memory for nothing. No "
-    "time is at stake. It is consistent with a collapsed router, with dummy weights and with traffic of one kind."
+    "5 % of the experts or more got no token, although the mean expert of their layer got 20: they hold memory for "
+    "nothing. No time is at stake. It is consistent with a collapsed router, dummy weights or traffic of one kind."
 )
 
 COUNTS = "activations"
-#: Assignments of the mean expert from which an expert without any is no chance.
-LEAST_MEAN = 20
+#: Assignments of the mean expert from which an expert without any is no chance, and their share to be a problem.
+LEAST_MEAN, LEAST_SHARE_PCT = 20, 5.0
 
 
 def find(ledger: Ledger) -> list[Finding]:
@@ -39,8 +39,8 @@ def find(ledger: Ledger) -> list[Finding]:
         text, many, rows, percent(many, rows), "layer" if len(layers) == 1 else "layers", listed(layers)
     )
     tokens = ledger.take(COUNTS, "activation_count", "sum")
-    if telling.is_empty():
-        confidence = sentence("{} assignments in all: so few that chance may leave experts out.", tokens)
+    confidence = sentence("every token is counted, {} assignments in all.", tokens)
+    if 100 * len(telling) < LEAST_SHARE_PCT * len(frame):
         return [Finding("Experts never hit", headline, [], confidence, NOTE, "expert_heatmap")]
     next_step = NextStep(
         "check weights and load",
@@ -49,5 +49,4 @@ def find(ledger: Ledger) -> list[Finding]:
         sentence("with real weights and load every expert gets tokens; the GPU time stays as it is."),
         "nvtxmoe profile --num-requests 1000 -- vllm serve MODEL",
     )
-    confidence = sentence("every token is counted, {} assignments in all.", tokens)
     return [Finding("Experts never hit", headline, [], confidence, COST, "expert_heatmap", next_step=next_step)]
