@@ -10,8 +10,8 @@ from nvtxmoe_analysis.report.result import page_of
 #: Inserted at the top of the page. The style is its own: an older version's page has no class for it.
 NOTICE = (
     b'<p class="outdated" role="alert" style="margin:0;padding:10px 24px;background:#fff2cc;color:#1d2430">This report '
-    b"is older than the result files beside it: they were written again after it. Run <code>nvtxmoe report DIR</code> to "
-    b"write it again.</p>"
+    b"is older than the result files beside it: they were written again after it. Run <code>nvtxmoe report DIR</code> "
+    b"to write it again.</p>"
 )
 _BODY = b"<body>"
 
