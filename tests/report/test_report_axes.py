@@ -98,6 +98,7 @@ def test_an_axis_that_does_not_begin_at_zero_says_so(tmp_path: Path) -> None:
     [
         (1, 8192, [1, 10, 100, 1000, 10000]), (4, 512, [2, 10, 100, 1000]), (31, 540, [20, 100, 1000]),
         (16, 64, [10, 100]), (7, 7, [5, 10]), (1, 1, [1, 2]), (0.5, 3, [0.5, 1, 5]),
+        (1, 2304, [1, 10, 100, 1000, 5000]),
     ],
 )  # fmt: skip
 def test_ticks_of_a_logarithmic_axis(low: float, high: float, ticks: list[float]) -> None:

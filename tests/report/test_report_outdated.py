@@ -9,7 +9,10 @@ import pytest
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.analyze import analyze
+from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.ingest.task import Task, read
 from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.recipes import write_reports
 from nvtxmoe_analysis.report.outdated import NOTICE, mark_outdated
 from nvtxmoe_analysis.report.result import page_of
 from tests.support.cli import run
@@ -63,6 +66,13 @@ def test_tables_written_by_a_program_mark_the_page(folder: Path) -> None:
     source = simple().save(folder / "run.sqlite")
     analyze([source], folder)
     assert (folder / "report.html").read_bytes() == OLD.replace(b"<body>", b"<body>" + NOTICE)
+
+
+def test_tables_written_by_a_recipe_mark_the_page(folder: Path) -> None:
+    source = simple().save(folder / "run.sqlite")
+    facts = read(Task(source, source, Selection()))
+    write_reports([facts], folder, recipe="moe_expert_sum", filters={})
+    assert NOTICE in (folder / "report.html").read_bytes()
 
 
 def test_tables_written_by_a_command_write_the_page_again(folder: Path) -> None:

@@ -32,7 +32,7 @@ def id_axis(title: str = "layer") -> alt.Axis:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Return ticks of a logarithmic axis: its ends, which are 1, 2 or 5 times a power of ten around ``low`` and
-    ``high`` (both positive), and the powers of ten between them that keep a fifth of the axis away from the ends."""
+    ``high`` (both positive), and the powers of ten between them that are not too near to the ends."""
     steps = [
         digit * 10.0**power
         for power in range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
@@ -40,7 +40,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     ]
     first = max(step for step in steps if step <= low)
     last = min(step for step in steps if step >= high and step > first)
-    room = (last / first) ** 0.2
+    room = (last / first) ** 0.15
     between = [step for step in steps[::3] if first * room <= step <= last / room]
     return [first, *between, last]
 

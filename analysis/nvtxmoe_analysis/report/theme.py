@@ -61,7 +61,7 @@ LIGHT_FROM = 0.3
 def is_light(colour: str) -> bool:
     """Return True if dark text is easier to read on ``#rrggbb`` than pale text."""
     red, green, blue = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
-    return 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > LIGHT_FROM
+    return bool(0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 > LIGHT_FROM)
 
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif'

@@ -64,7 +64,9 @@ def build(source: Source) -> Drawing | Missing:
             text="label:N",
             detail="class:N",
             color=alt.condition(
-                alt.FieldOneOfPredicate("class", [name for name in present if is_light(CLASSES[name])]),
+                alt.FieldOneOfPredicate(
+                    "class", [name for name, colour in CLASSES.items() if name in present and is_light(colour)]
+                ),
                 alt.value(INK),
                 alt.value(PALE),
             ),
