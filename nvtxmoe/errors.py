@@ -43,6 +43,10 @@ class NvtxmoeError(Exception):
         line = " ".join(f"{self.what}. {self.remedy}".split() if self.remedy else self.what.split())
         return f"{self.where}: {line}" if self.where else line
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the one line that IPython shows in place of a traceback."""
+        return [f"NvtxmoeError: {self}"]
+
 
 def _again(kind: type[NvtxmoeError], what: str, where: str | None, remedy: str | None, exit_code: int) -> NvtxmoeError:
     return kind(what, where=where, remedy=remedy, exit_code=exit_code)

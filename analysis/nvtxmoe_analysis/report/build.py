@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from nvtxmoe_analysis.core.file_set import replace_set, staging
@@ -12,6 +13,7 @@ from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
+from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.headlines import tiles
 from nvtxmoe_analysis.report.images import image_files
@@ -21,34 +23,33 @@ from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.trust import processes, trust
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A report before it is written: findings and charts in the order of the page, and the page."""
+
+    findings: Sequence[Finding]
+    charts: Sequence[Placed]
+    html: str
+
+
 def build(folder: Path, *, images: bool) -> Report:
     """See ``nvtxmoe_analysis.report.report``."""
     source = Source(load(folder))
     results = source.loaded.folder
     output = results.parent if results.name == FOLDER else results
     check_folder(output)
-    report_findings = findings(source)
-    charts = [_placed(source, name, module) for name, module in chart_modules().items()]
-    trust_box = trust(source)
-    html = page(
-        report_findings,
-        charts,
-        trust_box,
-        tiles(report_findings, trust_box),
-        subtitle=_subtitle(source),
-        folder=str(results),
-        absent=sorted(set(source.absent.values())),
-    )
+    composed = compose(source)
+    charts = composed.charts
     written: dict[str, bytes] = {}
     if images:
         for chart in charts:
             if chart.drawing is not None:
                 written |= image_files(f"{REPORT}-{chart.name}", chart.spec, chart.drawing.data)
     stale = {f"{REPORT}-{chart.name}.{form}" for chart in charts for form in ("svg", "png")} - written.keys()
-    _write(output, {**written, f"{REPORT}.html": html.encode()}, stale if images else set())
+    _write(output, {**written, f"{REPORT}.html": composed.html.encode()}, stale if images else set())
     return Report(
         output / f"{REPORT}.html",
-        report_findings,
+        composed.findings,
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
         [output / name for name in written],
@@ -56,7 +57,25 @@ def build(folder: Path, *, images: bool) -> Report:
     )
 
 
-def _placed(source: Source, name: str, module: ChartModule) -> Placed:
+def compose(source: Source) -> Composed:
+    """Return findings, charts and page of a results folder."""
+    report_findings = findings(source)
+    charts = [placed(source, name, module) for name, module in chart_modules().items()]
+    trust_box = trust(source)
+    html = page(
+        report_findings,
+        charts,
+        trust_box,
+        tiles(report_findings, trust_box),
+        subtitle=_subtitle(source),
+        folder=str(source.loaded.folder),
+        absent=sorted(set(source.absent.values())),
+    )
+    return Composed(report_findings, charts, html)
+
+
+def placed(source: Source, name: str, module: ChartModule) -> Placed:
+    """Return a chart with its specification, or with the reason why there is none."""
     drawing = module.build(source)
     spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
     for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
