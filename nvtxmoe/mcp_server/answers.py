@@ -34,7 +34,7 @@ class ResultsFolder(BaseModel):
 class ResultsList(Page):
     """Folders of results."""
 
-    results: list[ResultsFolder] = []
+    results: list[ResultsFolder] = Field(default_factory=list)
 
 
 class Finding(BaseModel):
@@ -56,7 +56,7 @@ class FindingsList(Page):
     """Findings, the most important first."""
 
     result: str
-    findings: list[Finding] = []
+    findings: list[Finding] = Field(default_factory=list)
 
 
 class RowsCall(BaseModel):
@@ -85,7 +85,7 @@ class FindingEvidence(Page):
     result: str
     id: str
     title: str
-    evidence: list[Evidence] = []
+    evidence: list[Evidence] = Field(default_factory=list)
 
 
 class TableRows(Page):
@@ -95,7 +95,7 @@ class TableRows(Page):
     table: str
     file: str
     columns: list[str] = Field(description="Columns of the rows, in the file's order")
-    rows: list[Row] = []
+    rows: list[Row] = Field(default_factory=list)
 
 
 class ColumnMeaning(BaseModel):
@@ -114,7 +114,7 @@ class ColumnMeanings(Page):
     table: str | None = Field(description="The one table that was asked for")
     table_meaning: str | None = Field(description="What that table holds")
     table_note: str | None = Field(description="What a row of it is")
-    columns: list[ColumnMeaning] = []
+    columns: list[ColumnMeaning] = Field(default_factory=list)
 
 
 class ComparedRun(BaseModel):
@@ -135,4 +135,4 @@ class Differences(Page):
     after: ComparedRun
     notes: list[str] = Field(description="What to know before believing a difference")
     part: str
-    rows: list[Row] = Field(default=[], description="Times in ns; difference is after less before")
+    rows: list[Row] = Field(default_factory=list, description="Times in ns; difference is after less before")

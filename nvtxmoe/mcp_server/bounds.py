@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 from nvtxmoe.errors import NvtxmoeError
 
@@ -15,7 +16,7 @@ MOST_ROWS = 50
 #: Most bytes of an answer as JSON.
 MOST_BYTES = 20_000
 #: Most characters of a text, and most numbers of a list in a cell.
-MOST_TEXT, MOST_NUMBERS = 400, 256
+MOST_TEXT, MOST_NUMBERS = 1_000, 256
 
 
 class Page(BaseModel):
@@ -48,7 +49,7 @@ def filled(
     left = MOST_BYTES - len(page.model_dump_json().encode())
     taken: list[Any] = []
     for row in rest[: min(limit, MOST_ROWS)]:
-        left -= len(row.model_dump_json().encode() if isinstance(row, BaseModel) else _json(row)) + 1
+        left -= len(to_json(row)) + 1
         if left < 0:
             break
         taken.append(row)
@@ -62,16 +63,15 @@ def filled(
     return page
 
 
-def _json(row: Any) -> bytes:
-    from pydantic_core import to_json  # noqa: PLC0415  beside pydantic
-
-    return to_json(row)
+def printable(text: str) -> str:
+    """Return a text with its control characters escaped, as the command line prints it."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def clipped(value: Any) -> Any:
     """Return a value fit for an answer: no control character, no endless text or list, no infinity."""
     if isinstance(value, str):
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+        text = printable(value)
         return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}… ({len(text):,} characters)"
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -80,10 +80,10 @@ class Folders:
         path = self._inside(name)
         for candidate in (path / FOLDER, path):
             real = Path(os.path.realpath(candidate))
-            if not _holds_results(real):
-                continue
             if not self._is_inside(str(real)):
                 raise self._outside(candidate)
+            if not _holds_results(real):
+                continue
             if os.path.lexists(real / COMMIT):
                 raise NvtxmoeError(
                     "nvtxmoe was killed while it replaced files",
@@ -91,7 +91,7 @@ class Folders:
                     remedy=f"Run `nvtxmoe report {path}`, which finishes that: this server only reads",
                 )
             return real
-        raise no_results(Path(name))
+        raise no_results(path)
 
     def _inside(self, name: str) -> Path:
         """Return the real path of a name that is inside a given folder; what is outside is never looked at."""
@@ -118,12 +118,9 @@ class Folders:
 
     def _below(self, root: Path) -> Iterator[Path]:
         """Yield result folders below a given folder, not through links to folders."""
-        looked = 0
-        for place, names, _ in os.walk(root):
+        for looked, (place, names, _) in enumerate(os.walk(root), 1):
             path = Path(place)
-            looked += 1
-            holds = _holds_results(path / FOLDER) or _holds_results(path)
-            if holds:
+            if _holds_results(path / FOLDER) or _holds_results(path):
                 yield path
             deep = len(path.relative_to(root).parts) >= MOST_DEPTH or looked >= MOST_FOLDERS
             names[:] = [] if deep else sorted(n for n in names if n != FOLDER and not n.startswith("."))

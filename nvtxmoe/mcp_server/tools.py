@@ -138,12 +138,14 @@ class Tools:
         after: Result,
         part: Annotated[
             Literal["metrics", "activations", "layers", "experts"],
-            Field(description="metrics: times and imbalance of the run; activations: shift of the experts' shares; "
-                  "layers: metrics by layer, largest first; experts: whose share changed"),
+            Field(
+                description="metrics: times and imbalance of the run; activations: shift of the experts' shares; "
+                "layers: metrics by layer, largest difference first; experts: whose share changed"
+            ),
         ] = "metrics",
         offset: Offset = 0,
         limit: Limit = MOST_ROWS,
-    ) -> Differences:  # fmt: skip
+    ) -> Differences:
         """Compare two runs: what differs, with confidence intervals, and whether that is more than noise."""
         self._folders.open(before), self._folders.open(after)
         found = document(compare_runs(self._folders.folder(before), self._folders.folder(after)))
