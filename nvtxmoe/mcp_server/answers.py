@@ -76,6 +76,7 @@ class Evidence(BaseModel):
     how: str = Field(description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...")
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")
+    once: list[str] = Field(description="Columns of which each combination counts once, if rows repeat a value")
     rows: RowsCall | None = Field(description="Arguments of table_rows that give the rows; null for JSON documents")
 
 

@@ -183,7 +183,7 @@ def _evidence(record: EvidenceRecord) -> Evidence:
             Condition(column=name, op="is_empty") if value is None else Condition(column=name, value=value)
             for name, value in record.where.items()
         ]
-        columns = dict.fromkeys([*record.where, record.column])
+        columns = dict.fromkeys([*record.once, *record.where, record.column])
         call = RowsCall(table=record.table, columns=list(columns), where=where)
     return Evidence(
         text=clipped(record.text),
@@ -192,5 +192,6 @@ def _evidence(record: EvidenceRecord) -> Evidence:
         how=record.how,
         origin=clipped(record.origin),
         file=record.file,
+        once=list(record.once),
         rows=call,
     )

@@ -114,7 +114,9 @@ def test_a_browser_draws_the_notebook_without_a_request(executed: Any, browser: 
     browser.driver.get("about:blank")
     browser.logged(), browser.requests()
     browser.driver.get(page.as_uri())
-    browser.driver.switch_to.frame(browser.driver.find_element("tag name", "iframe"))
+    frame = browser.driver.find_element("tag name", "iframe")
+    browser.run("arguments[0].scrollIntoView()", frame)  # a frame out of sight is not drawn
+    browser.driver.switch_to.frame(frame)
     browser.wait_drawn()
     states = browser.states()
     assert "failed" not in states.values()

@@ -38,7 +38,8 @@ class EvidenceRecord:
         table: the table of that file; None for a JSON document and for computed numbers.
         column: the column, or the path of keys in a JSON document.
         where: the rows: value by column, None for an empty cell.
-        origin: the same in words.
+        once: columns of which each combination counts once, if several rows repeat a value.
+        origin: file, column and rows in words.
     """
 
     text: str
@@ -49,6 +50,7 @@ class EvidenceRecord:
     table: str | None
     column: str
     where: Where
+    once: Sequence[str]
     origin: str
 
 
@@ -127,6 +129,7 @@ def _evidence(number: SourcedNumber) -> EvidenceRecord:
         table=name if is_table else None,
         column=number.column,
         where=number.where,
+        once=number.once,
         origin=number.origin,
     )
 
