@@ -151,7 +151,6 @@ def test_the_rows_of_evidence_give_its_number(made: Path) -> None:
     checked = 0
     for finding in value([made], "findings", result=str(made))["findings"]:
         evidence = value([made], "finding_evidence", result=str(made), id=finding["id"])["evidence"]
-        assert evidence or finding["kind"] == "unseen"
         for number in evidence:
             if number["rows"] is None or number["how"] not in ("cell", "sum", "max", "min"):
                 continue

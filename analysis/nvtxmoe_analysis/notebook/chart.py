@@ -74,9 +74,9 @@ class NotebookChart:
         if not isinstance(self._made, Drawing):
             return {**plain, "text/html": f"<p><b>{escape(self.title)}</b>: {escape(self.reason)}</p>"}, {}
         if self._made.renderer == "svg":
-            return {**plain, "image/svg+xml": self.svg}, {}
+            return {**plain, "image/svg+xml": self.svg}, {"image/svg+xml": {"alt": self.text}}
         from nvtxmoe_analysis.report.images import PNG_SCALE  # noqa: PLC0415
 
         width, height = struct.unpack(">II", self.png[16:24])
         size = {"width": width // PNG_SCALE, "height": height // PNG_SCALE}
-        return {**plain, "image/png": self.png}, {"image/png": size}
+        return {**plain, "image/png": self.png}, {"image/png": {**size, "alt": self.text}}

@@ -16,7 +16,8 @@ from nvtxmoe_analysis.report.results import Source
 #: Unit by suffix of a column.
 UNITS = {
     "_ns": "ns", "_ns_per_unit": "ns", "_us": "us", "_sec": "s", "_bytes": "bytes", "_bits": "bits", "_flop": "FLOP",
-    "_pct": "%", "percentage": "%", "_ratio": "1", "gb_per_s": "GB/s", "tflop_per_s": "TFLOP/s", "flop_per_byte": "FLOP/byte",
+    "_pct": "%", "percentage": "%", "_ratio": "1", "gb_per_s": "GB/s", "tflop_per_s": "TFLOP/s",
+    "flop_per_byte": "FLOP/byte",
 }  # fmt: skip
 
 
