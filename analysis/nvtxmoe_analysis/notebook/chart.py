@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class NotebookChart:
-    """A chart: as the last value of a cell it shows itself, as SVG, or as PNG if it has many marks.
+    """A chart: as the last value of a cell it shows itself as PNG, whose texts have the widths it was laid out for.
 
     Attributes:
         name: of the chart's module.
@@ -73,8 +73,6 @@ class NotebookChart:
         plain = {"text/plain": repr(self)}
         if not isinstance(self._made, Drawing):
             return {**plain, "text/html": f"<p><b>{escape(self.title)}</b>: {escape(self.reason)}</p>"}, {}
-        if self._made.renderer == "svg":
-            return {**plain, "image/svg+xml": self.svg}, {"image/svg+xml": {"alt": self.text}}
         from nvtxmoe_analysis.report.images import PNG_SCALE  # noqa: PLC0415
 
         width, height = struct.unpack(">II", self.png[16:24])
