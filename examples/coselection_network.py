@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis import load
 
 #: Pairs that are drawn.
 MOST_PAIRS = 120
@@ -18,8 +18,8 @@ MOST_PAIRS = 120
 LEAST_EXPECTED = 5.0
 
 
-def main(results: str, output: str, layer: str = "0") -> None:
-    """Draw experts on a circle, those that go together near each other, and lines between pairs."""
+def draw(results: str, layer: str = "0") -> alt.LayerChart:
+    """Return experts on a circle, those that go together near each other, and lines between pairs."""
     loaded = load(results)
     if not layer.isdecimal():
         raise NvtxmoeError(f"a layer is a number, not {layer!r}")
@@ -71,13 +71,19 @@ def main(results: str, output: str, layer: str = "0") -> None:
         .encode(**axes, size=alt.Size("partners:Q", legend=None), tooltip=["expert", "partners"])
     )
     labels = alt.Chart(nodes).mark_text(fontSize=9).encode(**axes, text="expert:N")
-    alt.layer(drawn, circles, labels).resolve_scale(size="independent").save(output, inline=output.endswith(".html"))
+    network: alt.LayerChart = alt.layer(drawn, circles, labels).resolve_scale(size="independent")
+    return network
 
 
 def _order(weights: np.ndarray) -> np.ndarray:
     """Experts by the Fiedler vector of their network, which puts near each other what is tied."""
     laplacian = np.diag(weights.sum(axis=1)) - weights
     return np.argsort(np.linalg.eigh(laplacian)[1][:, min(1, len(weights) - 1)], kind="stable")
+
+
+def main(results: str, output: str, layer: str = "0") -> None:
+    """Write the chart as HTML that needs no network, or as SVG or PNG, by the name of the output."""
+    draw(results, layer).save(output, inline=output.endswith(".html"))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis import load
 
 
-def main(results: str, output: str) -> None:
-    """Draw two bars a layer."""
+def draw(results: str) -> alt.Chart:
+    """Return two bars per layer."""
     count = pl.col("activation_count")
     ranked = load(results).activations.sort("layer_idx", count, descending=[False, True])
     # An expert is in the half when those before it hold less than half of the layer's activations.
@@ -23,7 +23,7 @@ def main(results: str, output: str) -> None:
         (100.0 * ((before < count.sum() / 2) & (count > 0)).sum() / pl.len()).alias("hold half of the activations"),
     )
     rows = layers.unpivot(index="layer_idx", variable_name="experts that", value_name="percent")
-    chart = (
+    chart: alt.Chart = (
         alt.Chart(rows, title="Coverage of experts", width=alt.Step(14))
         .mark_bar()
         .encode(
@@ -34,7 +34,12 @@ def main(results: str, output: str) -> None:
             tooltip=["layer_idx", "experts that", alt.Tooltip("percent", format=".1f")],
         )
     )
-    chart.save(output, inline=output.endswith(".html"))
+    return chart
+
+
+def main(results: str, output: str) -> None:
+    """Write the chart as HTML that needs no network, or as SVG or PNG, by the name of the output."""
+    draw(results).save(output, inline=output.endswith(".html"))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,15 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis import load
 
 
-def main(results: str, output: str) -> None:
-    """Draw a cell an expert of a layer: 1 is an even share, 0 was never chosen."""
+def draw(results: str) -> alt.Chart:
+    """Return a cell per expert of each layer: 1 is an even share, 0 was never chosen."""
     even = 100.0 / pl.len().over("layer_idx")
     cells = load(results).activations.with_columns(times_even=pl.col("percentage") / even)
     alt.data_transformers.disable_max_rows()
-    chart = (
+    chart: alt.Chart = (
         alt.Chart(cells, title="Experts by layer", width=max(320, min(1200, 4 * cells["expert_id"].n_unique())))
         .mark_rect()
         .encode(
@@ -29,7 +29,12 @@ def main(results: str, output: str) -> None:
             tooltip=["layer_idx", "expert_id", "activation_count", alt.Tooltip("percentage", format=".2f")],
         )
     )
-    chart.save(output, inline=output.endswith(".html"))
+    return chart
+
+
+def main(results: str, output: str) -> None:
+    """Write the chart as HTML that needs no network, or as SVG or PNG, by the name of the output."""
+    draw(results).save(output, inline=output.endswith(".html"))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis import load
 
 #: Points a line; more steps than that are averaged in equal spans of time.
 MOST_POINTS = 300
 
 
-def main(results: str, output: str) -> None:
-    """Draw a line a layer."""
+def draw(results: str) -> alt.VConcatChart:
+    """Return a line per layer, above the tokens of the steps."""
     steps = load(results).load_imbalance.drop_nulls(["timestamp_sec", "max_mean_ratio"])
     time = pl.col("timestamp_sec")
     span = (time.max() - time.min()) / MOST_POINTS
@@ -35,7 +35,13 @@ def main(results: str, output: str) -> None:
     tokens = base.mark_bar(color="gray").encode(y=alt.Y("max(num_tokens):Q", title="tokens"))
     alt.data_transformers.disable_max_rows()
     both = alt.vconcat(imbalance.properties(height=260, title="Imbalance over time"), tokens.properties(height=80))
-    both.resolve_scale(x="shared").save(output, inline=output.endswith(".html"))
+    shared: alt.VConcatChart = both.resolve_scale(x="shared")
+    return shared
+
+
+def main(results: str, output: str) -> None:
+    """Write the chart as HTML that needs no network, or as SVG or PNG, by the name of the output."""
+    draw(results).save(output, inline=output.endswith(".html"))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,10 @@ class NvtxmoeError(Exception):
             line = f"{line}. {' '.join(shortened(self.remedy).split())}"
         return f"{self.where}: {line}" if self.where else line
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the one line that IPython shows in place of a traceback."""
+        return [f"NvtxmoeError: {self}"]
+
 
 def shortened(text: str) -> str:
     """Return a text for one line: of one longer than MOST_CHARACTERS, which may come from a file, beginning and end."""

@@ -14,6 +14,7 @@ EXTRAS = {
     "analysis": (*TABLES, "altair", "jinja2", "vl_convert"),
     "load": ("aiohttp",),
     "metrics": ("prometheus_client",),
+    "mcp": ("mcp",),
 }
 
 

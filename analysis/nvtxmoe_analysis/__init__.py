@@ -6,16 +6,17 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nvtxmoe_analysis.outputs.read import Results, load
+    from nvtxmoe_analysis.notebook.results import NotebookResults, load
+    from nvtxmoe_analysis.outputs.read import Results
 
-__all__ = ["Results", "load"]
+__all__ = ["NotebookResults", "Results", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` and ``Results`` on first use: most modules of the package need neither."""
+    """Import ``load`` and its results on first use: most modules of the package need neither."""
     name = "Results" if name == "Loaded" else name  # its name up to November 2026
     if name in __all__:
-        from nvtxmoe_analysis.outputs import read  # noqa: PLC0415
+        from nvtxmoe_analysis.notebook import results  # noqa: PLC0415
 
-        return getattr(read, name)
+        return getattr(results, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

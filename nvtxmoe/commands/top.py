@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from nvtxmoe.commands._common import command, json_option
-from nvtxmoe.printing.console import print_json, stdout
+from nvtxmoe.printing.console import is_terminal, print_json, stdout
 
 #: A process that a signal ended has this exit code plus the signal's number.
 SIGNALLED = 128
@@ -74,7 +74,7 @@ def top(url: str | None, once: bool, as_json: bool, interval: float, timeout: fl
         return 0
     from nvtxmoe.live_view.watch import follow, watch  # noqa: PLC0415  rich is not for JSON
 
-    if once or not sys.stdout.isatty():
+    if once or not is_terminal(sys.stdout):
         follow(stdout(), lambda: scrape(found, timeout), first, interval, sort, times=1 if once else None)
         return 0
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,10 +27,23 @@ def waiting(what: str) -> Iterator[None]:
         yield
 
 
+def in_notebook() -> bool:
+    """Return True in a Jupyter kernel and in the commands that its cells start."""
+    return "JPY_PARENT_PID" in os.environ
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Return True if a stream is a terminal whose cursor moves.
+
+    A command that a notebook's cell starts sees a terminal, but the cell shows the control characters as they are.
+    """
+    return stream.isatty() and not in_notebook()
+
+
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
     """Show a progress bar on standard error and yield ``analyze``'s ``tell``; show nothing if it is no terminal."""
-    if not sys.stderr.isatty():
+    if not is_terminal(sys.stderr):
         yield lambda _what, _done: None
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn  # noqa: PLC0415  only where it is shown
@@ -56,13 +70,14 @@ def stdout() -> Console:
     """Return the console for results. If it is no terminal: plain text in lines as long as they are."""
     from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
-    width = None if sys.stdout.isatty() else PIPED_WIDTH
-    return HarmlessConsole(soft_wrap=False, width=width, highlight=False, emoji=False)
+    width = None if is_terminal(sys.stdout) else PIPED_WIDTH
+    plain = False if in_notebook() else None  # kernels set FORCE_COLOR
+    return HarmlessConsole(soft_wrap=False, width=width, force_terminal=plain, highlight=False, emoji=False)
 
 
 def stderr() -> Console:
     """Return the console for progress, which is quiet unless both outputs are terminals."""
     from nvtxmoe.printing.harmless import HarmlessConsole  # noqa: PLC0415  rich, not for JSON
 
-    quiet = not (sys.stdout.isatty() and sys.stderr.isatty())
+    quiet = not (is_terminal(sys.stdout) and is_terminal(sys.stderr))
     return HarmlessConsole(stderr=True, highlight=False, emoji=False, quiet=quiet)

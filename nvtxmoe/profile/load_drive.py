@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from nvtxmoe.printing.console import is_terminal
 from nvtxmoe.profile.interpreter import Interpreter
 from nvtxmoe.profile.load_client import Load, drive, models
 from nvtxmoe.profile.load_report import LoadReport
@@ -33,7 +34,7 @@ def drive_with_bar(load: Load) -> LoadReport:
         TextColumn("{task.fields[failed]}"),
     )  # fmt: skip
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not is_terminal(sys.stderr)) as bar:
         task = bar.add_task("requests", total=load.num_requests, failed="")
 
         def done(report: LoadReport) -> None:
@@ -83,7 +84,7 @@ def drive_with_bench(program: Path, load: Load, log: Path, tell: Callable[[str],
             program, load, load.model or served["id"], served.get("root") or served["id"], Path(folder), "load.json"
         )
         tell(f"sending requests: {shlex.join(command)}")
-        errors = None if sys.stderr.isatty() else output
+        errors = None if is_terminal(sys.stderr) else output
         try:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False

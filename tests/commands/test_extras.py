@@ -100,11 +100,16 @@ def test_top_without_the_parser(more: tuple[str, ...]) -> None:
     assert (code, out, err) == (2, "", line("nvtxmoe", "prometheus_client", "metrics"))
 
 
+def test_a_server_without_the_protocol(tmp_path: Path) -> None:
+    assert run_without("mcp", COMMAND, "mcp", tmp_path) == (2, "", line("nvtxmoe", "mcp", "mcp"))
+
+
 def test_each_module_belongs_to_a_distribution_of_its_extra() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {"sqlite_utils": "sqlite-utils", "vl_convert": "vl-convert-python"}
     for extra, modules in EXTRAS.items():
-        declared = {entry.partition(">=")[0] for entry in project["optional-dependencies"][extra]}
+        entries = [entry for entry in project["optional-dependencies"][extra] if not entry.startswith("nvtxmoe[")]
+        declared = {entry.partition(">=")[0] for entry in entries}
         assert declared == {names.get(module, module) for module in modules}
     base = {entry.partition(">=")[0] for entry in project["dependencies"]}
     assert base == {"click", "numpy", "nvtx", "rich", "tomli"}

@@ -75,6 +75,12 @@ def test_in_a_process_of_its_own(name: str, real: Written, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_gets_the_chart(name: str, real: Written) -> None:
+    chart = runpy.run_path(str(EXAMPLES / f"{name}.py"))["draw"](str(real.folder))
+    assert chart.to_dict()["$schema"].startswith("https://vega.github.io/schema/vega-lite/")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_svg_and_png(name: str, real: Written, tmp_path: Path) -> None:
     assert draw(name, real.folder, tmp_path / "chart.svg").startswith("<svg")
     draw(name, real.folder.parent, tmp_path / "chart.png")

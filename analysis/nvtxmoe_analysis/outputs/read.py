@@ -34,9 +34,14 @@ def load(folder: str | PathLike[str]) -> Results:
         recover(candidate)
         if any(_file(candidate, name) is not None for name in declarations()):
             return Results(candidate)
+    raise no_results(path)
+
+
+def no_results(path: Path) -> NvtxmoeError:
+    """Return the error to show if there are no results at a path."""
     what = "no such folder" if not path.exists() else "no folder" if not path.is_dir() else "no result file in it"
     remedy = "Name the DIR of `nvtxmoe analyze INPUT -o DIR` or `nvtxmoe merge SESSION -o DIR`"
-    raise NvtxmoeError(what, where=path, remedy=remedy)
+    return NvtxmoeError(what, where=path, remedy=remedy)
 
 
 def _file(folder: Path, name: str) -> Path | None:
@@ -79,7 +84,7 @@ class Results:
             NvtxmoeError: there is no frame or document of that name in any results.
         """
         if name not in declarations():
-            raise _no_such("frame or document", name, declarations())
+            raise no_such("frame or document", name, declarations())
         return _file(self.folder, name)
 
     def frame(self, name: str) -> pl.DataFrame:
@@ -89,7 +94,7 @@ class Results:
             NvtxmoeError: there is no table of that name in any results, or see the class.
         """
         if name not in tables():
-            raise _no_such("frame", name, tables())
+            raise no_such("frame", name, tables())
         if name not in self._read:
             self._read[name] = read_frame(self._present(name), tables()[name])
         found: pl.DataFrame = self._read[name]
@@ -102,7 +107,7 @@ class Results:
             NvtxmoeError: there is no document of that name in any results, or see the class.
         """
         if name not in documents():
-            raise _no_such("document", name, documents())
+            raise no_such("document", name, documents())
         if name not in self._read:
             self._read[name] = _read_document(self._present(name))
         found: dict[str, Any] = self._read[name]
@@ -132,7 +137,8 @@ class Results:
         raise NvtxmoeError(f"no {declared.stem}.{declared.forms[-1]}", where=self.folder, remedy=remedy)
 
 
-def _no_such(what: str, name: str, names: Iterable[str]) -> NvtxmoeError:
+def no_such(what: str, name: str, names: Iterable[str]) -> NvtxmoeError:
+    """Return the error to show if there is nothing of a name, with the names that there are."""
     return NvtxmoeError(f"no {what} {name!r}", remedy=f"Ask for one of {', '.join(names)}")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import declarations
-from nvtxmoe_analysis.report.advice import FINDINGS, advise, beside, text_of
+from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, beside, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.images import image_files
@@ -21,32 +22,34 @@ from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.trust import processes
 
 
+@dataclass(frozen=True)
+class Composed:
+    """A report before it is written: advice, charts in the order of the page, and the page."""
+
+    advice: Advice
+    charts: Sequence[Placed]
+    html: str
+
+
 def build(folder: Path, *, images: bool) -> Report:
     """See ``nvtxmoe_analysis.report.report``."""
     source = Source(load(folder))
     results = source.loaded.folder
     output = beside(results)
     check_folder(output)
-    advice = advise(source)
-    charts = [_placed(source, name, module) for name, module in chart_modules().items()]
-    html = page(
-        advice,
-        charts,
-        subtitle=_subtitle(source),
-        folder=str(results),
-        absent=sorted(set(source.absent.values())),
-    )
+    composed = compose(source)
+    charts = composed.charts
     pictures: dict[str, bytes] = {}
     if images:
         for chart in charts:
             if chart.drawing is not None:
                 pictures |= image_files(f"{REPORT}-{chart.name}", chart.spec, chart.drawing.data)
     stale = {f"{REPORT}-{chart.name}.{form}" for chart in charts for form in ("svg", "png")} - pictures.keys()
-    texts = {FINDINGS: text_of(advice).encode(), f"{REPORT}.html": html.encode()}
+    texts = {FINDINGS: text_of(composed.advice).encode(), f"{REPORT}.html": composed.html.encode()}
     _write(output, {**pictures, **texts}, stale if images else set())
     return Report(
         output / f"{REPORT}.html",
-        advice,
+        composed.advice,
         [chart.name for chart in charts if chart.drawing is not None],
         {chart.name: chart.reason for chart in charts if chart.drawing is None},
         [output / name for name in pictures],
@@ -54,7 +57,22 @@ def build(folder: Path, *, images: bool) -> Report:
     )
 
 
-def _placed(source: Source, name: str, module: ChartModule) -> Placed:
+def compose(source: Source) -> Composed:
+    """Return findings, charts and page of a results folder."""
+    advice = advise(source)
+    charts = [placed(source, name, module) for name, module in chart_modules().items()]
+    html = page(
+        advice,
+        charts,
+        subtitle=_subtitle(source),
+        folder=str(source.loaded.folder),
+        absent=sorted(set(source.absent.values())),
+    )
+    return Composed(advice, charts, html)
+
+
+def placed(source: Source, name: str, module: ChartModule) -> Placed:
+    """Return a chart with its specification, or with the reason why there is none."""
     drawing = module.build(source)
     spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
     for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x

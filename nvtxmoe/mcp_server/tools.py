@@ -1,0 +1,201 @@
+"""The tools: each reads results and answers within the bounds. Their docstrings are what an agent reads."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.mcp_server.answers import (
+    ColumnMeaning,
+    ColumnMeanings,
+    ComparedRun,
+    Condition,
+    Differences,
+    Evidence,
+    Finding,
+    FindingEvidence,
+    FindingsList,
+    ResultsFolder,
+    ResultsList,
+    RowsCall,
+    TableRows,
+)
+from nvtxmoe.mcp_server.bounds import MOST_ROWS, clipped, filled
+from nvtxmoe.mcp_server.folders import Folders
+from nvtxmoe.mcp_server.rows import select_rows
+from nvtxmoe_analysis.compare.compare import compare as compare_runs
+from nvtxmoe_analysis.compare.compare import document
+from nvtxmoe_analysis.outputs.read import no_such
+from nvtxmoe_analysis.outputs.registry import tables
+from nvtxmoe_analysis.report.finding_record import EvidenceRecord, FindingRecord, unit_of
+
+Result = Annotated[str, Field(description="Name of a results folder, as list_results gives it")]
+Offset = Annotated[int, Field(ge=0, description="Rows to skip")]
+Limit = Annotated[int, Field(ge=1, le=MOST_ROWS, description="Most rows of the answer")]
+TableName = Annotated[str, Field(description="Name of a table, such as layer_correlation")]
+#: Most notes of a comparison in an answer.
+MOST_NOTES = 12
+
+
+class Tools:
+    """The tools over the folders that the server was given."""
+
+    def __init__(self, folders: Folders) -> None:
+        self._folders = folders
+
+    def list_results(self, offset: Offset = 0, limit: Limit = MOST_ROWS) -> ResultsList:
+        """List the folders of results that can be read, with their tables. Begin here."""
+        names = self._folders.names()
+        listed = [self._listed(name) for name in names[offset : offset + limit]]
+        return filled(ResultsList(), "results", listed, offset, limit, total=len(names))
+
+    def _listed(self, name: str) -> ResultsFolder:
+        try:
+            results = self._folders.open(name).results
+            verdict = results.document("validation").get("verdict") if results.has("validation") else None
+        except NvtxmoeError as error:
+            return ResultsFolder(name=name, verdict=None, tables=[], problem=clipped(str(error)))
+        return ResultsFolder(name=name, verdict=clipped(verdict), tables=[t for t in tables() if results.has(t)])
+
+    def findings(self, result: Result, offset: Offset = 0, limit: Limit = MOST_ROWS) -> FindingsList:
+        """Findings of a run, the most important first: where the GPU time of its MoE layers goes, and why."""
+        found = [_finding(finding) for finding in self._folders.open(result).findings]
+        return filled(FindingsList(result=result), "findings", found, offset, limit)
+
+    def finding_evidence(
+        self,
+        result: Result,
+        id: Annotated[str, Field(description="Id of a finding, as findings gives it")],
+        offset: Offset = 0,
+        limit: Limit = MOST_ROWS,
+    ) -> FindingEvidence:
+        """Every number of a finding with file, column and rows; rows holds the arguments of table_rows for them."""
+        found = {finding.id: finding for finding in self._folders.open(result).findings}
+        if id not in found:
+            raise no_such("finding", id, found)
+        numbers = [_evidence(number) for number in found[id].evidence]
+        page = FindingEvidence(result=result, id=id, title=clipped(found[id].title))
+        return filled(page, "evidence", numbers, offset, limit)
+
+    def table_rows(
+        self,
+        result: Result,
+        table: TableName,
+        columns: Annotated[list[str] | None, Field(description="Columns of the answer; null for all")] = None,
+        where: Annotated[list[Condition] | None, Field(description="Conditions; rows must meet all of them")] = None,
+        sort_by: Annotated[str | None, Field(description="Column; null keeps the file's order")] = None,
+        descending: bool = False,
+        offset: Offset = 0,
+        limit: Limit = MOST_ROWS,
+    ) -> TableRows:
+        """Rows of a table, filtered and sorted. Times are integer nanoseconds in columns that end in _ns."""
+        results = self._folders.open(result).results
+        path = results.path(table) if table in tables() else None
+        chosen = select_rows(results.frame(table), table, columns, where or [], sort_by, descending)
+        rows = [clipped(row) for row in chosen.slice(offset, limit).iter_rows(named=True)]
+        page = TableRows(
+            result=result, table=table, file="" if path is None else path.name, columns=clipped(chosen.columns)
+        )
+        return filled(page, "rows", rows, offset, limit, total=len(chosen))
+
+    def explain_column(
+        self,
+        column: Annotated[str | None, Field(description="Name of a column; null for all columns of the table")] = None,
+        table: Annotated[str | None, Field(description="Table; null for every table with the column")] = None,
+        offset: Offset = 0,
+        limit: Limit = MOST_ROWS,
+    ) -> ColumnMeanings:
+        """Explain columns: type, unit and meaning, as the tables declare them."""
+        if table is not None and table not in tables():
+            raise no_such("frame", table, tables())
+        if table is None and column is None:
+            raise NvtxmoeError("neither a column nor a table was named", remedy="Name one of them")
+        declared = [one for one in tables().values() if table in (None, one.name)]
+        meanings = [
+            ColumnMeaning(
+                table=one.name, column=each.name, type=str(each.type), unit=unit_of(each.name), meaning=each.meaning
+            )
+            for one in declared
+            for each in one.columns
+            if column in (None, each.name)
+        ]
+        if not meanings:
+            names = dict.fromkeys(each.name for one in declared for each in one.columns)
+            raise no_such("column", str(column), names)
+        only = declared[0] if table is not None else None
+        page = ColumnMeanings(
+            table=table,
+            table_meaning=None if only is None else only.meaning,
+            table_note=None if only is None else only.note,
+        )
+        return filled(page, "columns", meanings, offset, limit)
+
+    def compare(
+        self,
+        before: Result,
+        after: Result,
+        part: Annotated[
+            Literal["metrics", "activations", "layers", "experts"],
+            Field(
+                description="metrics: times and imbalance of the run; activations: shift of the experts' shares; "
+                "layers: metrics by layer, largest difference first; experts: whose share changed"
+            ),
+        ] = "metrics",
+        offset: Offset = 0,
+        limit: Limit = MOST_ROWS,
+    ) -> Differences:
+        """Compare two runs: what differs, with confidence intervals, and whether that is more than noise."""
+        self._folders.open(before), self._folders.open(after)
+        found = document(compare_runs(self._folders.folder(before), self._folders.folder(after)))
+        rows = (
+            [{"metric": metric, **row} for metric, layers in found["layers"].items() for row in layers]
+            if part == "layers"
+            else found[part]
+        )
+        page = Differences(
+            before=ComparedRun(**clipped(found["a"])),
+            after=ComparedRun(**clipped(found["b"])),
+            notes=[clipped(note) for note in found["notes"][:MOST_NOTES]],
+            part=part,
+        )
+        return filled(page, "rows", [clipped(row) for row in rows], offset, limit)
+
+
+def _finding(record: FindingRecord) -> Finding:
+    return Finding(
+        id=record.id,
+        topic=record.topic,
+        title=clipped(record.title),
+        details=[clipped(detail) for detail in record.details],
+        kind=record.kind,
+        certainty=record.certainty,
+        how_sure=clipped(record.how_sure),
+        at_stake_us_per_step=record.at_stake_us_per_step,
+        at_stake_pct=record.at_stake_pct,
+        next_step=clipped(record.next_step),
+        command=clipped(record.command),
+        expected=clipped(record.expected),
+    )
+
+
+def _evidence(record: EvidenceRecord) -> Evidence:
+    call = None
+    if record.table is not None:
+        where = [
+            Condition(column=name, op="is_empty") if value is None else Condition(column=name, value=value)
+            for name, value in record.where.items()
+        ]
+        columns = dict.fromkeys([*record.once, *record.where, record.column])
+        call = RowsCall(table=record.table, columns=list(columns), where=where)
+    return Evidence(
+        text=clipped(record.text),
+        value=clipped(record.value),
+        unit=record.unit,
+        how=record.how,
+        origin=clipped(record.origin),
+        file=record.file,
+        once=list(record.once),
+        rows=call,
+    )
