@@ -82,6 +82,7 @@ class Evidence(BaseModel):
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")
     once: list[str] = Field(description="Columns of which each combination counts once, if rows repeat a value")
+    steps: str = Field(description="Only rows of these steps count; empty if all do")
     rows: RowsCall | None = Field(description="Arguments of table_rows that give the rows; null for JSON documents")
 
 

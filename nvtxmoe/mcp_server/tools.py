@@ -197,5 +197,6 @@ def _evidence(record: EvidenceRecord) -> Evidence:
         origin=clipped(record.origin),
         file=record.file,
         once=list(record.once),
+        steps=record.steps,
         rows=call,
     )

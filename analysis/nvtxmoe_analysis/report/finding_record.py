@@ -40,6 +40,7 @@ class EvidenceRecord:
         column: the column, or the path of keys in a JSON document.
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
+        steps: the steps whose rows count, in words; empty if all do.
         origin: file, column and rows in words.
     """
 
@@ -52,6 +53,7 @@ class EvidenceRecord:
     column: str
     where: Where
     once: Sequence[str]
+    steps: str
     origin: str
 
 
@@ -145,6 +147,7 @@ def _evidence(number: SourcedNumber) -> EvidenceRecord:
         column=number.column,
         where=number.where,
         once=number.once,
+        steps=number.steps_in_words if number.steps is not None else "",
         origin=number.origin,
     )
 
