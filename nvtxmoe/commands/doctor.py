@@ -14,7 +14,7 @@ from nvtxmoe.doctor.diagnosis import NOTE, OK, PROBLEM, Finding
 from nvtxmoe.doctor.kernel_choice import GENERATIONS
 from nvtxmoe.errors import BAD_INPUT
 from nvtxmoe.printing.console import print_json, stdout, waiting
-from nvtxmoe.printing.table import Column, printable, show_table
+from nvtxmoe.printing.table import Column, cell_text, show_table
 from nvtxmoe_analysis.core.text import number
 
 _COLUMNS = (Column("level", False), Column("topic", False), Column("text", False, wraps=True))
@@ -73,9 +73,9 @@ def show_findings(console: Console, findings: list[Finding], good: bool, elsewhe
     """Print what was found, and whether a capture can work."""
     rows = []
     for one in findings:
-        text = printable(one.what)
+        text = cell_text(one.what)
         if one.remedy:
-            text.append("\n").append(printable(one.remedy).plain, "bold")
+            text.append("\n").append(cell_text(one.remedy).plain, "bold")
         rows.append((Text(one.level, _STYLES[one.level]), one.topic, text))
     show_table(console, _COLUMNS, rows, elsewhere="see --json", header=False)
     counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}

@@ -63,7 +63,7 @@ def table_lines(
     Each cell that is shown is shown whole. Titles go on several lines first, then columns are left out, which a last
     line names. If the columns that stay have no room either, each row becomes a record: a line per cell.
     """
-    cells = [row if isinstance(row, str) else [printable(cell) for cell in row] for row in rows]
+    cells = [row if isinstance(row, str) else [cell_text(cell) for cell in row] for row in rows]
     natural = [
         max((_width(row[i]) for row in cells if not isinstance(row, str)), default=0) for i in range(len(columns))
     ]
@@ -83,12 +83,12 @@ def table_lines(
 
 def show_item(console: Console, text: str, lead: str = "  ") -> None:
     """Print a text as an item of a list: in a terminal its further lines are indented, elsewhere it is one line."""
-    lines = printable(text).wrap(console, max(1, console.width - len(lead)), overflow="fold")
+    lines = cell_text(text).wrap(console, max(1, console.width - len(lead)), overflow="fold")
     for place, line in enumerate(lines):
         console.print(Text(" " * len(lead) if place else lead).append_text(line), soft_wrap=True)
 
 
-def printable(cell: Cell) -> Text:
+def cell_text(cell: Cell) -> Text:
     """Return a cell in which nothing moves the cursor: names come from captures."""
     if isinstance(cell, Text):
         return cell

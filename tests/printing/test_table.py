@@ -39,7 +39,7 @@ def analysis(layers: int = 48) -> dict[str, Any]:
         {"total_ns": 1, "pct": 0.1, "phase": "other", "kernel_name": "grüße\x1b[31m_kernel"},
     ]
     return {
-        "verdict": "complete", "reasons": [], "warnings": ["a note that is long " * 9], "checks_passed": 1,
+        "answers": [], "verdict": "complete", "reasons": [], "warnings": ["a note that is long " * 9], "checks_passed": 1,
         "ranks": 8, "steps_kept": 1, "steps_captured": 123_456, "tokens": 123_456_789, "recording": {},
         "in_layer_ns": 98_765_432_109, "in_layer_pct": 99.9, "kernels": operations, "outside": operations,
         "explained": ["each further active expert costs 2.20 us " * 5],

@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from nvtxmoe.printing import table
-from nvtxmoe.printing.table import Column, Row, printable
+from nvtxmoe.printing.table import Column, Row, cell_text
 
 NO_ROOM = re.compile(r"No room for: (.+) \(")
 
@@ -53,7 +53,7 @@ class Shown:
             for column, cell in cells:
                 if column is not None and column.title in left_out:
                     continue
-                plain = printable(cell).plain
+                plain = cell_text(cell).plain
                 wanted = squeezed(plain)
                 at = text.find(wanted, place)
                 assert at >= 0, (plain, shown)
@@ -69,7 +69,7 @@ class Shown:
     def _needed(self) -> int:
         """Least width of the columns that stay."""
         stay = [i for i, column in enumerate(self.columns) if not column.drop]
-        cells = [[printable(cell) for cell in row] for row in self.rows if not isinstance(row, str)]
+        cells = [[cell_text(cell) for cell in row] for row in self.rows if not isinstance(row, str)]
         natural = {i: max((table._width(row[i]) for row in cells), default=0) for i in stay}
         widths = [table._least(self.columns[i], natural[i], self.header) for i in stay]
         return sum(widths) + table.GAP * (len(stay) - 1)
