@@ -59,9 +59,11 @@ def test_several_results_in_a_terminal(results: list[Path]) -> None:
 
 @pytest.mark.parametrize("name", ["", "analyze", "compare", "completion", "doctor", "inspect", "merge", "place", "top"])
 def test_help_has_room(name: str) -> None:
+    """Only examples, which are there to be copied, may be longer than a line."""
     for columns in (60, 80, 200):
         shown = on_screen(*([name] if name else []), "--help", columns=columns)
-        assert max(map(len, shown.split("\n"))) <= max(columns, 80)
+        lines = [line for line in shown.split("\n") if not line.startswith("    nvtxmoe ")]
+        assert max(map(len, lines)) <= max(columns, 80)
 
 
 def test_pipes_get_whole_lines_without_spaces_at_their_ends(results: list[Path]) -> None:
@@ -87,8 +89,9 @@ def test_colours_are_forced_and_refused(results: list[Path]) -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_terminals_that_know_less_than_unicode(results: list[Path], encoding: str) -> None:
-    more = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "LANG": "C"}
-    with terminal("compare", *results, columns=80, keys=False, **more) as screen:
+    with terminal(
+        "compare", *results, columns=80, keys=False, PYTHONIOENCODING=encoding, LC_ALL="C", LANG="C"
+    ) as screen:
         assert screen.ended() == 0, screen.raw
     assert "kernel_time" in screen.raw and "Traceback" not in screen.raw
 
