@@ -39,8 +39,8 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
 
 def show(console: Console, made: Report) -> None:
     """Print the findings' first sentences, what could not be drawn, and the files."""
-    for place, finding in enumerate(made.findings, 1):
-        _line(console, f"{place}. {finding.headline}")
+    for number, finding in enumerate(made.findings, 1):
+        _line(console, f"{number}. {finding.headline}")
     for chart, reason in made.missing.items():
         _line(console, f"No chart {chart}: {reason.removeprefix('Not drawn: ')}")
     _line(console, f"Report: {made.page}")

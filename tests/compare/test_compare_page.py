@@ -35,7 +35,7 @@ def test_the_page_needs_no_network_and_draws_all_charts(folders: list[Path], tmp
     text = file.read_text(encoding="utf-8")
     markup = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert not re.search(r"<[^>]+ (src|href)=\"(?!data:|#)", markup)
-    assert text.count("<script") == 3 and "default-src 'none'" in text
+    assert text.count("<script") == 3 and "default-src &#39;none&#39;" in text
     assert ODD not in text and "&lt;b&gt;after &amp; 漢" in text
     assert "kernel_time +" in text and "differs from before" in text
 
