@@ -80,7 +80,8 @@ def compare(
       own_time               kernel_time without collective kernels
       step_time              GPU time of whole steps on a rank
       imbalance              max/mean of a step's counts over experts
-      js                     Jensen-Shannon divergence of experts' shares, in bits, above its noise
+      js                     divergence of experts' shares, less noise (bits)
+
     NUMBER is in percent of A (5%), in ns, us or ms (3us), or for imbalance and js a plain number (0.2). With layer_
     before the metric, any single layer fails it; with @decode, @prefill or @mixed behind, only such steps count:
     layer_imbalance@decode>0.2. METRIC<-5% is against a fall. A condition that can't be decided is an error (2).

@@ -65,11 +65,12 @@ def doctor(
     if as_json:
         print_json({"can_capture": good, "findings": [one.as_dict() for one in findings]})
     else:
-        _show(stdout(), findings, good, elsewhere)
+        show_findings(stdout(), findings, good, elsewhere)
     return 0 if good or elsewhere else BAD_INPUT
 
 
-def _show(console: Console, findings: list[Finding], good: bool, elsewhere: bool) -> None:
+def show_findings(console: Console, findings: list[Finding], good: bool, elsewhere: bool) -> None:
+    """Print what was found, and whether a capture can work."""
     rows = []
     for one in findings:
         text = cell_text(one.what)

@@ -101,7 +101,7 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
         Column("layer"), Column("A", drop=3), Column("B", drop=2), Column("change"), Column("interval"),
         Column("p", drop=1),
     )  # fmt: skip
-    rows = [
+    shown = [
         (
             str(row["layer_idx"]),
             value_text(name, row["value_a"]),
@@ -112,7 +112,7 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
         )
         for row in moved
     ]
-    show_table(console, columns, rows, elsewhere=ELSEWHERE)
+    show_table(console, columns, shown, elsewhere=ELSEWHERE)
 
 
 def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -126,7 +126,7 @@ def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
         Column("layer"), Column("js", drop=3), Column("noise", drop=2), Column("above noise"), Column("interval"),
         Column("p", drop=1),
     )  # fmt: skip
-    rows = [
+    shown = [
         (
             str(row["layer_idx"]),
             f"{row['js_bits']:.4f}",
@@ -137,7 +137,7 @@ def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
         )
         for row in moved
     ]
-    show_table(console, columns, rows, elsewhere=ELSEWHERE)
+    show_table(console, columns, shown, elsewhere=ELSEWHERE)
 
 
 def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -149,7 +149,7 @@ def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
         Column("layer"), Column("expert"), Column("A", drop=3), Column("B", drop=2), Column("change"),
         Column("interval"), Column("p", drop=1),
     )  # fmt: skip
-    rows = [
+    shown = [
         (
             str(row["layer_idx"]),
             str(row["expert_id"]),
@@ -161,7 +161,7 @@ def _show_experts(console: Console, rows: list[dict[str, Any]]) -> None:
         )
         for row in moved
     ]
-    show_table(console, columns, rows, elsewhere=ELSEWHERE)
+    show_table(console, columns, shown, elsewhere=ELSEWHERE)
 
 
 def show_gate(console: Console, gate: dict[str, Any], whose: str = "") -> None:

@@ -129,7 +129,7 @@ def _grid(
         if isinstance(row, str):
             lines += Text(row, "bold").wrap(console, width, overflow="fold")
             continue
-        wrapped = [list(row[i].wrap(console, w, overflow="fold")) for i, w in zip(kept, widths, strict=True)]
+        wrapped = [_wrapped(console, row[i], w) for i, w in zip(kept, widths, strict=True)]
         for level in range(max(map(len, wrapped))):
             parts = [part[level] if level < len(part) else Text() for part in wrapped]
             lines.append(_line(columns, kept, widths, parts))
@@ -156,6 +156,13 @@ def _title(title: str, width: int) -> list[str]:
     if cell_len(title) <= width:
         return [title]
     return textwrap.wrap(title, width, break_on_hyphens=False)
+
+
+def _wrapped(console: Console, cell: Text, width: int) -> list[Text]:
+    """Return a cell as lines of at most this width. Most cells have room, and need no wrapping."""
+    if "\n" not in cell.plain and cell_len(cell.plain) <= width:
+        return [cell.copy()]
+    return list(cell.wrap(console, width, overflow="fold"))
 
 
 def _line(columns: Sequence[Column], kept: Sequence[int], widths: Sequence[int], parts: Sequence[Text]) -> Text:

@@ -382,3 +382,15 @@ def test_the_validation_file(tmp_path: Path) -> None:
         "checksums_agree",
     }  # fmt: skip
     assert {check["status"] for check in about_gpu.values()} == {"not_applicable"}
+
+
+def test_the_report_is_written_if_asked_for_and_renewed_if_there(tmp_path: Path) -> None:
+    session, page = tmp_path / "session", tmp_path / "session" / "report.html"
+    journal(session, run_of())
+    assert run("merge", session).code == 0 and not page.exists()
+    ran = run("merge", session, "--report", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["files"][-1] == str(page) and "<!doctype html>" in page.read_text(encoding="utf-8")
+    page.write_text("of an earlier merge")
+    assert run("merge", session).code == 0
+    assert "<!doctype html>" in page.read_text(encoding="utf-8")

@@ -72,6 +72,19 @@ def test_no_unit_is_cut(width: int) -> None:
     assert row[8] == "▄█" * 8
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+def test_nothing_is_cut_and_columns_without_room_are_named(width: int) -> None:
+    lines = draw(large(), State(), width, None).plain.split("\n")
+    assert max(map(cell_len, lines)) <= width
+    text = re.sub(r"\s+", "", "".join(lines))
+    for unit in UNITS:
+        if not unit.startswith(("up/", "q ", "t ")):
+            assert re.sub(r"\s+", "", unit) in text, unit
+    assert large().model in text
+    assert ("noroomfor:" in text) == (width < 80)
+    assert ("assignmentspers" in text) == (width < 80)
+
+
 @pytest.mark.parametrize("width", [20, 40, 60])
 @pytest.mark.parametrize("height", [1, 10, 24])
 def test_small_terminals_lose_columns_not_digits(width: int, height: int) -> None:

@@ -11,8 +11,8 @@ from nvtxmoe_analysis.compare.tables import ALL
 from nvtxmoe_analysis.report.chart import Drawing, Table
 from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant
 
-#: Pixels of a row of intervals, and of a panel of layers.
-ROW, PANEL = 20, 150
+#: Pixels of a row of intervals, and the height and width of a panel of layers.
+ROW, PANEL, LAYERS_WIDTH = 20, 150, 940
 #: Points without a significant difference are pale.
 PALE = alt.condition(alt.datum.differs == "yes", alt.value(1.0), alt.value(0.35))
 #: Answer to "does it differ" by ``significant``.
@@ -103,7 +103,7 @@ def layer_chart(found: Comparisons, metric: str) -> Drawing | None:
         f"The first {len(shown)} of {len(data)} rows by size, significant ones first." if len(shown) < len(data) else ""
     )
     return Drawing(
-        alt.layer(intervals, points).properties(width="container", height=PANEL),
+        alt.layer(intervals, points).properties(width=LAYERS_WIDTH, height=PANEL),
         {"layers": data},
         f"Change of {metric} of each layer against {found.baseline}, all kinds of step. Pale points: no difference was "
         "seen after the adjustment for all layers and results.",
