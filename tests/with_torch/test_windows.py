@@ -14,14 +14,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from nvtxmoe.capture.hooks import unhook_all
+from nvtxmoe.capture.recording.recorder import Recorder
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
+from nvtxmoe.capture.recording.windows import Windows
+from nvtxmoe.capture.run_identity import Identity
 from nvtxmoe.capture.startup import window_socket
+from nvtxmoe.capture.startup.settings import SESSION_DIR, Settings
+from nvtxmoe.capture.startup.start import has_windows
+from nvtxmoe.capture.startup.windows import make_windows
+from nvtxmoe.formats.journal import Journal
 from nvtxmoe.formats.window_socket import CONTROL, Control, receive, send
 from tests.support.cli import run
 from tests.support.kept_warnings import kept_warnings
 from tests.support.window_engine import EXPERTS, LAYERS, Rank, Serving, expected, tokens_of
-from tests.with_torch.events import Kept
+from tests.with_torch.events import Kept, identity
 
 
 @pytest.fixture(autouse=True)
@@ -366,8 +375,84 @@ def test_a_disk_that_fills_up_is_one_warning_and_is_said_at_the_end(tmp_path: Pa
     assert rank.recorder.steps == 10
 
 
-def test_a_socket_of_that_name_is_one_warning(tmp_path: Path) -> None:
+def by_settings(session: Path, monkeypatch: pytest.MonkeyPatch, **values: Any) -> Recorder:
+    """A recorder as the settings make it."""
+    monkeypatch.setenv(SESSION_DIR, str(session))
+    settings = Settings(enable=True, **values)
+    assert has_windows(settings)
+
+    def make(identity: Identity) -> Windows:
+        return make_windows(settings, recorder, identity, (), (), files=True)
+
+    recorder = Recorder(make, sample_every=0)
+    recorder.model_loaded(identity())
+    return recorder
+
+
+def one_step(recorder: Recorder) -> None:
+    recorder.begin_step(2, 1, 2, 0)
+    for layer in range(2):
+        if recorder.listens(layer):
+            recorder.routed(RoutingTensors(layer, 8, torch.tensor([[0, 1], [1, 7]]), None))
+    recorder.forward_done()
+    recorder.end_step()
+
+
+def test_the_first_window_may_be_open_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = by_settings(tmp_path, monkeypatch, mode="moe", window="open")
+    for _ in range(3):
+        one_step(recorder)
+    ended = window("stop", tmp_path)
+    assert (ended["window"]["steps"], ended["verdict"]) == (3, "complete")
+    recorder.close()
+
+
+def test_windows_need_more_than_live_metrics() -> None:
+    assert not has_windows(Settings(enable=True, mode="live", window="closed"))
+    assert not has_windows(Settings(enable=True, mode="moe"))
+
+
+def test_a_socket_of_that_name_is_one_warning_and_steps_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Control(tmp_path, create=True)
     (tmp_path / CONTROL / f"rank0-{os.getpid()}.sock").touch()
-    with pytest.raises(OSError, match="in use"):
-        Rank(tmp_path, 0, 1)
+    with kept_warnings() as warnings:
+        recorder = by_settings(tmp_path, monkeypatch, mode="moe", window="closed")
+        for _ in range(3):
+            one_step(recorder)
+    assert len(warnings) == 1
+    assert "in use" in warnings[0]
+    assert recorder.steps == 3
+
+
+def test_a_step_outside_of_windows_takes_a_number_alone(tmp_path: Path) -> None:
+    """What the hook around a step calls; with live metrics the step is recorded all the same."""
+    (rank,) = ranks_of(tmp_path, 1)
+    assert (rank.recorder.pass_step(), rank.recorder.steps) == (True, 1)
+    window("start", tmp_path)
+    assert (rank.recorder.pass_step(), rank.recorder.steps) == (False, 1)
+    rank.step()
+    assert not rank.recorder.quiet
+    window("stop", tmp_path, "--no-merge")
+    assert (rank.recorder.pass_step(), rank.recorder.steps, rank.recorder.quiet) == (True, 3, True)
+    rank.recorder.warming_up = True  # ranges are kept in graphs that are captured
+    assert (rank.recorder.pass_step(), rank.recorder.quiet) == (False, False)
+    (seen,) = ranks_of(tmp_path / "metrics", 1, always=[Kept()])
+    assert not seen.recorder.pass_step()
+
+
+def test_idle_batches_of_a_window_are_in_its_end_record(tmp_path: Path) -> None:
+    (rank,) = ranks_of(tmp_path, 1)
+    rank.recorder.skip_step()
+    window("start", tmp_path)
+    rank.step(2)
+    for _ in range(3):
+        rank.recorder.skip_step()
+    rank.step(1)
+    ended = window("stop", tmp_path, "--no-merge")
+    rank.recorder.skip_step()
+    assert (ended["window"]["first_step"], ended["window"]["last_step"]) == (1, 6)
+    (path,) = tmp_path.glob("windows/1/ranks/*.journal")
+    journal = Journal(path)
+    assert sum(len(records) for records in journal.bulk())
+    assert journal.ended is not None
+    assert {key: json.loads(journal.ended)[key] for key in ("steps", "idle_steps")} == {"steps": 6, "idle_steps": 3}
