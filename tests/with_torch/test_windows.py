@@ -313,6 +313,22 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
     window("stop", tmp_path, "--timeout", "20")
 
 
+def test_a_window_that_is_left_open_on_one_rank_is_closed_there(tmp_path: Path) -> None:
+    """Rank 1 was silent when the window ended on the others."""
+    ranks = ranks_of(tmp_path)
+    window("start", tmp_path)
+    for rank in ranks:
+        rank.step(3)
+    with connected(Control(tmp_path), ranks[1]) as hangs:
+        ended = window("stop", tmp_path, "--timeout", "0.5", "--no-merge", status=2)
+        assert ended["silent"] == {f"rank 1 (process {os.getpid()})": "it does not answer"}
+        assert hangs.fileno() > 0
+    done = run("window", "start", str(tmp_path), "--timeout", "20")
+    assert (done.code, "window 1 is open" in done.err) == (2, True)
+    left = window("stop", tmp_path, "--timeout", "20")
+    assert (left["window"]["ranks"], left["silent"], left["verdict"]) == ([1], {}, "complete")
+
+
 def test_a_rank_without_a_socket_is_named_and_the_others_record(tmp_path: Path) -> None:
     ranks = [Rank(tmp_path, 0, 2), Rank(tmp_path, 1, 2, listens=False)]
     done = run("window", "start", str(tmp_path))
