@@ -158,8 +158,8 @@ def stop(session: Path, seconds: float) -> Answers:
     window = before.window
     if window is None:
         raise NvtxmoeError("no window is open", where=session, remedy=f"Open one: nvtxmoe window start {session}")
-    with _ranks(session, seconds) as ranks:
-        ranks = [one for one in ranks if one.rank in window["ranks"] or one.rank not in before.by_rank]
+    with _ranks(session, seconds) as there:
+        ranks = [one for one in there if one.rank in window["ranks"] or one.rank not in before.by_rank]
         _all(ranks, do="stop")
         ended = _answers(ranks)
         if ended.by_rank:

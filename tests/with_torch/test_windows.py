@@ -313,8 +313,7 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
     window("stop", tmp_path, "--timeout", "20")
 
 
-def test_a_window_that_is_left_open_on_one_rank_is_closed_there(tmp_path: Path) -> None:
-    """Rank 1 was silent when the window ended on the others."""
+def test_a_rank_that_hears_late_of_the_end_ends_its_window_too(tmp_path: Path) -> None:
     ranks = ranks_of(tmp_path)
     window("start", tmp_path)
     for rank in ranks:
@@ -323,9 +322,20 @@ def test_a_window_that_is_left_open_on_one_rank_is_closed_there(tmp_path: Path) 
         ended = window("stop", tmp_path, "--timeout", "0.5", "--no-merge", status=2)
         assert ended["silent"] == {f"rank 1 (process {os.getpid()})": "it does not answer"}
         assert hangs.fileno() > 0
-    done = run("window", "start", str(tmp_path), "--timeout", "20")
+    wait_until(lambda: ranks[1].windows.current is None)
+    assert counts_in_merge(tmp_path / "windows" / "1") == expected(range(3)).tolist()
+
+
+def test_a_window_that_one_rank_has_left_open_can_be_stopped(tmp_path: Path) -> None:
+    ranks = ranks_of(tmp_path)
+    window("start", tmp_path)
+    for rank in ranks:
+        rank.step(3)
+    ranks[0].control.stop()
+    ranks[0].control.conclude(0, 2)
+    done = run("window", "start", str(tmp_path))
     assert (done.code, "window 1 is open" in done.err) == (2, True)
-    left = window("stop", tmp_path, "--timeout", "20")
+    left = window("stop", tmp_path)
     assert (left["window"]["ranks"], left["silent"], left["verdict"]) == ([1], {}, "complete")
 
 
