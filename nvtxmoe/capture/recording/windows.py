@@ -243,4 +243,7 @@ class Windows(EveryStep):
             return None
         window = self.current
         now: list[list[int | None]] = [] if window is None else [[window.first, window.last]]
-        return [*([first, last] for first, last in self.earlier), *now] if sink in self._shared else now
+        if sink not in self._shared:
+            return now
+        earlier: list[list[int | None]] = [[first, last] for first, last in self.earlier]
+        return earlier + now
