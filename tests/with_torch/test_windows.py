@@ -21,6 +21,7 @@ from nvtxmoe.capture.recording.recorder import Recorder
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.recording.windows import Windows
 from nvtxmoe.capture.run_identity import Identity
+from nvtxmoe.capture.sinks.journal import JournalSink
 from nvtxmoe.capture.startup import window_socket
 from nvtxmoe.capture.startup.settings import SESSION_DIR, Settings
 from nvtxmoe.capture.startup.start import has_windows
@@ -65,6 +66,14 @@ def validation_of(folder: Path) -> dict[str, Any]:
     """moe_capture_validation.json."""
     found: dict[str, Any] = json.loads((folder / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
     return found
+
+
+def journal_of(rank: Rank) -> JournalSink:
+    """The journal of the window that is open."""
+    assert rank.windows.current is not None
+    (journal,) = rank.windows.current.sinks
+    assert isinstance(journal, JournalSink)
+    return journal
 
 
 def test_each_window_has_the_steps_between_start_and_stop_and_nothing_else(tmp_path: Path) -> None:
@@ -193,10 +202,9 @@ def test_a_rank_that_is_lost_steps_is_not_excused_by_the_window(tmp_path: Path) 
     window("start", tmp_path)
     for rank in ranks:
         rank.step(6)
-    (lame,) = ranks[1].windows.current.sinks  # type: ignore[union-attr]
-    kept = lame._begun.copy()  # type: ignore[attr-defined]
-    assert kept
-    lame._begun.clear()  # type: ignore[attr-defined]
+    lame = journal_of(ranks[1])
+    assert lame._begun
+    lame._begun.clear()
     ended = window("stop", tmp_path)
     checks = {check["name"]: check for check in validation_of(tmp_path / "windows" / "1")["checks"]}
     assert ended["verdict"] == "incomplete"
@@ -387,11 +395,12 @@ def test_a_client_that_leaves_during_the_end_leaves_whole_files(tmp_path: Path) 
     assert counts_in_merge(tmp_path / "windows" / "1") == expected(range(4)).tolist()
 
 
-def test_a_disk_that_fills_up_is_one_warning_and_is_said_at_the_end(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_one_warning_and_is_said_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (rank,) = ranks_of(tmp_path, 1)
     window("start", tmp_path)
-    (journal,) = rank.windows.current.sinks  # type: ignore[union-attr]
-    journal._writer.append = failing  # type: ignore[attr-defined]
+    monkeypatch.setattr(journal_of(rank)._writer, "append", failing)
     with kept_warnings() as warnings:
         rank.step(5)
         ended = window("stop", tmp_path, "--no-merge")

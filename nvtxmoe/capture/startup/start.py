@@ -48,9 +48,9 @@ def start() -> None:
         return
     log = logger(settings.verbose)
     if "moe" in sinks_of(settings) or has_windows(settings):
-        from nvtxmoe.capture.startup.session import SESSION_DIR, session_dir  # noqa: PLC0415  only where there is one
+        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415  only where there is one
 
-        fresh = not os.environ.get(SESSION_DIR)
+        fresh = not os.environ.get(config.SESSION_DIR)
         try:
             log.info("session: %s", session_dir(settings.output_dir))
         except OSError as error:

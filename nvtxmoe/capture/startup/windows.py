@@ -39,7 +39,7 @@ def make_windows(
         if not files:
             return []
         folder = session_dir(settings.output_dir) / WINDOWS
-        folder.mkdir(mode=0o755, exist_ok=True)  # nsys starts programs with a mask of 0
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)  # nsys starts programs with a mask of 0
         return [JournalSink(folder / str(number), identity.rank, settings.flush_interval)]
 
     windows = Windows(always, nvtx, make_own)
