@@ -7,7 +7,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +154,12 @@ def stop(session: Path, seconds: float) -> Answers:
     Raises:
         NvtxmoeError: no window is open, or no rank answers.
     """
-    if status(session, seconds).window is None:
+    before = status(session, seconds)
+    window = before.window
+    if window is None:
         raise NvtxmoeError("no window is open", where=session, remedy=f"Open one: nvtxmoe window start {session}")
-    with _ranks(session, seconds) as ranks:
+    with _ranks(session, seconds) as there:
+        ranks = [one for one in there if one.rank in window["ranks"] or one.rank not in before.by_rank]
         _all(ranks, do="stop")
         ended = _answers(ranks)
         if ended.by_rank:
@@ -166,7 +169,7 @@ def stop(session: Path, seconds: float) -> Answers:
             ended = _answers(ranks)
     if not ended.by_rank:
         raise NvtxmoeError(_first(ended.silent), where=session, remedy="Is the server running?")
-    return ended
+    return replace(ended, absent=before.absent)
 
 
 def window_folder(session: Path, number: int) -> Path:

@@ -47,7 +47,8 @@ class Control:
     def __init__(self, session: Path, *, create: bool = False) -> None:
         self.path = session / CONTROL
         if create:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            session.mkdir(mode=0o755, parents=True, exist_ok=True)  # nsys starts programs with a mask of 0
+            self.path.mkdir(mode=0o700, exist_ok=True)
         self._fd: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         found = os.fstat(self._fd)
         trusted = (os.geteuid(),) if create or os.geteuid() else (0, found.st_uid)  # root may use everybody's

@@ -38,6 +38,7 @@ def test_nothing_set() -> None:
         ("OUTPUT_DIR", "/tmp/x", Path("/tmp/x")),
         ("FLUSH_INTERVAL", "0.5", 0.5),
         ("PAYLOAD", "words", "words"),
+        ("WINDOW", "Closed", "closed"),
     ],
 )
 def test_a_variable_and_the_file_mean_the_same(name: str, text: str, value: object, tmp_path: Path) -> None:

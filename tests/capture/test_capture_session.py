@@ -173,6 +173,24 @@ def test_the_last_line_has_the_verdict(tmp_path: Path, capfd: pytest.CaptureFixt
     assert line.endswith(session.REMEDY)
 
 
+def test_windows_that_nobody_has_merged_are_merged_at_the_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in (1, 2, 10):
+        sink = JournalSink(tmp_path / "windows" / str(number), 0, 3600)
+        sink.step_begins(Step(0, 0, number, 1, number, 0))
+        sink.close({"steps": 1})
+    (tmp_path / "windows" / "1" / "moe_expert_tracking").mkdir()
+    (tmp_path / "control").mkdir()
+    (tmp_path / "control" / "rank0-1.sock").touch()  # of a process that was killed
+    session.merge_at_exit(tmp_path, os.getpid())
+    second, tenth = capfd.readouterr().err.splitlines()
+    assert f" in {tmp_path / 'windows' / '2' / 'moe_expert_tracking'}" in second
+    assert f" in {tmp_path / 'windows' / '10' / 'moe_expert_tracking'}" in tenth
+    assert not list((tmp_path / "windows" / "1" / "moe_expert_tracking").iterdir())
+    assert not (tmp_path / "control").exists()
+
+
 def test_the_last_line_of_a_complete_run() -> None:
     overview = {"verdict": "complete", "reasons": [], "steps_captured": 1234, "tokens": 5678, "folder": "/tmp/s"}
     assert session.verdict_line(overview) == "capture complete: 1,234 steps, 5,678 tokens in /tmp/s"

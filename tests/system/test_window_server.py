@@ -109,7 +109,7 @@ def test_windows_are_complete(served: Served) -> None:
             check["name"]: check for check in json.loads((folder / "moe_capture_validation.json").read_text())["checks"]
         }
         bounds = [[ended["window"]["first_step"], ended["window"]["last_step"]]]
-        assert checks["steps_consecutive"]["windows"] == bounds
+        assert checks["steps_consecutive"]["figures"]["windows"] == bounds
         assert checks["ranks_in_step"]["status"] == checks["journals_agree"]["status"] == "pass"
     first, second = (ended["window"] for ended in served.ended)
     assert first["first_step"] > 0

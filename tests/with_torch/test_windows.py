@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import socket
-import stat
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 
 from nvtxmoe.capture.hooks import unhook_all
-from nvtxmoe.capture.startup import window_socket
-from nvtxmoe.formats.window_socket import CONTROL, Control, receive, send
+from nvtxmoe.formats.journal import Journal
 from tests.support.cli import run
-from tests.support.kept_warnings import kept_warnings
-from tests.support.window_engine import EXPERTS, LAYERS, Rank, Serving, expected, tokens_of
+from tests.support.window_calls import counts_in_merge, counts_of, journal_of, ranks_of, validation_of, window
+from tests.support.window_engine import LAYERS, Serving, expected, tokens_of
 from tests.with_torch.events import Kept
 
 
@@ -28,34 +22,6 @@ from tests.with_torch.events import Kept
 def no_hooks() -> None:
     """Hooks that an earlier test switched off are forgotten."""
     unhook_all()
-
-
-def ranks_of(folder: Path, number: int = 2, **more: Any) -> list[Rank]:
-    """The ranks of an engine."""
-    return [Rank(folder, rank, number, **more) for rank in range(number)]
-
-
-def window(action: str, session: Path, *more: str, status: int = 0) -> dict[str, Any]:
-    """What the command prints as JSON."""
-    done = run("window", action, str(session), "--json", *more)
-    assert done.code == status, done.out + done.err
-    found: dict[str, Any] = json.loads(done.out)
-    return found
-
-
-def counts_of(folder: Path) -> np.ndarray[Any, Any]:
-    """moe_expert_activations: [layers, experts]."""
-    counts = np.zeros((LAYERS, EXPERTS), np.int64)
-    with (folder / "moe_expert_tracking" / "moe_expert_activations.csv").open() as file:
-        for row in csv.DictReader(file):
-            counts[int(row["layer_idx"]), int(row["expert_id"])] += int(row["activation_count"])
-    return counts
-
-
-def validation_of(folder: Path) -> dict[str, Any]:
-    """moe_capture_validation.json."""
-    found: dict[str, Any] = json.loads((folder / "moe_expert_tracking" / "moe_capture_validation.json").read_text())
-    return found
 
 
 def test_each_window_has_the_steps_between_start_and_stop_and_nothing_else(tmp_path: Path) -> None:
@@ -144,13 +110,6 @@ def test_sinks_of_all_steps_go_on_outside_of_windows(tmp_path: Path) -> None:
     assert counts_in_merge(tmp_path / "windows" / "2") == expected(range(6, 9)).tolist()
 
 
-def counts_in_merge(folder: Path) -> list[list[int]]:
-    """Counts after a merge by hand."""
-    assert run("merge", str(folder), "--strict").code == 0
-    counts: list[list[int]] = counts_of(folder).tolist()
-    return counts
-
-
 def test_pairs_are_those_of_the_window(tmp_path: Path) -> None:
     (rank,) = ranks_of(tmp_path, 1, always=[Kept()], emit=frozenset({"counts", "pairs"}))
     rank.step(3)
@@ -184,10 +143,9 @@ def test_a_rank_that_is_lost_steps_is_not_excused_by_the_window(tmp_path: Path) 
     window("start", tmp_path)
     for rank in ranks:
         rank.step(6)
-    (lame,) = ranks[1].windows.current.sinks  # type: ignore[union-attr]
-    kept = lame._begun.copy()  # type: ignore[attr-defined]
-    assert kept
-    lame._begun.clear()  # type: ignore[attr-defined]
+    lame = journal_of(ranks[1])
+    assert lame._begun
+    lame._begun.clear()
     ended = window("stop", tmp_path)
     checks = {check["name"]: check for check in validation_of(tmp_path / "windows" / "1")["checks"]}
     assert ended["verdict"] == "incomplete"
@@ -230,144 +188,35 @@ def test_a_folder_without_sockets_is_named(tmp_path: Path) -> None:
     assert (done.code, "NVTXMOE_WINDOW=closed" in done.err) == (2, True)
 
 
-def test_the_folder_and_the_sockets_are_the_user_s_own(tmp_path: Path) -> None:
+def test_a_step_outside_of_windows_takes_a_number_alone(tmp_path: Path) -> None:
+    """What the hook around a step calls; with live metrics the step is recorded all the same."""
     (rank,) = ranks_of(tmp_path, 1)
-    assert rank.socket is not None
-    assert stat.S_IMODE((tmp_path / CONTROL).stat().st_mode) == 0o700
-    assert stat.S_IMODE(rank.socket.path.stat().st_mode) == 0o600
-    (tmp_path / CONTROL).chmod(0o755)
-    done = run("window", "status", str(tmp_path))
-    assert (done.code, "other users may enter" in done.err) == (2, True)
+    assert (rank.recorder.pass_step(), rank.recorder.steps) == (True, 1)
+    window("start", tmp_path)
+    assert (rank.recorder.pass_step(), rank.recorder.steps) == (False, 1)
+    rank.step()
+    assert not rank.recorder.quiet
+    window("stop", tmp_path, "--no-merge")
+    assert (rank.recorder.pass_step(), rank.recorder.steps, rank.recorder.quiet) == (True, 3, True)
+    rank.recorder.warming_up = True  # ranges are kept in graphs that are captured
+    assert (rank.recorder.pass_step(), rank.recorder.quiet) == (False, False)
+    (seen,) = ranks_of(tmp_path / "metrics", 1, always=[Kept()])
+    assert not seen.recorder.pass_step()
 
 
-def test_another_user_is_refused_on_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_batches_of_a_window_are_in_its_end_record(tmp_path: Path) -> None:
     (rank,) = ranks_of(tmp_path, 1)
-    control = Control(tmp_path)
-    other = os.geteuid() + 1
-    monkeypatch.setattr(os, "geteuid", lambda: other)
-    with pytest.raises(Exception, match="belongs to user"):
-        Control(tmp_path)
-    monkeypatch.setattr(window_socket, "peer_is_trusted", lambda _: False)
-    with connected(control, rank) as client:
-        assert client.recv(1) == b""  # it was closed, unheard
-
-
-def connected(control: Control, rank: Rank) -> socket.socket:
-    """A client's connection."""
-    assert rank.socket is not None
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.connect(control.address(rank.socket.path.name))
-    return client
-
-
-def test_the_path_of_a_session_may_be_long(tmp_path: Path) -> None:
-    session = tmp_path / ("a" * 100) / ("b" * 100)
-    (rank,) = ranks_of(session, 1)
-    window("start", session)
+    rank.recorder.skip_step()
+    window("start", tmp_path)
     rank.step(2)
-    assert window("stop", session)["verdict"] == "complete"
-
-
-def test_a_start_that_one_rank_can_t_follow_is_taken_back(tmp_path: Path) -> None:
-    ranks = ranks_of(tmp_path)
-    ranks[1].windows._make_own = failing
-    done = run("window", "start", str(tmp_path))
-    assert done.code == 2
-    assert "rank 1 (process " in done.err
-    assert "No space left on device; no window was opened" in done.err
-    wait_until(lambda: ranks[0].windows.current is None)
-    ranks[0].step(2)
-    assert not list(tmp_path.glob("windows/*/ranks/*.journal"))
-
-
-def failing(_: int) -> Any:
-    """A full disk."""
-    raise OSError(28, "No space left on device")
-
-
-def wait_until(holds: Any) -> None:
-    until = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
-def test_a_rank_that_does_not_answer_is_named(tmp_path: Path) -> None:
-    ranks = ranks_of(tmp_path)
-    control = Control(tmp_path)
-    with connected(control, ranks[1]) as hangs:  # its thread waits for this client
-        done = run("window", "start", str(tmp_path), "--timeout", "0.5")
-        assert done.code == 2
-        assert f"rank 1 (process {os.getpid()}): it does not answer; no window was opened" in done.err
-        assert hangs.fileno() > 0
-    window("start", tmp_path, "--timeout", "20")
-    window("stop", tmp_path, "--timeout", "20")
-
-
-def test_a_rank_without_a_socket_is_named_and_the_others_record(tmp_path: Path) -> None:
-    ranks = [Rank(tmp_path, 0, 2), Rank(tmp_path, 1, 2, listens=False)]
-    done = run("window", "start", str(tmp_path))
-    assert (done.code, "rank 1 of the run: no socket" in done.out) == (0, True), done.out
-    for rank in ranks:
-        rank.step(3)
-    ended = window("stop", tmp_path)
-    assert (ended["absent"], ended["verdict"]) == ([1], "incomplete")
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"garbage\n", b"[]\n", b'{"do":"start"}\n', b'{"do":"start","window":"x"}\n', b"[" * 9000 + b"\n", b"\xff\n", b""],
-)
-def test_garbage_changes_nothing(data: bytes, tmp_path: Path) -> None:
-    (rank,) = ranks_of(tmp_path, 1)
-    with kept_warnings() as warnings:
-        for _ in range(3):
-            with connected(Control(tmp_path), rank) as client:
-                client.sendall(data)
-                client.shutdown(socket.SHUT_WR)
-                client.settimeout(20)
-                client.recv(1 << 16)
-        assert window("status", tmp_path)["window"] is None
-    assert len(warnings) <= 1
-
-
-def test_a_client_that_leaves_after_the_start_leaves_no_window(tmp_path: Path) -> None:
-    (rank,) = ranks_of(tmp_path, 1)
-    with connected(Control(tmp_path), rank) as client:
-        send(client, {"do": "start", "window": 1}, 5)
-        assert receive(client, 5)["first"] == 0
-        rank.step(1)
-    wait_until(lambda: rank.windows.current is None)
-    assert not list(tmp_path.glob("windows/*/ranks/*.journal"))
-
-
-def test_a_client_that_leaves_during_the_end_leaves_whole_files(tmp_path: Path) -> None:
-    (rank,) = ranks_of(tmp_path, 1)
-    window("start", tmp_path)
-    rank.step(4)
-    with connected(Control(tmp_path), rank) as client:
-        send(client, {"do": "stop"}, 5)
-        receive(client, 5)
-    wait_until(lambda: rank.windows.current is None)
-    assert counts_in_merge(tmp_path / "windows" / "1") == expected(range(4)).tolist()
-
-
-def test_a_disk_that_fills_up_is_one_warning_and_is_said_at_the_end(tmp_path: Path) -> None:
-    (rank,) = ranks_of(tmp_path, 1)
-    window("start", tmp_path)
-    (journal,) = rank.windows.current.sinks  # type: ignore[union-attr]
-    journal._writer.append = failing  # type: ignore[attr-defined]
-    with kept_warnings() as warnings:
-        rank.step(5)
-        ended = window("stop", tmp_path, "--no-merge")
-        rank.step(5)
-    assert len(warnings) == 1
-    assert "No space left" in ended["failed"]["0"]
-    assert rank.recorder.steps == 10
-
-
-def test_a_socket_of_that_name_is_one_warning(tmp_path: Path) -> None:
-    Control(tmp_path, create=True)
-    (tmp_path / CONTROL / f"rank0-{os.getpid()}.sock").touch()
-    with pytest.raises(OSError, match="in use"):
-        Rank(tmp_path, 0, 1)
+    for _ in range(3):
+        rank.recorder.skip_step()
+    rank.step(1)
+    ended = window("stop", tmp_path, "--no-merge")
+    rank.recorder.skip_step()
+    assert (ended["window"]["first_step"], ended["window"]["last_step"]) == (1, 6)
+    (path,) = tmp_path.glob("windows/1/ranks/*.journal")
+    journal = Journal(path)
+    assert sum(len(records) for records in journal.bulk())
+    assert journal.ended is not None
+    assert {key: json.loads(journal.ended)[key] for key in ("steps", "idle_steps")} == {"steps": 6, "idle_steps": 3}

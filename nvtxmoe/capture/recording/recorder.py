@@ -217,10 +217,7 @@ class Recorder:
             sink.step_begins(step)
 
     def pass_step(self) -> bool:
-        """A scheduled step begins: return whether it is outside of every window, so that it is not to be recorded.
-
-        It then takes its number. Else ``begin_step`` is to be called.
-        """
+        """A scheduled step begins: return whether it took a number outside of all windows; else call ``begin_step``."""
         if self._open or self.warming_up or self._stopped is not None or self.identity is None:
             return False
         passes = self.recorded.passes(self.steps)

@@ -16,7 +16,7 @@ class Window:
     """One window in this process.
 
     Parameters:
-        sinks: its own, closed with it; ``shared`` are those of all windows.
+        sinks: its own, closed with it.
         lost_before: losses of the process when the window opens.
 
     Attributes:
@@ -26,13 +26,11 @@ class Window:
         step_open: whether one of its steps has begun and not ended.
     """
 
-    def __init__(
-        self, number: int, first: int, sinks: Sequence[Sink], shared: Sequence[Sink], lost_before: Mapping[str, int]
-    ) -> None:
+    def __init__(self, number: int, first: int, sinks: Sequence[Sink], lost_before: Mapping[str, int]) -> None:
         self.number = number
         self.first = self.recorded_first = first
         self.last: int | None = None
-        self.sinks, self.shared = tuple(sinks), tuple(shared)
+        self.sinks = tuple(sinks)
         self.steps = self.tokens = 0
         self.step_open = False
         self._lost_before = dict(lost_before)
@@ -218,7 +216,7 @@ class Windows(EveryStep):
         """
         own = self._make_own(number)
         with self._lock:
-            window = self.current = Window(number, self.taken, own, self._shared, lost)
+            window = self.current = Window(number, self.taken, own, lost)
         return window
 
     def close(self) -> None:
@@ -245,4 +243,7 @@ class Windows(EveryStep):
             return None
         window = self.current
         now: list[list[int | None]] = [] if window is None else [[window.first, window.last]]
-        return [*([first, last] for first, last in self.earlier), *now] if sink in self._shared else now
+        if sink not in self._shared:
+            return now
+        earlier: list[list[int | None]] = [[first, last] for first, last in self.earlier]
+        return earlier + now

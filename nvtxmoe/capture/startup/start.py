@@ -56,9 +56,9 @@ def _begin(settings: Settings) -> None:
         return
     log = logger(settings.verbose)
     if "moe" in sinks_of(settings) or has_windows(settings):
-        from nvtxmoe.capture.startup.session import SESSION_DIR, session_dir  # noqa: PLC0415  only where there is one
+        from nvtxmoe.capture.startup.session import session_dir  # noqa: PLC0415  only where there is one
 
-        fresh = not os.environ.get(SESSION_DIR)
+        fresh = not os.environ.get(config.SESSION_DIR)
         log.info("session: %s", session_dir(settings.output_dir))
         if fresh and has_windows(settings):
             where = f"nvtxmoe window start {session_dir(settings.output_dir)}"

@@ -38,8 +38,9 @@ def make_windows(
     def make_own(number: int) -> list[Sink]:
         if not files:
             return []
-        folder = session_dir(settings.output_dir) / WINDOWS / str(number)
-        return [JournalSink(folder, identity.rank, settings.flush_interval)]
+        folder = session_dir(settings.output_dir) / WINDOWS
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)  # nsys starts programs with a mask of 0
+        return [JournalSink(folder / str(number), identity.rank, settings.flush_interval)]
 
     windows = Windows(always, nvtx, make_own)
     try:
