@@ -36,7 +36,7 @@ def start(source: Path, out: Path) -> int:
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
+        with contextlib.suppress(BaseException), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             os._exit(cli.run(["analyze", str(source), "-o", str(out)]))

@@ -1,4 +1,4 @@
-"""Damage to whole inputs of any kind: bytes, tables, columns, values, payloads, schemas, names. Each draw has a number."""
+"""Damage to whole inputs of any kind: bytes, tables, values, payloads, schemas, names. Each draw has a number."""
 
 from __future__ import annotations
 
@@ -95,7 +95,8 @@ def _sqlite_schema(folder: Path, random: Random) -> Path:
             [f"DROP TABLE {table}"],
             [f"ALTER TABLE {table} RENAME TO {table}_V2"],
             [f'ALTER TABLE {table} RENAME COLUMN "{column}" TO other'],
-            [f"CREATE TABLE t AS SELECT {retyped} FROM {table}", f"DROP TABLE {table}", f"ALTER TABLE t RENAME TO {table}"],
+            [f"CREATE TABLE t AS SELECT {retyped} FROM {table}", f"DROP TABLE {table}",
+             f"ALTER TABLE t RENAME TO {table}"],
             [f"DELETE FROM {table}"],
             [f"ALTER TABLE {table} RENAME TO t", f"CREATE VIEW {table} AS SELECT * FROM t"],
             [f'UPDATE {table} SET "{column}" = NULL'],
@@ -152,8 +153,10 @@ def _schema_loops(folder: Path, random: Random) -> Path:
                     "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET type = ?2 WHERE schemaId = ?1 AND idx = ?3",
                     "INSERT INTO NVTX_PAYLOAD_SCHEMA_ENTRIES (domainId, schemaId, idx, flags, type, name) "
                     "VALUES (1, ?1, ?3, 0, ?2, 'f')",
-                    "INSERT INTO NVTX_PAYLOAD_SCHEMAS (domainId, schemaId, type, payloadSize) VALUES (1, ?1, 1, ?2 % 64)",
-                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET flags = 16, arrayOrUnionDetail = ?2 % 4096 WHERE schemaId = ?1",
+                    "INSERT INTO NVTX_PAYLOAD_SCHEMAS (domainId, schemaId, type, payloadSize) "
+                    "VALUES (1, ?1, 1, ?2 % 64)",
+                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET flags = 16, arrayOrUnionDetail = ?2 % 4096 "
+                    "WHERE schemaId = ?1",
                 ]
             )
             database.execute(str(statement), values)
@@ -175,17 +178,14 @@ def _names(folder: Path, random: Random) -> Path:
 def _meta(folder: Path, random: Random) -> Path:
     def edit(meta: dict[str, Any]) -> None:
         for _ in range(random.integers(1, 4)):
-            within = meta if random.random() < 0.6 else meta["layers"][int(random.integers(len(meta["layers"])))]
+            layers = meta.get("layers")
+            inside = layers[0] if isinstance(layers, list) and layers and random.random() < 0.4 else meta
+            within = inside if isinstance(inside, dict) else meta
             key = str(random.choice([*within, "ep_size", "dp_size", "clock", "capture", "eplb", "run_id", "recording"]))
-            value = [*EXTREMES, *HOSTILE, [], {}, [[]], {"a": 1}, "\ud800", True][random.integers(len(EXTREMES) + 20)]
+            value = values[random.integers(len(values))]
             within[key] = repr(value) if isinstance(value, bytes) else value
-            if (
-                not isinstance(meta.get("layers"), list)
-                or not meta["layers"]
-                or not isinstance(meta["layers"][0], dict)
-            ):
-                break
 
+    values = [*EXTREMES, *HOSTILE, [], {}, [[]], {"a": 1}, "\ud800", True]
     return edited_meta(_export(folder), folder / "edited.sqlite", edit)
 
 
