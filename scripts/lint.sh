@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The linters, the type checker and the import contracts, without the tests.
+# The linters, bandit, the type checker and the import contracts, without the tests.
 #
 #   scripts/lint.sh
 set -euo pipefail
@@ -8,4 +8,5 @@ scripts/setup_env.sh test
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
+.venv/bin/bandit -q -c pyproject.toml -r nvtxmoe analysis recipes
 .venv/bin/lint-imports

@@ -23,7 +23,7 @@ OTHER_VERBOSE = "VLLM_PROFILING_VERBOSE"
 MODES = ("auto", "nsys", "moe", "both", "live")
 PAYLOADS = ("auto", "binary", "words")
 EMITS = ("ranges", "counts", "topk", "physical", "pairs")
-DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  where people look, as documented
+DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  # nosec B108  where people look; its owner is checked
 DEFAULT_EMITS = frozenset({"ranges", "counts", "topk", "physical"})
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 #: Layers that a list may name.
