@@ -147,16 +147,20 @@ def _schema_loops(folder: Path, random: Random) -> Path:
     with closing(sqlite3.connect(path)) as database, database:
         ids = [row[0] for row in database.execute("SELECT schemaId FROM NVTX_PAYLOAD_SCHEMAS")]
         for _ in range(random.integers(1, 30)):
-            values = [int(random.choice(ids)), int(random.choice([*ids, 5, 7, 99])), int(random.integers(3))]
+            values = {
+                "one": int(random.choice(ids)),
+                "two": int(random.choice([*ids, 5, 7, 99])),
+                "three": int(random.integers(3)),
+            }
             statement = random.choice(
                 [
-                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET type = ?2 WHERE schemaId = ?1 AND idx = ?3",
+                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET type = :two WHERE schemaId = :one AND idx = :three",
                     "INSERT INTO NVTX_PAYLOAD_SCHEMA_ENTRIES (domainId, schemaId, idx, flags, type, name) "
-                    "VALUES (1, ?1, ?3, 0, ?2, 'f')",
+                    "VALUES (1, :one, :three, 0, :two, 'f')",
                     "INSERT INTO NVTX_PAYLOAD_SCHEMAS (domainId, schemaId, type, payloadSize) "
-                    "VALUES (1, ?1, 1, ?2 % 64)",
-                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET flags = 16, arrayOrUnionDetail = ?2 % 4096 "
-                    "WHERE schemaId = ?1",
+                    "VALUES (1, :one, 1, :two % 64)",
+                    "UPDATE NVTX_PAYLOAD_SCHEMA_ENTRIES SET flags = 16, arrayOrUnionDetail = :two % 4096 "
+                    "WHERE schemaId = :one",
                 ]
             )
             database.execute(str(statement), values)
