@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module, resources
+from pathlib import Path
 
 import click
 
@@ -81,6 +82,9 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 bad input, 3 --strict, 4 a failed gate, 1 a bug, 130 Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end
     for stream in (sys.stdout, sys.stderr):  # a path or kernel name need not fit the terminal's encoding
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")
     code = run(list(sys.argv[1:] if argv is None else argv))

@@ -80,7 +80,7 @@ class _RequestError(Exception):
 
 def prompts(load: Load) -> Iterator[str]:
     """The prompts of a load, each its own."""
-    chance, words = random.Random(load.seed), _TEXT.split()  # noqa: S311  no secret
+    chance, words = random.Random(load.seed), _TEXT.split()  # noqa: S311  # nosec B311  no secret
     for _ in range(load.num_requests):
         yield " ".join(chance.choices(words, k=load.prompt_tokens))
 

@@ -10,7 +10,7 @@ _KEY = r"(?:api[-_]?key|access[-_]?key|secret|password|passwd|token|credentials?
 #: Options whose value is a key, or headers, which carry keys.
 _OPTION = re.compile(rf"--?[\w-]*(?:{_KEY}|headers?)", re.IGNORECASE)
 #: NAME=VALUE, of an environment or in a shell's line.
-_VARIABLE = re.compile(rf"\b(\w*(?:{_KEY}|_key|headers?)\w{{0,3}})=(?!=)(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
+_VARIABLE = re.compile(rf"\b(\w*(?:{_KEY}|_key|headers?))=(?!=)(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
 #: An option and its value within a shell's line.
 _OPTION_INSIDE = re.compile(rf"(--?[\w-]*(?:{_KEY}|headers?)[ =])(\"[^\"]*\"|'[^']*'|\S+)", re.IGNORECASE)
 #: Headers, members of JSON objects, passwords of addresses, and keys that are known by their form.

@@ -20,7 +20,7 @@ SHUTDOWN_OPTION = "--shutdown-timeout"
 SHUTDOWN_SINCE = (0, 20)
 _MODULE = "vllm.entrypoints.openai.api_server"
 _COMMANDS = frozenset({"vllm", "vllm.entrypoints.cli.main"})
-_EVERYWHERE = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  addresses that mean all interfaces
+_EVERYWHERE = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  # nosec B104  addresses that mean all interfaces
 _POLL_S = 0.5
 
 

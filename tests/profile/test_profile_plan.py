@@ -11,7 +11,7 @@ import pytest
 
 import nvtxmoe
 from nvtxmoe.profile import nsys_command
-from nvtxmoe.profile.plan import without_secrets
+from nvtxmoe.profile.secrets import without_secrets
 from tests.support.cli import everything, refused, run
 from tests.support.profile_plans import (
     dry_run,
@@ -250,6 +250,28 @@ def test_keys_are_not_shown() -> None:
     argv = ["vllm", "serve", "M", "--max-tokens", "64", "--api-key", "one", "two", "--port", "80", "--hf-token=three"]
     shown = ["vllm", "serve", "M", "--max-tokens", "64", "--api-key", "***", "***", "--port", "80", "--hf-token=***"]
     assert without_secrets(argv) == shown
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("HF_TOKEN=planted", "HF_TOKEN=***"),
+        ("AWS_SECRET_ACCESS_KEY=planted", "AWS_SECRET_ACCESS_KEY=***"),
+        ("--token=planted", "--token=***"),
+        ("--otlp-headers=x-honeycomb-team=planted", "--otlp-headers=***"),
+        ("Authorization: Bearer planted", "Authorization: ***"),
+        ("HF_TOKEN='planted' vllm serve M --api-key planted -O2", "HF_TOKEN=*** vllm serve M --api-key *** -O2"),
+        ('{"hf_token": "planted", "max_tokens": 7}', '{"hf_token": "***", "max_tokens": 7}'),
+        ("https://me:planted@host/x", "https://me:***@host/x"),
+        ("hf_plantedplantedplanted", "***"),
+        ("MAX_TOKENS=64", "MAX_TOKENS=64"),
+        ("--tokenizer=mine", "--tokenizer=mine"),
+        ("python -m x --max-num-batched-tokens 64", "python -m x --max-num-batched-tokens 64"),
+    ],
+)
+def test_keys_in_any_form_are_not_shown(word: str, shown: str) -> None:
+    assert without_secrets(["env", word, "vllm"]) == ["env", shown, "vllm"]
+    assert without_secrets(["curl", "--token", "planted", "-H", "Cookie: planted"])[2:] == ["***", "-H", "Cookie: ***"]
 
 
 def test_a_percent_sign_in_the_folder_is_one_for_nsys_too() -> None:

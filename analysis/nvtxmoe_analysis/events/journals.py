@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from nvtxmoe_analysis.events.capture_state import capture_state
 from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS, Events, decode
 from nvtxmoe_analysis.events.journal_budget import Budget
 from nvtxmoe_analysis.events.journal_file import JournalFile
+from nvtxmoe_analysis.events.json_text import read_json
 from nvtxmoe_analysis.events.table_decoders import COUNT_FIELDS, Groups, experts_of_pairs
 from nvtxmoe_analysis.events.tables import narrowest
 from nvtxmoe_analysis.events.windows import trimmed
@@ -168,7 +168,7 @@ def _narrowed(array: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
 def _end_record(path: Path, text: bytes) -> dict[str, Any]:
     with located(f"{path}, its end", "Capture again"):
         try:
-            raw = json.loads(text)
+            raw = read_json(text)
         except (ValueError, RecursionError) as error:
             raise NvtxmoeError(f"damaged payload: not JSON ({error})") from error
         if not isinstance(raw, dict):

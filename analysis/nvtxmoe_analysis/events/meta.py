@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from nvtxmoe.errors import NvtxmoeError, located
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.events.capture_state import CaptureState, capture_state, shown
+from nvtxmoe_analysis.events.json_text import read_json
 from nvtxmoe_analysis.readers import nsys_tables
 
 RECAPTURE = "Capture again, or export the report again with --include-blobs=true"
@@ -80,7 +80,7 @@ class Meta:
 def _meta(source: Path, pid: int, text: bytes) -> Meta:
     with located(f"{source}, moe.meta of process {pid & nsys_tables.PID_MASK}", RECAPTURE):
         try:
-            raw = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+            raw = read_json(text, parse_constant=lambda _: None, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise NvtxmoeError(f"damaged payload: not JSON ({error})") from error
         if not isinstance(raw, dict):

@@ -12,6 +12,8 @@ from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
+#: Frames that have a value in every cell.
+WHOLE = frozenset({"activations", "coselection"})
 #: Why a run that was recorded without nsys has no tables of GPU work.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
 
@@ -43,7 +45,7 @@ class Source:
         elif rows and found.is_empty():
             self._without(name, "it has no row")
         else:
-            cut = self._cut(name, found)
+            cut = _lacking(name, found) or self._cut(name, found)
             if not cut:
                 return found
             self._without(name, cut)
@@ -104,3 +106,9 @@ class Source:
 def _clause(error: NvtxmoeError) -> str:
     """Return an error and its remedy as a clause."""
     return f"{error.what}. {error.remedy}" if error.remedy else error.what
+
+
+def _lacking(name: str, frame: pl.DataFrame) -> str:
+    """Return the evidence that cells of a table have lost their values; empty if there is none."""
+    empty = [column for column in frame.columns if frame[column].null_count()] if name in WHOLE else []
+    return f"it is damaged: cells of column {', '.join(empty)} are empty" if empty else ""

@@ -41,7 +41,7 @@ SERVED = "served"
 LOOK_S = 0.5
 #: Memory, where there is such a folder: snapshots are written every second.
 FOLDERS = "nvtxmoe-live-"
-IN_MEMORY = Path("/dev/shm")  # noqa: S108  a folder of our own is made there
+IN_MEMORY = Path("/dev/shm")  # noqa: S108  # nosec B108  a folder of our own is made there
 
 
 def begin(settings: Settings) -> None:

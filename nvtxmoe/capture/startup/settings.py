@@ -25,7 +25,7 @@ PAYLOADS = ("auto", "binary", "words")
 EMITS = ("ranges", "counts", "topk", "physical", "pairs")
 #: Whether windows are opened and closed while the process runs (``nvtxmoe window``), and how the first one begins.
 WINDOWS_OFF, WINDOW_CLOSED, WINDOW_OPEN = "off", "closed", "open"
-DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  where people look, as documented
+DEFAULT_OUTPUT_DIR = Path("/tmp/vllm_profiling")  # noqa: S108  # nosec B108  where people look; its owner is checked
 DEFAULT_EMITS = frozenset({"ranges", "counts", "topk", "physical"})
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 #: Layers that a list may name.
