@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import lzma
 import os
 
@@ -12,6 +13,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.nsys_runs import again
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_PROMETHEUS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
@@ -174,6 +177,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("vllm"))
         elif shares_fixtures(item) and not grouped:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test that is marked tried_again once more when nsys failed by itself, with an empty tmp_path."""
+    if pyfuncitem.get_closest_marker("tried_again") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    again(partial(pyfuncitem.obj, **arguments), pyfuncitem.funcargs.get("tmp_path"))
+    return True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
