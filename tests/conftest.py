@@ -12,6 +12,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import shutil
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
@@ -179,6 +180,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit of pytest-timeout begins
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Wait until the tools of a test are set up: scripts/test.sh does it beside the tests. The fixtures look for them."""
+    folder = item.config.getoption("--setting-up")
+    for tool in MARKERS.values():
+        if folder is not None and item.get_closest_marker(tool) is not None:
+            while not Path(folder, f"{tool}.status").exists():
+                time.sleep(0.1)
+    return (yield)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Call a test that is marked tried_again once more when nsys failed by itself, with an empty tmp_path."""
@@ -190,7 +202,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The one flag that rewrites golden files and the README's blocks."""
+    """Where scripts/test.sh sets up tools; the flag that rewrites golden files and the README's blocks."""
+    parser.addoption("--setting-up", metavar="FOLDER", help="wait for TOOL.status here before the tests of a tool")
     parser.addoption("--update-golden", action="store_true", help="rewrite expected files with what is computed now")
 
 
