@@ -165,24 +165,42 @@ def shares_fixtures(item: pytest.Item) -> bool:
     return any(one[-1].scope == "module" for one in fixtures)
 
 
+def place_in_order(item: pytest.Item) -> int:
+    """What takes longest begins first: the chain of nsys and vLLM in one process (vLLM is set up last), what computes,
+    what waits for tools, modules that share fixtures, single tests.
+    """
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & {"nsys_path", "vllm_runs"}:
+        return 1 if "vllm_python" in fixtures else 0
+    if any(map(item.get_closest_marker, ("slow", "dask"))):
+        return 2
+    if fixtures & MARKERS.keys():
+        return 3
+    return 4 if shares_fixtures(item) else 5
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """Mark tests by the fixtures that they use; keep those that share some in one process, which makes them once."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
                 item.add_marker(MARKERS[fixture])
+            if fixture.startswith("golden_"):
+                item.add_marker("golden")
         grouped = any(map(item.get_closest_marker, ("xdist_group", "vllm_runs")))
         if "nsys_path" in getattr(item, "fixturenames", ()) and not grouped:
             # With those of vLLM, some of which run nsys too: two that start at one time can fail in nsys itself.
             item.add_marker(pytest.mark.xdist_group("vllm"))
         elif shares_fixtures(item) and not grouped:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=place_in_order)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit of pytest-timeout begins
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Wait until the tools of a test are set up: scripts/test.sh does it beside the tests. The fixtures look for them."""
+    """Wait until the tools of a test are set up, which scripts/test.sh does beside the tests; the fixtures check."""
     folder = item.config.getoption("--setting-up")
     for tool in MARKERS.values():
         if folder is not None and item.get_closest_marker(tool) is not None:

@@ -78,11 +78,15 @@ def test_variables_are_there() -> None:
 
 # The job, with stand-ins ----------------------------------------------------------------------------------------------
 
-#: Writes what it is called with; of `profile` waits for SIGINT, unless it sends requests itself.
+#: Writes what it is called with; of `profile` waits for SIGINT, unless it sends requests itself: those end once all
+#: others wait.
 NVTXMOE = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS/node${SLURM_NODEID:-job}"
 [ "$1" = profile ] || exit 0
-case "$*" in *--num-requests*) sleep 0.3; exit "${FAILS:-0}";; esac
+case "$*" in *--num-requests*)
+    until [ "$(find "$CALLS" -name 'ready*' | wc -l)" -eq $((SLURM_NNODES - 1)) ]; do sleep 0.05; done
+    exit "${FAILS:-0}"
+esac
 exec python3 -c '
 import os, signal, time
 def end(*_):
@@ -90,6 +94,7 @@ def end(*_):
         file.write("asked to end\\n")
     os._exit(0)
 signal.signal(signal.SIGINT, end)
+open(os.environ["CALLS"] + "/ready" + os.environ["SLURM_NODEID"], "w").close()
 time.sleep(3600)
 '
 """
