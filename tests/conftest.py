@@ -30,6 +30,7 @@ MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser", "pr
 
 # Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
 settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("nvtxmoe"), max_examples=20)
 settings.load_profile("nvtxmoe")
 
 # What nvtxmoe keeps in the user's cache: a folder of the tests, not the developer's.

@@ -69,6 +69,7 @@ OTHER_FILTERS: dict[str, tuple[list[str], pl.Expr]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*STEP_FILTERS, *OTHER_FILTERS])
 def test_tables_with_keys(folder: Path, name: str) -> None:
     options, keep = (STEP_FILTERS | OTHER_FILTERS)[name]

@@ -72,6 +72,7 @@ def results(ran: Ran, output: Path) -> dict[str, bytes | None]:
     return {n: c for n, c in everything(output / RESULTS).items() if n != "moe_capture_validation.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names(tmp_path: Path, captures: Captures, name: str) -> None:
     source = copied(captures.source["small"], tmp_path / "in" / name)
@@ -85,6 +86,7 @@ def test_names(tmp_path: Path, captures: Captures, name: str) -> None:
     assert [path.name for path in (tmp_path / "db").iterdir()] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("kind", ["large", "parquet"])
 def test_names_of_what_is_read_in_another_way(tmp_path: Path, captures: Captures, kind: str, name: str) -> None:
@@ -98,6 +100,7 @@ def test_names_of_what_is_read_in_another_way(tmp_path: Path, captures: Captures
     assert [path.name for path in (tmp_path / "in").iterdir()] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_relative_paths(tmp_path: Path, captures: Captures, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     copied(captures.source[kind], tmp_path / "in" / "capture")
@@ -111,6 +114,7 @@ def test_relative_paths(tmp_path: Path, captures: Captures, kind: str, monkeypat
     assert results(run("analyze", "-o", "-o", "--", "capture"), Path("-o")) == captures.plain[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_links(tmp_path: Path, captures: Captures, kind: str) -> None:
     link, second = tmp_path / "link #1", tmp_path / "link"
@@ -144,6 +148,7 @@ def test_inputs_that_may_only_be_read(tmp_path: Path, captures: Captures, kind: 
             path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("folders", [1, 14])
 def test_long_paths(tmp_path: Path, captures: Captures, kind: str, folders: int) -> None:
