@@ -7,7 +7,7 @@
 #   scripts/test.sh                                   everything
 #   scripts/test.sh -m "not vllm and not browser"     with options of pytest: these tests alone, without the linters
 #
-# Markers: nsys, vllm, browser, prometheus (the tools), dask, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests
+# Markers: nsys, vllm, browser, prometheus (the tools), dask, golden, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests
 # wait for other processes); 0 runs all tests in this one, as a debugger wants it.
 set -euo pipefail
 cd "$(dirname "$0")/.."

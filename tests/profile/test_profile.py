@@ -172,7 +172,7 @@ def test_the_script_behind_a_shell(tmp_path: Path, nsys_path: Path) -> None:
     running.interrupt()
     ran = running.finish()
     assert ran.code == 0
-    assert "asked\nthe shell goes on\n" in ran.out
+    assert "asked\nthe shell goes on\n" in ran.out, ran.out
 
 
 def test_a_shell_that_becomes_the_script(tmp_path: Path, nsys_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,20 +64,28 @@ def empty(folder: Path) -> None:
 
 
 def run_nsys(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command of nsys that must succeed; its output is text. Later attempts overwrite its report."""
+    """Run a command of nsys, or one that runs nsys, which must succeed; its output is text."""
+    return again(partial(_run, command, options))
+
+
+def _run(command: Sequence[object], options: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     words = [str(word) for word in command]
-
-    def attempt() -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
-        assert done.returncode == 0, f"{words} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        return done
-
-    return again(attempt)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{words} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done
 
 
 def profile_nvtx(
     nsys: Path, report: Path, command: Sequence[object], **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Profile a command without a GPU."""
-    words = ["-t", "nvtx", "-s", "none", "--cpuctxsw=none", "--force-overwrite=true", "-o", report]
-    return run_nsys(nsys, "profile", *words, *command, **options)
+    """Profile a command without a GPU. The report's name may hold variables that nsys replaces."""
+    words = ["profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "--force-overwrite=true", "-o", report]
+
+    def attempt() -> subprocess.CompletedProcess[str]:
+        before = set(report.parent.glob("*.nsys-rep"))
+        done = _run([nsys, *words, *command], options)
+        if set(report.parent.glob("*.nsys-rep")) == before:
+            raise NsysError(f"{done.args} left no report:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return again(attempt)

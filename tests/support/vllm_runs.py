@@ -24,7 +24,7 @@ from tests.support.router_oracle import Step, expected_steps
 PROGRAMS = ROOT / "tests" / "programs"
 SITE = ROOT / "nvtxmoe" / "site"
 AT_ONCE = 2
-PATIENCE_S = 800
+PATIENCE_S = 2400
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 SAMPLE_EVERY = 2
 
