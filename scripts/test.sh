@@ -56,7 +56,8 @@ fi
     [ "$tool" = vllm ] && [ $# -eq 0 ] || set_up "$tool"
 done) &
 status=0
-.venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-3}" --dist loadgroup --no-loadscope-reorder --setting-up "$work" "$@" || status=$?
+.venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-3}" --dist loadgroup --no-loadscope-reorder \
+    --setting-up "$work" "$@" || status=$?
 linted=0
 [ -z "$lint" ] || wait "$lint" || linted=$?
 [ -z "$lint" ] || cat "$work/lint.log"

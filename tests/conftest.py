@@ -13,7 +13,7 @@ import shutil
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -200,7 +200,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit of pytest-timeout begins
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Wait until the tools of a test are set up, which scripts/test.sh does beside the tests; the fixtures check."""
     folder = item.config.getoption("--setting-up")
     for tool in MARKERS.values():
