@@ -4,9 +4,11 @@
 all:
 	scripts/test.sh
 
-# A shorter loop: no tools of the system, no Dask, no slow tests.
+# A shorter loop: no tools of the system, no Dask, no real captures, no slow tests, fewer random examples.
 quick:
-	scripts/test.sh -m "not nsys and not vllm and not browser and not prometheus and not dask and not slow"
+	scripts/setup_env.sh test
+	env -u PYTHONDONTWRITEBYTECODE .venv/bin/python -m pytest -n 2 --dist loadgroup --hypothesis-profile quick \
+		-m "not nsys and not vllm and not browser and not prometheus and not dask and not golden and not slow"
 
 # All tests that need no tools of the system.
 test:

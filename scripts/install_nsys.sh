@@ -61,6 +61,8 @@ install_runtime_libs() {
         command -v sudo >/dev/null || die "not root and no sudo; as root run: apt-get install ${packages[*]}"
         sudo=(sudo)
     fi
+    # Of scripts/lib.sh: apt-get does not wait for another one.
+    sudo=(flock "${TMPDIR:-/tmp}/nvtxmoe-apt-$(id -u).lock" "${sudo[@]}")
     local install=("${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends)
     # A fresh machine has no package lists, or ones that have gone stale.
     "${install[@]}" "${packages[@]}" || { "${sudo[@]}" apt-get update -q && "${install[@]}" "${packages[@]}"; } ||

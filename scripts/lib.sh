@@ -18,6 +18,19 @@ find_python() { # names: $PYTHON, else the first of them that is a Python 3.10 t
     done
 }
 
+need_python() { # names: as find_python; where there is none, the distribution's is installed
+    local found
+    found=$(find_python "$@")
+    if [ -z "$found" ]; then
+        apt_install python3 python3-venv
+        found=$(find_python "$@")
+        [ -n "$found" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
+    fi
+    echo "$found"
+}
+
+apt_lock="${TMPDIR:-/tmp}/nvtxmoe-apt-$(id -u).lock" # scripts/test.sh runs several scripts at once; apt-get does not wait
+
 apt_install() { # packages: from the distribution, as root or with sudo
     command -v apt-get >/dev/null || die "no apt-get here: install $* yourself"
     local sudo=()
@@ -26,6 +39,7 @@ apt_install() { # packages: from the distribution, as root or with sudo
         sudo=(sudo)
     fi
     say "installing $*"
-    "${sudo[@]}" apt-get update -qq >&2
-    DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
+    local locked=(flock "$apt_lock" "${sudo[@]}")
+    "${locked[@]}" apt-get update -qq >&2
+    DEBIAN_FRONTEND=noninteractive "${locked[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2
 }

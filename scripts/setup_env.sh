@@ -12,12 +12,7 @@ kind=${1:-run}
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-python=$(find_python python3 python3.13 python3.12 python3.11 python3.10)
-if [ -z "$python" ]; then
-    apt_install python3 python3-venv
-    python=$(find_python python3 python3.13 python3.12 python3.11 python3.10)
-    [ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
-fi
+python=$(need_python python3 python3.13 python3.12 python3.11 python3.10)
 
 stamp=$(cat pyproject.toml requirements-test.txt nvtxmoe/_version.py <(echo "$kind $python $PWD") | sha256sum)
 if [ "$(cat .venv/.stamp 2>/dev/null)" = "$stamp" ]; then
@@ -27,12 +22,13 @@ fi
 say "making .venv with $("$python" --version)"
 rm -rf .venv
 "$python" -m venv .venv || die "could not make .venv; is python3-venv installed?"
-pip=(.venv/bin/python -m pip --disable-pip-version-check -q)
+# Python compiles what it imports; to compile all that is installed takes as long as to install it.
+install=(.venv/bin/python -m pip --disable-pip-version-check -q install --no-compile)
 if [ "$kind" = test ]; then
-    "${pip[@]}" install -r requirements-test.txt
+    "${install[@]}" -r requirements-test.txt
     # The tests run emitters on an nvtx of each kind: this one carries binary payloads, the pinned one does not.
     rm -rf .cache/nvtx-binary
-    "${pip[@]}" install --no-deps --target .cache/nvtx-binary nvtx==0.2.17
+    "${install[@]}" --no-deps --target .cache/nvtx-binary nvtx==0.2.17
 fi
-"${pip[@]}" install -e '.[analysis,load]'
+"${install[@]}" -e '.[analysis,load]'
 echo "$stamp" >.venv/.stamp

@@ -13,8 +13,7 @@ cd "$(dirname "$0")/.."
 # shellcheck source=scripts/lib.sh
 . scripts/lib.sh
 
-python=$(find_python python3.11 python3.12 python3.13 python3.10 python3)
-[ -n "$python" ] || die "no Python 3.10 to 3.13 found: install one, or name it in \$PYTHON"
+python=$(need_python python3.11 python3.12 python3.13 python3.10 python3)
 
 stamp=$(cat pyproject.toml requirements-vllm.txt requirements-test.txt nvtxmoe/_version.py \
     <(echo "$python $PWD") | sha256sum)
@@ -27,9 +26,10 @@ grep -q 'libnuma\.so\.1 ' <<<"$(/sbin/ldconfig -p)" || apt_install libnuma1 # vL
 say "making .venv-vllm with $("$python" --version)"
 rm -rf .venv-vllm
 "$python" -m venv .venv-vllm || die "could not make .venv-vllm; is python3-venv installed?"
-pip=(.venv-vllm/bin/python -m pip --disable-pip-version-check -q)
-"${pip[@]}" install -r <(sed '/^# --no-deps/,$d' requirements-vllm.txt)
-"${pip[@]}" install --no-deps -r <(sed '1,/^# --no-deps/d' requirements-vllm.txt)
-"${pip[@]}" install --no-deps --target .venv-vllm/triton triton==3.8.0 # for its interpreter; vLLM does not see it
-"${pip[@]}" install -c requirements-test.txt -e '.[analysis]' # merges when vLLM ends
+# Python compiles what it imports; to compile all that is installed takes as long as to install it.
+install=(.venv-vllm/bin/python -m pip --disable-pip-version-check -q install --no-compile)
+"${install[@]}" -r <(sed '/^# --no-deps/,$d' requirements-vllm.txt)
+"${install[@]}" --no-deps -r <(sed '1,/^# --no-deps/d' requirements-vllm.txt)
+"${install[@]}" --no-deps --target .venv-vllm/triton triton==3.8.0 # for its interpreter; vLLM does not see it
+"${install[@]}" -c requirements-test.txt -e '.[analysis]' # merges when vLLM ends
 echo "$stamp" >.venv-vllm/.stamp

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # From a fresh clone to passed tests: sets up .venv and runs the tests, and beside them the linters, the type checker and
-# the import contracts, whose output comes last. Tools are set up where a chosen test needs them: a real nsys (from the distribution's
-# packages, into .cache), Chromium (likewise, on the system), a real vLLM for CPUs (.venv-vllm, 2 GB).
+# the import contracts, whose output comes last. Tools are set up beside the tests too, where a chosen test needs them, and
+# their tests wait: a real nsys (from the distribution's packages, into .cache), Chromium (likewise, on the system), a real
+# vLLM for CPUs (.venv-vllm, 2 GB).
 #
 #   scripts/test.sh                                   everything
 #   scripts/test.sh -m "not vllm and not browser"     with options of pytest: these tests alone, without the linters
 #
-# Markers: nsys, vllm, browser, prometheus (the tools), dask, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests
+# Markers: nsys, vllm, browser, prometheus (the tools), dask, golden, slow. NVTXMOE_TEST_PROCESSES: how many processes (3, as tests
 # wait for other processes); 0 runs all tests in this one, as a debugger wants it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # Hundreds of tests start a Python: each would compile the same modules again.
 unset PYTHONDONTWRITEBYTECODE
-scripts/setup_env.sh test
 
 tools() { # options of pytest: the tools that the chosen tests need
     local work status=0
@@ -25,31 +25,49 @@ tools() { # options of pytest: the tools that the chosen tests need
     return "$status"
 }
 
-needed=$(printf '%s\n' nsys vllm browser prometheus)
+set_up() { # tool: its output and then its exit status go to files of $work, for which the tests of the tool wait
+    local status=0
+    case $1 in
+    nsys) scripts/install_nsys.sh .cache/nsys ;;
+    vllm) scripts/setup_vllm.sh ;;
+    browser) scripts/install_chromium.sh ;;
+    prometheus) scripts/install_prometheus.sh .cache/prometheus ;;
+    esac >"$work/$1.log" 2>&1 || status=$?
+    echo "$status" >"$work/$1.new"
+    mv "$work/$1.new" "$work/$1.status"
+}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+needed=(nsys browser prometheus vllm)
 lint=""
 if [ $# -gt 0 ]; then
-    needed=$(tools "$@")
+    scripts/setup_env.sh test
+    mapfile -t needed < <(tools "$@")
+    wait $! || exit # pytest's status: what is chosen cannot be collected
 else
-    # Beside downloads and tests, which often wait.
-    log=$(mktemp)
-    trap 'rm -f "$log"' EXIT
-    scripts/lint.sh >"$log" 2>&1 &
+    # Beside downloads and tests, which often wait. vLLM takes longest.
+    set_up vllm &
+    scripts/setup_env.sh test || { wait && exit 1; }
+    scripts/lint.sh >"$work/lint.log" 2>&1 &
     lint=$!
 fi
-for tool in $needed; do
-    case $tool in
-    nsys) scripts/install_nsys.sh .cache/nsys >/dev/null ;;
-    vllm) scripts/setup_vllm.sh ;;
-    browser) scripts/install_chromium.sh >/dev/null ;;
-    prometheus) scripts/install_prometheus.sh .cache/prometheus >/dev/null ;;
-    esac
-done
+(for tool in "${needed[@]}"; do
+    [ "$tool" = vllm ] && [ $# -eq 0 ] || set_up "$tool"
+done) &
 status=0
-.venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-3}" --dist loadgroup "$@" || status=$?
-if [ -n "$lint" ]; then
-    linted=0
-    wait "$lint" || linted=$?
-    cat "$log"
-    [ "$status" -ne 0 ] || status=$linted
-fi
+.venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-3}" --dist loadgroup --no-loadscope-reorder \
+    --setting-up "$work" "$@" || status=$?
+linted=0
+[ -z "$lint" ] || wait "$lint" || linted=$?
+[ -z "$lint" ] || cat "$work/lint.log"
+wait
+for tool in "${needed[@]}"; do
+    if [ "$(cat "$work/$tool.status")" != 0 ]; then
+        echo "test.sh: $tool could not be set up:" >&2
+        cat "$work/$tool.log" >&2
+        [ "$status" -ne 0 ] || status=1
+    fi
+done
+[ "$status" -ne 0 ] || status=$linted
 exit "$status"

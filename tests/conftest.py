@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import lzma
 import os
 
@@ -11,7 +12,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import shutil
 import sys
 import tarfile
-from collections.abc import Iterator
+import time
+from collections.abc import Generator, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.nsys_runs import again
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_PROMETHEUS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
@@ -26,6 +30,7 @@ MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser", "pr
 
 # Neither examples nor their making have a time limit: how long they take depends on what else runs on the machine.
 settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("nvtxmoe"), max_examples=20)
 settings.load_profile("nvtxmoe")
 
 # What nvtxmoe keeps in the user's cache: a folder of the tests, not the developer's.
@@ -161,23 +166,63 @@ def shares_fixtures(item: pytest.Item) -> bool:
     return any(one[-1].scope == "module" for one in fixtures)
 
 
+def place_in_order(item: pytest.Item) -> int:
+    """What takes longest begins first: the chain of nsys and vLLM in one process (vLLM is set up last), what computes,
+    what waits for tools, modules that share fixtures, single tests.
+    """
+    fixtures = set(getattr(item, "fixturenames", ()))
+    if fixtures & {"nsys_path", "vllm_runs"}:
+        return 1 if "vllm_python" in fixtures else 0
+    if any(map(item.get_closest_marker, ("slow", "dask"))):
+        return 2
+    if fixtures & MARKERS.keys():
+        return 3
+    return 4 if shares_fixtures(item) else 5
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Config) -> None:
     """Mark tests by the fixtures that they use; keep those that share some in one process, which makes them once."""
     for item in items:
         for fixture in getattr(item, "fixturenames", ()):
             if fixture in MARKERS:
                 item.add_marker(MARKERS[fixture])
+            if fixture.startswith("golden_"):
+                item.add_marker("golden")
         grouped = any(map(item.get_closest_marker, ("xdist_group", "vllm_runs")))
         if "nsys_path" in getattr(item, "fixturenames", ()) and not grouped:
             # With those of vLLM, some of which run nsys too: two that start at one time can fail in nsys itself.
             item.add_marker(pytest.mark.xdist_group("vllm"))
         elif shares_fixtures(item) and not grouped:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    if hasattr(config, "workerinput"):  # one of several processes
+        items.sort(key=place_in_order)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit of pytest-timeout begins
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Wait until the tools of a test are set up, which scripts/test.sh does beside the tests; the fixtures check."""
+    folder = item.config.getoption("--setting-up")
+    for tool in MARKERS.values():
+        if folder is not None and item.get_closest_marker(tool) is not None:
+            while not Path(folder, f"{tool}.status").exists():
+                time.sleep(0.1)
+    return (yield)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Call a test that is marked tried_again once more when nsys failed by itself, with an empty tmp_path."""
+    if pyfuncitem.get_closest_marker("tried_again") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    again(partial(pyfuncitem.obj, **arguments), pyfuncitem.funcargs.get("tmp_path"))
+    return True
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The one flag that rewrites golden files and the README's blocks."""
+    """Where scripts/test.sh sets up tools; the flag that rewrites golden files and the README's blocks."""
+    parser.addoption("--setting-up", metavar="FOLDER", help="wait for TOOL.status here before the tests of a tool")
     parser.addoption("--update-golden", action="store_true", help="rewrite expected files with what is computed now")
 
 

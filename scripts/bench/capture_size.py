@@ -121,7 +121,7 @@ def capture(nsys: Path, folder: Path, kind: str, count: int) -> tuple[int, int]:
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     exporting = ["export", "--type", "sqlite", "--force-overwrite=true", "-o", str(export), str(report)]
     for command in ([str(nsys), "profile", *options, *program], [str(nsys), *exporting]):
-        subprocess.run(command, env=environ, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(command, env=environ, check=True, capture_output=True)
     with closing(sqlite3.connect(export)) as database:
         rows = database.execute("SELECT count(*) FROM NVTX_EVENTS WHERE eventType IN (34, 59)").fetchone()[0]
     if rows < count:

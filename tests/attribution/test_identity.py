@@ -131,6 +131,7 @@ ACTIONS = ["step", "layer", "pop", "kernel", "node", "clone", "replay", "again"]
 TIMES = st.sampled_from([0, -500, 10**9, 2 * 10**9, 5 * 10**9, 3600 * 10**9, 1 << 60])
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 2), st.sampled_from(ACTIONS)), max_size=50),

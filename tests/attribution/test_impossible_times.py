@@ -133,6 +133,7 @@ RANGE_FAULTS: list[tuple[str, Callable[[Row], None]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reason", "spoil"), RANGE_FAULTS)
 def test_a_range_with_impossible_times_is_left_out(tmp_path: Path, reason: str, spoil: Callable[[Row], None]) -> None:
     export = simple()
@@ -179,6 +180,7 @@ def test_reasons_of_any_ranges(rows: list[tuple[int, int | None]]) -> None:
 LIMITED = st.one_of(st.integers(-(1 << 61), 1 << 62), st.integers(0, 40))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.sampled_from([3, 9]), LIMITED, st.one_of(st.none(), LIMITED)), max_size=10),
     st.lists(INT64, max_size=10),

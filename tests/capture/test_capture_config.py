@@ -112,6 +112,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         load({PREFIX + "CONFIG": str(tmp_path / "none.toml")})
 
 
+@pytest.mark.slow
 @given(st.sampled_from([n for n in FIELDS if n != "output_dir"]), st.text(max_size=20))
 def test_any_text_is_a_value_or_an_error_that_names_the_variable(name: str, text: str) -> None:
     try:

@@ -60,6 +60,7 @@ def grown(wanted: str, *path: Path) -> tuple[int, int]:
     return bytes_grown, depth
 
 
+@pytest.mark.slow
 def test_the_word_form_leaks_nothing() -> None:
     assert nvtx_emitter.nvtx_version() < nvtx_emitter.BINARY_SINCE  # what requirements-test.txt pins
     bytes_grown, depth = grown("words")
@@ -67,6 +68,7 @@ def test_the_word_form_leaks_nothing() -> None:
     assert depth == 0
 
 
+@pytest.mark.slow
 def test_the_binary_form_on_a_newer_nvtx_leaks_nothing() -> None:
     assert (BINARY / "nvtx").is_dir(), "scripts/setup_env.sh test puts a newer nvtx there"
     bytes_grown, depth = grown("binary", BINARY)
@@ -82,6 +84,7 @@ def test_the_word_form_on_a_newer_nvtx_without_a_listener() -> None:
     assert done.stdout.split()[1] == "0"
 
 
+@pytest.mark.slow
 def test_what_does_leak_would_be_seen() -> None:
     """The measure itself: as many distinct ranges as steps."""
     program = PROGRAM.replace('push("moe.route", 0, "phase")', 'push("moe.route", number, "phase")')

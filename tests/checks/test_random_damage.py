@@ -97,6 +97,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(DRAWS))
 def test_damage_is_seen_or_changes_nothing(captures: dict[str, tuple[Path, Seen]], tmp_path: Path, seed: int) -> None:
     names = [name for name, times in CAPTURES.items() for _ in range(times)]

@@ -163,6 +163,7 @@ def on_a_terminal(*arguments: object, piped: bool = False, **environment: str) -
     return out.decode(), shown.decode()
 
 
+@pytest.mark.slow
 def test_terminals_get_colour_unless_they_want_none(small: Path, tmp_path: Path) -> None:
     _, shown = on_a_terminal("analyze", small, "-o", tmp_path / "results")
     assert COLOUR.search(shown)
@@ -200,6 +201,7 @@ def test_a_terminal_that_knows_less_than_unicode(tmp_path: Path) -> None:
     assert r"gr\xf6\xdfe/moe_expert_tracking:" in ran.out
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away(small: Path, tmp_path: Path) -> None:
     for more in ([], ["--json"]):
         read, write = os.pipe()
@@ -211,6 +213,7 @@ def test_a_reader_that_goes_away(small: Path, tmp_path: Path) -> None:
         assert files(tmp_path / "results" / RESULTS) == SET
 
 
+@pytest.mark.slow
 def test_standard_output_on_a_full_disk(small: Path, tmp_path: Path) -> None:
     for more in ([], ["--json"]):
         command = [sys.executable, "-m", "nvtxmoe", "analyze", str(small), "-o", str(tmp_path / "results"), *more]

@@ -143,6 +143,7 @@ def test_a_payload_that_is_none(tmp_path: Path, what: str) -> None:
     refuses(tmp_path, tmp_path, said)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(record=st.integers(0, 15), at=st.integers(0, 1000), byte=st.integers(0, 255), cut=st.integers(0, 9))
 def test_a_changed_payload_is_read_or_refused(record: int, at: int, byte: int, cut: int) -> None:

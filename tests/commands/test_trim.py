@@ -331,6 +331,7 @@ def cloned(depth: int, encoding: str) -> Export:
     return export
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out.sqlite", "out"])
 @pytest.mark.parametrize("encoding", ["binary", "words"])
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -572,6 +573,7 @@ json_values = st.recursive(
 keys = st.sampled_from(["host", "model", "run_id", "pid", "layers", "rank", "other"]) | st.text(max_size=6)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, json_values, max_size=6), st.integers(0, 9))
 def test_any_meta_keeps_its_length(raw: dict[str, Any], zeros: int) -> None:
     text = json.dumps(raw).encode() + b"\0" * zeros
@@ -705,6 +707,7 @@ print(count)
 """
 
 
+@pytest.mark.slow
 def test_a_folder_is_replaced_whole_whenever_it_is_killed(tmp_path: Path) -> None:
     export = Export()
     simple_run(export, steps=2)

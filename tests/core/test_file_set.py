@@ -133,6 +133,7 @@ def test_killed_at_every_step(tmp_path: Path, after: bool) -> None:
     assert set(is_new) == {False, True}
 
 
+@pytest.mark.slow
 def test_every_step_fails_and_the_process_is_killed_later(tmp_path: Path) -> None:
     ((_, steps),) = write((tmp_path / "whole", 0, False, 0))
     failing = [(tmp_path / f"failed-{fail_at}", 0, False, fail_at) for fail_at in range(1, steps + 1)]

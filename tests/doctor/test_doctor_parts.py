@@ -24,6 +24,7 @@ from nvtxmoe.doctor.examinations.ways_in import ways_in
 from nvtxmoe.doctor.examine import examine
 from nvtxmoe.doctor.probe import Installed, installed
 from tests.support import fakes
+from tests.support.nsys_runs import again, failed_by_itself
 from tests.support.paths import ROOT
 
 SITE = ROOT / "nvtxmoe" / "site"
@@ -110,7 +111,13 @@ def test_no_nvtx(found: Installed) -> None:
 
 def under(nsys: Path | None, *folders: Path, requested: str = "auto", needed: bool = True) -> profiler.UnderNsys:
     environ = fakes.environment(*folders)
-    return profiler.profiler(installed(HERE, environ), nsys, requested, needed, environ)
+
+    def attempt() -> profiler.UnderNsys:
+        result = profiler.profiler(installed(HERE, environ), nsys, requested, needed, environ)
+        assert not any(failed_by_itself(one.what) for one in result.findings), result.findings
+        return result
+
+    return again(attempt)
 
 
 def test_the_real_nsys_records_the_real_nvtx(nsys_path: Path) -> None:

@@ -53,6 +53,7 @@ def tables(path: Path) -> list[tuple[Any, ...]]:
     return table("counts", events.counts) + table("physical", events.physical)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     steps=st.lists(st.lists(groups(), min_size=1, max_size=3), min_size=1, max_size=3),

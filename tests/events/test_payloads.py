@@ -303,6 +303,7 @@ def test_a_payload_of_another_layout_is_named(tmp_path: Path) -> None:
         read_events(open_export(export.save(tmp_path / "other.sqlite")))
 
 
+@pytest.mark.slow
 @settings(max_examples=80)
 @given(st.integers(0, 10_000), st.binary(max_size=12), st.booleans())
 def test_changed_bytes_are_read_or_refused(

@@ -201,6 +201,7 @@ def test_a_capture_that_ends_within_a_payload() -> None:
     assert len(events.counts) == 3
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(st.sets(st.integers(0, 400)), st.integers(0, 400), st.integers(-(1 << 63), (1 << 63) - 1))
 def test_a_damaged_capture_is_read_or_refused(lost: set[int], at: int, word: int) -> None:

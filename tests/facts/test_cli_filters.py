@@ -69,6 +69,7 @@ OTHER_FILTERS: dict[str, tuple[list[str], pl.Expr]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*STEP_FILTERS, *OTHER_FILTERS])
 def test_tables_with_keys(folder: Path, name: str) -> None:
     options, keep = (STEP_FILTERS | OTHER_FILTERS)[name]
@@ -83,6 +84,7 @@ def test_tables_with_keys(folder: Path, name: str) -> None:
         assert narrowed[stem].equals(expected), stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_FILTERS)
 def test_sums_of_layers_and_ranks(folder: Path, name: str) -> None:
     options, keep = OTHER_FILTERS[name]
@@ -97,6 +99,7 @@ def test_sums_of_layers_and_ranks(folder: Path, name: str) -> None:
         assert narrowed[stem].equals(whole[stem].filter(ranked)), stem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "parts",
     [
@@ -252,6 +255,7 @@ def test_shares_and_work_outside_layers_are_of_the_kept_steps(
     assert [row["pct"] for row in found["outside"]] == [100.0]
 
 
+@pytest.mark.slow
 def test_an_earlier_report_is_made_anew(tmp_path: Path) -> None:
     """A page beside newer tables would contradict them."""
     source, output = decoding(tmp_path), tmp_path / "results"

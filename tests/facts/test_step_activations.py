@@ -154,6 +154,7 @@ def test_the_other_tables_can_be_made_of_it(golden_2gpu: Path, tmp_path: Path) -
     assert summed.rows() == pl.read_csv(found.folder / "moe_expert_activations.csv").drop("percentage").rows()
 
 
+@pytest.mark.slow
 def test_many_cells_in_little_time() -> None:
     """232,576 cells of 128 experts are two copies of a matrix: no Python for each cell, or this takes minutes."""
     cells, experts = 232_576, 128

@@ -30,6 +30,7 @@ def test_what_profile_would_run(name: str, nsys_path: Path, tmp_path: Path) -> N
     assert set(LOAD) <= set(command)
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_trimmed_is_exported_whole(tmp_path: Path) -> None:
     report, target = tmp_path / "report.nsys-rep", tmp_path / "out.sqlite"
     report.write_bytes(b"not a report")

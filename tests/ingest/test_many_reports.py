@@ -176,6 +176,7 @@ analyze([Path(path) for path in sys.argv[2:]], Path(sys.argv[1]), jobs=2)
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(UNGUARDED)
@@ -192,6 +193,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
 # Failures ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_one_that_cannot_be_read_costs_only_what_is_in_it(tmp_path: Path, jobs: int) -> None:
     paths = reports(tmp_path)
@@ -222,6 +224,7 @@ def test_one_that_cannot_be_read_costs_only_what_is_in_it(tmp_path: Path, jobs: 
         assert (output / name).read_bytes() == (tmp_path / "others" / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_partial_ok_decides_the_exit_code_and_nothing_else(tmp_path: Path) -> None:
     paths = [*reports(tmp_path), tmp_path / "nothing-there.sqlite"]
     codes = {}

@@ -137,6 +137,7 @@ def assert_simulated(found: Written, cells: list[tuple[int, list[int]]], chosen:
         assert row["assignments"] - row["over_capacity"] == row["slots"] - row["empty_slots"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [20, 300, 70_000])
 def test_random_counts(tmp_path: Path, most: int) -> None:
     """Of 8, 16 and 32 bits; capacities past the largest number of the type among them."""

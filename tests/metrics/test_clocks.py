@@ -104,6 +104,7 @@ def oracle(time: Ints, low: Ints, high: Ints) -> tuple[float, float | None]:
 bound = st.tuples(st.integers(0, 10**10), st.integers(1, 50_000), st.integers(1, 50_000))
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.lists(bound, min_size=1, max_size=40), st.floats(-300e-6, 300e-6), st.integers(-(10**9), 10**9))
 def test_line_against_linear_programming(bounds: list[tuple[int, int, int]], drift: float, offset: int) -> None:

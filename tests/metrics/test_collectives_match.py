@@ -40,6 +40,7 @@ kernel = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(kernel, max_size=60, unique_by=lambda row: (row[0], row[5])))
 def test_against_plain_matching(rows: list[tuple[Any, ...]]) -> None:

@@ -182,6 +182,7 @@ def test_with_enough_data_they_are() -> None:
     assert (tokens.status, (tokens.reason or "")[:34]) == (EXPLAINS, "predicts worse than active experts")
 
 
+@pytest.mark.slow
 def test_the_wrong_one_is_seldom_named_alone() -> None:
     """Of 60 noisy runs each either names experts, both, or neither."""
     found = Counter(
@@ -211,6 +212,7 @@ def late_noise(seed: int, ranks: int, jitter: float, late_ns: float) -> Choice:
     return choose(frame)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_feature_that_moves_in_one_stretch_of_steps_is_refused(ranks: int) -> None:
     """The block that fixes the slope says nothing of the noise, whatever the others say."""

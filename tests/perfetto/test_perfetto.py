@@ -74,6 +74,7 @@ def in_tables(kernels: pl.DataFrame, *, everything: bool) -> dict[tuple[Any, ...
     }
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize("name", CAPTURES)
 def test_operations_are_those_of_the_table(name: str, request: pytest.FixtureRequest, folder: Path) -> None:
     source = capture(name, request)

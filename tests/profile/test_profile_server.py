@@ -18,7 +18,9 @@ import pytest
 from tests.profile.test_profile import activations
 from tests.programs import emit_words
 from tests.support.cli import Ran, files, refused
-from tests.support.profile_runs import SERVER, Profile, free_port, has_ended, profile, start, wait_for
+from tests.support.profile_runs import SERVER, Profile, free_port, has_ended, profile, start
+
+pytestmark = pytest.mark.tried_again
 
 
 def command(record: Path, *options: object, engines: int = emit_words.RANKS) -> list[object]:
@@ -86,7 +88,7 @@ def test_not_ready_in_time(tmp_path: Path, record: Path, nsys_path: Path) -> Non
     assert "the server was not ready at http://127.0.0.1:" in ran.err
     assert "within 1.5 s. Give it longer with --ready-timeout" in ran.err
     assert "SIGTERM" not in ran.out
-    assert nobody_is_left(record)
+    assert not record.exists() or nobody_is_left(record)  # on a busy machine it ends before it writes
     assert {"server.log", "report.nsys-rep"} <= files(out)
 
 
@@ -138,7 +140,7 @@ def serving(running: Profile) -> bool:
 
 
 def ready(running: Profile, record: Path, engines: int) -> Profile:
-    wait_for(lambda: serving(running) and sum(" is " in event for event in events(record)) == engines + 1)
+    running.wait_for(lambda: serving(running) and sum(" is " in event for event in events(record)) == engines + 1)
     return running
 
 
@@ -175,7 +177,7 @@ def test_ctrl_c_under_the_load(tmp_path: Path, record: Path, nsys_path: Path) ->
     out = tmp_path / "out"
     slow = command(record, "--faults", "hang")
     running = start(out, "--num-requests", 1000, "--concurrency", 1, *slow, nsys=nsys_path)
-    wait_for(lambda: (out / "server.log").exists() and "listening on" in (out / "server.log").read_text())
+    running.wait_for(lambda: (out / "server.log").exists() and "listening on" in (out / "server.log").read_text())
     ran = served(running, record)
     assert (ran.code, ran.err) == (0, ""), ran
     ended_by_itself(record, out)

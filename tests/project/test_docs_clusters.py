@@ -16,6 +16,7 @@ from nvtxmoe.capture.startup.settings import FIELDS, PREFIX, SESSION_DIR
 from nvtxmoe.capture.vllm.identity import RUN_ID
 from nvtxmoe.cli import command_names, run
 from tests.support.cli import run as command
+from tests.support.nsys_runs import profile_nvtx, run_nsys
 from tests.support.paths import ROOT
 from tests.support.sessions import journal, meta, step_of
 
@@ -78,11 +79,15 @@ def test_variables_are_there() -> None:
 
 # The job, with stand-ins ----------------------------------------------------------------------------------------------
 
-#: Writes what it is called with; of `profile` waits for SIGINT, unless it sends requests itself.
+#: Writes what it is called with; of `profile` waits for SIGINT, unless it sends requests itself: those end once all
+#: others wait.
 NVTXMOE = """#!/bin/bash
 echo "$(basename "$0") $*" >> "$CALLS/node${SLURM_NODEID:-job}"
 [ "$1" = profile ] || exit 0
-case "$*" in *--num-requests*) sleep 0.3; exit "${FAILS:-0}";; esac
+case "$*" in *--num-requests*)
+    until [ "$(find "$CALLS" -name 'ready*' | wc -l)" -eq $((SLURM_NNODES - 1)) ]; do sleep 0.05; done
+    exit "${FAILS:-0}"
+esac
 exec python3 -c '
 import os, signal, time
 def end(*_):
@@ -90,6 +95,7 @@ def end(*_):
         file.write("asked to end\\n")
     os._exit(0)
 signal.signal(signal.SIGINT, end)
+open(os.environ["CALLS"] + "/ready" + os.environ["SLURM_NODEID"], "w").close()
 time.sleep(3600)
 '
 """
@@ -166,12 +172,7 @@ def test_names_of_reports(nsys_path: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "SLURM_NODEID": "3", "SLURM_PROCID": "12"}
     python = shutil.which("python3")
     assert python is not None
-    options = ["-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", str(tmp_path / name[1])]
-    done = subprocess.run(
-        [nsys_path, "profile", *options, python, "-c", ""],
-        env=environment, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    profile_nvtx(nsys_path, tmp_path / name[1], [python, "-c", ""], env=environment)
     (report,) = tmp_path.glob("*.nsys-rep")
     assert report.name == f"node3-rank12-{os.uname().nodename.split('.')[0]}.nsys-rep"
 
@@ -181,7 +182,7 @@ def test_rays_options_are_those_of_nsys(nsys_path: Path) -> None:
     assignment = ast.parse(named("actor")).body[0]
     assert isinstance(assignment, ast.Assign)
     options: dict[str, str] = ast.literal_eval(assignment.value)
-    help_text = subprocess.run([nsys_path, "profile", "--help"], capture_output=True, text=True, check=True).stdout
+    help_text = run_nsys(nsys_path, "profile", "--help").stdout
     assert "nvtx" in options["t"]
     for key in options:
         assert re.search(rf"^\s*(-{key}, --|--{key}=)" if len(key) == 1 else rf"--{key}=", help_text, re.MULTILINE), key

@@ -19,6 +19,7 @@ from tests.support import fakes
 from tests.support.constructed_runs import simple
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.slow
 OUTPUT = '''
 """moe_one_more: a table and a document of a new output."""
 import polars as pl

@@ -337,6 +337,7 @@ def test_payloads_of_another_shape(tmp_path: Path, event: str, payload: np.ndarr
 # Damage that is not refused: what can be had is, in time and memory that the file justifies.
 
 
+@pytest.mark.slow
 def test_row_numbers_with_gaps(tmp_path: Path, large: Path) -> None:
     analyze(large, tmp_path / "plain")
     path = tmp_path / "built.sqlite"

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from polars.testing import assert_frame_equal
 
+from nvtxmoe_analysis.readers import nsys_tables
+from nvtxmoe_analysis.readers.open import open_export
 from tests.support.cli import DEMO, RESULTS, Ran, analyze, everything, refused, run
 from tests.support.constructed_runs import simple
 
@@ -69,19 +72,35 @@ def results(ran: Ran, output: Path) -> dict[str, bytes | None]:
     return {n: c for n, c in everything(output / RESULTS).items() if n != "moe_capture_validation.json"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_names(tmp_path: Path, captures: Captures, kind: str, name: str) -> None:
-    source = copied(captures.source[kind], tmp_path / "in" / name)
+def test_names(tmp_path: Path, captures: Captures, name: str) -> None:
+    source = copied(captures.source["small"], tmp_path / "in" / name)
     output = tmp_path / "out" / name
     assert (
-        results(analyze(source, output, "--json", "--sqlite", tmp_path / "db" / name), output) == captures.plain[kind]
+        results(analyze(source, output, "--json", "--sqlite", tmp_path / "db" / name), output)
+        == captures.plain["small"]
     )
     assert [path.name for path in (tmp_path / "in").iterdir()] == [name]
     assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
     assert [path.name for path in (tmp_path / "db").iterdir()] == [name]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["large", "parquet"])
+def test_names_of_what_is_read_in_another_way(tmp_path: Path, captures: Captures, kind: str, name: str) -> None:
+    """Each table, and the payloads, which are read apart."""
+    source = copied(captures.source[kind], tmp_path / "in" / name)
+    plain, named = open_export(captures.source[kind]), open_export(source)
+    for table in nsys_tables.ALL:
+        assert_frame_equal(named.read(table), plain.read(table))
+    assert_frame_equal(named.read_blobs([1]), plain.read_blobs([1]))
+    assert not plain.read(nsys_tables.KERNEL).is_empty()
+    assert [path.name for path in (tmp_path / "in").iterdir()] == [name]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_relative_paths(tmp_path: Path, captures: Captures, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     copied(captures.source[kind], tmp_path / "in" / "capture")
@@ -95,6 +114,7 @@ def test_relative_paths(tmp_path: Path, captures: Captures, kind: str, monkeypat
     assert results(run("analyze", "-o", "-o", "--", "capture"), Path("-o")) == captures.plain[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_links(tmp_path: Path, captures: Captures, kind: str) -> None:
     link, second = tmp_path / "link #1", tmp_path / "link"
@@ -128,6 +148,7 @@ def test_inputs_that_may_only_be_read(tmp_path: Path, captures: Captures, kind: 
             path.chmod(0o755)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("folders", [1, 14])
 def test_long_paths(tmp_path: Path, captures: Captures, kind: str, folders: int) -> None:

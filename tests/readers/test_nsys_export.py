@@ -22,6 +22,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.readers.nsys_export import export_report, find_nsys
 from tests.programs import emit_words
+from tests.support.nsys_runs import profile_nvtx
 from tests.support.paths import ROOT
 
 PROGRAM = ROOT / "tests" / "programs" / "emit_words.py"
@@ -517,12 +518,7 @@ def environment() -> dict[str, str]:
 
 def profile(nsys: Path, report: Path, *command: str | Path) -> str:
     """Run a command under nsys without a GPU; its standard output."""
-    options = ["-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", str(report)]
-    done = subprocess.run(
-        [nsys, "profile", *options, *command], env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return profile_nvtx(nsys, report, command, env=environment()).stdout
 
 
 @dataclass

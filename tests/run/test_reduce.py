@@ -35,6 +35,7 @@ from nvtxmoe_analysis.run.stacked import Stacked
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import written
 
+pytestmark = pytest.mark.slow
 Rows = list[tuple[int | None, int, int, int | None]]
 
 NUMBERS = st.integers(0, 3)

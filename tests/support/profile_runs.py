@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -35,14 +34,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    """Wait until it is so."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not what():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
 @dataclass
 class Profile:
     """`nvtxmoe profile` running, in a process group of its own as a shell starts it."""
@@ -53,6 +44,14 @@ class Profile:
     @property
     def results(self) -> Path:
         return self.folder / "moe_expert_tracking"
+
+    def wait_for(self, what: Callable[[], bool]) -> None:
+        """Wait until it is so, while the process runs."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not what():
+            assert self.process.poll() is None, f"profile ended before its time: {self.finish()}"
+            assert time.monotonic() < deadline, "waited in vain"
+            time.sleep(0.05)
 
     def interrupt(self) -> None:
         """What Ctrl-C on a terminal does: SIGINT to the whole foreground process group."""
@@ -75,18 +74,9 @@ def start(folder: Path, *arguments: object, nsys: Path | None = None) -> Profile
     return Profile(process, folder)
 
 
-#: What nsys 2023.4 says when it fails by itself, now and then on a busy machine.
-NSYS_FAILED = ("Connection to Agent lost", "Local Endpoint is not available", "ClientProxy.cpp")
-
-
 def profile(folder: Path, *arguments: object, nsys: Path | None = None) -> Ran:
-    """Run `nvtxmoe profile -o FOLDER ...` to its end; once more if nsys failed by itself."""
-    ran = start(folder, *arguments, nsys=nsys).finish()
-    log = folder / "command.log"
-    if log.exists() and any(text in log.read_text(errors="replace") for text in NSYS_FAILED):
-        shutil.rmtree(folder)
-        ran = start(folder, *arguments, nsys=nsys).finish()
-    return ran
+    """Run `nvtxmoe profile -o FOLDER ...` to its end."""
+    return start(folder, *arguments, nsys=nsys).finish()
 
 
 def has_ended(pid: int) -> bool:

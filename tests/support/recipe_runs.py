@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nvtxmoe_analysis.readers import nsys_export as exporter
+from tests.support.nsys_runs import profile_nvtx
 from tests.support.paths import ROOT
 
 RECIPES = ROOT / "recipes"
@@ -31,12 +32,9 @@ class Ran:
 
 def capture(nsys: Path, rank: int, report: Path) -> None:
     """Profile one rank of programs/emit_words.py."""
-    profile = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", str(report)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    subprocess.run(
-        [*profile, sys.executable, "-c", EMIT, str(rank)],
-        check=True, capture_output=True, env={**os.environ, "PYTHONPATH": path}, cwd=report.parent,
-    )  # fmt: skip
+    program = [sys.executable, "-c", EMIT, rank]
+    profile_nvtx(nsys, report, program, env={**os.environ, "PYTHONPATH": path}, cwd=report.parent)
 
 
 def with_kept_export(export: Path, report: Path) -> None:

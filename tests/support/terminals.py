@@ -18,7 +18,7 @@ from typing import Any
 from tests.support.paths import ROOT
 
 #: Longer than any step takes on a busy machine: a limit of hangs, not of speed.
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 #: Makes the terminal the process's own, so that Ctrl-C and changes of size arrive as signals.
 CONTROLLING = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,13 +17,14 @@ from typing import Any
 from nvtxmoe.capture.vllm.recomputed_beside import VARIABLE
 from scripts.make_tiny_model import write_model
 from tests.support.journal_reader import Captured, only_session, read_session
+from tests.support.nsys_runs import NsysError, again
 from tests.support.paths import ROOT
 from tests.support.router_oracle import Step, expected_steps
 
 PROGRAMS = ROOT / "tests" / "programs"
 SITE = ROOT / "nvtxmoe" / "site"
 AT_ONCE = 2
-PATIENCE_S = 800
+PATIENCE_S = 2400
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 SAMPLE_EVERY = 2
 
@@ -216,8 +218,13 @@ class Forks:
 
 
 def do(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Forks) -> Done:
-    """Run it in an empty folder. A process that fails is an AssertionError with what it wrote."""
+    """Run it in a new folder. A process that fails is an AssertionError with what it wrote."""
     folder.mkdir()
+    return again(partial(attempt, run, folder, python, nsys, forks), folder)
+
+
+def attempt(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Forks) -> Done:
+    """Run it in an empty folder."""
     model = write_model(folder / "model", run.family, layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
     (folder / "spec.json").write_text(json.dumps(specification(run, model)))
     if run.forks:
@@ -234,6 +241,8 @@ def do(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Forks) ->
         )  # fmt: skip
         (folder / "stderr.txt").write_text(done.stderr)
     assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    if run.nsys and not (folder / "report.nsys-rep").exists():
+        raise NsysError(f"{done.args} left no report:\n{done.stdout}\n{done.stderr}")
     config = json.loads((model / "config.json").read_text())
     return Done(run, folder, config, json.loads((folder / "out.json").read_text()), done.stderr)
 

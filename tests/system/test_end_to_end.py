@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from nvtxmoe.cli import run
 from nvtxmoe.commands.demo import CAPTURE as DEMO
 from nvtxmoe_analysis.analyze import analyze
+from tests.support.nsys_runs import profile_nvtx
 from tests.support.paths import GOLDEN, ROOT
 
 
@@ -34,12 +34,9 @@ def captured(nsys_path: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """A report of programs/emit_words.py made by the real nsys, and what the program said it emitted."""
     folder = tmp_path_factory.mktemp("nsys")
     report = folder / "run.nsys-rep"
-    profile = [str(nsys_path), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", str(report)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [*profile, sys.executable, str(ROOT / "tests" / "programs" / "emit_words.py")],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": path}, cwd=folder,
-    )  # fmt: skip
+    program = [sys.executable, ROOT / "tests" / "programs" / "emit_words.py"]
+    done = profile_nvtx(nsys_path, report, program, env={**os.environ, "PYTHONPATH": path}, cwd=folder)
     said: dict[str, Any] = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return report, said
 

@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.prometheus import free_port, running
 
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
-PATIENCE_S = 600
+PATIENCE_S = 2400
 REQUESTS = ((20, 7), (9, 12), (31, 5))
 METRICS = {"NVTXMOE_METRICS": "1", "NVTXMOE_METRICS_EXPERTS": "1"}
 Sums = dict[tuple[str, ...], float]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import sqlite3
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from nvtxmoe.cli import run
+from tests.support.nsys_runs import run_nsys
 from tests.support.vllm_runs import SAMPLE_EVERY, Done, Runs
 from tests.system.test_vllm_capture import assert_equal, assert_healthy
 
@@ -38,8 +38,7 @@ def pair(request: pytest.FixtureRequest, vllm_runs: Runs) -> tuple[Done, Done]:
 def export(pair: tuple[Done, Done], nsys_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report as SQLite, by nsys itself."""
     path = tmp_path_factory.mktemp("export") / "report.sqlite"
-    command = [str(nsys_path), "export", "--type", "sqlite", "-o", str(path), str(pair[0].report)]
-    subprocess.run(command, check=True, capture_output=True)
+    run_nsys(nsys_path, "export", "--type", "sqlite", "-o", path, pair[0].report)
     return path
 
 
