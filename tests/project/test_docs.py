@@ -77,7 +77,7 @@ def commands() -> list[str]:
     text = "\n".join(page.read_text() for page in SHOWN)
     shell = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for part in shell for line in part.splitlines()]
-    lines += re.findall(r"`(nvtxmoe [^`]*)`", text)
+    lines += re.findall(r"`(nvtxmoe \S+ [^`]*)`", text)
     return [line for line in lines if line.startswith("nvtxmoe ")]
 
 
