@@ -17,7 +17,7 @@ test:
 lint:
 	scripts/lint.sh
 
-# The documentation as a site, in site/index.html.
+# The documentation as a site, in site/index.html. Its search needs a server: python3 -m http.server -d site
 docs:
 	scripts/docs.sh
 

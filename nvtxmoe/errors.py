@@ -14,7 +14,7 @@ MOST_CHARACTERS = 800
 
 
 class NvtxmoeError(Exception):
-    """Something the user can act on. The command line prints it as one line and exits with ``exit_code``.
+    """Error that the user can act on. The command line prints it as one line and exits with ``exit_code``.
 
     Parameters:
         what: what was found, as a clause without a final full stop.

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
 
 
 class MoEExpertProfiler:
-    """Records which experts a model's routers choose, and writes the standard set.
+    """Recorder of the experts that a model's routers choose; it writes the standard set.
 
-    ``record_expert_selection`` keeps references and returns; on a GPU the counts come to the host without the host
-    waiting for them. A layer that is recorded again begins the next step; ``step`` says so explicitly.
+    ``record_expert_selection`` keeps references and returns. On a GPU the counts come to the host without the host
+    waiting for them. A layer that is recorded again begins the next step; ``step`` begins and ends one explicitly.
 
-    CUDA graphs: what is recorded while a graph is captured stays with the graph, and a replay inside
+    CUDA graphs: a recording made while a graph is captured stays with the graph. A replay inside
     ``step(num_tokens)`` counts what the graph's routers chose this time.
 
     Parameters:
         session_dir: gets ``ranks/`` (the journal, written every ``flush_interval`` seconds) and
             ``moe_expert_tracking/`` (the standard set, by ``save_stats``).
-        log_interval: token-level rows (experts and weights) on every so many steps; 0 for never.
+        log_interval: steps between steps with token-level rows (experts and weights); 0 for never.
         rank, world_size: of data-parallel processes that share the folder.
-        nvtx: also emit NVTX events for nsys, in the form that ``payload`` says (auto, binary, words).
+        nvtx: also emit NVTX events for nsys, in the form ``payload`` (auto, binary, words).
         pairs: count exactly which experts are chosen together, not only for the sampled tokens.
 
     Raises:
@@ -90,14 +90,14 @@ class MoEExpertProfiler:
         num_experts: int,
         top_k: int,
     ) -> None:
-        """Record what one layer's router chose.
+        """Record the experts that one layer's router chose.
 
         Parameters:
             topk_ids: [num_tokens, top_k], any integer dtype, on a CPU or a GPU. Leave it unchanged until the step ends.
             topk_weights: [num_tokens, top_k], floating; None where there are none.
 
         Raises:
-            ValueError: shapes that don't fit together or the step.
+            ValueError: shapes do not fit together, or do not fit the step.
         """
         if topk_ids.ndim != 2 or topk_ids.shape[1] != top_k:
             raise ValueError(f"topk_ids of layer {layer_idx} is {list(topk_ids.shape)}, not [num_tokens, {top_k}]")
@@ -133,10 +133,10 @@ class MoEExpertProfiler:
 
     @contextmanager
     def step(self, num_tokens: int | None = None) -> Iterator[None]:
-        """What is recorded inside is one step.
+        """Make everything that is recorded inside one step.
 
         Parameters:
-            num_tokens: rows that count; further rows are padding. Needed where a CUDA graph is replayed. None: as many
+            num_tokens: rows that count; further rows are padding. Needed if a CUDA graph is replayed. None: as many
                 as the first layer has.
         """
         self._end_step()
@@ -150,13 +150,13 @@ class MoEExpertProfiler:
 
     @contextmanager
     def layer(self, layer_idx: int) -> Iterator[None]:
-        """An NVTX range around a layer (with ``nvtx=True``), so that its kernels are found."""
+        """Emit an NVTX range around a layer (with ``nvtx=True``), so that its kernels are found."""
         with self._range(f"{schema.LAYER_PREFIX}{layer_idx}", layer_idx, "layer"):
             yield
 
     @contextmanager
     def phase(self, layer_idx: int, name: str) -> Iterator[None]:
-        """An NVTX range around a phase inside a layer: route, dispatch, experts, combine or shared."""
+        """Emit an NVTX range around a phase inside a layer: route, dispatch, experts, combine or shared."""
         if name not in schema.PHASES:
             raise ValueError(f"no phase {name!r}; one of {', '.join(schema.PHASES)}")
         with self._range(schema.PHASE_PREFIX + name, layer_idx, "phase"):

@@ -90,7 +90,7 @@ def checks() -> str:
 
 def commands() -> str:
     """A section per command: its own help."""
-    context = click.Context(cli, info_name="nvtxmoe")
+    context = click.Context(cli, info_name="nvtxmoe", **cli.context_settings)
     sections = ["| command | use |", "| --- | --- |"]
     sections += [f"| [`{name}`](#nvtxmoe-{name}) | {_cell(command_help(name))} |" for name in command_names()]
     for name in command_names():

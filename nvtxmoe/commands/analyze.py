@@ -1,4 +1,4 @@
-"""Export of a run -> expert statistics and GPU time of every (rank, step, layer)."""
+"""Analyze captures: expert statistics and GPU time of every (rank, step, layer)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Analyse the capture that ships with nvtxmoe: no GPU, no nsys."""
+"""Analyze the capture that ships with nvtxmoe; needs no GPU and no nsys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a capture can work here, and what is in its way."""
+"""Test whether a capture can work here, and find what is in its way."""
 
 from __future__ import annotations
 

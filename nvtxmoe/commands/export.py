@@ -1,4 +1,4 @@
-"""A trace for ui.perfetto.dev: steps, layers, kernels and expert load in time."""
+"""Write a trace for ui.perfetto.dev: steps, layers, kernels and expert load in time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is in an export, in a second, before any analysis."""
+"""Show what is in an export, in a second, before any analysis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Journals of a run without nsys -> expert statistics."""
+"""Merge the journals of a run without nsys into expert statistics."""
 
 from __future__ import annotations
 

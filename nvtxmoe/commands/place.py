@@ -1,4 +1,4 @@
-"""What other placements of experts would save, in microseconds per step, and whether that is worth it."""
+"""Predict what other placements of experts would save, in microseconds per step, with a verdict."""
 
 from __future__ import annotations
 

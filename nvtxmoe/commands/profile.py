@@ -1,4 +1,4 @@
-"""Run a server or a script under capture, end it so that nothing is lost, analyse."""
+"""Run a server or a script under capture, end it without loss, and analyze it."""
 
 from __future__ import annotations
 

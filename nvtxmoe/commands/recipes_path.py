@@ -1,4 +1,4 @@
-"""Where the nsys recipes are: NSYS_RECIPE_PATH=$(nvtxmoe recipes-path) nsys recipe NAME."""
+"""Print the path of the nsys recipes: NSYS_RECIPE_PATH=$(nvtxmoe recipes-path) nsys recipe NAME."""
 
 from __future__ import annotations
 

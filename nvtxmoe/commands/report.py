@@ -1,4 +1,4 @@
-"""Results of an analysis -> findings and charts as one page."""
+"""Write findings and charts of results as one page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expert load of a running server, live in the terminal."""
+"""Show the expert load of a running server, live in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An export with only what analysis needs, fit for sharing."""
+"""Write a copy of an export with only what the analysis needs, fit for sharing."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def commands() -> list[str]:
     text = "\n".join(page.read_text() for page in SHOWN)
     shell = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
     lines = [line.split("#")[0].strip() for part in shell for line in part.splitlines()]
-    lines += re.findall(r"`(nvtxmoe [^`]*)`", text)
+    lines += re.findall(r"`(nvtxmoe [^`\s]+ [^`\n]+)`", text)
     return [line for line in lines if line.startswith("nvtxmoe ")]
 
 
@@ -167,10 +167,10 @@ def words_of(page: Path) -> int:
     return sum(any(map(str.isalnum, word)) for word in page.read_text(encoding="utf-8").split())
 
 
-@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.stem)
-def test_a_page_is_short(page: Path) -> None:
-    if page.parent.name != "reference":
-        assert words_of(page) <= MOST_WORDS
+def test_pages_are_short() -> None:
+    pages = [page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "reference"]
+    assert len(pages) > 30
+    assert {page.name: words_of(page) for page in pages if words_of(page) > MOST_WORDS} == {}
 
 
 def test_the_readme_is_short() -> None:

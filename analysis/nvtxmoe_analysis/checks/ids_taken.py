@@ -29,7 +29,7 @@ MOST_WRONG = 4
 
 
 def check(results: RunMetrics) -> Check:
-    """Recomputed ids are those that the kernel chose, except perhaps in ambiguous tokens: worth knowing.
+    """The source of the expert ids is consistent. It warns if ids are recomputed; ambiguous tokens may differ.
 
     What moe.meta says of it must not contradict itself.
     """

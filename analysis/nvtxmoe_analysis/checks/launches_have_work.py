@@ -17,7 +17,7 @@ NAME = "launches_have_work"
 
 
 def check(results: RunMetrics) -> Check:
-    """Launches are judged, not completion times: kernels may well end after their step's range.
+    """Every launch in a step has its GPU work. Kernels may end after their step's range.
 
     A graph launch is partial when another launch of the same graph gave more operations. A step with tokens in
     which nothing was launched has lost its calls together with their work.

@@ -13,7 +13,7 @@ NAME = "one_model"
 
 
 def check(results: RunMetrics) -> Check:
-    """A warning only: the same model may lie in a folder of its own for each process. Different layers are refused."""
+    """All processes name one model. A warning only: each process may have a copy. Different layers are refused."""
     metas = [meta for report in results.reports for meta in report.metas.values()]
     names = sorted({str(meta.raw["model"]) for meta in metas if meta.raw.get("model") is not None})
     if not names:

@@ -16,7 +16,7 @@ NAME = "operations_placed"
 
 
 def check(results: RunMetrics) -> Check:
-    """Nothing is unplaced; the reasons and their GPU time where something is. See ``coverage`` for the classes.
+    """All GPU work is placed. Otherwise the check has the reasons and their GPU time; ``coverage`` has the classes.
 
     Operations with impossible times are not among them: see ``operation_times``.
     """

@@ -12,7 +12,7 @@ NAME = "profiler_warnings"
 
 
 def check(results: RunMetrics) -> Check:
-    """Diagnostics of nsys that speak of lost events. A warning only: captures with one have been found whole."""
+    """nsys reports no lost events. A warning only: captures with such a report have been found complete."""
     found = sorted({text for report in results.reports for text in report.warnings})
     if found:
         return warned(

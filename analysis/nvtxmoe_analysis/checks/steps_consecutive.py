@@ -19,7 +19,7 @@ MOST_GAPS = 3
 
 
 def check(results: RunMetrics) -> Check:
-    """Every batch of a process takes the next number, idle batches (moe.idle) too.
+    """Every batch of a process, idle batches (moe.idle) too, has the next number.
 
     A capture that begins with a later step than 0 on all ranks has a capture window: a warning only. Steps outside of
     the windows of a running server (``nvtxmoe window``) are cut on purpose. In journals idle batches of data-parallel

@@ -13,7 +13,7 @@ NAME = "tensor_parallel_copies"
 
 
 def check(results: RunMetrics) -> Check:
-    """Counts of the ranks of a tensor-parallel group, cell by cell."""
+    """Counts of the ranks of a tensor-parallel group are equal, cell by cell."""
     agreement = results.routing.agreement
     if results.selection.active:
         agreement = combine(

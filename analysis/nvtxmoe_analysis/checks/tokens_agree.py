@@ -14,7 +14,7 @@ NAME = "tokens_agree"
 
 
 def check(results: RunMetrics) -> Check:
-    """num_tokens of counts and of their step. They may differ where ranks share out or gather tokens.
+    """num_tokens of counts is that of their step. They may differ if ranks share out or gather tokens.
 
     They can't differ on a rank that works alone, and no step that scheduled no token has counts of any.
     """

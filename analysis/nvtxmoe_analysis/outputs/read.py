@@ -24,9 +24,8 @@ def load(folder: str | PathLike[str]) -> Results:
         folder: DIR of ``nvtxmoe analyze -o DIR`` or ``nvtxmoe merge``, or ``moe_expert_tracking`` inside it.
 
     Raises:
-        NvtxmoeError: no such folder, no result file in it, or files that a killed program was replacing and that cannot
-            be put in place now. A frame is read when it is first asked for, and what is wrong with its file is said
-            then.
+        NvtxmoeError: the folder or a result file in it is missing, or a killed program was replacing files and they
+            cannot be put in place now. A damaged file is reported when its frame is first used.
     """
     path = Path(folder)
     inner = path / FOLDER
@@ -51,14 +50,14 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 class Results:
-    """The results of one analysis: an attribute per table and document, read from its file on first use, then kept.
+    """Results of one analysis: one attribute per table and document, read from its file on first use, then kept.
 
-    The names: ``dir(results)``, ``outputs.registry`` and docs/how-to/load-results.md. ``frame(name)`` and
-    ``document(name)`` give the same with a type that checkers know. Further columns of a file follow the declared ones.
+    ``dir(results)`` and docs/reference/result-tables.md list the names. ``frame(name)`` and ``document(name)`` return
+    the same with a type that checkers know. Further columns of a file follow the declared ones.
 
     Raises:
-        NvtxmoeError: by each attribute, when its file is absent (the message says what makes it), is damaged, or
-            lacks a column because another version of nvtxmoe wrote it.
+        NvtxmoeError: an attribute is used whose file is absent (the message names the command that makes it), is
+            damaged, or lacks a column because another version of nvtxmoe wrote it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,28 +69,28 @@ class Results:
         return f"Results({str(self.folder)!r}: {there})"
 
     def has(self, name: str) -> bool:
-        """Whether the file of a frame or document is there.
+        """Return whether the file of a frame or document is there.
 
         Raises:
-            NvtxmoeError: there is no frame or document of that name in any results.
+            NvtxmoeError: results have no frame or document of that name.
         """
         return self.path(name) is not None
 
     def path(self, name: str) -> Path | None:
-        """The file of a frame or document, None where it is absent.
+        """Return the file of a frame or document, None if it is absent.
 
         Raises:
-            NvtxmoeError: there is no frame or document of that name in any results.
+            NvtxmoeError: results have no frame or document of that name.
         """
         if name not in declarations():
             raise no_such("frame or document", name, declarations())
         return _file(self.folder, name)
 
     def frame(self, name: str) -> pl.DataFrame:
-        """A table, its declared columns first; the same as the attribute of that name.
+        """Return a table, its declared columns first; the same as the attribute of that name.
 
         Raises:
-            NvtxmoeError: there is no table of that name in any results, or see the class.
+            NvtxmoeError: results have no table of that name, or see the class.
         """
         if name not in tables():
             raise no_such("frame", name, tables())
@@ -101,10 +100,10 @@ class Results:
         return found
 
     def document(self, name: str) -> dict[str, Any]:
-        """A JSON document; the same as the attribute of that name.
+        """Return a JSON document; the same as the attribute of that name.
 
         Raises:
-            NvtxmoeError: there is no document of that name in any results, or see the class.
+            NvtxmoeError: results have no document of that name, or see the class.
         """
         if name not in documents():
             raise no_such("document", name, documents())
