@@ -63,9 +63,9 @@ def main() -> int:
         "-m",
         "nvtxmoe",
         "analyze",
-        good(Path(work.name)),
+        str(good(Path(work.name))),
         "-o",
-        Path(work.name) / "results",
+        str(Path(work.name) / "results"),
         "--report",
     ]
     paths = {"PYTHONPATH": os.pathsep.join(sys.path[:2])}

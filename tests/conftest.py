@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -216,7 +216,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     if pyfuncitem.get_closest_marker("tried_again") is None:
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
-    again(partial(pyfuncitem.obj, **arguments), pyfuncitem.funcargs.get("tmp_path"))
+    again(partial(pyfuncitem.obj, **arguments), cast("Path | None", pyfuncitem.funcargs.get("tmp_path")))
     return True
 
 

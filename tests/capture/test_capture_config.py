@@ -174,6 +174,6 @@ def test_a_failure_that_nobody_thought_of_switches_capture_off(monkeypatch: pyte
     def broken() -> None:
         raise LookupError("nobody thought of it")
 
-    monkeypatch.setattr(start.config, "load", broken)
+    monkeypatch.setattr("nvtxmoe.capture.startup.settings.load", broken)
     start.start()
     assert os.environ["NVTXMOE_ENABLE"] == "0"

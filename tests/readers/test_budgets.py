@@ -15,6 +15,7 @@ from nvtxmoe.capture.sinks import journal as journal_sink
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import MAGIC, MOST_RAW_BYTES, block, record
 from nvtxmoe_analysis.events import journal_budget
+from nvtxmoe_analysis.facts import capture_facts
 from nvtxmoe_analysis.ingest import task
 from nvtxmoe_analysis.readers import parquet
 from tests.support.cli import DEMO, Ran, refused, run
@@ -147,7 +148,7 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, kind: str, mon
         shutil.copytree(DEMO, source := tmp_path / "export")
         replaced = source / "StringIds.parquet"
         shutil.copyfile(replaced, other)
-    real = task.read_capture
+    real = capture_facts.read_capture
 
     def reads(*arguments: object) -> object:
         facts = real(*arguments)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, colours, id_axis, significant, table
 from nvtxmoe_analysis.report.numbers import duration
-from nvtxmoe_analysis.report.own_time import OUTLYING, outlying
+from nvtxmoe_analysis.report.own_time import outlying
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.steady import OUTLYING
 from nvtxmoe_analysis.report.theme import INK, PALE, PHASES
 
 TITLE = "Kernel time of each layer, by phase"

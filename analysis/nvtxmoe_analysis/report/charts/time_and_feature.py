@@ -11,8 +11,9 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
 from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, significant, table, thinned
 from nvtxmoe_analysis.report.numbers import duration
-from nvtxmoe_analysis.report.own_time import OUTLYING, STEP, outlying, own_column
+from nvtxmoe_analysis.report.own_time import outlying, own_column
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.steady import OUTLYING, STEP
 
 TITLE = "Own time against the feature that explains it best"
 SECTION = WHY
