@@ -33,6 +33,7 @@ from nvtxmoe_analysis.report.numbers import (
     sentence,
     shown,
     together,
+    total,
 )
 from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
@@ -87,6 +88,9 @@ def test_computed_figures_say_of_what() -> None:
     assert percent(part, whole).origin == "30 ns as a share of 120 ns"
     assert (ratio(whole, part).text, ratio(whole, part).origin) == ("4.00", "120 ns over 30 ns")
     assert (difference(whole, part).text, difference(whole, part).origin) == ("90 ns", "120 ns minus 30 ns")
+    assert (total(whole, part).value, total(whole, part).origin) == (150, "120 ns plus 30 ns")
+    units = [number.unit for number in (percent(part, whole), ratio(whole, part), difference(total(whole, part), part))]
+    assert units == ["%", "", "ns"]
     assert math.isnan(ratio(part, SourcedNumber(0, "0")).value)
     assert ratio(part, SourcedNumber(0, "0")).as_dict()["value"] is None
 

@@ -70,9 +70,10 @@ class SourcedNumber:
             return "%" if self.how == "percent" else ""
         if self.how in ("rows", "known", "distinct", "wins", "lift"):
             return ""
-        column = self.column or next((part.column for part in self.parts), "")
+        if self.parts:
+            return self.parts[0].unit
         for unit, endings in (("ns", ("_ns",)), ("us", ("_us", "_us_a_rank")), ("%", ("pct", "percentage"))):
-            if column.endswith(endings):
+            if self.column.endswith(endings):
                 return unit
         return ""
 
