@@ -65,7 +65,7 @@ def _flip(data: bytearray, random: Random, *, last: int | None = None) -> None:
     """Change bytes: anywhere, or among the last ones."""
     for _ in range(random.integers(1, 9)):
         at = int(random.integers(len(data))) if last is None else len(data) - 1 - int(random.integers(last))
-        data[at] = int(random.choice([0, 1, 127, 128, 255, random.integers(256)]))
+        data[at] = int(random.choice([0, 1, 127, 128, 255, int(random.integers(256))]))
 
 
 def _sqlite_bytes(folder: Path, random: Random) -> Path:
@@ -114,7 +114,7 @@ def _sqlite_values(folder: Path, random: Random) -> Path:
         for _ in range(random.integers(1, 4)):
             table = str(random.choice(_tables(database)))
             columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
-            value = EXTREMES[random.integers(len(EXTREMES))]
+            value = EXTREMES[int(random.integers(len(EXTREMES)))]
             rows = "TRUE" if random.random() < 0.3 else f"rowid = {random.integers(1, 20)}"
             with suppress(sqlite3.Error):
                 database.execute(f'UPDATE {table} SET "{random.choice(columns)}" = ? WHERE {rows}', [value])
