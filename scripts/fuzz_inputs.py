@@ -58,16 +58,8 @@ def main() -> int:
     bad: list[int] = []
     cpu_s, peak_bytes = 0.0, 0
     work = tempfile.TemporaryDirectory()
-    made = [
-        sys.executable,
-        "-m",
-        "nvtxmoe",
-        "analyze",
-        str(good(Path(work.name))),
-        "-o",
-        str(Path(work.name) / "results"),
-        "--report",
-    ]
+    made = [sys.executable, "-m", "nvtxmoe", "analyze", str(good(Path(work.name))), "--report", "-o"]
+    made.append(str(Path(work.name) / "results"))
     paths = {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
     subprocess.run(made, check=True, stdout=subprocess.DEVNULL, env=os.environ | paths)
     for seed in range(options.first, options.first + options.draws):
