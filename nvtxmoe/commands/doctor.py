@@ -15,7 +15,6 @@ from nvtxmoe.doctor.kernel_choice import GENERATIONS
 from nvtxmoe.errors import BAD_INPUT
 from nvtxmoe.printing.console import print_json, stdout, waiting
 from nvtxmoe.printing.table import Column, cell_text, show_table
-from nvtxmoe_analysis.core.text import number
 
 _COLUMNS = (Column("level", False), Column("topic", False), Column("text", False, wraps=True))
 _STYLES = {OK: "green", NOTE: "yellow", PROBLEM: "bold red"}
@@ -71,6 +70,8 @@ def doctor(
 
 def show_findings(console: Console, findings: list[Finding], good: bool, elsewhere: bool) -> None:
     """Print what was found, and whether a capture can work."""
+    from nvtxmoe_analysis.core.text import number  # noqa: PLC0415  only when it prints
+
     rows = []
     for one in findings:
         text = cell_text(one.what)

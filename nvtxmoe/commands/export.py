@@ -10,7 +10,6 @@ import click
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
-from nvtxmoe_analysis.core.text import number
 
 if TYPE_CHECKING:
     from nvtxmoe_analysis.facts.selection import Selection
@@ -104,6 +103,8 @@ _CLOCKS = {
 
 
 def _lines(done: Exported) -> list[str]:
+    from nvtxmoe_analysis.core.text import number  # noqa: PLC0415  only when it prints
+
     totals = done.totals
     lines = [
         f"{done.path}: {number(sum(totals.slices.values()), 'slice')} and "

@@ -8,7 +8,6 @@ import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
 from nvtxmoe.printing.console import print_json, stdout, waiting
-from nvtxmoe_analysis.core.text import number
 
 
 @command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
@@ -23,6 +22,7 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
     IN is a .nsys-rep, a SQLite export, or a folder of Parquet files. OUT becomes a SQLite file when its name ends
     in .sqlite or .db, else a folder of Parquet files; an export of that name is replaced.
     """
+    from nvtxmoe_analysis.core.text import number  # noqa: PLC0415  only when it prints
     from nvtxmoe_analysis.readers.open import open_export  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.trimming.trim import trim as run  # noqa: PLC0415
     from nvtxmoe_analysis.trimming.write_export import check_target  # noqa: PLC0415
