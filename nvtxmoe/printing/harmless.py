@@ -27,6 +27,6 @@ class HarmlessConsole(Console):
 def harmless(text: str) -> str:
     """Return a text with its escapes in place of characters that a terminal acts on; line ends and tabs stay."""
     return "".join(
-        one if one in "\n\t" or unicodedata.category(one) not in _ACTED_ON else one.encode("unicode_escape").decode()
-        for one in text
+        c if c in "\n\t" or unicodedata.category(c) not in _ACTED_ON else c.encode("unicode_escape").decode()
+        for c in text
     )

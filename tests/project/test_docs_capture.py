@@ -78,7 +78,7 @@ def test_every_emit_has_a_line() -> None:
 def test_the_error_that_is_shown() -> None:
     with pytest.raises(Exception, match="is not accepted") as raised:
         settings.load({"NVTXMOE_MODE": "cuda"})
-    assert f"`nvtxmoe: {raised.value}`" in " ".join(text_of("reference/settings").split())
+    assert f"`nothing is recorded: {raised.value}`" in " ".join(text_of("reference/settings").split())
 
 
 # Versions ------------------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ class Answer:
 
 def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[Answer]:
     """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
-    first = next((one for one in findings if one.kind in (COST, VERDICT)), None)
+    first = next((finding for finding in findings if finding.kind in (COST, VERDICT)), None)
     found = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first)]
     certainty = _certainty(findings, first, ledger, trust)
     return [*found, certainty] if trust.complete else [certainty, *found]
@@ -85,7 +85,7 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         return Answer(GAIN, short, first.headline, finding=first.id)
     if ledger.step_time is None:
         return Answer(GAIN, UNKNOWN, sentence("The results have no GPU time of steps."), "weak")
-    maybe = next((one for one in findings if one.kind == WEAK and one.stake is not None), None)
+    maybe = next((finding for finding in findings if finding.kind == WEAK and finding.stake is not None), None)
     if maybe is not None:
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
     return Answer(GAIN, UNKNOWN, sentence("Too few steps of one kind to tell."), "weak")
@@ -93,9 +93,9 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
 
 def _next(findings: Sequence[Finding], first: Finding | None) -> Answer:
     """Return the next step of an incomplete capture, else of the first finding that has one."""
-    urgent = next((one for one in findings if one.kind == INCOMPLETE), first)
+    urgent = next((finding for finding in findings if finding.kind == INCOMPLETE), first)
     chosen = urgent if urgent is not None and urgent.next_step is not None else None
-    chosen = chosen or next((one for one in findings if one.next_step is not None), None)
+    chosen = chosen or next((finding for finding in findings if finding.next_step is not None), None)
     if chosen is None or chosen.next_step is None:
         text = sentence("Record a longer run, with GPU time: `nvtxmoe profile` under nsys.")
         return Answer(NEXT, "record more", text, command="nvtxmoe profile --num-requests 100 -- vllm serve MODEL")
@@ -105,7 +105,7 @@ def _next(findings: Sequence[Finding], first: Finding | None) -> Answer:
 
 
 def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledger, trust: Trust) -> Answer:
-    incomplete = next((one for one in findings if one.kind == INCOMPLETE), None)
+    incomplete = next((finding for finding in findings if finding.kind == INCOMPLETE), None)
     if incomplete is not None:
         return Answer(CERTAINTY, "incomplete", incomplete.headline, "bad", finding=incomplete.id)
     if not trust.complete:

@@ -28,11 +28,11 @@ def best_models(ledger: Ledger) -> list[dict[str, Any]]:
     layer = costliest_layer(rows)
     found = []
     for kind in KINDS:
-        mine = best.filter(
+        of_kind = best.filter(
             (pl.col("step_kind") == kind) & (pl.col("layer_idx").is_null() | (pl.col("layer_idx") == layer))
         )
         ranked = sorted(
-            mine.iter_rows(named=True), key=lambda row: (row["status"] != EXPLAINS, row["layer_idx"] is not None)
+            of_kind.iter_rows(named=True), key=lambda row: (row["status"] != EXPLAINS, row["layer_idx"] is not None)
         )
         found += ranked[:1]
     return found

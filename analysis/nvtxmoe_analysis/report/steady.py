@@ -97,20 +97,20 @@ def steady(source: Source) -> Steady | None:
     if steps.is_empty():
         return None
     kind = _kind(steps)
-    mine = steps.filter(kind=kind)
-    graphs = 2 * int(mine["graph"].sum()) >= len(mine)
-    mine = mine.with_columns(
+    of_kind = steps.filter(kind=kind)
+    graphs = 2 * int(of_kind["graph"].sum()) >= len(of_kind)
+    of_kind = of_kind.with_columns(
         eager=pl.lit(graphs) & ~pl.col("graph"),
-        outlier=_outlying(mine.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
+        outlier=_outlying(of_kind.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
     )
-    regular = mine.filter(~pl.col("eager") & ~pl.col("outlier"))
+    regular = of_kind.filter(~pl.col("eager") & ~pl.col("outlier"))
     first = regular["step"].min()
     reasons = {
         START_UP: (pl.col("eager") | pl.col("outlier")) & (pl.col("step") < first),
         EAGER: pl.col("eager") & (pl.col("step") > first),
         OUTLIER: pl.col("outlier") & ~pl.col("eager") & (pl.col("step") > first),
     }
-    left_out = {reason: frozenset(mine.filter(which)["step"].to_list()) for reason, which in reasons.items()}
+    left_out = {reason: frozenset(of_kind.filter(which)["step"].to_list()) for reason, which in reasons.items()}
     return Steady(kind, frozenset(regular["step"].to_list()), int(regular["ranks"].sum()), not graphs, left_out)
 
 

@@ -34,7 +34,9 @@ def find(ledger: Ledger) -> list[Finding]:
         return _not_split(ledger)
     wait = ledger.per_step(TABLE, "wait_ns")
     explained = [number for name in ("uneven_ranks", "unequal_speed") if (number := bar(ledger, name)) is not None]
-    explained += [one.stake.per_step for one in ledger.found if one.id == FIRST and one.stake is not None]
+    explained += [
+        finding.stake.per_step for finding in ledger.found if finding.id == FIRST and finding.stake is not None
+    ]
     rest = difference(wait, total(*explained)) if explained else wait
     at_stake = stake(rest, ledger.step_time)
     if not at_stake.matters:

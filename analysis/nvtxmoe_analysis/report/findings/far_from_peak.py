@@ -49,8 +49,8 @@ def _steady(ledger: Ledger) -> tuple[SourcedNumber, SourcedNumber] | None:
     rows = ledger.source.frame(ROWS, ["matmul_ns", "roofline_ns"])
     if rows is None or ledger.steady is None or ledger.step_time is None:
         return None
-    mine = rows.filter(pl.col("step").is_in(ledger.steady.numbers))
-    if mine["roofline_ns"].null_count() or not mine["matmul_ns"].sum():
+    steady_rows = rows.filter(pl.col("step").is_in(ledger.steady.numbers))
+    if steady_rows["roofline_ns"].null_count() or not steady_rows["matmul_ns"].sum():
         return None
     return ledger.per_step(ROWS, "matmul_ns"), ledger.per_step(ROWS, "roofline_ns")
 
@@ -61,8 +61,8 @@ def _known(
     """Return the finding where sizes and peaks are known."""
     assert ledger.steady is not None and ledger.step_time is not None
     kind = ledger.steady.kind
-    mine = known.filter(step_kind=kind)
-    limit = mine["limit"][0] if len(mine) else "the nearer limit"
+    of_kind = known.filter(step_kind=kind)
+    limit = of_kind["limit"][0] if len(of_kind) else "the nearer limit"
     reached = percent(least, time)
     text = "The experts' matrix products take {} per {}; {} allows {}: they reach {} of that limit."
     headline = sentence(text, time, ledger.steady.noun, limit, least, reached)
