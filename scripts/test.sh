@@ -57,7 +57,7 @@ fi
 done) &
 status=0
 .venv/bin/python -m pytest -n "${NVTXMOE_TEST_PROCESSES:-3}" --dist loadgroup --no-loadscope-reorder \
-    --setting-up "$work" "$@" || status=$?
+    --setting-up="$work" "$@" || status=$? # apart by a space, the folder would be taken for tests
 linted=0
 [ -z "$lint" ] || wait "$lint" || linted=$?
 [ -z "$lint" ] || cat "$work/lint.log"
