@@ -44,8 +44,9 @@ def test_help_has_every_option_and_an_example(name: str, flag: str) -> None:
     assert command is not None
     options = [option for param in command.params if isinstance(param, click.Option) for option in param.opts]
     # The output of `profile` is that of the command it runs; its results are read with `analyze --json`. That of
-    # `recipes-path` and `completion` is for the shell.
-    assert {"--debug", *([] if name in {"profile", "recipes-path", "completion"} else ["--json"])} <= set(options)
+    # `recipes-path` and `completion` is for the shell, that of `mcp` for an agent.
+    without_json = {"profile", "recipes-path", "completion", "mcp"}
+    assert {"--debug", *([] if name in without_json else ["--json"])} <= set(options)
     for option in options:
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", ran.out), option
     assert all(param.help for param in command.params if isinstance(param, click.Option))
@@ -78,8 +79,8 @@ def test_version() -> None:
 def test_what_people_read(small: Path, tmp_path: Path) -> None:
     ran = analyze(small, tmp_path / "results")
     folder = tmp_path / "results" / RESULTS
-    assert ran.out.startswith("1 rank, 3 steps, 2 MoE layers, 9 tokens")
-    assert "0.9 us" in ran.out
+    assert ran.out.startswith("Is MoE the problem? partly\n  MoE layers take 0.30 us of 0.40 us per steady decode step")
+    assert "\n1 rank, 3 steps, 2 MoE layers, 9 tokens\n" in ran.out
     assert "\nCapture complete: " in ran.out
     assert f"\nResults in {folder}:\n" in ran.out
     assert files(folder) == SET
@@ -97,7 +98,7 @@ def test_json_alone_on_standard_output(small: Path, tmp_path: Path) -> None:
         (1, 4, 600),
     ]
     assert found["folder"] == str(tmp_path / "results" / RESULTS)
-    assert set(found["files"]) == SET | {str(tmp_path / "results.db")}
+    assert set(found["files"]) == SET | {str(tmp_path / "results.db"), str(tmp_path / "results" / "findings.json")}
     spawned = spawn("analyze", small, "-o", tmp_path / "again", "--json")
     assert (spawned.code, spawned.err) == (0, "")
     assert spawned.json | {"folder": "", "files": ""} == found | {"folder": "", "files": ""}
