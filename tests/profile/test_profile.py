@@ -66,7 +66,9 @@ def test_an_offline_script(tmp_path: Path, nsys_path: Path) -> None:
     assert said in ran.out and said in (out / "command.log").read_text()
     assert f"{nsys_path} profile -t cuda,nvtx --cuda-graph-trace=node -s none --cpuctxsw=none" in ran.out
     assert f"-o {out}/report {sys.executable} {EMIT}\n" in ran.out
-    assert f"nvtxmoe: everything is in {out}: command.log, moe_expert_tracking/, report.html, " in ran.out
+    assert (
+        f"nvtxmoe: everything is in {out}: command.log, findings.json, moe_expert_tracking/, report.html, " in ran.out
+    )
     assert f"Report: {out}/report.html\n" in ran.out and "report.html" in files(out)
     # no CUDA events: incomplete, and the last line shows it
     assert ran.out.endswith(f"(the reasons are above): {out}/moe_expert_tracking\n")

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 #: Draws in CI: some of each kind.
 DRAWS = 3 * len(KINDS)
-#: Draws that ended otherwise once.
-FOUND: tuple[int, ...] = ()
+#: Draws that ended otherwise once: 17, a capture none of whose steps is like another (a comparison with null).
+FOUND = (17,)
 
 
 def check(seed: int, folder: Path) -> int:

@@ -104,7 +104,8 @@ def steady(source: Source) -> Steady | None:
         outlier=_outlying(of_kind.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
     )
     regular = of_kind.filter(~pl.col("eager") & ~pl.col("outlier"))
-    first = regular["step"].min()
+    after_all = max(of_kind["step"].to_list()) + 1  # where no step is like another
+    first = min(regular["step"].to_list(), default=after_all)
     reasons = {
         START_UP: (pl.col("eager") | pl.col("outlier")) & (pl.col("step") < first),
         EAGER: pl.col("eager") & (pl.col("step") > first),

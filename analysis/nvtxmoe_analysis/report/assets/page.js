@@ -78,12 +78,12 @@
   };
 
   // The load event waits for a document that is still being written, and so do programs that print or take a picture of
-  // the page once it is loaded.
+  // the page once it is loaded. In a sandboxed frame, as a notebook's, there is no such document, and nothing waits.
   const waiting = document.createElement("iframe");
   waiting.hidden = true;
   const loaded = () => {
     if (!waiting.isConnected) return;
-    waiting.contentDocument.close();
+    waiting.contentDocument?.close();
     waiting.remove();
   };
 
@@ -132,7 +132,7 @@
   window.addEventListener("beforeprint", drawPaper);
   window.addEventListener("afterprint", drawAll);
   document.body.append(waiting);
-  waiting.contentDocument.open();
+  waiting.contentDocument?.open();
   // After the text is painted; a tab in the background paints nothing.
   const begin = () => round || drawAll();
   requestAnimationFrame(() => setTimeout(begin));
