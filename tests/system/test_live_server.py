@@ -26,6 +26,9 @@ from tests.support.dashboard import RULES, names_in, queries
 from tests.support.paths import ROOT
 from tests.support.prometheus import free_port, running
 
+# One vLLM at a time: waiting workers keep a core busy.
+pytestmark = pytest.mark.xdist_group("vllm")
+
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 PATIENCE_S = 2400
 REQUESTS = ((20, 7), (9, 12), (31, 5))

@@ -18,6 +18,9 @@ from tests.support.cli import run
 from tests.support.prometheus import free_port
 from tests.system.test_live_server import PATIENCE_S, complete, serving, wait_until_healthy
 
+# One vLLM at a time: waiting workers keep a core busy.
+pytestmark = pytest.mark.xdist_group("vllm")
+
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 #: Lengths of prompts and answers, one request after the other: before, in and after windows.
 REQUESTS = ((20, 7), (9, 12))
