@@ -25,7 +25,7 @@ def missing(error: ModuleNotFoundError) -> NvtxmoeError | None:
         if module in modules:
             return NvtxmoeError(
                 f"{module} is not installed: nvtxmoe is here without its extra [{extra}]",
-                remedy=f"In a clone of nvtxmoe, run {sys.executable} -m pip install '.[{extra}]'",
+                remedy=f"In a clone of nvtxmoe, run {sys.executable} -m pip install -e '.[{extra}]'",
             )
     return None
 

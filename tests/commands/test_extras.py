@@ -55,7 +55,7 @@ def run_without(extra: str, file: Path, *arguments: object) -> tuple[int, str, s
 def line(program: str, module: str, extra: str) -> str:
     return (
         f"{program}: {module} is not installed: nvtxmoe is here without its extra [{extra}]. "
-        f"In a clone of nvtxmoe, run {sys.executable} -m pip install '.[{extra}]'\n"
+        f"In a clone of nvtxmoe, run {sys.executable} -m pip install -e '.[{extra}]'\n"
     )
 
 
