@@ -1,4 +1,4 @@
-"""Every layer of a step with tokens has GPU work."""
+"""Every layer of a step with tokens has GPU work, and its experts have some."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ def check(results: RunMetrics) -> Check:
     """GPU work was placed in each layer of each step that has tokens and launches, all of them with their work.
 
     A layer with tokens does not run without a kernel. Where its zeros stand in the tables, its ranges were not open
-    when the work was launched or its graph captured, and its time counts as outside layers.
+    when the work was launched or its graph captured, and its time counts as outside layers. Nor do its experts: where
+    some steps of a layer have kernels of the phase ``experts``, those without have lost theirs.
     """
     cells, idle, examples = 0, 0, []
+    without_experts = []
     for report in results.reports:
         wanted = _wanted(report)
+        without_experts.append(_without_experts(report, wanted))
         bare = wanted.join(report.worked, on=["pid", "step", "layer"], how="anti")
         cells += len(wanted)
         idle += len(bare)
@@ -38,9 +41,35 @@ def check(results: RunMetrics) -> Check:
             without_work=idle,
             examples=list(examples[:3]),
         )
+    lacking = pl.concat(without_experts) if without_experts else pl.DataFrame()
+    if len(lacking):
+        return failed(
+            NAME,
+            f"{len(lacking):,} of {cells:,} (rank, step, layer) with tokens have GPU work but no kernel of their "
+            f"experts, which other steps of the same layer have, the first {first_cells(lacking)[0]}. Capture again.",
+            cells=cells,
+            without_work=0,
+            without_experts=len(lacking),
+            examples=list(first_cells(lacking)[:3]),
+        )
     if not cells:
         return not_applicable(NAME, "No step with tokens and all of its GPU work.", cells=0, without_work=0)
     return passed(NAME, f"All {cells:,} (rank, step, layer) have GPU work.", cells=cells, without_work=0)
+
+
+def _without_experts(report: CaptureFacts, wanted: pl.DataFrame) -> pl.DataFrame:
+    """Return the cells with GPU work but none of the phase ``experts``, of layers that have some in other steps.
+
+    A rank that shares experts with others may get no token for its own: there such cells count only where they are
+    more than half of a layer's.
+    """
+    layer = ["pid", "layer"]
+    worked = wanted.join(report.worked.select(*layer, "step", "experts_ns"), on=[*layer, "step"], how="inner")
+    bare = pl.col("experts_ns") == 0
+    alone = [pid for pid, meta in report.metas.items() if int(meta.raw.get("ep_size") or 1) == 1]
+    most = pl.when(pl.col("pid").is_in(alone)).then(0.0).otherwise(0.5)
+    share = bare.mean().over(layer)
+    return worked.filter(bare & (share < 1) & (share > most)).select(wanted.columns)
 
 
 def _wanted(report: CaptureFacts) -> pl.DataFrame:

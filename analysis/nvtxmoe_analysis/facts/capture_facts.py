@@ -12,6 +12,7 @@ import polars as pl
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.attribution.attribute import Attribution, attribute
 from nvtxmoe_analysis.attribution.expert_matmuls import expert_matmuls
+from nvtxmoe_analysis.attribution.gpu_operations import KINDS
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.layer_sums import cell_timings, kernel_timings
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, classify, flatten
@@ -35,7 +36,7 @@ from nvtxmoe_analysis.readers.session import KIND as JOURNAL
 from nvtxmoe_analysis.readers.session import Session
 
 #: Columns of ``CaptureFacts.worked``.
-WORKED = ("step_row", "pid", "rank", "step", "layer", "gpu_start_ns")
+WORKED = ("step_row", "pid", "rank", "step", "layer", "gpu_start_ns", "experts_ns")
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class CaptureFacts:
 
     @property
     def worked(self) -> pl.DataFrame:
-        """The cells of the whole export that have GPU work, and when the first of it starts: the columns of WORKED."""
+        """The cells of the whole export that have GPU work, when the first of it starts, and the kernel time of their
+        experts: the columns of WORKED."""
         if self.all_worked is not None:
             return self.all_worked
         return self.layers.filter(pl.col("gpu_start_ns").is_not_null()).select(WORKED)
@@ -239,7 +241,15 @@ def _decoded(export: Export, nvtx: pl.DataFrame) -> Events:
 
 def _all_worked(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
     """The columns of WORKED, of cells in the order of steps and layers."""
-    first = _repeats_merged(in_layer, keys).group_by("step_row", "layer").agg(gpu_start_ns=pl.col("start").min())
+    experts = (pl.col("kind") == KINDS.index("kernel")) & (pl.col("phase") == PHASE_NAMES.index("experts"))
+    first = (
+        _repeats_merged(in_layer, keys)
+        .group_by("step_row", "layer")
+        .agg(
+            gpu_start_ns=pl.col("start").min(),
+            experts_ns=(pl.col("end") - pl.col("start")).filter(experts).sum(),
+        )
+    )
     return _keyed(first.sort("step_row", "layer"), keys).select(WORKED)
 
 
