@@ -89,7 +89,7 @@ def ranges(numbers: Iterable[int]) -> list[list[int]]:
 
 
 def steady(source: Source) -> Steady | None:
-    """Return the steady steps of results; None if no step's GPU time is known."""
+    """Return the steady steps of results; None if no step has a number and a known GPU time, or none is like another."""
     frame = source.frame(CORRELATION, COLUMNS)
     if frame is None:
         return None
@@ -103,9 +103,10 @@ def steady(source: Source) -> Steady | None:
         eager=pl.lit(graphs) & ~pl.col("graph"),
         outlier=_outlying(of_kind.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
     )
-    regular = of_kind.filter(~pl.col("eager") & ~pl.col("outlier"))
-    after_all = max(of_kind["step"].to_list()) + 1  # where no step is like another
-    first = min(regular["step"].to_list(), default=after_all)
+    regular = of_kind.filter(~pl.col("eager") & ~pl.col("outlier") & pl.col("step").is_not_null())
+    if regular.is_empty():  # no step has a number, or none is like another
+        return None
+    first = min(regular["step"].to_list())
     reasons = {
         START_UP: (pl.col("eager") | pl.col("outlier")) & (pl.col("step") < first),
         EAGER: pl.col("eager") & (pl.col("step") > first),
