@@ -89,7 +89,7 @@ def ranges(numbers: Iterable[int]) -> list[list[int]]:
 
 
 def steady(source: Source) -> Steady | None:
-    """Return the steady steps of results; None if no step has a number and a known GPU time, or none is like another."""
+    """Return the steady steps of results; None if none has a number and a known GPU time, or none is like another."""
     frame = source.frame(CORRELATION, COLUMNS)
     if frame is None:
         return None
