@@ -57,10 +57,21 @@ class Finding(BaseModel):
     expected: str = Field(description="What then is to be seen; may be empty")
 
 
+class Answered(BaseModel):
+    """A question of the report's first screen with its answer."""
+
+    question: str
+    short: str = Field(description="A word or a number")
+    text: str
+    command: str | None = Field(description="A command or setting, if the answer has one")
+    finding: str | None = Field(description="Id of the finding that it comes from")
+
+
 class FindingsList(Page):
     """Findings, the most important first."""
 
     result: str
+    answers: list[Answered] = Field(description="Is MoE the problem, what can be won, what next, how sure")
     findings: list[Finding] = Field(default_factory=list)
 
 

@@ -12,7 +12,9 @@ from nvtxmoe_analysis.core.file_set import COMMIT
 from nvtxmoe_analysis.outputs.read import Results, no_results
 from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report.advice import advise
 from nvtxmoe_analysis.report.finding_record import FindingRecord, finding_records
+from nvtxmoe_analysis.report.first_screen import Answer
 from nvtxmoe_analysis.report.results import Source
 
 #: How deep below a given folder results are looked for.
@@ -37,6 +39,11 @@ class Opened:
     def findings(self) -> list[FindingRecord]:
         """Findings of the report, the most important first."""
         return finding_records(Source(self.results))
+
+    @cached_property
+    def answers(self) -> Sequence[Answer]:
+        """Answers to the four questions of the report's first screen."""
+        return advise(Source(self.results)).answers
 
 
 class Folders:

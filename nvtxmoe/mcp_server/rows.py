@@ -38,7 +38,7 @@ def select_rows(
         frame = frame.sort(sort_by, descending=descending, nulls_last=True, maintain_order=True)
     for name in columns or ():
         _require(frame, table, name)
-    return frame.select(columns) if columns else frame
+    return frame.select(list(dict.fromkeys(columns))) if columns else frame
 
 
 def _require(frame: pl.DataFrame, table: str, column: str) -> None:
@@ -63,7 +63,7 @@ def _expression(frame: pl.DataFrame, table: str, condition: Condition) -> pl.Exp
         if dtype == pl.String
         else ("true or false", isinstance(value, bool) and condition.op in ("==", "!="))
         if dtype == pl.Boolean
-        else ("number", isinstance(value, int | float) and not isinstance(value, bool))
+        else ("number", isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1 << 63)
     )
     if dtype.is_nested() or not fits or (condition.op == "contains" and kind != "text"):
         holds = "lists" if dtype.is_nested() else kind

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.mcp_server.answers import (
+    Answered,
     ColumnMeaning,
     ColumnMeanings,
     ComparedRun,
@@ -32,7 +33,7 @@ from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.report.finding_record import EvidenceRecord, FindingRecord, unit_of
 
 Result = Annotated[str, Field(description="Name of a results folder, as list_results gives it")]
-Offset = Annotated[int, Field(ge=0, description="Rows to skip")]
+Offset = Annotated[int, Field(ge=0, le=2**53, description="Rows to skip")]
 Limit = Annotated[int, Field(ge=1, le=MOST_ROWS, description="Most rows of the answer")]
 TableName = Annotated[str, Field(description="Name of a table, such as layer_correlation")]
 #: Most notes of a comparison in an answer.
@@ -61,8 +62,10 @@ class Tools:
 
     def findings(self, result: Result, offset: Offset = 0, limit: Limit = MOST_ROWS) -> FindingsList:
         """Findings of a run, the most important first: where the GPU time of its MoE layers goes, and why."""
-        found = [_finding(finding) for finding in self._folders.open(result).findings]
-        return filled(FindingsList(result=result), "findings", found, offset, limit)
+        opened = self._folders.open(result)
+        found = [_finding(finding) for finding in opened.findings]
+        answers = [Answered(**clipped(answer.as_dict())) for answer in opened.answers]
+        return filled(FindingsList(result=result, answers=answers), "findings", found, offset, limit)
 
     def finding_evidence(
         self,

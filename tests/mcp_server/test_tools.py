@@ -21,6 +21,7 @@ from nvtxmoe_analysis.compare.compare import compare, document
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import COUNTS, FOLDER
+from nvtxmoe_analysis.report.advice import advise
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.results import Source
@@ -154,6 +155,19 @@ def test_findings_are_those_of_the_report(made: Path) -> None:
     expected = findings(Ledger(Source(load(made))))
     assert [one["title"] for one in found] == [str(one.headline) for one in expected]
     assert len({one["id"] for one in found}) == len(expected) > 3
+
+
+def test_the_answers_are_those_of_the_first_screen(made: Path) -> None:
+    answers = value([made], "findings", result=str(made))["answers"]
+    assert answers == [answer.as_dict() for answer in advise(Source(load(made))).answers]
+    assert answers[0]["question"] == "Is MoE the problem?"
+
+
+def test_a_column_named_twice_is_given_once_and_a_number_without_end_is_refused(made: Path) -> None:
+    twice = value([made], "table_rows", result=str(made), table="load_imbalance", columns=["step", "step"], limit=1)
+    assert twice["columns"] == ["step"]
+    where = [{"column": "step", "value": 10**40}]
+    assert "fit" in refusal([made], "table_rows", result=str(made), table="load_imbalance", where=where)
 
 
 def test_the_rows_of_evidence_give_its_number(made: Path) -> None:
