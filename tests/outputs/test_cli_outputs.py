@@ -89,7 +89,7 @@ def test_files_of_others_stay(tmp_path: Path, sources: tuple[Path, Path]) -> Non
     found = everything(output)
     assert {name: found[name] for name in foreign} == foreign
     ours = {f"{RESULTS}/{name}" for name in CSV}
-    assert set(found) == ours | set(foreign) | {RESULTS, f"{RESULTS}/sub"}
+    assert set(found) == ours | set(foreign) | {RESULTS, f"{RESULTS}/sub", "findings.json"}
     fresh = everything(tmp_path / "fresh")
     assert {name: found[name] for name in ours} == {name: fresh[name] for name in ours}
 
@@ -238,7 +238,7 @@ def test_the_tables_in_a_database(tmp_path: Path, sources: tuple[Path, Path]) ->
     old, new = sources
     database = tmp_path / "deep" / "results.db"
     ran = analyze(old, tmp_path / "results", "--format", "parquet", "--sqlite", database)
-    assert ran.out.endswith("results.db\n")
+    assert f"\n  {database}\n" in ran.out
     assert stored(database) == {stem: table.rows() for stem, table in tables(tmp_path / "results").items()}
     ours = database.read_bytes()
     analyze(new, tmp_path / "results", "--format", "parquet", "--sqlite", database)

@@ -99,3 +99,10 @@ def test_replicas_go_to_the_largest_load_per_replica() -> None:
 def test_a_placement_that_is_none_is_refused(ranks: list[list[int]], says: str) -> None:
     with pytest.raises(NvtxmoeError, match=says):
         Layout.of_ranks(ranks).check(4)
+
+
+def test_a_rank_without_experts_has_no_load() -> None:
+    layout = Layout(np.arange(4), np.array([2, 0, 2, 0]))
+    load = layout.load(np.array([[3, 0, 5, 1]]), np.array([4]), np.array([0]))
+    assert load.rows.tolist() == [[3, 0, 6, 0]]
+    assert (load.tiles.tolist(), load.active.tolist()) == ([[1, 0, 3, 0]], [[1, 0, 2, 0]])

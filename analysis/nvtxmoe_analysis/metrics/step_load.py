@@ -69,7 +69,7 @@ def _lacking(group: ExpertGroup, results: RunFacts) -> str | None:
     if chosen is not None and any(
         not any(meta.rank in chosen for meta in group.metas if meta.tp_group == tokens) for tokens in group.token_groups
     ):
-        return "--ranks leaves out ranks whose tokens these ranks serve too"
+        return "the option --ranks leaves out ranks whose tokens these ranks serve too"
     return None
 
 

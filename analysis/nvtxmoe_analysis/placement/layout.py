@@ -127,13 +127,15 @@ class Layout:
             whole, rest = np.divmod(slots[:, several], many[several].astype(np.int32))
             turn = (number[several][None, :] + steps[:, None]) % many[several][None, :]
             slots[:, several] = whole + (turn < rest)
-        first = np.cumsum(self.sizes) - self.sizes
         tiles = (slots + (block_m[:, None].astype(np.int32) - 1)) // block_m[:, None].astype(np.int32)
-        return Load(
-            np.add.reduceat(tiles, first, axis=1, dtype=np.int64),
-            np.add.reduceat((slots > 0).astype(np.int32), first, axis=1, dtype=np.int64),
-            np.add.reduceat(slots, first, axis=1, dtype=np.int64),
-        )
+        return Load(self._by_rank(tiles), self._by_rank((slots > 0).astype(np.int32)), self._by_rank(slots))
+
+    def _by_rank(self, slots: Counts) -> Ints:
+        """Return the sums of each rank's slots: [steps, slots] to int64 [steps, ranks]; 0 where a rank has none."""
+        out = np.zeros((len(slots), len(self.sizes)), dtype=np.int64)
+        first, some = np.cumsum(self.sizes) - self.sizes, self.sizes > 0
+        out[:, some] = np.add.reduceat(slots, first[some], axis=1, dtype=np.int64)
+        return out
 
 
 def contiguous(experts: int, ranks: int) -> Layout:

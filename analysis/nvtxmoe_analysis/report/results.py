@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -12,8 +12,11 @@ from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
-#: Frames that have a value in every cell.
-WHOLE = frozenset({"activations", "coselection"})
+#: Columns of frames that have a value in every cell.
+WHOLE: Mapping[str, tuple[str, ...]] = {
+    "activations": ("layer_idx", "expert_id", "activation_count"),
+    "coselection": ("layer_idx", "expert_id_1", "expert_id_2", "coselection_count"),
+}
 #: Why a run that was recorded without nsys has no tables of GPU work.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
 
@@ -110,5 +113,6 @@ def _clause(error: NvtxmoeError) -> str:
 
 def _lacking(name: str, frame: pl.DataFrame) -> str:
     """Return the evidence that cells of a table have lost their values; empty if there is none."""
-    empty = [column for column in frame.columns if frame[column].null_count()] if name in WHOLE else []
+    whole = WHOLE.get(name, ())
+    empty = [column for column in whole if column in frame.columns and frame[column].null_count()]
     return f"it is damaged: cells of column {', '.join(empty)} are empty" if empty else ""
