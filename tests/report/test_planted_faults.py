@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from nvtxmoe_analysis.analyze import Analysis, analyze
+from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.advice import write_findings
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT
 from nvtxmoe_analysis.report.findings import finding_modules
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
@@ -120,3 +121,53 @@ def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_
 def test_a_real_capture_that_reads_weights_for_few_rows(golden_1gpu: Path, tmp_path: Path) -> None:
     analyze([golden_1gpu], tmp_path)
     assert truth(tmp_path) == "active-experts"
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        (Selection(layers=frozenset({1})), "Other layers were filtered out."),
+        (Selection(ranks=frozenset({0})), "Other ranks were filtered out."),
+    ],
+    ids=["layers", "ranks"],
+)
+@pytest.mark.parametrize("name", ["healthy", "attention takes all", "late launches"])
+def test_filtered_results_give_no_verdict(name: str, kept: Selection, why: str, tmp_path: Path) -> None:
+    """What was filtered out may be the problem."""
+    done = analyze([FAULTS[name][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert not [one.id for one in done.advice.findings if one.kind == VERDICT]
+    if kept.layers:  # the step's first collective may be another layer's
+        assert "launch-skew" not in {one.id for one in done.advice.findings}
+    problem, *_ = done.advice.answers
+    assert (problem.question, problem.short) == ("Is MoE the problem?", "not known")
+    assert str(problem.text).startswith(why)
+    if not [one for one in done.advice.findings if one.kind == COST]:
+        gain, then, sure = done.advice.answers[1:]
+        assert gain.short == "not known"
+        assert then.short in ("analyse all", "analyse all ranks")
+        assert str(sure.text).endswith(f"Not known: {why[:1].lower()}{why[1:]}")
+
+
+def test_all_ranks_kept_is_no_filter(tmp_path: Path) -> None:
+    kept = Selection(ranks=frozenset({0, 1}))
+    done = analyze([FAULTS["healthy"][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert done.advice.findings[0].id == "healthy"
+
+
+@pytest.mark.parametrize("name", ["attention takes all", "attention takes most", "healthy"])
+def test_few_steps_give_no_verdict(name: str, tmp_path: Path) -> None:
+    kept = Selection(first_step=START_UP, last_step=START_UP + 1)
+    done = analyze([FAULTS[name][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert not [one.id for one in done.advice.findings if one.kind == VERDICT]
+    problem, gain, *_ = done.advice.answers
+    assert (problem.short, gain.short) == ("not known", "not known")
+    assert str(problem.text).startswith("Too few steady steps: 2, at least 5 needed.")
+
+
+def test_step_0_is_a_filter(tmp_path: Path) -> None:
+    done = analyze(
+        [FAULTS["healthy"][1].write(tmp_path / "run.sqlite")], tmp_path / "out",
+        selection=Selection(first_step=0, last_step=0),
+    )  # fmt: skip
+    limits = next(one for one in done.advice.findings if one.id == "limits")
+    assert any("(first step 0, last step 0)" in str(detail) for detail in limits.details)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, percent, total
 from nvtxmoe_analysis.report.own_time import own_column
-from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.selected import filtered_out, some_layers
+from nvtxmoe_analysis.report.steady import CORRELATION, LEAST_STEPS, STEP
 from nvtxmoe_analysis.report.theme import CLASSES
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
@@ -15,9 +16,14 @@ LITTLE_PCT, MUCH_PCT = 10.0, 30.0
 OTHER_WORK = tuple(name for name in CLASSES if name not in ("moe layers", "collective", "recording", "unplaced"))
 
 
-def some_layers(ledger: Ledger) -> bool:
-    """Return True if only some layers were kept: the sum over layers then lacks the others' time."""
-    return bool((ledger.source.document("validation").get("selection") or {}).get("layers"))
+def cannot_tell(ledger: Ledger) -> str:
+    """Return why there is no verdict on where a step's time goes, as a clause; empty if there can be one."""
+    if why := filtered_out(ledger):
+        return why
+    if ledger.steady is None:
+        return "the results have no GPU time of steps"
+    many = len(ledger.steady.numbers)
+    return "" if many >= LEAST_STEPS else f"too few steady steps: {many}, at least {LEAST_STEPS} needed"
 
 
 def moe_parts(ledger: Ledger) -> dict[str, SourcedNumber]:

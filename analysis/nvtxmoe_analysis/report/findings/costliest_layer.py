@@ -7,9 +7,9 @@ import polars as pl
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import some_layers
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, ratio, sentence, together
 from nvtxmoe_analysis.report.own_time import costliest_layer, outlying, own_column
+from nvtxmoe_analysis.report.selected import some_layers
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
 

@@ -7,6 +7,7 @@ import polars as pl
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, sentence
+from nvtxmoe_analysis.report.selected import some_layers
 from nvtxmoe_analysis.report.steady import STEP
 
 ID = "launch-skew"
@@ -21,9 +22,9 @@ COLUMNS = ("layer_idx", "start_ns", "wait_ns", "last_rank")
 
 
 def find(ledger: Ledger) -> list[Finding]:
-    """Return what ranks wait in the first collective of a steady step."""
+    """Return what ranks wait in the first collective of a steady step, which is unknown if layers were filtered out."""
     frame = ledger.source.frame(TABLE, COLUMNS)
-    if frame is None or ledger.steady is None or ledger.step_time is None:
+    if frame is None or ledger.steady is None or ledger.step_time is None or some_layers(ledger):
         return []
     rows = frame.filter(pl.col("step").is_in(ledger.steady.numbers))
     first = rows.filter(pl.col("start_ns") == pl.col("start_ns").min().over(STEP)).drop_nulls("wait_ns")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import VERDICT, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, moe_parts, moe_share, other_work
+from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, cannot_tell, moe_parts, moe_share, other_work
 from nvtxmoe_analysis.report.numbers import percent, sentence, together, total
 from nvtxmoe_analysis.report.theme import CLASS_WORDS
 
@@ -20,7 +20,7 @@ MOST_NAMED = 2
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return the share of MoE layers where it is small, and what takes the time instead."""
-    share = moe_share(ledger)
+    share = None if cannot_tell(ledger) else moe_share(ledger)
     if share is None or ledger.steady is None or ledger.step_time is None or not share.value < LITTLE_PCT:
         return []
     time = total(*moe_parts(ledger).values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import VERDICT, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, moe_share, other_work
+from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, cannot_tell, moe_share, other_work
 from nvtxmoe_analysis.report.numbers import percent, sentence, together, total
 from nvtxmoe_analysis.report.theme import CLASS_WORDS
 
@@ -20,7 +20,7 @@ LEAST_SHARE_PCT, MOST_NAMED = 50.0, 3
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return the work outside the layers, the longest classes by name."""
-    moe, step = moe_share(ledger), ledger.step_time
+    moe, step = None if cannot_tell(ledger) else moe_share(ledger), ledger.step_time
     classes = {name: number for name, number in other_work(ledger).items() if number.value > 0}
     if moe is None or step is None or ledger.steady is None or moe.value < LITTLE_PCT or not classes:
         return []
