@@ -6,6 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from nvtxmoe_analysis.analyze import Analysis, analyze
@@ -14,6 +15,7 @@ from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.advice import write_findings
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT
 from nvtxmoe_analysis.report.findings import finding_modules
+from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP
@@ -109,8 +111,30 @@ def truth(path: Path) -> str:
 def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Path) -> None:
     done = analyze([golden_2gpu], tmp_path)
     assert truth(tmp_path) == "launch-skew"
-    problem = next(answer for answer in done.advice.answers if answer.question == "Is MoE the problem?")
-    assert problem.short == "no"
+    chosen = {answer.question: answer for answer in done.advice.answers}
+    problem = chosen["Is MoE the problem?"]
+    assert problem.short == "no, waiting is"
+    wait, waiting_pct, moe, step, share, without = problem.text.numbers
+    assert waiting_pct.value == pytest.approx(100 * wait.value / step.value)
+    assert share.value == pytest.approx(100 * moe.value / step.value) and share.value < 10
+    assert without.value == pytest.approx(100 * moe.value / (step.value - wait.value)) and without.value > 30
+    assert chosen["What can be won?"].short.endswith(" of the mean rank's step")
+    found = {one.id: one for one in done.advice.findings}
+    skew = found["launch-skew"]
+    assert " of the mean rank, " in str(skew.headline)
+    rows = pl.read_csv(done.folder / "moe_collectives.csv")
+    steady = done.advice.steady
+    assert steady is not None
+    first = rows.filter(pl.col("step").is_in(steady.numbers)).filter(
+        pl.col("start_ns") == pl.col("start_ns").min().over("rank", "step")
+    )
+    waits = first.group_by("rank").agg(pl.col("wait_ns").mean()).sort("wait_ns")
+    own = str(skew.details[1])
+    assert own.startswith(f"Rank {waits['rank'][-1]} waits {duration(waits['wait_ns'][-1])} there per step, and rank ")
+    verdict = found["moe-not-the-problem"]
+    assert str(verdict.headline).startswith("Waiting comes before MoE layers: ")
+    assert verdict.next_step is not None and verdict.next_step.action == "Look at waiting for other ranks first."
+    assert verdict.certainty == "estimated" and "is estimated" in str(verdict.confidence)
 
 
 def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_path: Path) -> None:

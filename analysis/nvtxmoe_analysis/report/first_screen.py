@@ -8,13 +8,23 @@ from typing import Any
 
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, MUCH_PCT, cannot_tell, moe_parts, moe_share
-from nvtxmoe_analysis.report.numbers import Sentence, sentence, total
+from nvtxmoe_analysis.report.moe_time import (
+    LITTLE_PCT,
+    MUCH_PCT,
+    cannot_tell,
+    long_wait,
+    moe_parts,
+    moe_share,
+    share_without,
+)
+from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence, total
 from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
 YES, PARTLY, NO, UNKNOWN, NO_PROBLEM = "yes", "partly", "no", "not known", "no problem found"
+#: No, while ranks wait so long for one another that MoE layers are a small part of the step.
+WAITING = "no, waiting is"
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,21 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
     if share is None or ledger.steady is None or ledger.step_time is None:
         why = cannot_tell(ledger) or "the results have no GPU time of steps"
         return Answer(PROBLEM, UNKNOWN, sentence("{}.", _capital(why)), "weak")
-    time = total(*moe_parts(ledger).values())
-    text = sentence("MoE layers take {} of {} per {} ({}).", time, ledger.step_time, ledger.steady.noun, share)
+    of_step = (total(*moe_parts(ledger).values()), ledger.step_time, ledger.steady.noun, share)
+    text, word = sentence("MoE layers take {} of {} per {} ({}).", *of_step), _word(share.value, first)
+    if (wait := long_wait(ledger)) is not None:
+        text = sentence(
+            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step; {} of it without "
+            "waiting.",
+            wait,
+            percent(wait, ledger.step_time),
+            *of_step,
+            share_without(ledger, wait),
+        )
+        word = WAITING if word == NO else word
     if why := cannot_tell(ledger):
         return Answer(PROBLEM, UNKNOWN, sentence("{}. Of what is left: {}", _capital(why), text), "weak")
-    return Answer(PROBLEM, _word(share.value, first), text, finding="layers-time")
+    return Answer(PROBLEM, word, text, finding="layers-time")
 
 
 def _word(share_pct: float, first: Finding | None) -> str:
@@ -82,7 +102,8 @@ def _word(share_pct: float, first: Finding | None) -> str:
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
-        return Answer(GAIN, f"at most {time} ({share})", first.headline, finding=first.id)
+        whose = f"{ledger.of_mean_rank}'s step" if ledger.of_mean_rank else ""
+        return Answer(GAIN, f"at most {time} ({share}){whose}", first.headline, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)

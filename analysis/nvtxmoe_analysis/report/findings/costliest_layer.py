@@ -53,8 +53,9 @@ def find(ledger: Ledger) -> list[Finding]:
         text = "Layer {} costs most: {} of own kernel time per {}, {} of all{} and {} times the mean layer."
         share = percent(layer_time, all_time)
         headline = sentence(text, layer, layer_time, noun, share, " kept" if kept else " layers", times_mean)
-    won, groups = ledger.wins(CORRELATION, column, where, STEP), ledger.take(CORRELATION, "step", "rows", where=where)
-    confidence = sentence("it was the slowest layer in {} of {} (rank, step).", won, groups)
+    won = ledger.wins(CORRELATION, column, where, STEP, steady=True)
+    groups = ledger.take(CORRELATION, "step", "rows", where=where, steady=True)
+    confidence = sentence("it was the slowest layer in {} of {} steady (rank, step).", won, groups)
     return [Finding(topic, headline, details, confidence, chart="layer_phases")]
 
 
