@@ -82,3 +82,10 @@ def test_unknown_loads_tell_nothing() -> None:
     rows = layers((1, 1), (1, 1.25), even=True).with_columns(local_activations=pl.lit(None, pl.Int64))
     cells = stragglers(rows, GROUPS, SPLIT)
     assert by_routing(cells, rows, GROUPS) is None
+
+
+def test_a_rank_without_gpu_time_takes_no_part() -> None:
+    """Its kernels are missing: the other rank is not slow beside it."""
+    told, _ = found(layers((1, 1), (1, 0), even=True))
+    reason = "rank 1 has no GPU time in MoE layers"
+    assert told["speed"] == [{"rank": 0, "reason": reason}, {"rank": 1, "reason": reason}]

@@ -6,13 +6,16 @@ import json
 import tarfile
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from nvtxmoe_analysis.analyze import Analysis, analyze
+from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report.advice import write_findings
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT
 from nvtxmoe_analysis.report.findings import finding_modules
+from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP
@@ -108,8 +111,30 @@ def truth(path: Path) -> str:
 def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Path) -> None:
     done = analyze([golden_2gpu], tmp_path)
     assert truth(tmp_path) == "launch-skew"
-    problem = next(answer for answer in done.advice.answers if answer.question == "Is MoE the problem?")
-    assert problem.short == "no"
+    chosen = {answer.question: answer for answer in done.advice.answers}
+    problem = chosen["Is MoE the problem?"]
+    assert problem.short == "no, waiting is"
+    wait, waiting_pct, moe, step, share, without = problem.text.numbers
+    assert waiting_pct.value == pytest.approx(100 * wait.value / step.value)
+    assert share.value == pytest.approx(100 * moe.value / step.value) and share.value < 10
+    assert without.value == pytest.approx(100 * moe.value / (step.value - wait.value)) and without.value > 30
+    assert chosen["What can be won?"].short.endswith(" of the mean rank's step")
+    found = {one.id: one for one in done.advice.findings}
+    skew = found["launch-skew"]
+    assert " of the mean rank, " in str(skew.headline)
+    rows = pl.read_csv(done.folder / "moe_collectives.csv")
+    steady = done.advice.steady
+    assert steady is not None
+    first = rows.filter(pl.col("step").is_in(steady.numbers)).filter(
+        pl.col("start_ns") == pl.col("start_ns").min().over("rank", "step")
+    )
+    waits = first.group_by("rank").agg(pl.col("wait_ns").mean()).sort("wait_ns")
+    own = str(skew.details[1])
+    assert own.startswith(f"Rank {waits['rank'][-1]} waits {duration(waits['wait_ns'][-1])} there per step, and rank ")
+    verdict = found["moe-not-the-problem"]
+    assert str(verdict.headline).startswith("Waiting comes before MoE layers: ")
+    assert verdict.next_step is not None and verdict.next_step.action == "Look at waiting for other ranks first."
+    assert verdict.certainty == "estimated" and "is estimated" in str(verdict.confidence)
 
 
 def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_path: Path) -> None:
@@ -120,3 +145,53 @@ def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_
 def test_a_real_capture_that_reads_weights_for_few_rows(golden_1gpu: Path, tmp_path: Path) -> None:
     analyze([golden_1gpu], tmp_path)
     assert truth(tmp_path) == "active-experts"
+
+
+@pytest.mark.parametrize(
+    ("kept", "why"),
+    [
+        (Selection(layers=frozenset({1})), "Other layers were filtered out."),
+        (Selection(ranks=frozenset({0})), "Other ranks were filtered out."),
+    ],
+    ids=["layers", "ranks"],
+)
+@pytest.mark.parametrize("name", ["healthy", "attention takes all", "late launches"])
+def test_filtered_results_give_no_verdict(name: str, kept: Selection, why: str, tmp_path: Path) -> None:
+    """What was filtered out may be the problem."""
+    done = analyze([FAULTS[name][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert not [one.id for one in done.advice.findings if one.kind == VERDICT]
+    if kept.layers:  # the step's first collective may be another layer's
+        assert "launch-skew" not in {one.id for one in done.advice.findings}
+    problem, *_ = done.advice.answers
+    assert (problem.question, problem.short) == ("Is MoE the problem?", "not known")
+    assert str(problem.text).startswith(why)
+    if not [one for one in done.advice.findings if one.kind == COST]:
+        gain, then, sure = done.advice.answers[1:]
+        assert gain.short == "not known"
+        assert then.short in ("analyse all", "analyse all ranks")
+        assert str(sure.text).endswith(f"Not known: {why[:1].lower()}{why[1:]}")
+
+
+def test_all_ranks_kept_is_no_filter(tmp_path: Path) -> None:
+    kept = Selection(ranks=frozenset({0, 1}))
+    done = analyze([FAULTS["healthy"][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert done.advice.findings[0].id == "healthy"
+
+
+@pytest.mark.parametrize("name", ["attention takes all", "attention takes most", "healthy"])
+def test_few_steps_give_no_verdict(name: str, tmp_path: Path) -> None:
+    kept = Selection(first_step=START_UP, last_step=START_UP + 1)
+    done = analyze([FAULTS[name][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)
+    assert not [one.id for one in done.advice.findings if one.kind == VERDICT]
+    problem, gain, *_ = done.advice.answers
+    assert (problem.short, gain.short) == ("not known", "not known")
+    assert str(problem.text).startswith("Too few steady steps: 2, at least 5 needed.")
+
+
+def test_step_0_is_a_filter(tmp_path: Path) -> None:
+    done = analyze(
+        [FAULTS["healthy"][1].write(tmp_path / "run.sqlite")], tmp_path / "out",
+        selection=Selection(first_step=0, last_step=0),
+    )  # fmt: skip
+    limits = next(one for one in done.advice.findings if one.id == "limits")
+    assert any("(first step 0, last step 0)" in str(detail) for detail in limits.details)

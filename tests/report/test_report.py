@@ -103,7 +103,7 @@ def test_the_planted_layer_costs_most(tmp_path: Path) -> None:
         f"Layer 3 costs most: {mine / 72e3:.1f} us of own kernel time per steady decode step, "
         f"{100 * mine / whole:.1f} % of all layers and {mine * 6 / whole:.2f} times the mean layer."
     )
-    assert str(costliest.confidence) == "it was the slowest layer in 80 of 80 (rank, step)."
+    assert str(costliest.confidence) == "it was the slowest layer in 72 of 72 steady (rank, step)."
     longest = "Its longest operation is fused_moe_kernel, 1.20 ms in all steps and ranks."
     assert longest in map(str, costliest.details)
 
@@ -244,7 +244,7 @@ def test_layers_that_cost_the_same(tmp_path: Path) -> None:
         "The layers cost about the same: layer 0 takes most, 1.00 us of own kernel time per steady decode step, 1.00 "
         "times the mean."
     )
-    assert str(found.confidence) == "it was the slowest layer in 0 of 80 (rank, step)."
+    assert str(found.confidence) == "it was the slowest layer in 0 of 72 steady (rank, step)."
 
 
 # What is absent ------------------------------------------------------------------------------------------------------

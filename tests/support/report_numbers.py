@@ -29,7 +29,7 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
     with (folder / figure.file).open(newline="") as file:
         rows = list(csv.DictReader(file))
     if figure.how == "wins":
-        return _wins(rows, figure)
+        return _wins([row for row in rows if figure.steps is None or int(row["step"]) in figure.steps], figure)
     if figure.how == "lift":
         return _lift(rows, figure, json.loads((folder / "moe_summary.json").read_text()))
     rows = [row for row in rows if all(_equal(row[name], value) for name, value in figure.where.items())]

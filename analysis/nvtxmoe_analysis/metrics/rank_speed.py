@@ -70,7 +70,7 @@ def cells_by_routing(
     speed: list[dict[str, Any]] = []
     for (_,), mine in rows.group_by("group", maintain_order=True):
         found = _speeds(mine)
-        reason = _unknown(found)
+        reason = _idle(mine) or _unknown(found)
         for rank, (factor, error, _) in sorted(found.items()):
             told = {"time_at_mean_load": factor, "error": error} if reason is None else {"reason": reason}
             speed.append({"rank": rank, **told})
@@ -105,6 +105,12 @@ def _rows(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> pl
         .drop_nulls(["own_ns", *LOADS])
     )
     return rows.filter(pl.len().over(KEY) == pl.col("ranks_in_group")).sort(*KEY, "rank")
+
+
+def _idle(rows: pl.DataFrame) -> str | None:
+    """Return which rank of a group has no GPU time: its kernels are missing, and it is not fast."""
+    idle = rows.group_by("rank").agg(pl.col("own_ns").sum()).filter(pl.col("own_ns") == 0)["rank"].sort().to_list()
+    return f"rank {idle[0]} has no GPU time in MoE layers" if idle else None
 
 
 def _unknown(found: Mapping[int, tuple[float, float, int]]) -> str | None:

@@ -8,12 +8,23 @@ from typing import Any
 
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, MUCH_PCT, moe_parts, moe_share, some_layers
-from nvtxmoe_analysis.report.numbers import Sentence, sentence, total
+from nvtxmoe_analysis.report.moe_time import (
+    LITTLE_PCT,
+    MUCH_PCT,
+    cannot_tell,
+    long_wait,
+    moe_parts,
+    moe_share,
+    share_without,
+)
+from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence, total
+from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
 YES, PARTLY, NO, UNKNOWN, NO_PROBLEM = "yes", "partly", "no", "not known", "no problem found"
+#: No, while ranks wait so long for one another that MoE layers are a small part of the step.
+WAITING = "no, waiting is"
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,7 @@ class Answer:
 def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[Answer]:
     """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
     first = next((finding for finding in findings if finding.kind in (COST, VERDICT)), None)
-    found = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first)]
+    found = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first, ledger)]
     certainty = _certainty(findings, first, ledger, trust)
     return [*found, certainty] if trust.complete else [certainty, *found]
 
@@ -56,11 +67,23 @@ def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[A
 def _problem(first: Finding | None, ledger: Ledger) -> Answer:
     share = moe_share(ledger)
     if share is None or ledger.steady is None or ledger.step_time is None:
-        why = "other layers were filtered out" if some_layers(ledger) else "the results have no GPU time of steps"
-        return Answer(PROBLEM, UNKNOWN, sentence("{}.", why[:1].upper() + why[1:]), "weak")
-    time = total(*moe_parts(ledger).values())
-    text = sentence("MoE layers take {} of {} per {} ({}).", time, ledger.step_time, ledger.steady.noun, share)
-    return Answer(PROBLEM, _word(share.value, first), text, finding="layers-time")
+        why = cannot_tell(ledger) or "the results have no GPU time of steps"
+        return Answer(PROBLEM, UNKNOWN, sentence("{}.", _capital(why)), "weak")
+    of_step = (total(*moe_parts(ledger).values()), ledger.step_time, ledger.steady.noun, share)
+    text, word = sentence("MoE layers take {} of {} per {} ({}).", *of_step), _word(share.value, first)
+    if (wait := long_wait(ledger)) is not None:
+        text = sentence(
+            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step; {} of it without "
+            "waiting.",
+            wait,
+            percent(wait, ledger.step_time),
+            *of_step,
+            share_without(ledger, wait),
+        )
+        word = WAITING if word == NO else word
+    if why := cannot_tell(ledger):
+        return Answer(PROBLEM, UNKNOWN, sentence("{}. Of what is left: {}", _capital(why), text), "weak")
+    return Answer(PROBLEM, word, text, finding="layers-time")
 
 
 def _word(share_pct: float, first: Finding | None) -> str:
@@ -79,7 +102,8 @@ def _word(share_pct: float, first: Finding | None) -> str:
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
-        return Answer(GAIN, f"at most {time} ({share})", first.headline, finding=first.id)
+        whose = f"{ledger.of_mean_rank}'s step" if ledger.of_mean_rank else ""
+        return Answer(GAIN, f"at most {time} ({share}){whose}", first.headline, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)
@@ -88,14 +112,18 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
     maybe = next((finding for finding in findings if finding.kind == WEAK and finding.stake is not None), None)
     if maybe is not None:
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
-    return Answer(GAIN, UNKNOWN, sentence("Too few steps of one kind to tell."), "weak")
+    why = cannot_tell(ledger) or "no finding says how much"
+    return Answer(GAIN, UNKNOWN, sentence("{}.", _capital(why)), "weak")
 
 
-def _next(findings: Sequence[Finding], first: Finding | None) -> Answer:
+def _next(findings: Sequence[Finding], first: Finding | None, ledger: Ledger) -> Answer:
     """Return the next step of an incomplete capture, else of the first finding that has one."""
     urgent = next((finding for finding in findings if finding.kind == INCOMPLETE), first)
     chosen = urgent if urgent is not None and urgent.next_step is not None else None
     chosen = chosen or next((finding for finding in findings if finding.next_step is not None), None)
+    if chosen is None and first is None and filters(ledger):
+        text = sentence("Analyse again without the filters of layers, ranks and steps.")
+        return Answer(NEXT, "analyse all", text, command="nvtxmoe analyze REPORT.nsys-rep -o DIR --report")
     if chosen is None or chosen.next_step is None:
         text = sentence("Record a longer run, with GPU time: `nvtxmoe profile` under nsys.")
         return Answer(NEXT, "record more", text, command="nvtxmoe profile --num-requests 100 -- vllm serve MODEL")
@@ -111,7 +139,9 @@ def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledge
     if not trust.complete:
         return Answer(CERTAINTY, UNKNOWN, sentence("{}", trust.verdict), "bad")
     if ledger.steady is None or first is None:
-        return Answer(CERTAINTY, "complete", sentence("{}", trust.verdict), "good")
+        why = cannot_tell(ledger)
+        text = sentence("{}{}", trust.verdict, f" Not known: {why}." if why else "")
+        return Answer(CERTAINTY, "complete", text, "good")
     reason = "" if first.confidence is None else f" {_capital(str(first.confidence))}"
     text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, reason)
     return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)

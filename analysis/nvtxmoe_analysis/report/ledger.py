@@ -43,6 +43,12 @@ class Ledger:
         """GPU time per steady step; None without."""
         return None if self.steady is None else self.per_step(CORRELATION, "step_gpu_ns", once=STEP)
 
+    @cached_property
+    def of_mean_rank(self) -> str:
+        """`` of the mean rank`` where there are several: of a single one a time may be longer. Else empty."""
+        frame = self.source.frame(CORRELATION, STEP)
+        return " of the mean rank" if frame is not None and frame["rank"].n_unique() > 1 else ""
+
     def per_step(
         self,
         name: str,
@@ -154,10 +160,13 @@ class Ledger:
             steps_in_words="" if steps is None else steps.in_words,
         )
 
-    def wins(self, name: str, column: str, where: Where, of: Sequence[str]) -> SourcedNumber:
-        """Count the groups of equal ``of`` in which the row of ``where`` has the largest value. Groups of one row and
-        ties do not count."""
+    def wins(self, name: str, column: str, where: Where, of: Sequence[str], *, steady: bool = False) -> SourcedNumber:
+        """Count the groups of equal ``of`` in which the row of ``where`` has the largest value, if ``steady`` in steady
+        steps alone. Groups of one row and ties do not count."""
         frame: pl.DataFrame = getattr(self.source.loaded, name)
+        steps = self.steady if steady else None
+        if steps is not None:
+            frame = frame.filter(pl.col("step").is_in(steps.numbers))
         largest = pl.col(column).max().over(*of)
         ties = (pl.col(column) == largest).sum().over(*of)
         groups_of_several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(
@@ -165,7 +174,18 @@ class Ledger:
         )
         won = int(rows_where(groups_of_several, where)["won"].sum())
         groups = groups_of_several.select(pl.struct(*of).n_unique()).item() if len(groups_of_several) else 0
-        return SourcedNumber(won, shown(won), self.source.file(name), column, "wins", dict(where), tuple(of), groups)
+        return SourcedNumber(
+            won,
+            shown(won),
+            self.source.file(name),
+            column,
+            "wins",
+            dict(where),
+            tuple(of),
+            groups,
+            steps=None if steps is None else steps.numbers,
+            steps_in_words="" if steps is None else steps.in_words,
+        )
 
     def from_document(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
         """Take a number from a JSON document that exists, by its path of keys."""

@@ -117,7 +117,9 @@ class SourcedNumber:
         scope = f" where {condition}" if condition else ""
         once = f", each ({', '.join(self.once)}) once" if self.once else ""
         if self.how == "wins":
-            return f"{self.file}: of {self.rows:,} ({', '.join(self.once)}) those with the largest {self.column}{scope}"
+            groups = f"of {self.rows:,} ({', '.join(self.once)})"
+            groups += f" in {self.steps_in_words}" if self.steps is not None else ""
+            return f"{self.file}: {groups} those with the largest {self.column}{scope}"
         if self.how == "lift":
             return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
         if self.how == "predicted":

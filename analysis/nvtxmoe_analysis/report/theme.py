@@ -36,6 +36,7 @@ CLASSES: Mapping[str, str] = {
 #: Classes whose names are not plain, in words.
 CLASS_WORDS: Mapping[str, str] = {
     "collective": "collectives",
+    "waiting": "waiting for other ranks",
     "norm": "norms",
     "dense": "matrix multiplications outside MoE layers",
     "memory": "copies and memsets",

@@ -15,7 +15,8 @@ ID = "collective-wait"
 ORDER = 5
 MEANING = (
     "Ranks wait for one another in collectives after the first of a step, longer than uneven loads and slow GPUs "
-    "explain. At stake: that waiting. It is consistent with uneven attention or with launches that come late."
+    "explain. At stake: that waiting, of the mean rank. It is consistent with uneven attention or with launches that "
+    "come late."
 )
 
 TOPIC = "Waiting in collectives"
@@ -41,14 +42,15 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(rest, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait another {} per {}, {}, in collectives, for reasons other than the ranks' loads and speeds."
-    headline = sentence(text, rest, ledger.steady.noun, at_stake.share)
-    details = [sentence("In all, ranks wait {} per step in collectives.", wait)]
+    text = "Ranks wait another {} per {}{}, {}, in collectives, for reasons other than the ranks' loads and speeds."
+    headline = sentence(text, rest, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
+    details = [sentence("In all, ranks wait {} per step{} in collectives.", wait, ledger.of_mean_rank)]
+    details += _of_ranks(ledger, rows)
     last = rows.drop_nulls("last_rank")["last_rank"].value_counts(sort=True)
     details.append(sentence("Rank {} begins last most often.", str(last["last_rank"][0])))
     if any(process.get("eplb") for process in processes(ledger.source.document("validation"))):
         details.append(sentence("EPLB moves experts between ranks in this run; its collectives may be among them."))
-    expected = sentence("up to {} less per step.", rest)
+    expected = sentence("up to {} less per step of the mean rank.", rest)
     action = (
         "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
     )
@@ -67,6 +69,18 @@ def find(ledger: Ledger) -> list[Finding]:
             in_moe=False,
         )
     ]
+
+
+def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:
+    """Return what the rank that waits longest waits per step, and the one that waits least."""
+    assert ledger.steady is not None
+    waits = rows.drop_nulls("wait_ns").group_by("rank").agg(pl.col("wait_ns").sum()).sort(["wait_ns", "rank"])
+    if len(waits) < 2:
+        return []
+    least, most = int(waits["rank"][0]), int(waits["rank"][-1])
+    steps = ("step",)
+    longest, shortest = (ledger.per_step(TABLE, "wait_ns", where={"rank": rank}, by=steps) for rank in (most, least))
+    return [sentence("Rank {} waits {} per step, and rank {} waits {}.", str(most), longest, str(least), shortest)]
 
 
 def _not_split(ledger: Ledger) -> list[Finding]:

@@ -7,9 +7,9 @@ import polars as pl
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import some_layers
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, ratio, sentence, together
 from nvtxmoe_analysis.report.own_time import costliest_layer, outlying, own_column
+from nvtxmoe_analysis.report.selected import some_layers
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
 
@@ -53,8 +53,9 @@ def find(ledger: Ledger) -> list[Finding]:
         text = "Layer {} costs most: {} of own kernel time per {}, {} of all{} and {} times the mean layer."
         share = percent(layer_time, all_time)
         headline = sentence(text, layer, layer_time, noun, share, " kept" if kept else " layers", times_mean)
-    won, groups = ledger.wins(CORRELATION, column, where, STEP), ledger.take(CORRELATION, "step", "rows", where=where)
-    confidence = sentence("it was the slowest layer in {} of {} (rank, step).", won, groups)
+    won = ledger.wins(CORRELATION, column, where, STEP, steady=True)
+    groups = ledger.take(CORRELATION, "step", "rows", where=where, steady=True)
+    confidence = sentence("it was the slowest layer in {} of {} steady (rank, step).", won, groups)
     return [Finding(topic, headline, details, confidence, chart="layer_phases")]
 
 

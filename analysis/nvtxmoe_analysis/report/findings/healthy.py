@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, LEAST_PCT, VERDICT, WEAK, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.moe_time import cannot_tell
 from nvtxmoe_analysis.report.numbers import sentence
-from nvtxmoe_analysis.report.steady import LEAST_STEPS
 
 ID = "healthy"
 #: After every problem and verdict.
 ORDER = 30
-MEANING = "The capture is complete, and nothing that is looked for takes, or may take, 2 % of a step or more."
+MEANING = (
+    "The capture is complete, and nothing that is looked for takes, or may take, 2 % of a step or more. "
+    "Results of which layers or ranks were filtered out can't tell."
+)
 
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return that nothing was found, if enough steps were looked at and nothing was."""
     if any(_speaks_against(finding) for finding in ledger.found):
         return []
-    if ledger.steady is None or ledger.step_time is None or len(ledger.steady.numbers) < LEAST_STEPS:
+    if ledger.steady is None or ledger.step_time is None or cannot_tell(ledger):
         return []
     if ledger.source.document("validation").get("verdict") != "complete":
         return []

@@ -6,10 +6,9 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import moe_parts, moe_share, other_work
+from nvtxmoe_analysis.report.moe_time import how_sure, longest, moe_parts, moe_share, outside
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, sentence, together, total
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
-from nvtxmoe_analysis.report.theme import CLASS_WORDS
 
 ID = "layers-time"
 ORDER = 40
@@ -27,10 +26,8 @@ def find(ledger: Ledger) -> list[Finding]:
     parts, step = moe_parts(ledger), ledger.step_time
     if not parts or step is None or ledger.steady is None or not parts["own"].value:
         return []
-    confidence = sentence(
-        "measured, not sampled: means over {}, of kernels as nsys recorded them.", ledger.steady.in_words
-    )
     share = moe_share(ledger)
+    confidence = sentence("{} Means over {}, not sampled.", how_sure(parts if share else {}), ledger.steady.in_words)
     if share is None:
         text = "Kernels of the layers kept take {} of their own per {}."
         headline = sentence(text, parts["own"], ledger.steady.noun)
@@ -64,12 +61,8 @@ def _overlap(ledger: Ledger) -> list[Sentence]:
 
 
 def _outside(ledger: Ledger, step: SourcedNumber) -> list[Sentence]:
-    classes = [(name, number) for name, number in other_work(ledger).items() if number.value > 0][:MOST_NAMED]
-    named = [
-        sentence("{} ({}) for {}", number, percent(number, step), CLASS_WORDS.get(name, name))
-        for name, number in classes
-    ]
-    return [sentence("Outside the layers the step takes {}.", together(named))] if named else []
+    classes = outside(ledger)
+    return [sentence("Outside the layers the step takes {}.", longest(classes, step, MOST_NAMED))] if classes else []
 
 
 def _left_out(ledger: Ledger) -> list[Sentence]:

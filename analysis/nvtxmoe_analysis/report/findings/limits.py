@@ -8,6 +8,7 @@ from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.models import EXPLAINS, best_models, sentence_of
 from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
+from nvtxmoe_analysis.report.selected import filters
 
 ID = "limits"
 #: Comes last: only then is known what the others could not use.
@@ -46,9 +47,7 @@ def _unknown_verdict(ledger: Ledger) -> list[Sentence]:
 
 
 def _filters(ledger: Ledger) -> list[Sentence]:
-    chosen = ledger.source.document("validation").get("selection") or {}
-    names = ("first_step", "last_step", "skip_first", "only", "layers", "ranks")
-    active = [f"{name.replace('_', ' ')} {chosen[name]}" for name in names if chosen.get(name)]
+    active = filters(ledger)
     if not active:
         return []
     kept, captured = (ledger.from_document("validation", "selection", key) for key in ("steps_kept", "steps_captured"))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.report.finding import VERDICT, Finding, NextStep
+from nvtxmoe_analysis.report.finding import VERDICT, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, moe_parts, moe_share, other_work
-from nvtxmoe_analysis.report.numbers import percent, sentence, together, total
-from nvtxmoe_analysis.report.theme import CLASS_WORDS
+from nvtxmoe_analysis.report.moe_time import (
+    LITTLE_PCT,
+    cannot_tell,
+    how_sure,
+    long_wait,
+    longest,
+    look_at,
+    moe_parts,
+    moe_share,
+    outside,
+    share_without,
+)
+from nvtxmoe_analysis.report.numbers import sentence, total
 
 ID = "moe-not-the-problem"
 ORDER = 20
 MEANING = (
     "MoE layers (own kernels, transfer, waiting for uneven ranks) take less than 10 % of a step: no change of them "
-    "wins more than that."
+    "wins more than that. Where ranks wait long for one another, it also gives their share of the step without waiting."
 )
 #: Most classes of other work that are named.
 MOST_NAMED = 2
@@ -20,23 +30,19 @@ MOST_NAMED = 2
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return the share of MoE layers where it is small, and what takes the time instead."""
-    share = moe_share(ledger)
+    share = None if cannot_tell(ledger) else moe_share(ledger)
     if share is None or ledger.steady is None or ledger.step_time is None or not share.value < LITTLE_PCT:
         return []
-    time = total(*moe_parts(ledger).values())
-    text = "MoE layers are not the problem: they take {} of {} per {}, {}."
-    headline = sentence(text, time, ledger.step_time, ledger.steady.noun, share)
-    classes = [(name, number) for name, number in other_work(ledger).items() if number.value > 0][:MOST_NAMED]
-    named = [
-        sentence("{} ({}) for {}", number, percent(number, ledger.step_time), CLASS_WORDS.get(name, name))
-        for name, number in classes
-    ]
-    details = [sentence("Outside MoE layers the step takes {}.", together(named))] if named else []
-    next_step = NextStep(
-        "look elsewhere",
-        "Look outside the MoE layers: at attention, dense matrix products and launches.",
-        sentence("at most {} less per step if MoE layers took no time at all.", time),
-        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
-    )
-    confidence = sentence("measured: kernels as nsys recorded them.")
+    parts = moe_parts(ledger)
+    of_step = (total(*parts.values()), ledger.step_time, ledger.steady.noun, share)
+    headline = sentence("MoE layers are not the problem: they take {} of {} per {}, {}.", *of_step)
+    if (wait := long_wait(ledger)) is not None:
+        text = "Waiting comes before MoE layers: they take {} of {} per {}, {}, and {} of it without waiting."
+        headline = sentence(text, *of_step, share_without(ledger, wait))
+    classes = outside(ledger)
+    details = []
+    if classes:
+        details = [sentence("Outside MoE layers the step takes {}.", longest(classes, ledger.step_time, MOST_NAMED))]
+    next_step = look_at(classes, ledger.of_mean_rank) if classes else None
+    confidence = how_sure(parts)
     return [Finding("Not MoE", headline, details, confidence, VERDICT, "step_share", next_step=next_step, in_moe=False)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from nvtxmoe_analysis.report.finding import VERDICT, Finding, NextStep
+from nvtxmoe_analysis.report.finding import VERDICT, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, moe_share, other_work
-from nvtxmoe_analysis.report.numbers import percent, sentence, together, total
-from nvtxmoe_analysis.report.theme import CLASS_WORDS
+from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, cannot_tell, longest, look_at, moe_share, other_work, outside
+from nvtxmoe_analysis.report.numbers import percent, sentence, total
 
 ID = "outside-moe-layers"
 ORDER = 21
@@ -20,7 +19,7 @@ LEAST_SHARE_PCT, MOST_NAMED = 50.0, 3
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return the work outside the layers, the longest classes by name."""
-    moe, step = moe_share(ledger), ledger.step_time
+    moe, step = None if cannot_tell(ledger) else moe_share(ledger), ledger.step_time
     classes = {name: number for name, number in other_work(ledger).items() if number.value > 0}
     if moe is None or step is None or ledger.steady is None or moe.value < LITTLE_PCT or not classes:
         return []
@@ -30,18 +29,8 @@ def find(ledger: Ledger) -> list[Finding]:
         return []
     text = "Most of the time lies outside MoE layers: {} of {} per {}, {}."
     headline = sentence(text, work, step, ledger.steady.noun, share)
-    named = [
-        sentence("{} ({}) for {}", number, percent(number, step), CLASS_WORDS.get(name, name))
-        for name, number in list(classes.items())[:MOST_NAMED]
-    ]
-    name = next((name for name in classes if name != "other"), "other")
-    next_step = NextStep(
-        "look elsewhere",
-        f"Look at {CLASS_WORDS.get(name, name)} first.",
-        sentence("at most {} less per step if it took no time at all.", classes[name]),
-        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
-    )
-    details = [sentence("It takes {}.", together(named))]
+    details = [sentence("It takes {}.", longest(classes, step, MOST_NAMED))]
+    next_step = look_at(outside(ledger) or classes, ledger.of_mean_rank)
     confidence = sentence("measured; the class of a kernel is told by its name.")
     return [
         Finding("Outside MoE", headline, details, confidence, VERDICT, "step_share", next_step=next_step, in_moe=False)

@@ -34,7 +34,8 @@ def find(ledger: Ledger) -> list[Finding]:
     if not at_stake.matters:
         return []
     headline = sentence(
-        "GPU of rank {} is slow: it takes {} times the mean rank's time at the same load, which costs {} per step{}.",
+        "GPU of rank {} is slow: it takes {} times the mean rank's time at the same load, which costs {} per step of "
+        "the mean rank{}.",
         str(rank),
         factor,
         lost,
@@ -44,7 +45,7 @@ def find(ledger: Ledger) -> list[Finding]:
         f"check rank {rank}'s GPU",
         f"Compare the clocks, power limit and other processes of rank {rank}'s GPU with the others' under load; swap "
         "it for another GPU if they are equal.",
-        sentence("the ranks take the same time at the same load, and a step up to {} less.", lost),
+        sentence("the ranks take the same time at the same load, and a step of the mean rank up to {} less.", lost),
         "nvidia-smi --query-gpu=index,clocks.sm,clocks.mem,power.draw,clocks_event_reasons.active --format=csv -l 1",
     )
     confidence = sentence(

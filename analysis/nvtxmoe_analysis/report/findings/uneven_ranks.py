@@ -45,7 +45,7 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _even(at_stake: Stake) -> Finding:
     """Return that ranks are even enough."""
-    text = "Loads of the ranks are even: equal ones would save at most {} per step{}."
+    text = "Loads of the ranks are even: equal ones would save at most {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake)
@@ -53,10 +53,11 @@ def _even(at_stake: Stake) -> Finding:
 
 def _measured(at_stake: Stake, reason: str) -> Finding:
     """Return what even loads would save, where no placement is predicted."""
-    text = "Uneven loads of the ranks cost {} per step{}."
+    text = "Uneven loads of the ranks cost {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     details = [sentence("What another placement would save cannot be told: {}.", reason.rstrip("."))]
-    expected = sentence("at most {} less per step: perfectly even loads would save as much.", at_stake.per_step)
+    text = "at most {} less per step of the mean rank: perfectly even loads would save as much."
+    expected = sentence(text, at_stake.per_step)
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     kind = COST if at_stake.matters else NOTE
     return Finding(
