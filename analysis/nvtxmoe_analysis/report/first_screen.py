@@ -82,7 +82,7 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
         )
         word = WAITING if word == NO else word
     if why := cannot_tell(ledger):
-        return Answer(PROBLEM, UNKNOWN, sentence("{}. Of what is left: {}", _capital(why), text), "weak")
+        return Answer(PROBLEM, UNKNOWN, sentence("{}. {}", _capital(why), text), "weak")
     return Answer(PROBLEM, word, text, finding="layers-time")
 
 
