@@ -12,8 +12,8 @@ from nvtxmoe_analysis.core.file_set import COMMIT
 from nvtxmoe_analysis.outputs.read import Results, no_results
 from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.outputs.spec import FOLDER
-from nvtxmoe_analysis.report.advice import advise
-from nvtxmoe_analysis.report.finding_record import FindingRecord, finding_records
+from nvtxmoe_analysis.report.advice import Advice, advise
+from nvtxmoe_analysis.report.finding_record import FindingRecord, records
 from nvtxmoe_analysis.report.first_screen import Answer
 from nvtxmoe_analysis.report.results import Source
 
@@ -38,12 +38,16 @@ class Opened:
     @cached_property
     def findings(self) -> list[FindingRecord]:
         """Findings of the report, the most important first."""
-        return finding_records(Source(self.results))
+        return records(self._advice.findings)
 
-    @cached_property
+    @property
     def answers(self) -> Sequence[Answer]:
         """Answers to the four questions of the report's first screen."""
-        return advise(Source(self.results)).answers
+        return self._advice.answers
+
+    @cached_property
+    def _advice(self) -> Advice:
+        return advise(Source(self.results))
 
 
 class Folders:

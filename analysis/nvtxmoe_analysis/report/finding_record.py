@@ -97,7 +97,11 @@ class FindingRecord:
 
 def finding_records(source: Source) -> list[FindingRecord]:
     """Return all findings of a results folder, the most important first."""
-    found = findings(Ledger(source))
+    return records(findings(Ledger(source)))
+
+
+def records(found: Sequence[Finding]) -> list[FindingRecord]:
+    """Return findings as records, in their order."""
     return [_record(finding, id) for finding, id in zip(found, _ids(found), strict=True)]
 
 
