@@ -11,14 +11,18 @@ from nvtxmoe.mcp_server.bounds import Page
 Value = bool | int | float | str | None
 Row = dict[str, Any]
 #: How a column is compared with a value.
-Operator = Literal["==", "!=", "<", "<=", ">", ">=", "contains", "is_empty", "is_not_empty"]
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "contains", "is_empty", "is_not_empty", "in_steps"]
 
 
 class Condition(BaseModel):
     """A condition that rows must meet."""
 
     column: str = Field(description="Column of the table")
-    op: Operator = Field(default="==", description="contains is for text; is_empty and is_not_empty take no value")
+    op: Operator = Field(
+        default="==",
+        description="contains is for text; is_empty and is_not_empty take no value; in_steps is for the column step and "
+        "takes steady, start-up, eager or outlier: the steps that times per step are of, and those left out",
+    )
     value: Value = Field(default=None, description="Number for numeric columns, text for text columns")
 
 
@@ -89,11 +93,15 @@ class Evidence(BaseModel):
     text: str = Field(description="The number as the report shows it")
     value: Value
     unit: str
-    how: str = Field(description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...")
+    how: str = Field(
+        description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...; per_step is the "
+        "sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step)"
+    )
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")
     once: list[str] = Field(description="Columns of which each combination counts once, if rows repeat a value")
-    steps: str = Field(description="Only rows of these steps count; empty if all do")
+    steps: str = Field(description="Only rows of these steps count, which rows selects; empty if all do")
+    over: int = Field(description="What the sum of a time per step is divided by")
     rows: RowsCall | None = Field(description="Arguments of table_rows that give the rows; null for JSON documents")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from nvtxmoe_analysis.report.advice import Advice, advise
 from nvtxmoe_analysis.report.finding_record import FindingRecord, records
 from nvtxmoe_analysis.report.first_screen import Answer
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.steady import steady
 
 #: How deep below a given folder results are looked for.
 MOST_DEPTH = 4
@@ -38,12 +39,18 @@ class Opened:
     @cached_property
     def findings(self) -> list[FindingRecord]:
         """Findings of the report, the most important first."""
-        return records(self._advice.findings)
+        return records(self._advice.findings, self._advice.steady)
 
     @property
     def answers(self) -> Sequence[Answer]:
         """Answers to the four questions of the report's first screen."""
         return self._advice.answers
+
+    @cached_property
+    def step_sets(self) -> Mapping[str, frozenset[int]]:
+        """The steady steps and those left out, by name; empty without GPU time of steps."""
+        found = steady(Source(self.results))
+        return {} if found is None else found.sets
 
     @cached_property
     def _advice(self) -> Advice:

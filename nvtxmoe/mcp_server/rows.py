@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import polars as pl
 
@@ -23,14 +23,21 @@ def select_rows(
     where: Sequence[Condition],
     sort_by: str | None,
     descending: bool,
+    step_sets: Callable[[], Mapping[str, frozenset[int]]],
 ) -> pl.DataFrame:
     """Return the rows that meet all conditions, in the file's order or sorted; empty cells come last.
+
+    Parameters:
+        step_sets: returns the steps of each name that ``in_steps`` takes.
 
     Raises:
         NvtxmoeError: there is no such column, or a value does not fit its column.
     """
     for condition in where:
-        frame = frame.filter(_expression(frame, table, condition))
+        in_steps = condition.op == "in_steps"
+        frame = frame.filter(
+            _in_steps(frame, table, condition, step_sets()) if in_steps else _compared(frame, table, condition)
+        )
     if sort_by is not None:
         _require(frame, table, sort_by)
         if frame.schema[sort_by].is_nested():
@@ -46,7 +53,18 @@ def _require(frame: pl.DataFrame, table: str, column: str) -> None:
         raise no_such(f"column of {table} named", column, frame.columns)
 
 
-def _expression(frame: pl.DataFrame, table: str, condition: Condition) -> pl.Expr:
+def _in_steps(
+    frame: pl.DataFrame, table: str, condition: Condition, sets: Mapping[str, frozenset[int]]
+) -> pl.Expr:
+    _require(frame, table, condition.column)
+    if condition.column != "step":
+        raise NvtxmoeError(f"in_steps is for the column step, not {condition.column!r}")
+    if condition.value not in sets:
+        raise no_such("set of steps", str(condition.value), sets)
+    return pl.col("step").is_in(sorted(sets[str(condition.value)]))
+
+
+def _compared(frame: pl.DataFrame, table: str, condition: Condition) -> pl.Expr:
     _require(frame, table, condition.column)
     column, value = pl.col(condition.column), condition.value
     if condition.op == "is_empty":

@@ -94,9 +94,12 @@ class Tools:
         limit: Limit = MOST_ROWS,
     ) -> TableRows:
         """Rows of a table, filtered and sorted. Times are integer nanoseconds in columns that end in _ns."""
-        results = self._folders.open(result).results
+        opened = self._folders.open(result)
+        results = opened.results
         path = results.path(table) if table in tables() else None
-        chosen = select_rows(results.frame(table), table, columns, where or [], sort_by, descending)
+        chosen = select_rows(
+            results.frame(table), table, columns, where or [], sort_by, descending, lambda: opened.step_sets
+        )
         rows = [clipped(row) for row in chosen.slice(offset, limit).iter_rows(named=True)]
         page = TableRows(
             result=result, table=table, file="" if path is None else path.name, columns=clipped(chosen.columns)
@@ -186,11 +189,16 @@ def _finding(record: FindingRecord) -> Finding:
 def _evidence(record: EvidenceRecord) -> Evidence:
     call = None
     if record.table is not None:
+        # Wins are counted among all rows of a group.
+        chosen = {} if record.how == "wins" else record.where
         where = [
             Condition(column=name, op="is_empty") if value is None else Condition(column=name, value=value)
-            for name, value in record.where.items()
+            for name, value in chosen.items()
         ]
-        columns = dict.fromkeys([*record.once, *record.where, record.column])
+        if record.step_set:
+            where.append(Condition(column="step", op="in_steps", value=record.step_set))
+        order = ("rank", "step", "start_ns") if record.how == "first_of_step" else ()
+        columns = dict.fromkeys([*record.once, *order, *record.where, record.column])
         call = RowsCall(table=record.table, columns=list(columns), where=where)
     return Evidence(
         text=clipped(record.text),
@@ -201,5 +209,6 @@ def _evidence(record: EvidenceRecord) -> Evidence:
         file=record.file,
         once=list(record.once),
         steps=record.steps,
+        over=record.over,
         rows=call,
     )

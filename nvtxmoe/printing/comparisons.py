@@ -44,6 +44,8 @@ def show_comparisons(console: Console, document: dict[str, Any]) -> None:
         Column("differs", right=False),
     )
     show_table(console, columns, _rows(results), elsewhere=ELSEWHERE)
+    for line in document["not_in_all"]:
+        console.print(escape(line))
     console.print(
         f"Steps of all kinds, each compared with its like. What differs is adjusted for {len(results)} results, "
         "intervals are not. Kinds of step, layers and experts: -o DIR, --json or --html FILE."

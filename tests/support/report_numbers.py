@@ -25,7 +25,7 @@ def found_again(figure: SourcedNumber, folder: Path) -> float:
     if figure.file.endswith(".json"):
         return _in_document(json.loads((folder / figure.file).read_text()), figure.column)
     if figure.how == "predicted":
-        return float(run("place", folder, "--json").json["verdict"][figure.column])
+        return _in_document(run("place", folder, "--json").json["verdict"], figure.column)
     with (folder / figure.file).open(newline="") as file:
         rows = list(csv.DictReader(file))
     if figure.how == "wins":

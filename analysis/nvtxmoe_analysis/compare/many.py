@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -16,7 +17,9 @@ from nvtxmoe_analysis.compare.compare import FOLDER as COMPARISON
 from nvtxmoe_analysis.compare.compare import STEM, Comparison, compare, side_of
 from nvtxmoe_analysis.compare.compare import document as document_of
 from nvtxmoe_analysis.compare.gate import SIGNIFICANT, Outcome, judge, parse
+from nvtxmoe_analysis.compare.measures import METRICS
 from nvtxmoe_analysis.core.files import check_folder
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.spec import FOLDER as RESULTS
 from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.stats.multiple_testing import holm
@@ -108,7 +111,11 @@ def baseline_first(folders: Sequence[str | PathLike[str]], baseline: str | None)
     for path in paths:
         place = _named(path)
         if place in places and len(paths) > 2:
-            raise NvtxmoeError("given twice", where=path, remedy="Name each result once")
+            raise NvtxmoeError(
+                "given twice: p-values are adjusted for the number of results, and a copy would count as one more",
+                where=path,
+                remedy="Name each result once",
+            )
         places[place] = path
     if baseline is None:
         return paths
@@ -167,9 +174,28 @@ def document(found: Comparisons) -> dict[str, Any]:
     return {
         "baseline": {"name": found.baseline, **side_of(first.sides[0])},
         "failed": found.failed,
+        "not_in_all": not_in_all(found),
         "results": [{"name": name, **document_of(one)} for name, one in found.results.items()],
         "options": first.options,
     }
+
+
+def not_in_all(found: Comparisons) -> list[str]:
+    """Return which metrics have no row for which results, a sentence per group of results."""
+    metrics: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for metric in METRICS:
+        lacking = tuple(
+            name
+            for name, one in found.results.items()
+            if one.metrics.filter(metric=metric).drop_nulls("value_b").is_empty()
+        )
+        if lacking:
+            metrics[lacking].append(metric)
+    return [
+        f"No row of {listed(names)} for {'any result' if len(results) == len(found.results) else listed(results)}: "
+        "the result or the baseline does not have it. The notes say why."
+        for results, names in metrics.items()
+    ]
 
 
 def write(found: Comparisons, output: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from nvtxmoe._version import __version__
 from nvtxmoe_analysis.compare.compare import Comparison, side_of
-from nvtxmoe_analysis.compare.many import RESULT, Comparisons
+from nvtxmoe_analysis.compare.many import RESULT, Comparisons, not_in_all
 from nvtxmoe_analysis.compare.measures import METRICS
 from nvtxmoe_analysis.compare.page_charts import DIFFERS, change_chart, layer_chart, metric_rows
 from nvtxmoe_analysis.compare.tables import ALL, without_repeats
@@ -146,7 +146,7 @@ def _figures(found: Comparisons) -> Table:
             for row in without_repeats(whole.to_dicts(), (), "js_bits")
         ]  # fmt: skip
     columns = (RESULT, "metric", "steps", "baseline", "result value", "change", "interval", "p", "differs")
-    return Table(columns, rows)
+    return Table(columns, rows, " ".join(not_in_all(found)))
 
 
 def _movers(found: Comparisons) -> Table:

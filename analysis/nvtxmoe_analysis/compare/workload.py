@@ -63,12 +63,14 @@ def drift_notes(metrics: pl.DataFrame, activations: pl.DataFrame) -> list[str]:
 
 
 def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
+    if _identical(*sides):
+        yield "The results are identical: every count and time of A is B's. They are one result, or copies of one."
     for side in sides:
         if side.loaded.validation["verdict"] != "complete":
             yield f"The capture of {side.name} is incomplete: {side.folder}, moe_capture_validation.json."
     differing = []
-    for key in ("device", "vllm", "torch", "model", "tp_size", "ep_size", "world_size"):
-        said = [sorted(side.says(key)) for side in sides]
+    for key in ("model", "device", "vllm", "torch", "tp_size", "ep_size", "world_size"):
+        said = [sorted(_models(side) if key == "model" else side.says(key)) for side in sides]
         if said[0] and said[1] and said[0] != said[1]:
             differing.append(f"{key} (A {', '.join(said[0])}, B {', '.join(said[1])})")
     ways = [_recording(side) for side in sides]
@@ -89,10 +91,26 @@ def _captures(sides: tuple[Run, Run]) -> Iterator[str]:
             yield f"{side.name} has no GPU time: only routing is compared."
 
 
+def _identical(a: Run, b: Run) -> bool:
+    if not a.counts.equals(b.counts):
+        return False
+    return a.times is b.times if a.times is None or b.times is None else a.times.equals(b.times)
+
+
+def _check(side: Run, name: str) -> dict[str, Any]:
+    """Return the figures of a check of a run's capture; empty if it was not made."""
+    checks = side.loaded.validation.get("checks", [])
+    return next((check["figures"] for check in checks if check["name"] == name), {})
+
+
+def _models(side: Run) -> set[str]:
+    """Return the names of the models that a run's processes serve."""
+    return set(map(str, _check(side, "one_model").get("models", [])))
+
+
 def _recording(side: Run) -> str:
     """How a run's expert ids were taken: the figures of the check ids_taken, as text; empty where it does not tell."""
-    checks = side.loaded.validation.get("checks", [])
-    figures: dict[str, Any] = next((check["figures"] for check in checks if check["name"] == "ids_taken"), {})
+    figures = _check(side, "ids_taken")
     ways = [(way, figures[way]) for way in RECORDINGS if way in figures]
     return ways[0][0] if len(ways) == 1 else ", ".join(f"{way} (layers {layers})" for way, layers in ways)
 

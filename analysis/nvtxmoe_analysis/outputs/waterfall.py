@@ -45,4 +45,6 @@ def build(results: RunMetrics) -> pl.DataFrame:
     copies = results.layers.select("memcpy_time_ns", "memset_time_ns")
     times = results.correlation.select("kernel_time_ns", "collective_inferred_ns", "own_ns")
     cells = pl.concat([results.expert_work, times, copies], how="horizontal")
-    return waterfall(cells, results.stragglers, results.correlation, results.rank_groups[EXPERT])
+    groups, ranks = results.rank_groups[EXPERT], results.selection.ranks
+    filtered = ranks is not None and not set(groups["rank"].to_list()) <= ranks
+    return waterfall(cells, results.stragglers, results.correlation, groups, filtered=filtered)

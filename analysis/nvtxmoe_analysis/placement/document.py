@@ -39,6 +39,10 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
             "step_gpu_ns": _rounded(found.step_ns),
             **_named("net_saved", found.saves),
             "considered": found.considered,
+            "phases": {
+                name: {**_named("saved", one.saves), "saves_at_most_ns": _rounded(one.at_most_ns)}
+                for name, one in found.phases.items()
+            },
         },
         "options": {
             "redundant": prediction.options.redundant,

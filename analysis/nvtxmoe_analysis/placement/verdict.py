@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from nvtxmoe_analysis.placement.phase import Phase
 from nvtxmoe_analysis.placement.predict import TODAY, Prediction, Valued
 from nvtxmoe_analysis.placement.valuing import CONFIDENCE, Estimate
 from nvtxmoe_analysis.placement.vllm_eplb import considered
@@ -28,6 +30,7 @@ class Verdict:
         at_most_ns: no placement compared saves more per step, at 95 %; None where unknown.
         step_ns: GPU time of a typical step; None where unknown.
         considered: what of vLLM's EPLB was taken into account.
+        phases: by phase, for numbers per step of that phase.
     """
 
     answer: str
@@ -37,6 +40,20 @@ class Verdict:
     at_most_ns: float | None
     step_ns: float | None
     considered: list[str]
+    phases: Mapping[str, InPhase] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InPhase:
+    """Times per step of a phase.
+
+    Attributes:
+        saves: what the verdict's placement saves, without moving; None without a model.
+        at_most_ns: no placement compared saves more, at 95 %; None where unknown.
+    """
+
+    saves: Estimate | None
+    at_most_ns: float | None
 
 
 def net(prediction: Prediction, one: Valued) -> Estimate:
@@ -55,10 +72,11 @@ def verdict(prediction: Prediction) -> Verdict:
     """
     base = _base(prediction)
     least = prediction.options.least_gain_pct / 100 * base
-    bound = _bound(prediction)
+    measured = [one for one in prediction.phases.values() if one.calibration is not None]
+    bound = _bound(prediction, prediction.valued_phases or measured)
     others = [one for one in prediction.placements if one.name != TODAY and one.sums]
     if not prediction.valued_phases or not others:
-        return _without_model(prediction, base, least, bound)
+        return _without_model(prediction, base, least, bound, measured)
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     values = {one.name: net(prediction, one) for one in others}
     ends = {name: value.interval(confidence) for name, value in values.items()}
@@ -105,21 +123,37 @@ def _verdict(
     base: float,
 ) -> Verdict:
     facts = considered(prediction)
-    return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base, facts)
+    phases = {phase.name: _in_phase(prediction, phase, chosen) for phase in prediction.valued_phases}
+    return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base, facts, phases)
 
 
-def _without_model(prediction: Prediction, base: float, least: float, bound: float) -> Verdict:
+def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
+    others = [one for one in prediction.placements if one.name != TODAY and one.sums]
+    confidence = 1 - (1 - CONFIDENCE) / len(others)
+    ends = [one.sums[phase.name].saved().interval(confidence)[1] for one in others]
+    at_most = max(0.0, min(max(ends), _bound(prediction, [phase])))
+    return InPhase(chosen.sums[phase.name].saved(), _finite(at_most))
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _without_model(
+    prediction: Prediction, base: float, least: float, bound: float, measured: Sequence[Phase]
+) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
     reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
     facts = considered(prediction)
+    phases = {phase.name: InPhase(None, _finite(_bound(prediction, [phase]))) for phase in measured}
     if np.isfinite(bound) and bound < least:
         text = (
             f"Not worth it: ranks that all took the mean's time would save at most {_us(bound)} per step, "
             f"{_pct(bound, base)}{_least(prediction)}. What placements would cost can't be told ({reasons})."
         )
-        return Verdict(NOT_WORTH, text, None, None, bound, base, facts)
-    at_most = bound if np.isfinite(bound) else None
-    return Verdict(CANNOT_TELL, f"Cannot tell: {reasons}.", None, None, at_most, base, facts)
+        return Verdict(NOT_WORTH, text, None, None, bound, base, facts, phases)
+    text = f"Cannot tell: {reasons}."
+    return Verdict(CANNOT_TELL, text, None, None, _finite(bound), base, facts, phases)
 
 
 def _base(prediction: Prediction) -> float:
@@ -133,14 +167,13 @@ def _base(prediction: Prediction) -> float:
     return min(known) if known else 0.0
 
 
-def _bound(prediction: Prediction) -> float:
-    """Return the upper end of what equal ranks would save per step, as measured; infinite where unknown.
+def _bound(prediction: Prediction, phases: Sequence[Phase]) -> float:
+    """Return the upper end of what equal ranks would save per step of phases, as measured; infinite where unknown.
 
     A placement without replicas makes ranks equal at best. Where today's has replicas, one without them saves work too.
     """
     if any(sum(one.slots) > one.experts for one in prediction.run.layers):
         return np.inf
-    phases = prediction.valued_phases or [one for one in prediction.phases.values() if one.calibration is not None]
     if not phases:
         return np.inf
     steps = [prediction.run.steps[phase.name] for phase in phases]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from nvtxmoe_analysis.outputs.registry import declarations, tables
@@ -12,6 +12,7 @@ from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.steady import Steady
 
 #: Unit by suffix of a column.
 UNITS = {
@@ -41,6 +42,8 @@ class EvidenceRecord:
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
         steps: the steps whose rows count, in words; empty if all do.
+        step_set: their name in ``Steady.sets``; empty if all rows count.
+        over: what the sum of a time per step is divided by; 1 for other numbers.
         origin: file, column and rows in words.
     """
 
@@ -54,6 +57,8 @@ class EvidenceRecord:
     where: Where
     once: Sequence[str]
     steps: str
+    step_set: str
+    over: int
     origin: str
 
 
@@ -97,12 +102,18 @@ class FindingRecord:
 
 def finding_records(source: Source) -> list[FindingRecord]:
     """Return all findings of a results folder, the most important first."""
-    return records(findings(Ledger(source)))
+    ledger = Ledger(source)
+    return records(findings(ledger), ledger.steady)
 
 
-def records(found: Sequence[Finding]) -> list[FindingRecord]:
-    """Return findings as records, in their order."""
-    return [_record(finding, id) for finding, id in zip(found, _ids(found), strict=True)]
+def records(found: Sequence[Finding], steady: Steady | None) -> list[FindingRecord]:
+    """Return findings as records, in their order.
+
+    Parameters:
+        steady: the steady steps that their numbers are of.
+    """
+    sets = {} if steady is None else {numbers: name for name, numbers in reversed(steady.sets.items())}
+    return [_record(finding, id, sets) for finding, id in zip(found, _ids(found), strict=True)]
 
 
 def _ids(found: Sequence[Finding]) -> list[str]:
@@ -115,7 +126,7 @@ def _ids(found: Sequence[Finding]) -> list[str]:
     return ids
 
 
-def _record(finding: Finding, id: str) -> FindingRecord:
+def _record(finding: Finding, id: str, sets: Mapping[frozenset[int], str]) -> FindingRecord:
     stake = {} if finding.stake is None else finding.stake.as_dict()
     next_step = finding.next_step
     return FindingRecord(
@@ -132,11 +143,11 @@ def _record(finding: Finding, id: str) -> FindingRecord:
         command="" if next_step is None else next_step.command,
         expected="" if next_step is None else str(next_step.expected),
         chart=finding.chart,
-        evidence=[_evidence(number) for number in finding.numbers],
+        evidence=[_evidence(number, sets) for number in finding.numbers],
     )
 
 
-def _evidence(number: SourcedNumber) -> EvidenceRecord:
+def _evidence(number: SourcedNumber, sets: Mapping[frozenset[int], str]) -> EvidenceRecord:
     stem = number.file.rpartition(".")[0]
     name = next((name for name, declared in declarations().items() if declared.stem == stem), None)
     is_table = name in tables() and not number.file.endswith(".json")
@@ -152,6 +163,8 @@ def _evidence(number: SourcedNumber) -> EvidenceRecord:
         where=number.where,
         once=number.once,
         steps=number.steps_in_words if number.steps is not None else "",
+        step_set="" if number.steps is None else sets.get(number.steps, ""),
+        over=number.over,
         origin=number.origin,
     )
 

@@ -14,6 +14,7 @@ from nvtxmoe_analysis.report.theme import CLASS_WORDS, CLASSES
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 COLLECTIVES = "collectives"
+TIMINGS, COPIES = "layer_timings", ("memcpy_time_ns", "memset_time_ns")
 #: Share of a step below which MoE layers are not the problem, and from which they are.
 LITTLE_PCT, MUCH_PCT = 10.0, 30.0
 #: Share of a step from which waiting for other ranks hides what the work is.
@@ -41,6 +42,22 @@ def moe_parts(ledger: Ledger) -> dict[str, SourcedNumber]:
     own = ledger.per_step(CORRELATION, own_column(frame))
     bars = {"transfer": bar(ledger, "transfer"), "uneven": bar(ledger, "uneven_ranks")}
     return {"own": own, **{name: number for name, number in bars.items() if number is not None and number.value > 0}}
+
+
+def beyond_parts(ledger: Ledger) -> dict[str, SourcedNumber]:
+    """Return what the waterfall's total has beside ``moe_parts``, by what it is: copies, waiting for other reasons and
+    collectives that could not be split. Empty if one of them is unknown; parts of 0 are left out."""
+    correlation = None if ledger.steady is None else ledger.source.frame(CORRELATION, ["own_ns"])
+    copies = ledger.source.frame(TIMINGS, COPIES)
+    if correlation is None or copies is None or own_column(correlation) != "own_ns":
+        return {}
+    waits = [number for name in ("unequal_speed", "waiting") if (number := bar(ledger, name)) is not None]
+    parts = {
+        "copies": total(*(ledger.per_step(TIMINGS, name) for name in COPIES)),
+        "waiting for other reasons": total(*waits) if waits else None,
+        "collectives that could not be split": bar(ledger, "collectives_not_split"),
+    }
+    return {name: number for name, number in parts.items() if number is not None and number.value}
 
 
 def moe_share(ledger: Ledger) -> SourcedNumber | None:

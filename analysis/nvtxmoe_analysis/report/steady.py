@@ -23,7 +23,7 @@ KINDS = ("decode", "prefill", "mixed", "none")
 LEAST_STEPS = 5
 #: A step that takes so many times the usual is an outlier.
 OUTLYING = 5
-START_UP, EAGER, OUTLIER = "start-up", "eager", "outlier"
+STEADY, START_UP, EAGER, OUTLIER = "steady", "start-up", "eager", "outlier"
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class Steady:
     def noun(self) -> str:
         """``steady decode step``."""
         return "steady step" if self.kind in ("unknown", "none") else f"steady {self.kind} step"
+
+    @property
+    def sets(self) -> Mapping[str, frozenset[int]]:
+        """The steady steps (STEADY) and those left out (START_UP, EAGER, OUTLIER), by name."""
+        return {STEADY: self.numbers, **self.left_out}
 
     @property
     def in_words(self) -> str:

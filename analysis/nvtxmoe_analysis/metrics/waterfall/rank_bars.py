@@ -13,6 +13,7 @@ KEY = ("step", "layer_idx", "group")
 #: Of a normal distribution, 95 % on both sides.
 Z = 1.96
 NO_LOADS = "what each rank's experts got is unknown: counted as waiting"
+FILTERED_OUT = "other ranks were filtered out, so their loads are not here: counted as waiting"
 NOT_SPLIT = "no collective of the layers could be split into waiting and transfer (moe_straggler.json says why)"
 
 #: Columns of the frame, ns by (group, step).
@@ -36,7 +37,9 @@ class RankBars:
     reasons: Mapping[str, str]
 
 
-def rank_bars(stragglers: pl.DataFrame, correlation: pl.DataFrame, groups: pl.DataFrame) -> RankBars:
+def rank_bars(
+    stragglers: pl.DataFrame, correlation: pl.DataFrame, groups: pl.DataFrame, *, filtered: bool = False
+) -> RankBars:
     """Divide the waiting of each (step, layer).
 
     Were all ranks to begin a layer together, they would wait ``ranks x (max - mean of own time)``. So much of what they
@@ -45,6 +48,7 @@ def rank_bars(stragglers: pl.DataFrame, correlation: pl.DataFrame, groups: pl.Da
     Parameters:
         stragglers: see ``straggler.stragglers``.
         correlation: moe_layer_correlation; groups: of ranks that share experts.
+        filtered: True if captured ranks were filtered out.
     """
     met = stragglers.filter(pl.col("wait_ns").is_not_null())
     if met.is_empty():
@@ -63,7 +67,7 @@ def rank_bars(stragglers: pl.DataFrame, correlation: pl.DataFrame, groups: pl.Da
         )
         .sort("group", "step")
     )
-    return RankBars(frame, _reasons(frame, unknown))
+    return RankBars(frame, _reasons(frame, unknown, FILTERED_OUT if filtered else NO_LOADS))
 
 
 def _known(name: str) -> pl.Expr:
@@ -109,9 +113,9 @@ def _cells(met: pl.DataFrame, by_routing: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _reasons(frame: pl.DataFrame, speed_unknown: str | None) -> dict[str, str]:
+def _reasons(frame: pl.DataFrame, speed_unknown: str | None, no_loads: str) -> dict[str, str]:
     if frame["uneven_ranks_ns"].null_count() == len(frame):
-        return dict.fromkeys(("uneven_ranks", "unequal_speed"), NO_LOADS)
+        return dict.fromkeys(("uneven_ranks", "unequal_speed"), no_loads)
     if speed_unknown is None:
         return {}
     return {

@@ -50,7 +50,12 @@ STEP = ("group", "step")
 
 
 def waterfall(
-    cells: pl.DataFrame, stragglers: pl.DataFrame, correlation: pl.DataFrame, groups: pl.DataFrame
+    cells: pl.DataFrame,
+    stragglers: pl.DataFrame,
+    correlation: pl.DataFrame,
+    groups: pl.DataFrame,
+    *,
+    filtered: bool = False,
 ) -> pl.DataFrame:
     """Return SCHEMA: a row per group, step and bar, and ``total``. Rows with a null step are sums over steps, by kind
     of step and (null) of all kinds; they alone have reasons, and rows of bars that are unknown.
@@ -60,6 +65,7 @@ def waterfall(
             ``collective_inferred_ns``, ``own_ns``, and what ``matmul_bars`` needs.
         stragglers: see ``straggler.stragglers``; correlation: moe_layer_correlation.
         groups: ``rank``, ``group``, ``size`` of ranks that share experts. A rank without a group is one by itself.
+        filtered: True if captured ranks were filtered out.
     """
     grouped = (
         cells.filter(pl.col("rank").is_not_null() & pl.col("step").is_not_null())
@@ -67,7 +73,7 @@ def waterfall(
         .with_columns(group=pl.coalesce("group", "rank"), size=pl.col("size").fill_null(1))
     )
     products = matmul_bars(grouped)
-    ranks = rank_bars(stragglers, correlation, groups)
+    ranks = rank_bars(stragglers, correlation, groups, filtered=filtered)
     steps = (
         _measured(grouped)
         .join(products.frame, on=STEP, how="left", maintain_order="left")

@@ -21,6 +21,8 @@ MEANING = (
 
 TOPIC = "Waiting in collectives"
 TABLE = "collectives"
+#: Columns that tell collectives apart.
+COLLECTIVE = ("step", "layer_idx", "kernel_name", "ordinal", "phase", "group_kind", "group")
 FIRST = "launch-skew"
 PERFETTO = "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace"
 
@@ -46,8 +48,7 @@ def find(ledger: Ledger) -> list[Finding]:
     headline = sentence(text, rest, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
     details = [sentence("In all, ranks wait {} per step{} in collectives.", wait, ledger.of_mean_rank)]
     details += _of_ranks(ledger, rows)
-    last = rows.drop_nulls("last_rank")["last_rank"].value_counts(sort=True)
-    details.append(sentence("Rank {} begins last most often.", str(last["last_rank"][0])))
+    details += _last(rows)
     if any(process.get("eplb") for process in processes(ledger.source.document("validation"))):
         details.append(sentence("EPLB moves experts between ranks in this run; its collectives may be among them."))
     expected = sentence("up to {} less per step of the mean rank.", rest)
@@ -69,6 +70,14 @@ def find(ledger: Ledger) -> list[Finding]:
             in_moe=False,
         )
     ]
+
+
+def _last(rows: pl.DataFrame) -> list[Sentence]:
+    """Return which rank begins last most often, of the collectives that were split; the lowest of equal ones."""
+    met = rows.drop_nulls("last_rank").unique(list(COLLECTIVE))
+    rank, times = met["last_rank"].value_counts().sort(["count", "last_rank"], descending=[True, False]).row(0)
+    text = "Rank {} begins last most often: in {} of {} collectives that could be split."
+    return [sentence(text, str(rank), f"{times:,}", f"{len(met):,}")]
 
 
 def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:

@@ -7,7 +7,7 @@ import polars as pl
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, ratio, sentence, together
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
 from nvtxmoe_analysis.report.own_time import costliest_layer, outlying, own_column
 from nvtxmoe_analysis.report.selected import some_layers
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
@@ -95,7 +95,7 @@ def _outliers(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
 
 
 def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int) -> list[Sentence]:
-    """Return the layer's two longest phases."""
+    """Return the layer's two longest phases. Unlike own kernel time they hold collectives."""
     if not {f"{phase}_ns" for phase in PHASES} <= set(frame.columns):
         return []
     where = {"layer_idx": layer}
@@ -105,17 +105,29 @@ def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int) -> list[Sentence]:
     }
     ranked = sorted((phase for phase in took if took[phase].value > 0), key=lambda phase: -took[phase].value)[:2]
     parts = [sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
-    return [sentence("Of its {} kernel time per step, {}.", whole, together(parts))] if ranked else []
+    if not ranked:
+        return []
+    own = ledger.per_step(CORRELATION, own_column(frame), where=where)
+    if own.value == whole.value:
+        return [sentence("Of its {} kernel time per step, {}.", whole, together(parts))]
+    text = "With collectives it takes {} of kernel time per step, {} more than its own (mean); of that, {}."
+    return [sentence(text, whole, difference(whole, own), together(parts))]
 
 
 def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
-    """Return the layer's longest kernel over all steps."""
+    """Return the layer's longest kernel over all steps, collectives aside."""
     kernels = ledger.source.frame("kernel_timings")
     if kernels is None:
         return []
+    aside = ""
     layer_kernels = kernels.filter(pl.col("layer_idx") == layer).group_by("kernel_name").agg(pl.col("total_ns").sum())
+    met = ledger.source.frame("collectives", ["kernel_name"])
+    if met is not None:
+        own_kernels = layer_kernels.filter(~pl.col("kernel_name").is_in(met["kernel_name"].unique().implode()))
+        aside = " other than collectives" if len(own_kernels) < len(layer_kernels) else ""
+        layer_kernels = own_kernels
     if layer_kernels.is_empty():
         return []
     name = str(layer_kernels.sort(["total_ns", "kernel_name"], descending=[True, False])["kernel_name"][0])
     took = ledger.take("kernel_timings", "total_ns", "sum", where={"layer_idx": layer, "kernel_name": name})
-    return [sentence("Its longest operation is {}, {} in all steps and ranks.", short_name(name, MOST_NAME), took)]
+    return [sentence("Its longest operation{} is {}, {} in all steps and ranks.", aside, short_name(name, MOST_NAME), took)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from nvtxmoe_analysis.report.finding import COST, NOTE, Finding, NextStep, stake
+from nvtxmoe_analysis.report.finding import COST, NOTE, UNSEEN, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, difference, percent, sentence
 
@@ -14,7 +14,7 @@ ID = "far-from-peak"
 ORDER = 9
 MEANING = (
     "The experts' matrix products reach less than half of the limit that binds them (memory or compute). At stake: the "
-    "time beyond that limit."
+    "time beyond that limit. If the experts' sizes are unknown, no time is at stake, and the finding comes last."
 )
 
 TOPIC = "Distance to the GPU's limits"
@@ -91,19 +91,17 @@ def _known(
 
 
 def _weights(ledger: Ledger, weights: pl.DataFrame) -> Finding:
-    """Return the finding where only the bytes of weights are known."""
+    """Return what is known without sizes, the rate at which weights are read: no time is at stake."""
     kind = weights["step_kind"][0]
     rate = _rate(ledger, kind, "weight_gb_per_s", "GB/s")
-    text = "In {} steps the experts' kernels read the weights of the experts hit at {}"
+    text = "How far the experts' kernels are from the GPU's limits is not known. In {} steps they read weights at {}"
     if weights["weight_mbu_pct"][0] is None:
         headline = sentence(text + ".", kind, rate)
     else:
         headline = sentence(text + ", {} of the GPU's bandwidth.", kind, rate, _number(ledger, kind, "weight_mbu_pct"))
-    details = [
-        sentence("Activations and operations are unknown: {}.", reason)
-        for reason in _reasons(ledger, "routed_flop", "activation_bytes")
-    ]
-    return Finding(TOPIC, headline, details)
+    reasons = _reasons(ledger, "routed_flop", "activation_bytes") or ["not of every steady step"]
+    details = [sentence("No time at stake can be given: the limit is unknown ({}).", "; ".join(reasons))]
+    return Finding(TOPIC, headline, details, None, UNSEEN)
 
 
 def _where(kind: str) -> Where:

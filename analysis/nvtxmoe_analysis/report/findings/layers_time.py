@@ -6,9 +6,10 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.moe_time import how_sure, longest, moe_parts, moe_share, outside
+from nvtxmoe_analysis.report.moe_time import beyond_parts, how_sure, longest, moe_parts, moe_share, outside
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, sentence, together, total
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.waterfall_bars import TOTAL, bar
 
 ID = "layers-time"
 ORDER = 40
@@ -38,7 +39,7 @@ def find(ledger: Ledger) -> list[Finding]:
         return [Finding("Time of MoE layers", headline, details, confidence)]
     text = "MoE layers take {} of {} GPU time per {}, {}."
     headline = sentence(text, total(*parts.values()), step, ledger.steady.noun, share)
-    details = [*_parts(parts, step), *_overlap(ledger), *_outside(ledger, step), *_left_out(ledger), *_kinds(ledger)]
+    details = [*_parts(parts, step), *_beyond_parts(ledger, parts), *_overlap(ledger), *_outside(ledger, step), *_left_out(ledger), *_kinds(ledger)]
     return [Finding("Time of MoE layers", headline, details, confidence, chart="step_share")]
 
 
@@ -47,6 +48,16 @@ def _parts(parts: dict[str, SourcedNumber], step: SourcedNumber) -> list[Sentenc
         return []
     named = [sentence("{} ({}) {}", number, percent(number, step), PARTS[name]) for name, number in parts.items()]
     return [sentence("Of that, {}.", together(named))]
+
+
+def _beyond_parts(ledger: Ledger, parts: dict[str, SourcedNumber]) -> list[Sentence]:
+    """Return what the waterfall counts to the layers and this finding does not, with both totals."""
+    whole, others = bar(ledger, TOTAL), beyond_parts(ledger)
+    if whole is None or not others:
+        return []
+    named = [sentence("{} {}", number, name) for name, number in others.items()]
+    text = "The waterfall's total is {}: these {} plus {}."
+    return [sentence(text, whole, total(*parts.values()), together(named))]
 
 
 def _overlap(ledger: Ledger) -> list[Sentence]:

@@ -7,6 +7,7 @@ from typing import Any
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.placement.document import document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
+from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
@@ -73,33 +74,37 @@ def _measured(at_stake: Stake, reason: str) -> Finding:
 
 
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
-    """Return the finding in the words of ``nvtxmoe place``."""
+    """Return the finding in the words of ``nvtxmoe place``, with its numbers for the phase of the steady steps."""
+    assert ledger.steady is not None
     confidence = sentence("{}", verdict["sentence"])
-    if verdict["answer"] == WORTH:
-        ends = (float(verdict["net_saved_low_ns"]), float(verdict["net_saved_high_ns"]))
-        saved = _predicted(ledger, verdict, "net_saved_ns", ends)
-        at_stake = Stake(saved, percent(saved, _predicted(ledger, verdict, "step_gpu_ns")))
-        text = "Rebalancing experts saves {} per step{}: worth it."
-        headline = sentence(text, saved, interval_words(saved))
-        expected = sentence("{} less per step, as predicted from steps that the model did not see.", saved)
+    phase = PREFILL if ledger.steady.kind in ("prefill", "mixed") else DECODE
+    noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "saved_ns")
+    if verdict["answer"] == WORTH and saved is not None and saved.per_step.value > 0:
+        time = saved.per_step
+        headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
+        expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
         next_step = NextStep("rebalance experts", TRY, expected, COMMAND)
-        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", at_stake, next_step)]
+        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", saved, next_step)]
     if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
         return [_measured(even, str(verdict["sentence"]))]
-    if verdict["saves_at_most_ns"] is None or not verdict["step_gpu_ns"]:
-        text = "Whether another placement of experts saves time cannot be told."
-        return [Finding(TOPIC, sentence(text), [], confidence, WEAK, "stragglers")]
-    at_most = _predicted(ledger, verdict, "saves_at_most_ns")
-    at_stake = Stake(at_most, percent(at_most, _predicted(ledger, verdict, "step_gpu_ns")))
-    headline = sentence("Rebalancing experts saves at most {} per step: {}.", at_most, verdict["answer"])
     kind = WEAK if verdict["answer"] == CANNOT_TELL else NOTE
-    return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_stake)]
+    at_most = _predicted(ledger, verdict, phase, "saves_at_most_ns")
+    if at_most is None:
+        text = "Whether another placement of experts saves time in {}s cannot be told."
+        return [Finding(TOPIC, sentence(text, noun), [], confidence, WEAK, "stragglers")]
+    text = "Rebalancing experts saves at most {} per {}: {}."
+    headline = sentence(text, at_most.per_step, noun, verdict["answer"])
+    return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_most)]
 
 
-def _predicted(
-    ledger: Ledger, verdict: dict[str, Any], column: str, interval: tuple[float, float] | None = None
-) -> SourcedNumber:
-    """Return a number of the verdict: no file holds it, it is predicted from one."""
-    value = float(verdict[column])
-    file = ledger.source.file(CORRELATION)
-    return SourcedNumber(value, shown(value, column), file, column, "predicted", interval=interval)
+def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str) -> Stake | None:
+    """Return a time of the verdict per step of a phase, as a share of a steady step; None if the phase has none. No
+    file holds it, it is predicted from one."""
+    of_phase = verdict["phases"].get(phase, {})
+    if of_phase.get(column) is None or ledger.step_time is None:
+        return None
+    value, file = float(of_phase[column]), ledger.source.file(CORRELATION)
+    ends = [of_phase[f"saved_{end}_ns"] for end in ("low", "high")] if column == "saved_ns" else [None]
+    interval = None if None in ends else (float(ends[0]), float(ends[1]))
+    key = f"phases.{phase}.{column}"
+    return stake(SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval), ledger.step_time)

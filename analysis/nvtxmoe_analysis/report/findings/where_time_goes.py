@@ -6,7 +6,8 @@ from math import isfinite
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, together
+from nvtxmoe_analysis.report.moe_time import beyond_parts, moe_parts
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, together, total
 from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, ESTIMATED, LABELS, TABLE, TOTAL, bar
 
 ID = "where-time-goes"
@@ -33,8 +34,18 @@ def find(ledger: Ledger) -> list[Finding]:
         "the bars add up to the total exactly, in every step. The experts' work and padding come from a model of the "
         "matrix products' time, what unequal ranks wait from their own time; both are estimates."
     )
-    details = [*_intervals(bars), *_unknown(ledger)]
+    details = [*_beyond_parts(ledger, whole), *_intervals(bars), *_unknown(ledger)]
     return [Finding("Where MoE time goes", headline, details, confidence, chart="waterfall")]
+
+
+def _beyond_parts(ledger: Ledger, whole: SourcedNumber) -> list[Sentence]:
+    """Return what this total has beside the time that ``layers-time`` gives."""
+    others, parts = beyond_parts(ledger), moe_parts(ledger)
+    if not others or not parts:
+        return []
+    named = [sentence("{} {}", number, name) for name, number in others.items()]
+    text = "These {} are the {} of own kernels, transfer and waiting for uneven ranks, plus {}."
+    return [sentence(text, whole, total(*parts.values()), together(named))]
 
 
 def _part(number: SourcedNumber, whole: SourcedNumber, name: str) -> Sentence:
