@@ -5,5 +5,6 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 "$root/scripts/setup_env.sh"
+echo "quickstart.sh: analyzing the capture that ships with nvtxmoe" >&2
 "$root/.venv/bin/nvtxmoe" demo "$@"
 echo "nvtxmoe is $root/.venv/bin/nvtxmoe (or: source $root/.venv/bin/activate)"

@@ -25,10 +25,13 @@ rm -rf .venv
 # Python compiles what it imports; to compile all that is installed takes as long as to install it.
 install=(.venv/bin/python -m pip --disable-pip-version-check -q install --no-compile)
 if [ "$kind" = test ]; then
+    say "installing what tests and linters need: some minutes"
     "${install[@]}" -r requirements-test.txt
     # The tests run emitters on an nvtx of each kind: this one carries binary payloads, the pinned one does not.
     rm -rf .cache/nvtx-binary
     "${install[@]}" --no-deps --target .cache/nvtx-binary nvtx==0.2.17
 fi
+say "installing nvtxmoe and its libraries: one to five minutes"
 "${install[@]}" -e '.[analysis,load]'
 echo "$stamp" >.venv/.stamp
+say "$PWD/.venv is ready"

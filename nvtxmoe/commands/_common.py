@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +46,23 @@ def command(name: str, example: str) -> Callable[[Callable[..., int | None]], cl
         return made
 
     return wrap
+
+
+def refuse_results(paths: Sequence[Path]) -> None:
+    """Refuse folders of results where captures are read.
+
+    Raises:
+        NvtxmoeError: a path is a folder of results in which no report is.
+    """
+    from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION  # noqa: PLC0415  polars only when needed
+    from nvtxmoe_analysis.readers.find_inputs import in_folder  # noqa: PLC0415
+
+    for path in paths:
+        holds_results = (path / FOLDER).is_dir() or (path / f"{VALIDATION}.json").is_file()
+        if holds_results and not in_folder(path):
+            raise NvtxmoeError(
+                "results, not a capture", where=path, remedy=f"Show them with `nvtxmoe report {shlex.quote(str(path))}`"
+            )
 
 
 def opening_options(function: F) -> F:

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, ending, json_option, opening_options, partial_option, renew_report
+from nvtxmoe.commands._common import (
+    PATH,
+    command,
+    ending,
+    json_option,
+    opening_options,
+    partial_option,
+    refuse_results,
+    renew_report,
+)
 from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
@@ -104,6 +113,7 @@ def analyze(
     from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions  # noqa: PLC0415
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
 
+    refuse_results(inputs)
     with progress_bar() as tell:
         done = run(
             inputs,

@@ -34,7 +34,7 @@ def demo(output: Path, as_json: bool) -> None:
     from nvtxmoe_analysis.report import report  # noqa: PLC0415
 
     with progress_bar() as tell:
-        done = analyze([CAPTURE], output, tell=tell)
+        done = analyze([_capture()], output, tell=tell)
         found = overview(done)
         tell("report", None)
         page = report(done.folder).page
@@ -49,3 +49,9 @@ def demo(output: Path, as_json: bool) -> None:
     show_analysis(console, found)
     console.print(f"Open {page} in a browser: it says all this in words and charts.", soft_wrap=True)
     console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results --report")
+
+
+def _capture() -> Path:
+    """Return the capture's path, from the current folder if it is below that: commands are printed with it."""
+    here = Path.cwd()
+    return CAPTURE.relative_to(here) if CAPTURE.is_relative_to(here) else CAPTURE

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, refuse_results
 from nvtxmoe.commands._selection import selection_options
 from nvtxmoe.printing.console import print_json, progress_bar, stdout
 
@@ -61,6 +61,7 @@ def export(
     """
     from nvtxmoe_analysis.perfetto.export import export_trace  # noqa: PLC0415  polars only when needed
 
+    refuse_results(inputs)
     with progress_bar() as tell:
         done = export_trace(
             inputs,

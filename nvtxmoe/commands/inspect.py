@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nvtxmoe.commands._common import PATH, command, json_option, opening_options
+from nvtxmoe.commands._common import PATH, command, json_option, opening_options, refuse_results
 from nvtxmoe.errors import BAD_INPUT
 from nvtxmoe.printing.console import print_json, stdout, waiting
 
@@ -30,6 +30,7 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     from nvtxmoe_analysis.inspection.inspect import inspect as run  # noqa: PLC0415
     from nvtxmoe_analysis.readers.open import open_export, refuse_mixture  # noqa: PLC0415  polars only when needed
 
+    refuse_results(inputs)
     refuse_mixture(inputs)
     with waiting("reading"):
         found: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])

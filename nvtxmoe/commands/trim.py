@@ -25,7 +25,7 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
     from nvtxmoe_analysis.core.text import number  # noqa: PLC0415  only when it prints
     from nvtxmoe_analysis.readers.open import open_export  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.trimming.trim import trim as run  # noqa: PLC0415
-    from nvtxmoe_analysis.trimming.write_export import check_target  # noqa: PLC0415
+    from nvtxmoe_analysis.trimming.write_export import check_target, is_sqlite  # noqa: PLC0415
 
     check_target(out, source)
     with waiting(f"reading {source.name}"):
@@ -43,9 +43,12 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
             }
         )
         return
+    grown = is_sqlite(out) and done.bytes_after > done.bytes_before
     stdout().print(
         f"{done.out}: {_size(done.bytes_before)} -> {_size(done.bytes_after)}, "
-        f"{done.rows_after:,} of {number(done.rows_before, 'row')} kept",
+        f"{done.rows_after:,} of {number(done.rows_before, 'row')} kept"
+        + (": there was nothing to trim" if done.rows_after == done.rows_before else "")
+        + (". SQLite files are not compressed: name a folder for Parquet files, which are" if grown else ""),
         markup=False,
         soft_wrap=True,
     )

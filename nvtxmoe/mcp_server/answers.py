@@ -20,8 +20,8 @@ class Condition(BaseModel):
     column: str = Field(description="Column of the table")
     op: Operator = Field(
         default="==",
-        description="contains is for text; is_empty and is_not_empty take no value; in_steps is for the column step and "
-        "takes steady, start-up, eager or outlier: the steps that times per step are of, and those left out",
+        description="contains is for text; is_empty and is_not_empty take no value; in_steps is for the column step "
+        "and takes steady, start-up, eager or outlier: the steps that times per step are of, and those left out",
     )
     value: Value = Field(default=None, description="Number for numeric columns, text for text columns")
 
@@ -94,8 +94,8 @@ class Evidence(BaseModel):
     value: Value
     unit: str
     how: str = Field(
-        description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...; per_step is the "
-        "sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step)"
+        description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...; per_step is "
+        "the sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step)"
     )
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")

@@ -53,9 +53,7 @@ def _require(frame: pl.DataFrame, table: str, column: str) -> None:
         raise no_such(f"column of {table} named", column, frame.columns)
 
 
-def _in_steps(
-    frame: pl.DataFrame, table: str, condition: Condition, sets: Mapping[str, frozenset[int]]
-) -> pl.Expr:
+def _in_steps(frame: pl.DataFrame, table: str, condition: Condition, sets: Mapping[str, frozenset[int]]) -> pl.Expr:
     _require(frame, table, condition.column)
     if condition.column != "step":
         raise NvtxmoeError(f"in_steps is for the column step, not {condition.column!r}")

@@ -149,7 +149,7 @@ def test_the_tutorials_commands_run(
     for words in ran:
         assert run(words[1:]) == 0, words
     assert "\nNot worth it: " in capsys.readouterr().out
-    for folder in ("nvtxmoe-demo", "decode"):
+    for folder in ("nvtxmoe-demo", "nvtxmoe-demo-decode"):
         assert (tmp_path / folder / "report.html").is_file()
 
 

@@ -12,7 +12,7 @@ from nvtxmoe._version import __version__
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.outputs.read import load
-from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report.commands import beside
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.first_screen import Answer, answers
@@ -59,11 +59,6 @@ def advise(source: Source) -> Advice:
     found = findings(ledger)
     box = trust(source)
     return Advice(found, answers(found, ledger, box), ledger.steady, box)
-
-
-def beside(results: Path) -> Path:
-    """Return the folder of the report: where ``moe_expert_tracking`` is, or these results themselves."""
-    return results.parent if results.name == FOLDER else results
 
 
 def text_of(advice: Advice) -> str:

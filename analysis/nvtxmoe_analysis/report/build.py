@@ -12,9 +12,10 @@ from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import declarations
-from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, beside, text_of
+from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
+from nvtxmoe_analysis.report.commands import beside
 from nvtxmoe_analysis.report.images import image_files
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report

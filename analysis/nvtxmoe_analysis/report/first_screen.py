@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nvtxmoe_analysis.report.commands import analyze_all
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import (
@@ -123,7 +124,7 @@ def _next(findings: Sequence[Finding], first: Finding | None, ledger: Ledger) ->
     chosen = chosen or next((finding for finding in findings if finding.next_step is not None), None)
     if chosen is None and first is None and filters(ledger):
         text = sentence("Analyse again without the filters of layers, ranks and steps.")
-        return Answer(NEXT, "analyse all", text, command="nvtxmoe analyze REPORT.nsys-rep -o DIR --report")
+        return Answer(NEXT, "analyse all", text, command=analyze_all(ledger.source))
     if chosen is None or chosen.next_step is None:
         text = sentence("Record a longer run, with GPU time: `nvtxmoe profile` under nsys.")
         return Answer(NEXT, "record more", text, command="nvtxmoe profile --num-requests 100 -- vllm serve MODEL")

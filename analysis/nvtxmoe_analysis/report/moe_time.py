@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, sentence, together, total
@@ -123,14 +124,14 @@ def longest(classes: Mapping[str, SourcedNumber], step: SourcedNumber, most: int
     return together([sentence(text, time, percent(time, step), CLASS_WORDS.get(name, name)) for name, time in first])
 
 
-def look_at(classes: Mapping[str, SourcedNumber], of_mean_rank: str) -> NextStep:
+def look_at(ledger: Ledger, classes: Mapping[str, SourcedNumber]) -> NextStep:
     """Return the advice to look at the longest class, of ``other`` at the next. There is a class."""
     name = next((name for name in classes if name != "other"), "other")
     return NextStep(
         "look elsewhere",
         f"Look at {CLASS_WORDS.get(name, name)} first.",
-        sentence("at most {} less per step{} if it took no time at all.", classes[name], of_mean_rank),
-        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
+        sentence("at most {} less per step{} if it took no time at all.", classes[name], ledger.of_mean_rank),
+        export_perfetto(ledger.source),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nvtxmoe_analysis.report.advice import Advice, beside
+from nvtxmoe_analysis.report.advice import Advice
+from nvtxmoe_analysis.report.commands import beside
 from nvtxmoe_analysis.report.finding import Finding
 
 #: The page's name in DIR; charts are REPORT-NAME.svg and .png.

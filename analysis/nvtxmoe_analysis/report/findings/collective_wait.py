@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, difference, sentence, total
@@ -24,7 +25,6 @@ TABLE = "collectives"
 #: Columns that tell collectives apart.
 COLLECTIVE = ("step", "layer_idx", "kernel_name", "ordinal", "phase", "group_kind", "group")
 FIRST = "launch-skew"
-PERFETTO = "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace"
 
 
 def find(ledger: Ledger) -> list[Finding]:
@@ -55,7 +55,7 @@ def find(ledger: Ledger) -> list[Finding]:
     action = (
         "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
     )
-    next_step = NextStep("look at the last rank", action, expected, PERFETTO)
+    next_step = NextStep("look at the last rank", action, expected, export_perfetto(ledger.source))
     confidence = sentence("waiting is measured, the part of loads and speeds is estimated.")
     return [
         Finding(

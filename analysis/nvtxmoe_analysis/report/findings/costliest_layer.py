@@ -130,4 +130,6 @@ def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
         return []
     name = str(layer_kernels.sort(["total_ns", "kernel_name"], descending=[True, False])["kernel_name"][0])
     took = ledger.take("kernel_timings", "total_ns", "sum", where={"layer_idx": layer, "kernel_name": name})
-    return [sentence("Its longest operation{} is {}, {} in all steps and ranks.", aside, short_name(name, MOST_NAME), took)]
+    return [
+        sentence("Its longest operation{} is {}, {} in all steps and ranks.", aside, short_name(name, MOST_NAME), took)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nvtxmoe_analysis.report.commands import compare
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, LEAST_PCT, VERDICT, WEAK, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import cannot_tell
@@ -30,7 +31,7 @@ def find(ledger: Ledger) -> list[Finding]:
         "keep a baseline",
         "Keep this capture as the baseline of later ones.",
         sentence("a later change of the step's {} shows, with an interval.", ledger.step_time),
-        "nvtxmoe compare BASELINE CANDIDATE",
+        compare(ledger.source),
     )
     confidence = sentence("the capture is complete; what could not be seen is listed at the end.")
     return [Finding("No problem", headline, [], confidence, VERDICT, "waterfall", next_step=next_step)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
+from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, sentence
@@ -51,7 +52,7 @@ def find(ledger: Ledger) -> list[Finding]:
         "Look at what the late rank's process does before it launches a step. Give each process CPU cores of its own, "
         "and check that --async-scheduling is on.",
         expected,
-        "nvtxmoe export REPORT.nsys-rep --perfetto run.pftrace",
+        export_perfetto(ledger.source),
     )
     confidence = sentence("measured: start and end of each rank's kernel on one clock. Why a rank is late is not.")
     return [

@@ -39,7 +39,14 @@ def find(ledger: Ledger) -> list[Finding]:
         return [Finding("Time of MoE layers", headline, details, confidence)]
     text = "MoE layers take {} of {} GPU time per {}, {}."
     headline = sentence(text, total(*parts.values()), step, ledger.steady.noun, share)
-    details = [*_parts(parts, step), *_beyond_parts(ledger, parts), *_overlap(ledger), *_outside(ledger, step), *_left_out(ledger), *_kinds(ledger)]
+    details = [
+        *_parts(parts, step),
+        *_beyond_parts(ledger, parts),
+        *_overlap(ledger),
+        *_outside(ledger, step),
+        *_left_out(ledger),
+        *_kinds(ledger),
+    ]
     return [Finding("Time of MoE layers", headline, details, confidence, chart="step_share")]
 
 

@@ -43,6 +43,6 @@ def find(ledger: Ledger) -> list[Finding]:
     details = []
     if classes:
         details = [sentence("Outside MoE layers the step takes {}.", longest(classes, ledger.step_time, MOST_NAMED))]
-    next_step = look_at(classes, ledger.of_mean_rank) if classes else None
+    next_step = look_at(ledger, classes) if classes else None
     confidence = how_sure(parts)
     return [Finding("Not MoE", headline, details, confidence, VERDICT, "step_share", next_step=next_step, in_moe=False)]

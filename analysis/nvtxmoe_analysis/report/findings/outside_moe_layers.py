@@ -30,7 +30,7 @@ def find(ledger: Ledger) -> list[Finding]:
     text = "Most of the time lies outside MoE layers: {} of {} per {}, {}."
     headline = sentence(text, work, step, ledger.steady.noun, share)
     details = [sentence("It takes {}.", longest(classes, step, MOST_NAMED))]
-    next_step = look_at(outside(ledger) or classes, ledger.of_mean_rank)
+    next_step = look_at(ledger, outside(ledger) or classes)
     confidence = sentence("measured; the class of a kernel is told by its name.")
     return [
         Finding("Outside MoE", headline, details, confidence, VERDICT, "step_share", next_step=next_step, in_moe=False)

@@ -9,6 +9,7 @@ from nvtxmoe_analysis.placement.document import document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
 from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
+from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent, sentence, shown
@@ -23,7 +24,6 @@ MEANING = (
 )
 
 TOPIC = "Uneven ranks"
-COMMAND = "nvtxmoe place RESULTS -o DIR"
 TRY = "Write the placement for your server and record the same load again; or let vLLM rearrange: --enable-eplb."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
 
@@ -40,7 +40,7 @@ def find(ledger: Ledger) -> list[Finding]:
         verdict = document(place(ledger.source.loaded))["verdict"]
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
-        return [] if even is None else [_measured(stake(even, ledger.step_time), error.what)]
+        return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
     return _of_verdict(ledger, verdict, None if even is None else stake(even, ledger.step_time))
 
 
@@ -52,7 +52,7 @@ def _even(at_stake: Stake) -> Finding:
     return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake)
 
 
-def _measured(at_stake: Stake, reason: str) -> Finding:
+def _measured(ledger: Ledger, at_stake: Stake, reason: str) -> Finding:
     """Return what even loads would save, where no placement is predicted."""
     text = "Uneven loads of the ranks cost {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
@@ -69,7 +69,7 @@ def _measured(at_stake: Stake, reason: str) -> Finding:
         kind,
         "stragglers",
         at_stake,
-        NextStep("predict placements", EXACT, expected, COMMAND),
+        NextStep("predict placements", EXACT, expected, commands.place(ledger.source)),
     )
 
 
@@ -83,10 +83,10 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         time = saved.per_step
         headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
         expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
-        next_step = NextStep("rebalance experts", TRY, expected, COMMAND)
+        next_step = NextStep("rebalance experts", TRY, expected, commands.place(ledger.source))
         return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", saved, next_step)]
     if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
-        return [_measured(even, str(verdict["sentence"]))]
+        return [_measured(ledger, even, str(verdict["sentence"]))]
     kind = WEAK if verdict["answer"] == CANNOT_TELL else NOTE
     at_most = _predicted(ledger, verdict, phase, "saves_at_most_ns")
     if at_most is None:
