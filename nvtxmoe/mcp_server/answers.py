@@ -95,13 +95,15 @@ class Evidence(BaseModel):
     unit: str
     how: str = Field(
         description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...; per_step is "
-        "the sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step)"
+        "the sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step); wins counts the "
+        "groups of equal once whose largest row is winner's, without ties"
     )
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")
     once: list[str] = Field(description="Columns of which each combination counts once, if rows repeat a value")
     steps: str = Field(description="Only rows of these steps count, which rows selects; empty if all do")
     over: int = Field(description="What the sum of a time per step is divided by")
+    winner: dict[str, Value] = Field(description="Of wins: values of the row that must be the largest of its group")
     rows: RowsCall | None = Field(description="Arguments of table_rows that give the rows; null for JSON documents")
 
 

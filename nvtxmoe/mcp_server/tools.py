@@ -210,5 +210,6 @@ def _evidence(record: EvidenceRecord) -> Evidence:
         once=list(record.once),
         steps=record.steps,
         over=record.over,
+        winner=dict(clipped(dict(record.where))) if record.how == "wins" else {},
         rows=call,
     )

@@ -11,9 +11,11 @@ import pytest
 
 from nvtxmoe import cli
 from nvtxmoe_analysis.inspection.inspect import INCOMPLETE, NO_EVENTS, NOTHING_MISSING, Inspection, inspect
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export as OpenExport
 from nvtxmoe_analysis.readers.open import open_export
+from tests.support.cli import refused, run
 from tests.support.export_builder import Export, Process, simple_run
 
 
@@ -48,6 +50,15 @@ def test_two_gpus(golden_2gpu: Path) -> None:
     assert (found.verdict, found.missing) == (NOTHING_MISSING, [])
     # This capture is whole all the same.
     assert found.warnings == ["nsys says: Not all NVTX events might have been collected."]
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["analyze", "-o", "out"], ["export", "--perfetto", "out"]])
+def test_results_are_shown_by_the_report(command: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "my results"
+    (folder / FOLDER).mkdir(parents=True)
+    (folder / FOLDER / "moe_capture_validation.json").write_text("{}")
+    for path in (folder, folder / FOLDER):
+        refused(run(*command, path), path, "results, not a capture", f"Show them with `nvtxmoe report '{path}'`")
 
 
 def test_sqlite_and_parquet_say_the_same(golden_1gpu: Path, golden_1gpu_parquet: Path) -> None:

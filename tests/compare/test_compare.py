@@ -110,6 +110,8 @@ def test_a_run_with_itself(tmp_path: Path) -> None:
     assert not found.activations["significant"].any() and not found.experts["significant"].any()
     ran = run("compare", a, a, "--fail-if", "kernel_time>0%", "--fail-if", "layer_js>0", "--fail-if", "imbalance<0")
     assert ran.code == 0
+    assert ran.out.replace("\n", " ").count("The results are identical: every count and time of A is B's.") == 1
+    assert not any("identical" in note for note in compared(tmp_path / "other", LOAD, LOAD).notes)
 
 
 def test_ranks_of_a_step_are_no_further_evidence(tmp_path: Path) -> None:
@@ -185,6 +187,15 @@ def test_notes_of_what_differs(tmp_path: Path) -> None:
     assert "The runs differ in device (A a device, B another)." in found.notes
     assert any(note.startswith("The capture of B is incomplete") for note in found.notes)
     assert any("different numbers of ranks" in note for note in found.notes)
+
+
+def test_models_of_one_shape_that_differ_are_noted(tmp_path: Path) -> None:
+    folders = pair(tmp_path, LOAD, LOAD)
+    for folder, model in zip(folders, ("org/one", "org/other"), strict=True):
+        file = folder / RESULTS / "moe_capture_validation.json"
+        check = {"name": "one_model", "figures": {"models": [model]}}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "checks": [check]}))
+    assert "The runs differ in model (A org/one, B org/other)." in compare(*folders).notes
 
 
 # Output ---------------------------------------------------------------------------------------------------------------

@@ -107,7 +107,8 @@ def test_names_tell_results_apart() -> None:
 
 def test_a_result_given_twice_and_one_alone_are_refused(folders: list[Path]) -> None:
     again = folders[0] / "moe_expert_tracking"
-    refused(run("compare", *folders[:2], again), again, "given twice", "Name each result once")
+    why = "given twice: p-values are adjusted for the number of results, and a copy would count as one more"
+    refused(run("compare", *folders[:2], again), again, why, "Name each result once")
     refused(run("compare", folders[0]), "Missing argument 'B...'")
 
 
@@ -143,6 +144,16 @@ def test_what_people_read(folders: list[Path]) -> None:
     assert [line.split()[0] for line in lines[at + 1 : at + 4]] == ["after", "skewed", "same"]
     assert lines[at + 1].endswith("yes") and lines[at + 3].endswith("not seen")
     assert any("adjusted for 3 results" in line for line in lines)
+
+
+def test_rows_that_some_results_lack_are_named(folders: list[Path], tmp_path: Path) -> None:
+    untimed = make_results(tmp_path / "untimed", replace(LOAD, gpu=False), 9)
+    page = tmp_path / "page.html"
+    ran = run("compare", *folders[:2], untimed, "--html", page)
+    line = "No row of kernel_time, kernel_time_per_token, own_time and step_time for untimed: the result or the "
+    assert line in ran.out.replace("\n", " ")
+    assert line in page.read_text()
+    assert run("compare", *folders, "--json").json["not_in_all"] == []
 
 
 def test_a_failed_comparison_writes_nothing(folders: list[Path], tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP
+from tests.support.report_numbers import check_figure
 
 CAPTURES = ROOT / "tests" / "placement" / "captures"
 
@@ -99,6 +100,12 @@ def test_real_captures_of_two_gpus_with_planted_routing(name: str, first: str | 
     with tarfile.open(CAPTURES / f"{name}.tar.xz") as archive:
         archive.extractall(tmp_path / FOLDER, filter="data")
     advice, _ = write_findings(tmp_path)
+    for one in advice.findings:
+        if one.id == "uneven-ranks" and one.stake is not None:  # of a steady step, as all findings are
+            time, step = one.stake.share.parts
+            assert step.origin.endswith(f"over {advice.steady.rank_steps:,}")  # type: ignore[union-attr]
+            assert time.column.startswith("phases.decode.")
+            check_figure(time, tmp_path / FOLDER)
     assert [one.id for one in advice.findings if one.kind == COST] == ([] if first is None else [first])
     assert "healthy" not in {one.id for one in advice.findings}  # how much of the collectives is waiting is unknown
 

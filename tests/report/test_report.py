@@ -145,10 +145,11 @@ def test_without_sizes_the_weights_speak(tmp_path: Path) -> None:
     found = report(write(tmp_path, tables, documents))
     finding = by_topic(found)["Distance to the GPU's limits"]
     assert str(finding.headline) == (
-        "In decode steps the experts' kernels read the weights of the experts hit at 1,200 GB/s, 25.0 % of the GPU's "
-        "bandwidth."
+        "How far the experts' kernels are from the GPU's limits is not known. In decode steps they read weights at "
+        "1,200 GB/s, 25.0 % of the GPU's bandwidth."
     )
-    assert list(map(str, finding.details)) == ["Activations and operations are unknown: no sizes."]
+    assert list(map(str, finding.details)) == ["No time at stake can be given: the limit is unknown (no sizes)."]
+    assert (finding.kind, finding.stake) == ("unseen", None)
     assert found.missing["roofline"] == "Not drawn: no sizes."
 
 

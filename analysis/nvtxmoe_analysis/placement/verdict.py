@@ -80,13 +80,17 @@ def verdict(prediction: Prediction) -> Verdict:
     confidence = 1 - (1 - CONFIDENCE) / len(others)
     values = {one.name: net(prediction, one) for one in others}
     ends = {name: value.interval(confidence) for name, value in values.items()}
-    at_most = max(0.0, min(max(high for _, high in ends.values()), bound))
+    highest = max(others, key=lambda one: ends[one.name][1])
+    at_most = max(0.0, min(ends[highest.name][1], bound))
+    whose = "what equally fast ranks would save"
+    if ends[highest.name][1] <= bound:
+        whose = f"the upper end for {highest.label}, 95 % for all {len(others)} placements together"
     best = max(others, key=lambda one: values[one.name].mean_ns)
     doubt = _doubt(prediction, best)
     gains = [one for one in others if ends[one.name][0] >= least >= 0 and ends[one.name][0] > 0]
     if at_most < least:
         text = (
-            f"Not worth it: rebalancing saves at most {_us(at_most)} per step, {_pct(at_most, base)}"
+            f"Not worth it: rebalancing saves at most {_us(at_most)} per step ({whose}), {_pct(at_most, base)}"
             f"{_least(prediction)}{_left_out(prediction)}."
         )
         return _verdict(prediction, NOT_WORTH, text, best, values, at_most, base)

@@ -60,11 +60,10 @@ def _parts(parts: dict[str, SourcedNumber], step: SourcedNumber) -> list[Sentenc
 def _beyond_parts(ledger: Ledger, parts: dict[str, SourcedNumber]) -> list[Sentence]:
     """Return what the waterfall counts to the layers and this finding does not, with both totals."""
     whole, others = bar(ledger, TOTAL), beyond_parts(ledger)
-    if whole is None or not others:
+    if whole is None or not others or whole.text == (cost := total(*parts.values())).text:
         return []
     named = [sentence("{} {}", number, name) for name, number in others.items()]
-    text = "The waterfall's total is {}: these {} plus {}."
-    return [sentence(text, whole, total(*parts.values()), together(named))]
+    return [sentence("The waterfall's total is {}: these {} plus {}.", whole, cost, together(named))]
 
 
 def _overlap(ledger: Ledger) -> list[Sentence]:

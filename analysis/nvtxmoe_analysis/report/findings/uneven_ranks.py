@@ -76,7 +76,8 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str) -> Finding:
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
     """Return the finding in the words of ``nvtxmoe place``, with its numbers for the phase of the steady steps."""
     assert ledger.steady is not None
-    confidence = sentence("{}", verdict["sentence"])
+    over_all = "Over all kinds of steps: " if len(verdict["phases"]) > 1 else ""
+    confidence = sentence("{}{}", over_all, verdict["sentence"])
     phase = PREFILL if ledger.steady.kind in ("prefill", "mixed") else DECODE
     noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "saved_ns")
     if verdict["answer"] == WORTH and saved is not None and saved.per_step.value > 0:

@@ -40,12 +40,12 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _beyond_parts(ledger: Ledger, whole: SourcedNumber) -> list[Sentence]:
     """Return what this total has beside the time that ``layers-time`` gives."""
-    others, parts = beyond_parts(ledger), moe_parts(ledger)
-    if not others or not parts:
+    others, cost = beyond_parts(ledger), total(*moe_parts(ledger).values())
+    if not others or whole.text == cost.text:
         return []
     named = [sentence("{} {}", number, name) for name, number in others.items()]
     text = "These {} are the {} of own kernels, transfer and waiting for uneven ranks, plus {}."
-    return [sentence(text, whole, total(*parts.values()), together(named))]
+    return [sentence(text, whole, cost, together(named))]
 
 
 def _part(number: SourcedNumber, whole: SourcedNumber, name: str) -> Sentence:
