@@ -95,8 +95,8 @@ class Evidence(BaseModel):
     unit: str
     how: str = Field(
         description="How the rows became the number: cell, sum, mean, median, rows, ratio, percent, ...; per_step is "
-        "the sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step); wins counts the "
-        "groups of equal once whose largest row is winner's, without ties"
+        "the sum divided by over, first_of_step likewise of the row with the least start_ns of each (rank, step); wins "
+        "counts the groups of equal once whose largest row is winner's, without ties"
     )
     origin: str = Field(description="File, column and rows in words")
     file: str = Field(description="Empty for a number computed from the other numbers of this finding")

@@ -32,7 +32,7 @@ from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.trimming import write_export
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
 from nvtxmoe_analysis.trimming.trim import Trimmed, trim
-from tests.support.cli import RESULTS
+from tests.support.cli import RESULTS, run
 from tests.support.export_builder import Export, Process, simple_run
 
 DEMO = Path(nvtxmoe.__file__).parent / "data" / "demo"
