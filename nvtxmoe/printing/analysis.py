@@ -59,7 +59,12 @@ _ROUTED = (
     Column("hottest expert"),
     Column("max/mean"),
 )
-_TIMED = (Column("kernels", drop=1), Column("copies", drop=6), Column("kernels per step", drop=2), Column("own per step"))
+_TIMED = (
+    Column("kernels", drop=1),
+    Column("copies", drop=6),
+    Column("kernels per step", drop=2),
+    Column("own per step"),
+)
 
 
 def _show_layers(console: Console, layers: list[dict[str, Any]], timed: bool) -> None:

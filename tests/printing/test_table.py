@@ -161,7 +161,9 @@ def test_eighty_columns_keep_what_matters(
 ) -> None:
     layers = shown_tables(monkeypatch, 80, shows["analyze"][0])[0]
     assert not layers.is_records
-    assert {"layer", "hottest expert", "max/mean", "own per step"} <= {c.title for c in layers.columns} - layers.left_out
+    assert {"layer", "hottest expert", "max/mean", "own per step"} <= {
+        c.title for c in layers.columns
+    } - layers.left_out
     metrics = shown_tables(monkeypatch, 80, shows["compare"][0])[0]
     assert {"change", "95 % interval", "differs"} <= {column.title for column in metrics.columns} - metrics.left_out
 
