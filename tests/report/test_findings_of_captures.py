@@ -55,8 +55,8 @@ def test_the_costliest_layer_says_where_collectives_count(data_parallel: Analysi
     rows = pl.read_csv(data_parallel.folder / "moe_layer_correlation.csv")
     steady = data_parallel.advice.steady
     assert steady is not None
-    layer = found.headline.parts[0].split("layer ")[1].split(" ")[0]  # type: ignore[union-attr]
-    mine = rows.filter(pl.col("step").is_in(steady.numbers) & (pl.col("layer_idx") == int(layer)))
+    layer = int(str(found.headline).split("layer ")[1].split(" ")[0])
+    mine = rows.filter(pl.col("step").is_in(steady.numbers) & (pl.col("layer_idx") == layer))
     assert whole.value == pytest.approx(mine["kernel_time_ns"].sum() / steady.rank_steps)
     assert beyond_own.value == pytest.approx((mine["kernel_time_ns"] - mine["own_ns"]).sum() / steady.rank_steps)
     longest = str(detail_of(found, "Its longest operation other than collectives is "))
