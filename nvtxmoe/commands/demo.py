@@ -47,7 +47,7 @@ def demo(output: Path, as_json: bool) -> None:
     console = stdout()
     console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")
     show_analysis(console, found)
-    console.print(f"Open {page} in a browser: it says all this in words and charts.", soft_wrap=True)
+    console.print(f"Open {page} in a browser for all findings and charts.", soft_wrap=True)
     console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results --report")
 
 
