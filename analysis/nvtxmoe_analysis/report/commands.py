@@ -41,7 +41,7 @@ def compare(source: Source) -> str:
 
 def _captures(source: Source) -> str:
     """Return the captures that were analyzed, as words of a shell; UNKNOWN if they are not known or too many."""
-    paths = [str(one.get("path") or "") for one in source.document("validation").get("inputs", [])]
+    paths = [str(capture.get("path") or "") for capture in source.document("validation").get("inputs", [])]
     if not 0 < len(paths) <= MOST_CAPTURES:
         return UNKNOWN
     words = [_word(path, "") for path in paths]
