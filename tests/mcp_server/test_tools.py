@@ -249,7 +249,7 @@ def computed(number: dict[str, Any], rows: list[dict[str, Any]]) -> float:
     distinct = {tuple(row[name] for name in number["once"]) or i: row for i, row in reversed(list(enumerate(rows)))}
     cells = [row[column] for row in distinct.values() if row[column] is not None]
     if how in ("per_step", "first_of_step"):
-        return sum(cells) / number["over"]
+        return float(sum(cells) / number["over"])
     return REDUCED[how](cells)
 
 

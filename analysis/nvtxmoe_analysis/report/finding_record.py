@@ -112,7 +112,7 @@ def records(found: Sequence[Finding], steady: Steady | None) -> list[FindingReco
     Parameters:
         steady: the steady steps that their numbers are of.
     """
-    sets = {} if steady is None else {numbers: name for name, numbers in reversed(steady.sets.items())}
+    sets = {} if steady is None else {numbers: name for name, numbers in reversed(list(steady.sets.items()))}
     return [_record(finding, id, sets) for finding, id in zip(found, _ids(found), strict=True)]
 
 

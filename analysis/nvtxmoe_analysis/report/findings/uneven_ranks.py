@@ -105,7 +105,8 @@ def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str)
     if of_phase.get(column) is None or ledger.step_time is None:
         return None
     value, file = float(of_phase[column]), ledger.source.file(CORRELATION)
-    ends = [of_phase[f"saved_{end}_ns"] for end in ("low", "high")] if column == "saved_ns" else [None]
-    interval = None if None in ends else (float(ends[0]), float(ends[1]))
+    low, high = of_phase["saved_low_ns"], of_phase["saved_high_ns"]
+    bounded = column == "saved_ns" and low is not None and high is not None
+    interval = (float(low), float(high)) if bounded else None
     key = f"phases.{phase}.{column}"
     return stake(SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval), ledger.step_time)
