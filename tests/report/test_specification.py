@@ -6,6 +6,7 @@ from pathlib import Path
 
 import altair as alt
 import pytest
+from altair.utils.schemapi import SchemaValidationError
 
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.report.build import placed
@@ -34,7 +35,7 @@ def test_checks_are_left_out_and_come_back() -> None:
 
     with unvalidated():
         wrong()
-    with pytest.raises(ValueError, match="invalid"):
+    with pytest.raises(SchemaValidationError, match="invalid"):
         wrong()
     with unvalidated():
         chart = alt.Chart(alt.NamedData(name="rows")).mark_bar().encode(x=alt.X("a:Q", axis=wrong()))
