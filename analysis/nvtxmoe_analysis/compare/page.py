@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 from jinja2 import Environment, StrictUndefined
@@ -24,6 +23,7 @@ from nvtxmoe_analysis.report.chart import Drawing, Table
 from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.page import asset
+from nvtxmoe_analysis.report.specification import specification, unvalidated
 from nvtxmoe_analysis.report.theme import CONFIG
 from nvtxmoe_analysis.report.vega import bundle
 
@@ -50,10 +50,11 @@ def write_page(found: Comparisons, path: Path) -> Path:
 
 def page(found: Comparisons) -> str:
     """Return the HTML. It loads nothing, and runs no script but its own."""
-    charts = dict(_charts(found))
-    drawn = {name: chart for name, (_, chart) in charts.items()}
+    with unvalidated():
+        charts = dict(_charts(found))
+        drawn = {name: chart for name, (_, chart) in charts.items()}
+        specs = {name: specification(chart.chart) for name, chart in drawn.items()}
     scripts = [script_in_html(bundle()), script_in_html(asset("page.js"))]
-    specs = {name: _spec(chart) for name, chart in drawn.items()}
     data = {
         "charts": {name: chart_of(specs[name], chart.data, chart.renderer) for name, chart in drawn.items()},
         "config": CONFIG,
@@ -93,13 +94,6 @@ def _charts(found: Comparisons) -> Iterator[tuple[str, tuple[str, Drawing]]]:
         chart = layer_chart(found, name) if metric.whole is not None and not metric.per_token else None
         if chart is not None:
             yield f"layers-{name}", (f"Change of {name} by layer", chart)
-
-
-def _spec(chart: Drawing) -> dict[str, Any]:
-    spec: dict[str, Any] = chart.chart.to_dict()
-    for key in ("config", "$schema"):  # the page has its own
-        spec.pop(key, None)
-    return spec
 
 
 def _sentence(found: Comparisons, name: str, one: Comparison) -> str:

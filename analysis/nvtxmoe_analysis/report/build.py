@@ -20,6 +20,7 @@ from nvtxmoe_analysis.report.images import image_files
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.specification import specification, unvalidated
 from nvtxmoe_analysis.report.trust import processes
 
 
@@ -74,10 +75,9 @@ def compose(source: Source) -> Composed:
 
 def placed(source: Source, name: str, module: ChartModule) -> Placed:
     """Return a chart with its specification, or with the reason why there is none."""
-    drawing = module.build(source)
-    spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
-    for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
-        spec.pop(key, None)
+    with unvalidated():
+        drawing = module.build(source)
+        spec = specification(drawing.chart) if isinstance(drawing, Drawing) else {}
     return Placed(name, module.TITLE, module.SECTION, drawing, spec)
 
 

@@ -274,10 +274,10 @@ def _panels(kinds: list[str], layers: list[int], first: int, *, outliers: bool) 
             named(points.transform_filter("datum.part == 'line'"), LINE).mark_line(strokeWidth=2.5),
             words.transform_filter("isValid(datum.zero)").mark_point(opacity=0).encode(x=alt.X("zero:Q", title=None)),
             words.mark_text(fontSize=12, fontWeight=500).encode(
-                x=alt.value(width / 2), y=alt.value(HEIGHT + 34), text="axis:N"
+                x=alt.XValue(width / 2), y=alt.YValue(HEIGHT + 34), text="axis:N"
             ),
             words.mark_text(align="left", fontSize=11, color=COLOURS[LINE]).encode(
-                x=alt.value(6), y=alt.value(-8), text="fit:N"
+                x=alt.XValue(6), y=alt.YValue(-8), text="fit:N"
             ),
         ]
         if outliers:

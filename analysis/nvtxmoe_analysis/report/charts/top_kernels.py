@@ -68,7 +68,7 @@ def build(source: Source) -> Drawing | Missing:
     )
     chart = alt.layer(
         bars.mark_bar(height={"band": 0.34}, yOffset=7).encode(color=colour),
-        bars.mark_text(align="left", baseline="bottom", dy=0, fontSize=11.5).encode(x=alt.value(2), text="name:N"),
+        bars.mark_text(align="left", baseline="bottom", dy=0, fontSize=11.5).encode(x=alt.XValue(2), text="name:N"),
     ).properties(width="container", height=34 * len(rows))
     file = source.file("kernel_timings")
     cells = [
