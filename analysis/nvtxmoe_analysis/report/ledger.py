@@ -68,10 +68,7 @@ class Ledger:
             interval: columns of the ends of an estimate's interval; the number is then an estimate.
         """
         assert self.steady is not None
-        frame: pl.DataFrame = getattr(self.source.loaded, name)
-        chosen = rows_where(frame.filter(pl.col("step").is_in(self.steady.numbers)), where or {})
-        if once:
-            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        chosen = self._rows(name, (column, *by, *(interval or ())), where, once, self.steady)
         over = chosen.select(pl.struct(*by).n_unique()).item() if by and len(chosen) else self.steady.rank_steps
         ends = None if interval is None else tuple(_per(chosen[end], over) for end in interval)
         return self.of_steps(
@@ -140,12 +137,8 @@ class Ledger:
             text: the number for people; default: by the column's unit.
             steady: only rows of steady steps.
         """
-        chosen = rows_where(getattr(self.source.loaded, name), where or {})
         steps = self.steady if steady else None
-        if steps is not None:
-            chosen = chosen.filter(pl.col("step").is_in(steps.numbers))
-        if once:
-            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        chosen = self._rows(name, (column,), where, once, steps)
         value = _reduced(chosen[column], how)
         return SourcedNumber(
             value,
@@ -163,10 +156,8 @@ class Ledger:
     def wins(self, name: str, column: str, where: Where, of: Sequence[str], *, steady: bool = False) -> SourcedNumber:
         """Count the groups of equal ``of`` in which the row of ``where`` has the largest value, if ``steady`` in steady
         steps alone. Groups of one row and ties do not count."""
-        frame: pl.DataFrame = getattr(self.source.loaded, name)
         steps = self.steady if steady else None
-        if steps is not None:
-            frame = frame.filter(pl.col("step").is_in(steps.numbers))
+        frame = self._rows(name, (column, *where, *of), None, (), steps)
         largest = pl.col(column).max().over(*of)
         ties = (pl.col(column) == largest).sum().over(*of)
         groups_of_several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(
@@ -186,6 +177,22 @@ class Ledger:
             steps=None if steps is None else steps.numbers,
             steps_in_words="" if steps is None else steps.in_words,
         )
+
+    def _rows(
+        self, name: str, columns: Sequence[str], where: Where | None, once: Sequence[str], steps: Steady | None
+    ) -> pl.DataFrame:
+        """Return columns of the rows of a frame that exists: of a wide table the others would be copied too.
+
+        Parameters:
+            where, once: see ``take``. steps: only rows of these steps; None: all.
+        """
+        frame = self.source.loaded.frame(name)
+        where = where or {}
+        wanted = {*columns, *where, *once, *(() if steps is None else ("step",))}
+        frame = rows_where(frame.select(wanted), where)
+        if steps is not None:
+            frame = frame.filter(pl.col("step").is_in(steps.numbers))
+        return frame.unique(list(once), keep="first", maintain_order=True) if once else frame
 
     def from_document(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
         """Take a number from a JSON document that exists, by its path of keys."""
