@@ -6,7 +6,6 @@ import polars as pl
 
 from nvtxmoe_analysis.report.steady import OUTLYING, STEP
 
-
 #: Columns of own time, without collectives, and of kernel time.
 OWN_TIMES = ("own_ns", "kernel_time_ns")
 
