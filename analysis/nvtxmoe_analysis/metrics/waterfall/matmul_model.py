@@ -146,8 +146,7 @@ def _solution(products: Floats, with_y: Floats, at: list[int]) -> Floats | None:
     inner = products[np.ix_(at, at)]
     if np.linalg.matrix_rank(inner, tol=1e-9 * np.trace(inner), hermitian=True) < len(at):
         return None
-    values: Floats = np.linalg.solve(inner, with_y[at])
-    return values
+    return np.linalg.solve(inner, with_y[at]).astype(np.float64)
 
 
 def _covariance(design: Floats, weight: Floats, residual: Floats, block: Ints, used: Bools) -> Floats:
