@@ -12,6 +12,7 @@ import pytest
 
 from nvtxmoe_analysis import load
 from nvtxmoe_analysis.placement.predict import Predictor
+from nvtxmoe_analysis.placement.run_data import read_run
 from nvtxmoe_analysis.report import report
 from tests.support.cli import RESULTS, analyze, run
 from tests.support.placement_runs import Planted, write_run
@@ -29,6 +30,21 @@ def golden(golden_2gpu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("golden")
     analyze(golden_2gpu, folder)
     return folder
+
+
+def test_a_table_that_was_read_is_not_read_again(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Findings have read the large table before they ask for a placement."""
+    read = load(results)
+    alone = read_run(read)
+    read.frame("layer_correlation")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the file is read again")
+
+    monkeypatch.setattr(pl, "scan_csv", refuse)
+    kept = read_run(read)
+    assert kept.step_ns == alone.step_ns
+    assert [one.steps.tolist() for one in kept.layers] == [one.steps.tolist() for one in alone.layers]
 
 
 def test_json_has_every_layers_order_and_prediction(results: Path) -> None:

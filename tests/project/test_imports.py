@@ -46,7 +46,15 @@ def test_help_imports_no_analysis(arguments: tuple[str, ...]) -> None:
 def test_inspect_imports_no_computing(golden_1gpu: Path) -> None:
     names = imported("inspect", golden_1gpu)
     assert "nvtxmoe_analysis.inspection.inspect" in names
-    assert not names & (OTHERS | COMPUTING)
+    assert not names & (OTHERS | COMPUTING | {"nvtxmoe_analysis.attribution", "nvtxmoe_analysis.facts.capture_facts"})
+
+
+def test_a_small_table_is_read_without_connectorx() -> None:
+    """Opening a SQLite export loads neither connectorx nor pyarrow: only large tables need them."""
+    program = "import sys, nvtxmoe_analysis.readers.sqlite; print(*sys.modules)"
+    names = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "nvtxmoe_analysis.readers.sqlite" in names
+    assert not {"connectorx", "pyarrow"} & set(names)
 
 
 def test_analyze_imports_what_it_computes_with(golden_1gpu: Path, tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ from nvtxmoe_analysis.report.chart_tools import table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits
-from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
+    Where,
     difference,
     duration,
     durations,
@@ -150,6 +151,27 @@ def test_figures_are_taken_from_frames(tmp_path: Path) -> None:
     assert won.origin == (
         "moe_expert_activations.csv: of 2 (layer_idx) those with the largest activation_count where expert_id = 0"
     )
+
+
+def test_the_same_rows_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large table is filtered once for all columns that are taken from the same rows."""
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    rows = "layer_idx,expert_id,activation_count,percentage\n0,0,5,50\n0,1,5,50\n1,0,8,80\n1,1,2,20\n"
+    (folder / "moe_expert_activations.csv").write_text(rows)
+    looked_for: list[object] = []
+
+    def counting(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
+        looked_for.append(where)
+        return rows_where(frame, where)
+
+    monkeypatch.setattr("nvtxmoe_analysis.report.ledger.rows_where", counting)
+    ledger = Ledger(Source(load(tmp_path)))
+    where = {"layer_idx": 1}
+    taken = [ledger.take("activations", name, "sum", where=where) for name in ("activation_count", "percentage")]
+    assert [number.value for number in taken] == [10, 100]
+    assert ledger.take("activations", "activation_count", "sum").value == 20
+    assert looked_for == [where, {}]
 
 
 # Embedding -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ from nvtxmoe_analysis.attribution.placed import (
 from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.attribution.repeated_rows import Digests, repeated, row_digests
 from nvtxmoe_analysis.core.arrays import Bools, Ints
+from nvtxmoe_analysis.core.grouping import packed
 from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.events.process_lives import Lives
@@ -263,6 +264,7 @@ def place_batch(
         reason[condition] = why
     impossible = reasons_of(operations, call >= 0, launched_ns, judged)
     place[impossible > 0], reason[impossible > 0] = IMPLAUSIBLE, impossible[impossible > 0]
+    disordered, overlapping = _out_of_order(frame, launches, call, impossible == 0)
     untold = crossing | (call < 0) | (correlation == 0)
     batch = PlacedBatch(
         kind=operations.kind,
@@ -281,8 +283,8 @@ def place_batch(
         start=frame["start"],
         end=frame["end"],
         at=frame["at"].to_numpy(),
-        disordered=_disordered(frame, launches, call, (call >= 0) & (impossible == 0)) if judged.clocks_agree else 0,
-        overlapping=_overlapping(frame[np.flatnonzero(impossible == 0)]),
+        disordered=disordered if judged.clocks_agree else 0,
+        overlapping=overlapping,
     )
     return batch, ((call[at], found.row), found.unresolved), lost
 
@@ -303,22 +305,20 @@ def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
     )
 
 
-def _disordered(frame: pl.DataFrame, launches: Launches, call: Calls, judged: Bools) -> int:
-    """Operations out of their stream's order, among those to be judged."""
+def _out_of_order(frame: pl.DataFrame, launches: Launches, call: Calls, possible: Bools) -> tuple[int, int]:
+    """Return how many operations of possible times are out of their stream's order, and go on beside later ones."""
     if not set(STREAM) <= set(frame.columns):  # whole graphs, and what a trace reads
-        return 0
-    at = np.flatnonzero(judged)
-    some, call = frame[at], call[at]
-    streams = [some[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)]
-    return operations_disordered([*streams, launches.thread[call]], some["start"].to_numpy(), launches.start_ns[call])
-
-
-def _overlapping(frame: pl.DataFrame) -> int:
-    """Operations that go on beside later ones of their stream."""
-    if not set(STREAM) <= set(frame.columns):
-        return 0
-    streams = [frame[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)]
-    return operations_overlapping(streams, frame["start"].to_numpy(), frame["end"].to_numpy())
+        return 0, 0
+    stream = packed([frame[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)])
+    start, end = frame["start"].to_numpy(), frame["end"].to_numpy()
+    launched = possible & (call >= 0)
+    called, in_time = (slice(None) if some.all() else np.flatnonzero(some) for some in (launched, possible))
+    return (
+        operations_disordered(
+            packed([stream[called], launches.thread[call[called]]]), start[called], launches.start_ns[call[called]]
+        ),
+        operations_overlapping(stream[in_time], start[in_time], end[in_time]),
+    )
 
 
 def _tally(batch: PlacedBatch) -> Ints:

@@ -19,12 +19,9 @@ from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.core.progress import Progress
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
+from nvtxmoe_analysis.readers.nsys_tables import GRAPH_LAUNCH_PATTERN, LAUNCH_PATTERN
 
 Calls = npt.NDArray[np.int32]
-
-#: Calls that put work on the GPU; version suffixes (_v7000, _ptsz) follow the name.
-LAUNCH_PATTERN = r"^(cuda|cu)(LaunchKernel|LaunchCooperativeKernel|GraphLaunch|Memcpy|Memset)"
-GRAPH_LAUNCH_PATTERN = r"^(cuda|cu)GraphLaunch"
 
 _COLUMNS = ("start", "globalTid", "correlationId", "nameId", "returnValue")
 #: Correlation ids asked for by name at most; more are found by reading the whole table.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from nvtxmoe_analysis.attribution.id_index import ID_BITS
-from nvtxmoe_analysis.core.arrays import AnyInts, Ints
-from nvtxmoe_analysis.core.grouping import order_within, packed
+from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.grouping import order_within
 
 #: Correlation ids have 32 bits: one that falls by more has begun again from 0.
 HALF_OF_IDS = 1 << 31
@@ -55,29 +55,27 @@ def nodes_disordered(graph: Ints, node: Ints, created: Ints) -> int:
     return int(np.count_nonzero((np.diff(graph[order]) == 0) & (np.diff(created[order]) < 0)))
 
 
-def operations_overlapping(streams: list[AnyInts], start_ns: Ints, end_ns: Ints) -> int:
+def operations_overlapping(stream: Ints, start_ns: Ints, end_ns: Ints) -> int:
     """Return how many operations go on for over OVERLAP_NS after two later ones of their stream have begun.
 
     Parameters:
-        streams: columns [operations] that tell the stream.
+        stream: int64 [operations], a number of each one's stream.
     """
     if len(start_ns) <= LATER:
         return 0
-    key = packed(streams)
-    order = order_within(key, start_ns)
-    key, start_ns, end_ns = key[order], start_ns[order], end_ns[order]
+    order = order_within(stream, start_ns)
+    key, start_ns, end_ns = stream[order], start_ns[order], end_ns[order]
     same = key[LATER:] == key[:-LATER]
     return int(np.count_nonzero(same & (end_ns[:-LATER] - start_ns[LATER:] > OVERLAP_NS)))
 
 
-def operations_disordered(streams: list[AnyInts], start_ns: Ints, launched_ns: Ints) -> int:
+def operations_disordered(stream: Ints, start_ns: Ints, launched_ns: Ints) -> int:
     """Return how many operations begin in their stream after one of a later call of the same thread.
 
     Parameters:
-        streams: columns [operations] that tell thread and stream. launched_ns: when each one's call began.
+        stream: int64 [operations], a number of each one's thread and stream. launched_ns: when its call began.
     """
     if not len(start_ns):
         return 0
-    key = packed(streams)
-    order = order_within(key, start_ns, launched_ns)
-    return int(np.count_nonzero((np.diff(key[order]) == 0) & (np.diff(launched_ns[order]) < 0)))
+    order = order_within(stream, start_ns, launched_ns)
+    return int(np.count_nonzero((np.diff(stream[order]) == 0) & (np.diff(launched_ns[order]) < 0)))

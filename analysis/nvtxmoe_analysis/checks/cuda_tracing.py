@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from nvtxmoe_analysis.checks.check import Check, failed, passed
 from nvtxmoe_analysis.core.text import number
-from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
 
 if TYPE_CHECKING:
+    from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
     from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 160

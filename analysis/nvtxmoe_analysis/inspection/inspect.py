@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.attribution.launches import GRAPH_LAUNCH_PATTERN
 from nvtxmoe_analysis.checks.journals_whole import unfinished
 from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.events.decode import Events, read_events
@@ -225,7 +223,7 @@ def _graph_tracing(export: Export) -> str:
         return "graph"
     if export.rows(nsys_tables.GRAPH_NODES):
         return "node"
-    if any(re.match(GRAPH_LAUNCH_PATTERN, text) for text in export.read(nsys_tables.STRINGS)["value"].to_list()):
+    if export.read(nsys_tables.STRINGS)["value"].str.contains(nsys_tables.GRAPH_LAUNCH_PATTERN).any():
         return UNRECORDED
     requested_modes = [
         value for name, value in export.metadata(nsys_tables.CAPTURE_META).items() if name.endswith(_MODE_NAME)

@@ -99,6 +99,10 @@ class Results:
         found: pl.DataFrame = self._read[name]
         return found
 
+    def is_read(self, name: str) -> bool:
+        """Return whether a table or document has been read and is kept."""
+        return name in self._read
+
     def document(self, name: str) -> dict[str, Any]:
         """Return a JSON document; the same as the attribute of that name.
 

@@ -171,6 +171,8 @@ def _rows(results: Results) -> pl.DataFrame:
             where=results.folder,
             remedy="Capture under nsys: `nvtxmoe profile -- COMMAND`, then `nvtxmoe analyze`",
         )
+    if results.is_read(CORRELATION):
+        return results.frame(CORRELATION).select(COLUMNS)
     types = {name: kind for name, kind in tables()[CORRELATION].types.items() if name in COLUMNS}
     try:
         if path.suffix == ".parquet":

@@ -117,6 +117,10 @@ NVTX_PUSH_POP = 59
 NVTX_START_END = 60
 NVTX_DOMAIN = 75
 
+#: Names of calls that put work on the GPU; version suffixes (_v7000, _ptsz) follow the name.
+LAUNCH_PATTERN = r"^(cuda|cu)(LaunchKernel|LaunchCooperativeKernel|GraphLaunch|Memcpy|Memset)"
+GRAPH_LAUNCH_PATTERN = r"^(cuda|cu)GraphLaunch"
+
 #: A globalTid is, from its highest bits down, an id of the hardware or virtual machine, a process id of 24 bits and a
 #: thread id of 24 bits; a globalPid has 0 for the thread. All bits above the thread identify the process, because two
 #: machines or containers can use one process id.

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import connectorx
 import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
@@ -116,6 +115,8 @@ class SqliteExport(Export):
             raise self._damaged(error, name) from error
 
     def _read_large(self, query: str, name: str) -> pl.DataFrame:
+        import connectorx  # noqa: PLC0415  small exports need neither it nor pyarrow, which it loads
+
         try:
             # One query a call: of several, connectorx returns the rows in the order in which they finish.
             arrow = connectorx.read_sql("sqlite://" + quote(self._uri), query, return_type="arrow")

@@ -31,7 +31,7 @@ class Batches:
 def batches(ledger: Ledger) -> Batches:
     """Return the usual and the largest batch per rank of the steady steps."""
     assert ledger.steady is not None
-    frame = ledger.source.loaded.frame(CORRELATION)
+    frame = ledger.source.loaded.frame(CORRELATION).select(*STEP, "num_tokens")
     steps = frame.filter(pl.col("step").is_in(ledger.steady.numbers)).unique(list(STEP))
     sizes = steps.group_by("num_tokens").agg(many=pl.col("step").n_unique()).sort("num_tokens")
     cumulated = sizes.filter(pl.col("many").cum_sum() >= pl.col("many").sum() / 2)

@@ -32,6 +32,7 @@ class Ledger:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.found: list[Finding] = []
+        self._places: dict[tuple[object, ...], pl.Series] = {}
 
     @cached_property
     def steady(self) -> Steady | None:
@@ -68,10 +69,7 @@ class Ledger:
             interval: columns of the ends of an estimate's interval; the number is then an estimate.
         """
         assert self.steady is not None
-        frame: pl.DataFrame = getattr(self.source.loaded, name)
-        chosen = rows_where(frame.filter(pl.col("step").is_in(self.steady.numbers)), where or {})
-        if once:
-            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        chosen = self._rows(name, (column, *by, *(interval or ())), where, once, steady=True)
         over = chosen.select(pl.struct(*by).n_unique()).item() if by and len(chosen) else self.steady.rank_steps
         ends = None if interval is None else tuple(_per(chosen[end], over) for end in interval)
         return self.of_steps(
@@ -140,12 +138,8 @@ class Ledger:
             text: the number for people; default: by the column's unit.
             steady: only rows of steady steps.
         """
-        chosen = rows_where(getattr(self.source.loaded, name), where or {})
         steps = self.steady if steady else None
-        if steps is not None:
-            chosen = chosen.filter(pl.col("step").is_in(steps.numbers))
-        if once:
-            chosen = chosen.unique(list(once), keep="first", maintain_order=True)
+        chosen = self._rows(name, (column,), where, once, steady=steady)
         value = _reduced(chosen[column], how)
         return SourcedNumber(
             value,
@@ -163,17 +157,13 @@ class Ledger:
     def wins(self, name: str, column: str, where: Where, of: Sequence[str], *, steady: bool = False) -> SourcedNumber:
         """Count the groups of equal ``of`` in which the row of ``where`` has the largest value, if ``steady`` in steady
         steps alone. Groups of one row and ties do not count."""
-        frame: pl.DataFrame = getattr(self.source.loaded, name)
         steps = self.steady if steady else None
-        if steps is not None:
-            frame = frame.filter(pl.col("step").is_in(steps.numbers))
-        largest = pl.col(column).max().over(*of)
-        ties = (pl.col(column) == largest).sum().over(*of)
-        groups_of_several = frame.with_columns(won=(pl.col(column) == largest) & (ties == 1)).filter(
-            pl.len().over(*of) > 1
-        )
-        won = int(rows_where(groups_of_several, where)["won"].sum())
-        groups = groups_of_several.select(pl.struct(*of).n_unique()).item() if len(groups_of_several) else 0
+        frame = self._rows(name, (column, *where, *of), None, (), steady=steady)
+        largest = frame.group_by(of).agg(largest=pl.col(column).max(), rows=pl.len()).filter(pl.col("rows") > 1)
+        winners = frame.join(largest, on=of, nulls_equal=True).filter(pl.col(column) == pl.col("largest"))
+        alone = winners.group_by(of).len().filter(len=1)
+        won = len(rows_where(winners, where).join(alone, on=of, nulls_equal=True))
+        groups = len(largest)
         return SourcedNumber(
             won,
             shown(won),
@@ -186,6 +176,24 @@ class Ledger:
             steps=None if steps is None else steps.numbers,
             steps_in_words="" if steps is None else steps.in_words,
         )
+
+    def _rows(
+        self, name: str, columns: Sequence[str], where: Where | None, once: Sequence[str], *, steady: bool
+    ) -> pl.DataFrame:
+        """Return columns of the rows of a frame that exists; see ``take``."""
+        key = (name, *sorted((where or {}).items()), *once, steady)
+        if key not in self._places:
+            self._places[key] = self._find(name, where or {}, once, steady=steady)
+        return self.source.loaded.frame(name).select(set(columns))[self._places[key]]
+
+    def _find(self, name: str, where: Where, once: Sequence[str], *, steady: bool) -> pl.Series:
+        """Return the places of rows in a frame that exists; see ``take``."""
+        steps = self.steady if steady else None
+        wanted = {*where, *once, *(() if steps is None else ("step",))}
+        frame = rows_where(self.source.loaded.frame(name).select(*wanted, place=pl.int_range(pl.len())), where)
+        if steps is not None:
+            frame = frame.filter(pl.col("step").is_in(steps.numbers))
+        return (frame.unique(list(once), keep="first", maintain_order=True) if once else frame)["place"]
 
     def from_document(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
         """Take a number from a JSON document that exists, by its path of keys."""

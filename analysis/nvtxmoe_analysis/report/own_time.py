@@ -6,6 +6,9 @@ import polars as pl
 
 from nvtxmoe_analysis.report.steady import OUTLYING, STEP
 
+#: Columns of own time, without collectives, and of kernel time.
+OWN_TIMES = ("own_ns", "kernel_time_ns")
+
 
 def own_column(frame: pl.DataFrame) -> str:
     """Return the column of own time, without collectives; the column of kernel time if own time is unknown."""

@@ -13,7 +13,6 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.formats import schema
-from nvtxmoe_analysis.attribution.launches import LAUNCH_PATTERN
 from nvtxmoe_analysis.attribution.ranges import Segments, classify, flatten
 from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS
@@ -206,7 +205,7 @@ def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> 
     in_step = pl.Series(segments.step[segments.find(tid, frame["start"].to_numpy())] >= 0)
     names = export.strings(frame["nameId"].drop_nulls().unique().to_list())
     name = pl.col("nameId").replace_strict(names, default="", return_dtype=pl.String)
-    launches = frame.filter(in_step).filter(name.str.contains(LAUNCH_PATTERN)).select("row")
+    launches = frame.filter(in_step).filter(name.str.contains(nsys_tables.LAUNCH_PATTERN)).select("row")
     calls = frame.select("row", *_key("globalTid", 0))
     used = [calls.join(w, on=["pid", "correlationId"], how="semi").select("row") for w in worked]
     kept = pl.concat([launches, *used]).unique()

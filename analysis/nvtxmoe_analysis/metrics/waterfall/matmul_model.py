@@ -102,9 +102,12 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
     """Return values (none below 0), which parts are used, and the rows' weights."""
     weight = np.ones(len(y))
     values, used = np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
+    scale_of_part = np.maximum(np.abs(design).max(axis=0), 1.0)
+    scaled = design / scale_of_part
     for _ in range(TURNS):
         before = values
-        values, used = _not_negative(design, y, weight, PARTS if with_rows else PER_ROW)
+        found, used = _not_negative(scaled, y, weight, PARTS if with_rows else PER_ROW)
+        values = found / scale_of_part
         if np.allclose(values, before, rtol=SETTLED, atol=0.0):
             break
         apart = np.abs(y - design @ values)
@@ -114,24 +117,36 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
 
 
 def _not_negative(design: Floats, y: Floats, weight: Floats, parts: int) -> tuple[Floats, Bools]:
-    """Return the least squares with no value below 0: of all sets of parts the best one that keeps to it."""
-    scale = np.maximum(np.abs(design).max(axis=0), 1.0)
-    scaled = design / scale
-    products, with_y = (scaled * weight[:, None]).T @ scaled, (scaled * weight[:, None]).T @ y
+    """Return the least squares with no value below 0: of all sets of parts the best one that keeps to it.
+
+    No set is better than all parts, so the others are tried only if these do not keep to it.
+    """
+    weighted = (design * weight[:, None]).T
+    products, with_y = weighted @ design, weighted @ y
     best, found, used = 0.0, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
+    whole = _solution(products, with_y, list(range(parts)))
+    if whole is not None and (whole > 0).all():
+        found[:parts], used[:parts] = whole, True
+        return found, used
     for size in range(1, parts + 1):
         for some in combinations(range(parts), size):
             at = list(some)
-            inner = products[np.ix_(at, at)]
-            if np.linalg.matrix_rank(inner, tol=1e-9 * np.trace(inner), hermitian=True) < size:
+            values = _solution(products, with_y, at)
+            if values is None:
                 continue
-            values = np.linalg.solve(inner, with_y[at])
             gain = float(values @ with_y[at])  # what the squares fall by
             if (values >= 0).all() and gain > best * (1 + 1e-12):
                 best, found, used = gain, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
                 found[at], used[at] = values, True
-    values_of_parts: Floats = found / scale
-    return values_of_parts, used
+    return found, used
+
+
+def _solution(products: Floats, with_y: Floats, at: list[int]) -> Floats | None:
+    """Return the least squares of some parts; None if they cannot be told apart."""
+    inner = products[np.ix_(at, at)]
+    if np.linalg.matrix_rank(inner, tol=1e-9 * np.trace(inner), hermitian=True) < len(at):
+        return None
+    return np.linalg.solve(inner, with_y[at]).astype(np.float64)
 
 
 def _covariance(design: Floats, weight: Floats, residual: Floats, block: Ints, used: Bools) -> Floats:

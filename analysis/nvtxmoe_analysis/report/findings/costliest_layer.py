@@ -8,7 +8,7 @@ from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
-from nvtxmoe_analysis.report.own_time import costliest_layer, outlying, own_column
+from nvtxmoe_analysis.report.own_time import OWN_TIMES, costliest_layer, outlying, own_column
 from nvtxmoe_analysis.report.selected import some_layers
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
@@ -27,7 +27,8 @@ def find(ledger: Ledger) -> list[Finding]:
     """Return the costliest layer per steady step, and outliers one by one."""
     if ledger.steady is None:
         return []
-    whole = ledger.source.loaded.frame(CORRELATION)
+    whole = ledger.source.loaded.frame(CORRELATION).select("layer_idx", *STEP, *OWN_TIMES)
+    outliers = outlying(whole)
     frame = whole.filter(pl.col("step").is_in(ledger.steady.numbers))
     column = own_column(frame)
     layer = costliest_layer(frame)
@@ -36,14 +37,14 @@ def find(ledger: Ledger) -> list[Finding]:
     if not all_time.value:
         return []
     layers = ledger.take(CORRELATION, "layer_idx", "distinct")
-    details = [*_phases(ledger, frame, layer), *_kernel(ledger, layer), *_outliers(ledger, whole)]
+    details = [*_phases(ledger, layer, column), *_kernel(ledger, layer), *_outliers(ledger, whole, outliers)]
     kept = " kept" if some_layers(ledger) else ""
     topic, noun = "The layer that costs most", ledger.steady.noun
     if layers.value == 1:
         text = "The one {}, {}, takes {} of own kernel time per {}."
         headline = sentence(text, "layer kept" if kept else "MoE layer", layer, layer_time, noun)
         return [Finding(topic, headline, details, chart="layer_phases")]
-    if _large(whole):
+    if _large(whole, outliers):
         return [Finding(topic, _typical(ledger, column, layer), details, chart="layer_phases")]
     times_mean = ratio(layer_time, ratio(all_time, layers, column))
     if times_mean.value < 1 + EVEN:
@@ -59,10 +60,10 @@ def find(ledger: Ledger) -> list[Finding]:
     return [Finding(topic, headline, details, confidence, chart="layer_phases")]
 
 
-def _large(frame: pl.DataFrame) -> bool:
+def _large(frame: pl.DataFrame, outliers: pl.DataFrame) -> bool:
     """Return True if outlying times are much of the layers' time."""
     column = own_column(frame)
-    return float(outlying(frame)[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum())
+    return float(outliers[column].sum()) > LARGE_OUTLIERS * float(frame[column].sum())
 
 
 def _typical(ledger: Ledger, column: str, layer: int) -> Sentence:
@@ -77,10 +78,10 @@ def _typical(ledger: Ledger, column: str, layer: int) -> Sentence:
     return sentence(text, layer, typical, ledger.steady.noun, times_mean)
 
 
-def _outliers(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
+def _outliers(ledger: Ledger, frame: pl.DataFrame, outliers: pl.DataFrame) -> list[Sentence]:
     """Return single times far above their layer's usual ones, if they are much of the layers' time."""
-    column, outliers = own_column(frame), outlying(frame)
-    if not _large(frame):
+    column = own_column(frame)
+    if not _large(frame, outliers):
         return []
     details = []
     ranked = outliers.sort([column, *STEP, "layer_idx"], descending=[True, False, False, False])
@@ -94,9 +95,9 @@ def _outliers(ledger: Ledger, frame: pl.DataFrame) -> list[Sentence]:
     return details
 
 
-def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int) -> list[Sentence]:
-    """Return the layer's two longest phases. Unlike own kernel time they hold collectives."""
-    if not {f"{phase}_ns" for phase in PHASES} <= set(frame.columns):
+def _phases(ledger: Ledger, layer: int, column: str) -> list[Sentence]:
+    """Return the layer's two longest phases. Unlike own kernel time, in ``column``, they hold collectives."""
+    if ledger.source.frame(CORRELATION, [f"{phase}_ns" for phase in PHASES]) is None:
         return []
     where = {"layer_idx": layer}
     whole = ledger.per_step(CORRELATION, "kernel_time_ns", where=where)
@@ -107,7 +108,7 @@ def _phases(ledger: Ledger, frame: pl.DataFrame, layer: int) -> list[Sentence]:
     parts = [sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
     if not ranked:
         return []
-    own = ledger.per_step(CORRELATION, own_column(frame), where=where)
+    own = ledger.per_step(CORRELATION, column, where=where)
     if own.value == whole.value:
         return [sentence("Of its {} kernel time per step, {}.", whole, together(parts))]
     text = "With collectives it takes {} of kernel time per step, {} more than its own (mean); of that, {}."

@@ -58,9 +58,9 @@ def _idle(ledger: Ledger, timings: pl.DataFrame, eager: frozenset[int], decode: 
     """Return the idle time of eager steps, over all decode steps."""
     rows = timings.filter(pl.col("step").is_in(eager))
     extent = rows.group_by(STEP).agg(extent=pl.col("gpu_end_ns").max() - pl.col("gpu_start_ns").min())
-    whole = ledger.source.loaded.frame(CORRELATION).filter(pl.col("step").is_in(decode)).unique(list(STEP))
-    work = whole.select(*STEP, "step_gpu_ns")
-    idle = extent.join(work, on=STEP).select((pl.col("extent") - pl.col("step_gpu_ns")).clip(0))
+    times = ledger.source.loaded.frame(CORRELATION).select(*STEP, "step_gpu_ns")
+    whole = times.filter(pl.col("step").is_in(decode)).unique(list(STEP))
+    idle = extent.join(whole, on=STEP).select((pl.col("extent") - pl.col("step_gpu_ns")).clip(0))
     return ledger.of_steps(
         float(idle.to_series().sum()) / len(whole),
         TIMINGS,

@@ -49,7 +49,7 @@ def _steady(ledger: Ledger) -> tuple[SourcedNumber, SourcedNumber] | None:
     rows = ledger.source.frame(ROWS, ["matmul_ns", "roofline_ns"])
     if rows is None or ledger.steady is None or ledger.step_time is None:
         return None
-    steady_rows = rows.filter(pl.col("step").is_in(ledger.steady.numbers))
+    steady_rows = rows.select("step", "matmul_ns", "roofline_ns").filter(pl.col("step").is_in(ledger.steady.numbers))
     if steady_rows["roofline_ns"].null_count() or not steady_rows["matmul_ns"].sum():
         return None
     return ledger.per_step(ROWS, "matmul_ns"), ledger.per_step(ROWS, "roofline_ns")

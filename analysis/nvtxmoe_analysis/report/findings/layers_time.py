@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import polars as pl
-
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import beyond_parts, how_sure, longest, moe_parts, moe_share, outside
@@ -90,9 +88,9 @@ def _left_out(ledger: Ledger) -> list[Sentence]:
 def _kinds(ledger: Ledger) -> list[Sentence]:
     """Return the GPU time of a step of each other kind: the median of all of them."""
     assert ledger.steady is not None
-    frame = ledger.source.loaded.frame(CORRELATION)
-    steps = frame.drop_nulls(["step_kind", "step_gpu_ns"]).filter(pl.col("step_kind") != ledger.steady.kind)
-    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in steps["step_kind"].to_list()]
+    steps = ledger.source.loaded.frame(CORRELATION).select("step_kind", "step_gpu_ns").drop_nulls()
+    there = set(steps["step_kind"].unique()) - {ledger.steady.kind}
+    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in there]
     clauses = [
         sentence(
             "{} per {} step",
