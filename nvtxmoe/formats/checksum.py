@@ -32,11 +32,15 @@ def seal(rows: Any) -> None:
         field.fill(zlib.crc32(rows))
 
 
+def payload_bytes(rows: npt.NDArray[np.void]) -> int:
+    """Bytes of one row without its checksum."""
+    return rows.dtype.itemsize - (FIELD_BYTES if FIELD in (rows.dtype.names or ()) else 0)
+
+
 def without_checksum(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Return the rows as plain bytes without the checksum, of type ``V<bytes>``: a view of a contiguous array."""
     rows = np.ascontiguousarray(rows)
-    size_bytes = rows.dtype.itemsize - (FIELD_BYTES if FIELD in (rows.dtype.names or ()) else 0)
-    plain: npt.NDArray[np.void] = np.ndarray(rows.shape, f"V{size_bytes}", rows, strides=rows.strides)
+    plain: npt.NDArray[np.void] = np.ndarray(rows.shape, f"V{payload_bytes(rows)}", rows, strides=rows.strides)
     return plain
 
 
