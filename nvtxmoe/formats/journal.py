@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.formats.checksum import payload_bytes, without_checksum
+from nvtxmoe.formats.checksum import payload_dtype, without_checksum
 from nvtxmoe.formats.schema import WORD_EVENTS
 from nvtxmoe.private_files import make_folder, open_new
 
@@ -63,7 +63,7 @@ def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> memoryvi
 
 def records_bytes(rows: npt.NDArray[np.void]) -> int:
     """Bytes of the records of these rows."""
-    return len(rows) * (_RECORD.size + payload_bytes(rows))
+    return len(rows) * (_RECORD.size + payload_dtype(rows.dtype).itemsize)
 
 
 def fill_records(out: memoryview, event: str, time_ns: int, rows: npt.NDArray[np.void]) -> None:
@@ -72,13 +72,16 @@ def fill_records(out: memoryview, event: str, time_ns: int, rows: npt.NDArray[np
     payloads = without_checksum(rows)
     size_bytes = payloads.dtype.itemsize
     records = np.frombuffer(out, _with_head(size_bytes))
-    records["event"], records["size_bytes"], records["time_ns"] = _CODES[event], size_bytes, time_ns
+    records["head"] = np.frombuffer(_RECORD.pack(_CODES[event], size_bytes, time_ns), _HEAD)
     records["payload"] = payloads
+
+
+_HEAD = np.dtype(f"V{_RECORD.size}")
 
 
 @lru_cache(maxsize=64)
 def _with_head(payload_bytes: int) -> np.dtype[np.void]:
-    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", f"V{payload_bytes}")])
+    return np.dtype([("head", _HEAD), ("payload", f"V{payload_bytes}")])
 
 
 def block(records: bytes | memoryview) -> bytes:

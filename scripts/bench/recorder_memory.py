@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Does the recorder keep its memory flat? An hour's worth of steps through it and its sink, without a GPU.
 
-    python scripts/bench/recorder_memory.py [--mode moe|nsys] [--steps 200000] [--late-s 0]
+    python scripts/bench/recorder_memory.py [--mode moe|nsys] [--steps 200000] [--late-steps 0]
 
 The recorder runs as in scripts/bench/recorder_cpu.py: steps replay a stand-in for a CUDA graph of 48 layers, 128
 experts, top-8, 32 tokens. The stand-in for the counting kernel writes other counts in each step. Steps follow one
 another without a pause, but wait while more than 4 MiB wait for the disk or 64 steps for the thread that sends. The
-mode nsys needs nvtx 0.2.15 or newer. ``--late-s`` has the disk stop for so long once, after a third of the steps,
-during which nothing waits: records pile up.
+mode nsys needs nvtx 0.2.15 or newer. ``--late-steps`` has the disk stop once for so many steps, after a third of all:
+records pile up, and no step waits for them.
 
 Prints JSON: resident memory at every tenth of the steps, ``growth_mib`` from the first tenth on, when buffers have
 their size; ``trimmed_mib`` is what the C library gives back when it is asked to, memory that it kept free;
@@ -67,25 +67,23 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     recorder, graph = subject.recorder, id(subject.graph)
     sink = recorder.recorded.sinks[0]
     most_waiting_bytes = 0
-    late_until = 0.0
+    late_from = options.steps // 3
     memory: list[float] = []
     cpu, began = time.process_time(), time.monotonic()
     for steps in range(options.steps):
         if steps % max(1, options.steps // 10) == 0:
             memory.append(round(resident_mib(), 1))
-        if options.late_s and steps == options.steps // 3:
-            late_until = time.monotonic() + options.late_s
+        if options.late_steps and steps == late_from:
             sink._writing.acquire()
-        if late_until and time.monotonic() > late_until:
+        if options.late_steps and steps == late_from + options.late_steps:
             sink._writing.release()
-            late_until = 0.0
         recorder.begin_step(TOKENS, TOKENS, 0, TOKENS)
         recorder.replayed(graph)
         recorder.forward_done()
         recorder.end_step()
         most_waiting_bytes = max(most_waiting_bytes, waiting_bytes(sink))
         while len(recorder._counter._pending) > MOST_PENDING or (
-            waiting_bytes(sink) > MOST_WAITING_BYTES and not late_until
+            waiting_bytes(sink) > MOST_WAITING_BYTES and not late_from <= steps < late_from + options.late_steps
         ):
             time.sleep(0.001)
     took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu
@@ -96,7 +94,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "mode": options.mode, "steps": options.steps, "resident_mib": memory,
         "growth_mib": round(max(memory[1:]) - memory[1], 1), "trimmed_mib": round(trimmed_mib, 1),
-        "most_waiting_mib": round(most_waiting_bytes / (1 << 20), 1), "us_per_step": round(took_s / options.steps * 1e6, 1),
+        "most_waiting_mib": round(most_waiting_bytes / (1 << 20), 1),
+        "us_per_step": round(took_s / options.steps * 1e6, 1),
         "cpu_us_per_step": round(cpu_s / options.steps * 1e6, 1), "lost": dict(recorder.lost),
         "dropped": getattr(sink, "dropped", 0),
         "journal_mb": round(sink.path.stat().st_size / 1e6, 1) if options.mode == "moe" else None,
@@ -108,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mode", choices=["moe", "nsys"], default="moe")
     parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--late-s", type=float, default=0.0, help="Seconds for which the disk stops once.")
+    parser.add_argument("--late-steps", type=int, default=0, help="Steps for which the disk stops once.")
     options = parser.parse_args()
     without_gpu()
     if options.mode == "nsys":
