@@ -1,18 +1,19 @@
 #!/usr/bin/env python3
-"""What share of a step's CPU time do checksums take? The recorder without a GPU, all of its threads' work in one thread.
+"""What share of a step's CPU time do checksums take? The recorder without a GPU, the work of all threads in one.
 
     python scripts/bench/checksum_cost.py [--steps 2000]
 
-Steps as in scripts/bench/recorder_memory.py. In mode nsys (nvtx 0.2.15 or newer) each mark of counts has a CRC-32 of its
-payload; in mode moe each block of the journal has one of its compressed bytes. Every 16 steps are sent, and in mode moe
-written, together. Prints JSON per mode: medians of CPU time over groups of 16 steps, in us per step: `serving` are the
-recorder's four calls, `sending` makes events of counts, `writing` compresses and writes; `checksums` is a part of the
-last two, and `share_pct` its share of all three.
+Steps are those of scripts/bench/recorder_memory.py. In mode nsys (nvtx 0.2.15 or newer) each mark of counts has a
+CRC-32 of its payload; in mode moe each block of the journal has one of its compressed bytes. 16 steps are sent
+together, and in mode moe written together. Prints JSON per mode: medians of CPU time over groups of 16 steps, in us
+per step: `serving` are the recorder's four calls, `sending` makes events of counts, `writing` compresses and writes.
+`checksums` is a part of the last two, and `share_pct` its share of all three.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -48,10 +49,10 @@ class Timed:
 
 def measure(mode: str, steps: int, counts: list[Any]) -> dict[str, Any]:
     """CPU times of one mode."""
-    number = 0
+    counts_in_turn = itertools.cycle(counts)
 
     def histogram(_launch: Any, _table: Any, out: Any, _rows: int) -> None:
-        out.copy_(counts[number % len(counts)])
+        out.copy_(next(counts_in_turn))
 
     subject = Subject(ROOT, mode, LAYERS, EXPERTS, histogram=histogram)
     recorder, graph = subject.recorder, id(subject.graph)
@@ -64,7 +65,7 @@ def measure(mode: str, steps: int, counts: list[Any]) -> dict[str, Any]:
     rows: list[dict[str, float]] = []
     for _ in range(steps // GROUP):
         before, at = checksums.spent_ns, [time.thread_time_ns()]
-        for number in range(number + 1, number + GROUP + 1):  # noqa: B020
+        for _step in range(GROUP):
             recorder.begin_step(TOKENS, TOKENS, 0, TOKENS)
             recorder.replayed(graph)
             recorder.forward_done()
@@ -75,7 +76,7 @@ def measure(mode: str, steps: int, counts: list[Any]) -> dict[str, Any]:
         if mode == "moe":
             sink.flush()
         at.append(time.thread_time_ns())
-        spent = [(end - begin) / GROUP / 1000 for begin, end in zip(at, at[1:], strict=False)]
+        spent = [(end - begin) / GROUP / 1000 for begin, end in itertools.pairwise(at)]
         named = dict(zip(("serving", "sending", "writing"), spent, strict=True))
         rows.append({**named, "checksums": (checksums.spent_ns - before) / GROUP / 1000})
     recorder.close()
@@ -87,11 +88,11 @@ def measure(mode: str, steps: int, counts: list[Any]) -> dict[str, Any]:
 def _timed_checksums(mode: str) -> Timed:
     if mode == "nsys":
         emitter = sys.modules["nvtxmoe.capture.sinks.nvtx_emitter"]
-        timed = Timed(emitter.seal)  # type: ignore[attr-defined]
+        timed = Timed(emitter.seal)
         emitter.seal = timed  # type: ignore[attr-defined]
         return timed
     journal = sys.modules["nvtxmoe.formats.journal"]
-    zlib = journal.zlib  # type: ignore[attr-defined]
+    zlib = journal.zlib
     timed = Timed(zlib.crc32)
     journal.zlib = SimpleNamespace(compress=zlib.compress, crc32=timed)  # type: ignore[attr-defined]
     return timed
