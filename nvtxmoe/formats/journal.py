@@ -71,7 +71,7 @@ def fill_records(out: memoryview, event: str, time_ns: int, rows: npt.NDArray[np
     # As plain bytes: numpy copies structs field by field, which takes twenty times as long.
     payloads = without_checksum(rows)
     size_bytes = payloads.dtype.itemsize
-    records = np.frombuffer(out, _with_head(size_bytes))
+    records: npt.NDArray[np.void] = np.ndarray(rows.shape, _with_head(size_bytes), out)
     records["head"] = np.frombuffer(_RECORD.pack(_CODES[event], size_bytes, time_ns), _HEAD)
     records["payload"] = payloads
 

@@ -94,6 +94,20 @@ def test_a_journal_keeps_nothing_of_a_step(tmp_path: Path) -> None:
     assert len(list(records_of_journal(Journal(sink.path)))) == 9 * (512 + STEPS)
 
 
+def test_rows_that_cannot_be_written_leave_nothing(tmp_path: Path) -> None:
+    """A failure while records are filled in leaves no half record, which would damage the journal."""
+    sink = JournalSink(tmp_path, 0, 3600)
+    rows = np.zeros(2, schema.counts_dtype(4))
+    with pytest.raises(KeyError):
+        sink.payloads("moe.unknown", rows)
+    sink.flush()
+    assert sink.path.stat().st_size == 8  # no empty block
+    sink.payloads(schema.COUNTS, rows[:0])
+    sink.payloads(schema.COUNTS, rows)
+    sink.close({})
+    assert [event for event, _, _ in records_of_journal(Journal(sink.path))] == ["counts", "counts"]
+
+
 def test_what_waits_counts_until_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the disk is late, no more than MOST_BYTES wait in all."""
     monkeypatch.setattr(journal_sink, "MOST_BYTES", 2_000)

@@ -90,6 +90,7 @@ class JournalSink:
             size_bytes = records_bytes(rows)
             if self._has_room(size_bytes):
                 fill_records(self._waiting.room(size_bytes), event.removeprefix("moe."), time.time_ns(), rows)
+                self._waiting.filled(size_bytes)
         self._wake_if_much()
 
     def flush(self) -> None:
@@ -102,7 +103,7 @@ class JournalSink:
                 pieces = self._waiting.take()
             while pieces:
                 piece = pieces.popleft()
-                if self.failure is None:
+                if piece.used_bytes and self.failure is None:
                     self._write(piece.records())
                 with self._lock:
                     self._waiting.give_back(piece)
@@ -168,9 +169,10 @@ class JournalSink:
 
     def _has_room(self, size_bytes: int) -> bool:
         """Whether so much may wait as well; else it is counted as dropped. The lock is held."""
-        fits = self._waiting.size_bytes + size_bytes <= MOST_BYTES
-        self.dropped += not fits
-        return fits
+        if self._waiting.size_bytes + size_bytes <= MOST_BYTES:
+            return True
+        self.dropped += 1
+        return False
 
     def _wake_if_much(self) -> None:
         if self._waiting.size_bytes > WAKE_BYTES and not self._wake.is_set():

@@ -25,11 +25,8 @@ class Piece:
 
     def room(self, size_bytes: int) -> memoryview | None:
         """Return memory for one or several records more, or None where there is too little."""
-        begin, end = self.used_bytes, self.used_bytes + size_bytes
-        if end > self.size_bytes:
-            return None
-        self.used_bytes = end
-        return self._memory[begin:end]
+        end = self.used_bytes + size_bytes
+        return self._memory[self.used_bytes : end] if end <= self.size_bytes else None
 
     def records(self) -> memoryview:
         """Return the records."""
@@ -51,10 +48,10 @@ class WaitingRecords:
     def add(self, records: bytes) -> None:
         """Add whole records."""
         self.room(len(records))[:] = records
+        self.filled(len(records))
 
     def room(self, size_bytes: int) -> memoryview:
-        """Return memory of so many bytes, to be filled with whole records before anything else happens here."""
-        self.size_bytes += size_bytes
+        """Return memory for whole records of so many bytes. They count once ``filled`` is called."""
         room = self._pieces[-1].room(size_bytes) if self._pieces else None
         if room is None:
             large = size_bytes > PIECE_BYTES
@@ -63,6 +60,11 @@ class WaitingRecords:
             room = piece.room(size_bytes)
             assert room is not None
         return room
+
+    def filled(self, size_bytes: int) -> None:
+        """The memory of the last ``room`` has its records."""
+        self._pieces[-1].used_bytes += size_bytes
+        self.size_bytes += size_bytes
 
     def take(self) -> deque[Piece]:
         """Return the pieces, the first records first; what comes from now on is in others."""
