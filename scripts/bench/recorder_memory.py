@@ -20,6 +20,7 @@ import argparse
 import ctypes
 import json
 import resource
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -91,6 +92,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ctypes.CDLL(None).malloc_trim(0)
     trimmed_mib = memory[-1] - resident_mib()
     recorder.close()
+    journal_bytes = None
+    if options.mode == "moe":
+        journal_bytes = sink.path.stat().st_size
+        shutil.rmtree(sink.path.parents[1])
     return {
         "mode": options.mode, "steps": options.steps, "resident_mib": memory,
         "growth_mib": round(max(memory[1:]) - memory[1], 1), "trimmed_mib": round(trimmed_mib, 1),
@@ -98,7 +103,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "us_per_step": round(took_s / options.steps * 1e6, 1),
         "cpu_us_per_step": round(cpu_s / options.steps * 1e6, 1), "lost": dict(recorder.lost),
         "dropped": getattr(sink, "dropped", 0),
-        "journal_mb": round(sink.path.stat().st_size / 1e6, 1) if options.mode == "moe" else None,
+        "journal_mb": None if journal_bytes is None else round(journal_bytes / 1e6, 1),
     }  # fmt: skip
 
 
