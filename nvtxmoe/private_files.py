@@ -36,16 +36,31 @@ def make_base(folder: Path) -> None:
         OSError: it cannot be made, or a file is there.
     """
     make_folder(folder)
-    if not folder.parent.stat().st_mode & stat.S_IWOTH:
+    if not _others_could_take(folder):
         return
-    me = os.geteuid()
+    refuse_of_others(folder)
+    mode = folder.stat().st_mode
+    if folder.stat().st_uid == os.geteuid() and mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
+        folder.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
+
+
+def refuse_of_others(folder: Path) -> None:
+    """Check who made a folder, and the link at its name, where others can write into the parent.
+
+    Raises:
+        NvtxmoeError: another user did, neither this one nor root.
+        OSError: there is no such folder.
+    """
+    if not _others_could_take(folder):
+        return
     for found in (folder.lstat(), folder.stat()):
-        if found.st_uid not in {me, _ROOT}:
+        if found.st_uid not in {os.geteuid(), _ROOT}:
             what = f"belongs to another user (uid {found.st_uid}), who could read or replace what is recorded there"
             raise NvtxmoeError(what, where=folder, remedy="Name another folder with NVTXMOE_OUTPUT_DIR")
-    mode = folder.stat().st_mode
-    if folder.stat().st_uid == me and mode & _OTHERS_WRITE and not mode & stat.S_ISVTX:
-        folder.chmod(stat.S_IMODE(mode) & ~_OTHERS_WRITE)
+
+
+def _others_could_take(folder: Path) -> bool:
+    return bool(folder.parent.stat().st_mode & stat.S_IWOTH)
 
 
 def open_new(path: Path, flags: int) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nvtxmoe.capture.startup.session import NEEDED
 from nvtxmoe.errors import NvtxmoeError
 
 #: Before each line of JSON, among whatever else is printed.
@@ -49,6 +50,8 @@ plugins = plugins.select(group="vllm.general_plugins") if hasattr(plugins, "sele
 tell(
     python=platform.python_version(), versions=versions, vllm=origin("vllm"), nvtx=origin("nvtx"),
     nvtxmoe=origin("nvtxmoe"), sitecustomize=origin("sitecustomize"), plugins=sorted({p.name for p in plugins}),
+    prometheus_client=origin("prometheus_client") is not None,
+    merge_lacks=[name for name in sys.argv[1:] if origin(name) is None],
 )
 """
 )
@@ -89,6 +92,8 @@ class Installed:
         versions: of the distributions that are there.
         vllm, nvtx, nvtxmoe, sitecustomize: files that these modules would come from; None where there is none.
         plugins: names of its ``vllm.general_plugins`` entry points.
+        prometheus_client: whether it has that.
+        merge_lacks: modules that the merge at the end of a run needs and it does not have.
     """
 
     path: Path
@@ -99,6 +104,8 @@ class Installed:
     nvtxmoe: str | None
     sitecustomize: str | None
     plugins: tuple[str, ...]
+    prometheus_client: bool = False
+    merge_lacks: tuple[str, ...] = ()
 
     @property
     def vllm_distribution(self) -> str | None:
@@ -112,10 +119,11 @@ def installed(python: Path, environ: Mapping[str, str]) -> Installed:
     Raises:
         NvtxmoeError: it doesn't run.
     """
-    told, trouble = _run(python, _FACTS, environ, FACTS_TIMEOUT_S)
+    told, trouble = _run(python, _FACTS, environ, FACTS_TIMEOUT_S, *NEEDED)
     if "versions" not in told:
         raise NvtxmoeError(f"this Python does not answer: {trouble}", where=python, remedy="Give another with --python")
-    told["plugins"] = tuple(told["plugins"])
+    for name in ("plugins", "merge_lacks"):
+        told[name] = tuple(told[name])
     return Installed(path=python, **told)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,16 @@ def seal(rows: Any) -> None:
         field.fill(zlib.crc32(rows))
 
 
+@lru_cache(maxsize=64)
+def payload_dtype(rows_dtype: np.dtype[np.void]) -> np.dtype[np.void]:
+    """Return one row without its checksum as plain bytes, of type ``V<bytes>``."""
+    return np.dtype(f"V{rows_dtype.itemsize - (FIELD_BYTES if FIELD in (rows_dtype.names or ()) else 0)}")
+
+
 def without_checksum(rows: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """Return the rows as plain bytes without the checksum, of type ``V<bytes>``: a view of a contiguous array."""
+    """Return the rows as plain bytes without the checksum: a view of a contiguous array."""
     rows = np.ascontiguousarray(rows)
-    size_bytes = rows.dtype.itemsize - (FIELD_BYTES if FIELD in (rows.dtype.names or ()) else 0)
-    plain: npt.NDArray[np.void] = np.ndarray(rows.shape, f"V{size_bytes}", rows, strides=rows.strides)
+    plain: npt.NDArray[np.void] = np.ndarray(rows.shape, payload_dtype(rows.dtype), rows, strides=rows.strides)
     return plain
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.formats.checksum import without_checksum
+from nvtxmoe.formats.checksum import payload_dtype, without_checksum
 from nvtxmoe.formats.schema import WORD_EVENTS
 from nvtxmoe.private_files import make_folder, open_new
 
@@ -56,21 +56,35 @@ def record(event: str, time_ns: int, payload: bytes) -> bytes:
 
 def records_of(event: str, time_ns: int, rows: npt.NDArray[np.void]) -> memoryview:
     """One record per row of a structured array, as bytes of its own, without checksums; all of the same time."""
+    out = memoryview(bytearray(records_bytes(rows)))
+    fill_records(out, event, time_ns, rows)
+    return out
+
+
+def records_bytes(rows: npt.NDArray[np.void]) -> int:
+    """Bytes of the records of these rows."""
+    return len(rows) * (_RECORD.size + payload_dtype(rows.dtype).itemsize)
+
+
+def fill_records(out: memoryview, event: str, time_ns: int, rows: npt.NDArray[np.void]) -> None:
+    """Write the records of ``records_of`` into memory of ``records_bytes``."""
     # As plain bytes: numpy copies structs field by field, which takes twenty times as long.
     payloads = without_checksum(rows)
     size_bytes = payloads.dtype.itemsize
-    out = np.empty(len(rows), _with_head(size_bytes))
-    out["event"], out["size_bytes"], out["time_ns"] = _CODES[event], size_bytes, time_ns
-    out["payload"] = payloads
-    return out.view(np.uint8).data
+    records: npt.NDArray[np.void] = np.ndarray(rows.shape, _with_head(size_bytes), out)
+    records["head"] = np.frombuffer(_RECORD.pack(_CODES[event], size_bytes, time_ns), _HEAD)
+    records["payload"] = payloads
+
+
+_HEAD = np.dtype(f"V{_RECORD.size}")
 
 
 @lru_cache(maxsize=64)
 def _with_head(payload_bytes: int) -> np.dtype[np.void]:
-    return np.dtype([("event", "<u4"), ("size_bytes", "<u4"), ("time_ns", "<i8"), ("payload", f"V{payload_bytes}")])
+    return np.dtype([("head", _HEAD), ("payload", f"V{payload_bytes}")])
 
 
-def block(records: bytes) -> bytes:
+def block(records: bytes | memoryview) -> bytes:
     """One block as bytes, from whole records."""
     packed = zlib.compress(records, 1)
     return _BLOCK.pack(_BLOCK_MARK, len(packed), len(records), zlib.crc32(packed)) + packed
@@ -90,7 +104,7 @@ class JournalWriter:
         self.path = path
         self._write(MAGIC)
 
-    def append(self, records: bytes) -> None:
+    def append(self, records: bytes | memoryview) -> None:
         """Write whole records as one block."""
         self._write(block(records))
 

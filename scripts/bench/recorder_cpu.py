@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,7 +105,16 @@ def listening_domain() -> None:
 class Subject:
     """A recorder of one checkout with its hooks around a stand-in worker, and a captured graph."""
 
-    def __init__(self, tree: Path, mode: str, layers: int, experts: int) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        mode: str,
+        layers: int,
+        experts: int,
+        *,
+        histogram: Callable[..., None] = lambda *_: None,
+        interval_s: float = 3600.0,
+    ) -> None:
         import torch  # noqa: PLC0415
 
         code = modules_of(tree)
@@ -140,12 +150,12 @@ class Subject:
                 return code.windows.Windows((), (), lambda _: ())
             if mode == "nsys":
                 return [code.nvtx.NvtxSink(code.emitter.BinaryEmitter())]
-            return [code.journal.JournalSink(Path(tempfile.mkdtemp()), 0, 3600.0)]
+            return [code.journal.JournalSink(Path(tempfile.mkdtemp()), 0, interval_s)]
 
         self.recorder = code.recorder.Recorder(sinks, sample_every=0)
         infos = tuple(identity.LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))
         self.recorder.model_loaded(identity.Identity(layers=infos))
-        self.recorder._counter = code.counter.CudaCounter(lambda *_: None)
+        self.recorder._counter = code.counter.CudaCounter(histogram)
         ours = torch.cuda.CUDAGraph
         torch.cuda.CUDAGraph = Graph
         code.graphs.hook_graphs(self.recorder.graphs, self.recorder.replayed)

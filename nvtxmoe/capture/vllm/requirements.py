@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from nvtxmoe.nsys_compatibility import version_numbers
+
 
 @dataclass(frozen=True)
 class Need:
@@ -25,6 +27,22 @@ class Need:
 
     def __str__(self) -> str:
         return f"{self.module}.{self.qualname}" + (f"({', '.join(self.parameters)})" if self.parameters else "")
+
+
+@dataclass(frozen=True)
+class OptionalHook:
+    """What capture uses where it is there; a vLLM without it fits an adapter all the same.
+
+    Attributes:
+        since: the first release that has it, as checked: ``0.33``.
+    """
+
+    since: str
+    needs: tuple[Need, ...]
+
+    def expected_in(self, version: str) -> bool:
+        """Whether a release should have it, by ``since``."""
+        return version_numbers(version)[:2] >= version_numbers(self.since)
 
 
 def missing(needs: Iterable[Need]) -> list[str]:
