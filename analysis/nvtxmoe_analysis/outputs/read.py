@@ -161,7 +161,20 @@ def read_frame(file: Path, declared: Table) -> pl.DataFrame:
         table = _read_parquet(file, declared) if file.suffix == ".parquet" else _read_csv(file, declared)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise _damaged(file, str(error).split("\n", 1)[0]) from error
+    check_whole(file, declared, table)
     return table.select(*declared.types, pl.exclude(*declared.types)) if declared.types else table
+
+
+def check_whole(file: Path, declared: Table, table: pl.DataFrame) -> None:
+    """Check that the columns of a table that are there, all or some, have lost no value.
+
+    Raises:
+        NvtxmoeError: a cell of a column is empty that has a value in the results of any capture.
+    """
+    empty = [name for name in declared.whole if name in table.columns and table[name].null_count()]
+    if empty:
+        what = f"it is damaged: cells of column {', '.join(empty)} are empty"
+        raise NvtxmoeError(what, where=file, remedy="Run `nvtxmoe analyze` again")
 
 
 def _read_parquet(file: Path, declared: Table) -> pl.DataFrame:

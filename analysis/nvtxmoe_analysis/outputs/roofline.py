@@ -49,6 +49,7 @@ TABLE = Table(
         Column("roofline_ns", FLOAT, "least time at the GPU's peaks: the longer of the two"),
         Column("roofline_pct", FLOAT, "roofline_ns in percent of matmul_ns"),
     ),
+    whole=("layer_idx",),
     note="null if a size, a time or a peak is unknown; see [roofline](../explanation/roofline.md)",
 )
 
