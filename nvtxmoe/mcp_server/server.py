@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from nvtxmoe._version import __version__
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.mcp_server.bounds import MOST_BYTES, MOST_ROWS, printable
+from nvtxmoe.mcp_server.bounds import MOST_BYTES, MOST_ROWS
 from nvtxmoe.mcp_server.folders import Folders
 from nvtxmoe.mcp_server.tools import Tools
+from nvtxmoe.terminal_text import harmless
 
 INSTRUCTIONS = (
     "Results of nvtxmoe: GPU time and expert load of mixture-of-experts models, measured with Nsight Systems. "
@@ -66,4 +67,5 @@ def _answering(tool: Callable[..., BaseModel]) -> Callable[..., CallToolResult]:
 
 
 def _failed(message: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=printable(message)[:MOST_BYTES])], is_error=True)
+    text = harmless(message, keep="")[:MOST_BYTES]
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)

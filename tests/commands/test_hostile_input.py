@@ -21,7 +21,7 @@ import pytest
 from nvtxmoe.errors import MOST_CHARACTERS, NvtxmoeError
 from nvtxmoe.formats.journal import Journal
 from nvtxmoe.printing.console import stdout
-from nvtxmoe.printing.harmless import harmless
+from nvtxmoe.terminal_text import harmless
 from nvtxmoe_analysis.outputs.csv_formulas import mark, unmark
 from nvtxmoe_analysis.outputs.read import load
 from tests.support import sessions
