@@ -22,6 +22,7 @@ from nvtxmoe_analysis.report.chart_tools import table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits
+from nvtxmoe_analysis.report.frame import asset
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
@@ -35,7 +36,6 @@ from nvtxmoe_analysis.report.numbers import (
     together,
     total,
 )
-from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import MOST_NAME
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust

@@ -15,6 +15,7 @@ from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, beside, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
+from nvtxmoe_analysis.report.frame import spec_of
 from nvtxmoe_analysis.report.images import image_files
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
@@ -74,9 +75,7 @@ def compose(source: Source) -> Composed:
 def placed(source: Source, name: str, module: ChartModule) -> Placed:
     """Return a chart with its specification, or with the reason why there is none."""
     drawing = module.build(source)
-    spec = drawing.chart.to_dict() if isinstance(drawing, Drawing) else {}
-    for key in ("config", "$schema"):  # the page has its own, by colour scheme; its scripts fit any 6.x
-        spec.pop(key, None)
+    spec = spec_of(drawing) if isinstance(drawing, Drawing) else {}
     return Placed(name, module.TITLE, module.SECTION, drawing, spec)
 
 
