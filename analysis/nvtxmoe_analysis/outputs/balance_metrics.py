@@ -37,6 +37,7 @@ TABLE = Table(
         Column("reason", TEXT, "why the value is null"),
     ),
     whole=("metric", "project", "over", "window", "samples"),
+    key=("layer_idx", "metric", "project", "over", "window"),
     note="see [metrics of balance](../explanation/metrics.md) for each definition and its source",
 )
 

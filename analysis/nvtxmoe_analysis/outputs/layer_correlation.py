@@ -72,6 +72,8 @@ TABLE = Table(
         *("layer_idx", "kernel_count", "kernel_time_ns", "busy_ns", "launched_by", "route_ns", "dispatch_ns"),
         *("experts_ns", "combine_ns", "shared_ns", "collective_ns", "other_ns", "collective_inferred_ns"),
     ),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="one row per (rank, step, layer) captured; see [details](files.md#moe_layer_correlation)",
 )
 

@@ -35,6 +35,8 @@ TABLE = Table(
         *("layer_idx", "kernel_count", "kernel_time_ns", "memcpy_count", "memcpy_time_ns", "memset_count"),
         *("memset_time_ns", "busy_ns", "launched_by"),
     ),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="one row per (rank, step, layer) captured",
 )
 

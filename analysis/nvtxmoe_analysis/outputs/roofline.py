@@ -50,6 +50,8 @@ TABLE = Table(
         Column("roofline_pct", FLOAT, "roofline_ns in percent of matmul_ns"),
     ),
     whole=("layer_idx",),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="null if a size, a time or a peak is unknown; see [roofline](../explanation/roofline.md)",
 )
 

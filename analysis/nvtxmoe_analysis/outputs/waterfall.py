@@ -34,6 +34,7 @@ TABLE = Table(
         Column("reason", TEXT, "why it is unknown or uncertain"),
     ),
     whole=("group", "bar"),
+    key=("group", "step", "step_kind", "bar"),
     note="the bars of a step add up to its total; see [waterfall](../explanation/waterfall.md)",
 )
 

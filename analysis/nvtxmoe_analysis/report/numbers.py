@@ -237,10 +237,13 @@ def interval_words(number: SourcedNumber) -> str:
 # How numbers are written ---------------------------------------------------------------------------------------------
 
 
+UNKNOWN = "not known"
+
+
 def shown(value: Value, column: str = "") -> str:
     """Format a number for people; the column's suffix sets the unit."""
     if value != value:  # noqa: PLR0124  not a number
-        return "not known"
+        return UNKNOWN
     if column.endswith("_ns"):
         return duration(value)
     if column.endswith("_us"):
@@ -257,8 +260,10 @@ TIME_UNITS = ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e
 SCALE = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
 
 
-def duration(ns: Value) -> str:
-    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``."""
+def duration(ns: Value | None) -> str:
+    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``; None is not known."""
+    if ns is None:
+        return UNKNOWN
     size = abs(ns)
     for limit, unit, digits in TIME_UNITS:
         if size >= limit:
@@ -281,13 +286,17 @@ def durations(*ns: Value) -> list[str]:
     return [f"{value / scale:,.{digits}f} {unit}" for value in ns]
 
 
-def pct(value: Value) -> str:
-    """Format a share, 0 to 100."""
+def pct(value: Value | None) -> str:
+    """Format a share, 0 to 100; None is not known."""
+    if value is None:
+        return UNKNOWN
     return f"{value:.2f} %" if 0 < abs(value) < 0.95 else f"{value:.1f} %"
 
 
-def times(value: Value) -> str:
-    """Format a ratio."""
+def times(value: Value | None) -> str:
+    """Format a ratio; None is not known."""
+    if value is None:
+        return UNKNOWN
     return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
