@@ -367,6 +367,17 @@ class Made:
         }  # fmt: skip
 
 
+def _filled(stem: str, table: pl.DataFrame) -> pl.DataFrame:
+    """A table with all its columns: empty, or a 0 where a column may not be."""
+    (declared,) = (one for one in tables().values() if one.stem == stem)
+    zero = {pl.Int64: 0, pl.Float64: 0.0, pl.String: "0", pl.Boolean: False}
+    return table.with_columns(
+        pl.lit(zero[kind] if name in (*declared.whole, *declared.reasoned) else None, kind).alias(name)
+        for name, kind in declared.types.items()
+        if name not in table.columns
+    )
+
+
 def write(
     folder: Path,
     tables: Mapping[str, pl.DataFrame],
@@ -379,14 +390,13 @@ def write(
     """Write the results into ``folder/moe_expert_tracking``; returns ``folder``.
 
     Parameters:
-        older: leave out columns that are not given; else they are there, without values.
+        older: leave out columns that are not given; else they are there, empty where they may be.
     """
     inner = folder / FOLDER
     inner.mkdir(parents=True)
     for stem, table in tables.items():
         if stem not in without:
-            empty = {} if older else {n: pl.lit(None, t) for n, t in TYPES[stem].items() if n not in table.columns}
-            table = table.with_columns(**empty)  # noqa: PLW2901
+            table = table if older else _filled(stem, table)  # noqa: PLW2901
             if parquet:
                 table.write_parquet(inner / f"{stem}.parquet")
             else:
