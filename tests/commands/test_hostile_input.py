@@ -108,16 +108,6 @@ def test_a_damaged_summary(tmp_path: Path, text: str) -> None:
     assert run("report", other).code == 0
 
 
-def test_a_column_of_results_that_is_empty(tmp_path: Path) -> None:
-    analyze(DEMO, tmp_path)
-    file = next((tmp_path / RESULTS).glob("moe_*coselection*.csv"))
-    whole = pl.read_csv(file)
-    for column in whole.columns:
-        whole.with_columns(pl.lit(None).alias(column)).write_csv(file)
-        assert run("report", tmp_path).code == 0, column
-        assert f"cells of column {column} are empty" in (tmp_path / "report.html").read_text()
-
-
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_streams(tmp_path: Path, closed: int) -> None:
     """As a shell's >&- leaves them."""

@@ -3,6 +3,7 @@ known, or have no use for it. None of them fails."""
 
 from __future__ import annotations
 
+import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,17 @@ from altair.utils.schemapi import debug_mode
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.compare.compare import compare
+from nvtxmoe_analysis.compare.runs import KEY, TIMES
 from nvtxmoe_analysis.outputs.read import Results, check_whole, load
 from nvtxmoe_analysis.outputs.registry import tables
-from nvtxmoe_analysis.placement.run_data import read_run
+from nvtxmoe_analysis.placement.run_data import COLUMNS, read_run
 from nvtxmoe_analysis.report.advice import advise
 from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.results import Source
 from tests.support.cli import DEMO, RESULTS, analyze, refused, run
 
-#: Columns that lose their values at the same time, each of another table: a table has this many turns at most.
-TURNS = 36
+#: Columns of moe_layer_correlation that comparisons and placements read.
+READ = {*COLUMNS, *KEY, *TIMES, "step_kind"}
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +56,18 @@ def refused_by_load(name: str, frame: pl.DataFrame) -> bool:
     return False
 
 
-def readable(frames: dict[str, pl.DataFrame], *, half: bool) -> Iterator[dict[str, pl.DataFrame]]:
-    """Tables without one of their columns, of those that ``load`` does not refuse."""
+def readable(frames: dict[str, pl.DataFrame], *, half: bool, at_once: int = 1) -> Iterator[dict[str, pl.DataFrame]]:
+    """Tables that have lost some of their columns, each column once, of those that ``load`` does not refuse."""
     left: defaultdict[int, dict[str, pl.DataFrame]] = defaultdict(dict)
     for name, frame in frames.items():
-        changed = [lost(frame, column, half=half) for column in frame.columns if len(frame)]
-        for turn, one in enumerate(one for one in changed if not refused_by_load(name, one)):
-            left[turn][name] = one
-    assert len(left) <= TURNS
+        columns = [
+            column
+            for column in frame.columns
+            if len(frame) and not refused_by_load(name, lost(frame, column, half=half))
+        ]
+        for place, column in enumerate(columns):
+            changed = left[place // at_once]
+            changed[name] = lost(changed.get(name, frame), column, half=half)
     yield from left.values()
 
 
@@ -95,9 +101,7 @@ def test_every_table_that_lost_a_column_is_refused_with_its_name(tmp_path: Path,
         changed = frame.with_columns(pl.lit(None, frame.schema[column]).alias(column) for column in table.whole)
         getattr(changed, "write_parquet" if path.suffix == ".parquet" else "write_csv")(path)
         if len(frame):
-            with pytest.raises(
-                NvtxmoeError, match=f"it is damaged: cells of column {', '.join(table.whole)} are empty"
-            ):
+            with pytest.raises(NvtxmoeError, match=f"cells of column {', '.join(table.whole)} are empty"):
                 load(tmp_path).frame(name)
     page = run("report", tmp_path)
     assert (page.code, page.err) == (0, "")
@@ -119,7 +123,7 @@ def test_charts(results: Path, frames: dict[str, pl.DataFrame]) -> None:
         module.build(Source(whole))
         read[name] = whole.asked
     with debug_mode(False):
-        for changed in readable(frames, half=False):
+        for changed in readable(frames, half=False, at_once=4):
             for name, module in chart_modules().items():
                 if read[name] & changed.keys():
                     module.build(Source(Changed(results, {**frames, **changed})))
@@ -129,7 +133,7 @@ def test_charts(results: Path, frames: dict[str, pl.DataFrame]) -> None:
 def test_comparisons_and_placements(tmp_path: Path, results: Path, frames: dict[str, pl.DataFrame], name: str) -> None:
     """They read these tables alone."""
     ended = set()
-    for column in frames[name].columns:
+    for column in sorted(READ) if name == "layer_correlation" else frames[name].columns:
         file = load(results).path(name)
         assert file is not None
         other = tmp_path / column / file.name
@@ -160,4 +164,14 @@ def test_the_command_names_file_and_column(tmp_path: Path, results: Path) -> Non
     lost(pl.read_csv(file, infer_schema=False), "kernel_time_ns").write_csv(file)
     words = "it is damaged: cells of column kernel_time_ns are empty"
     refused(run("compare", results, tmp_path), file, words)
-    refused(run("compare", tmp_path, results, results, "-o", tmp_path / "out"), file, words)
+    third = tmp_path / "third"
+    shutil.copytree(results, third)
+    refused(run("compare", tmp_path, results, third, "-o", tmp_path / "out"), file, words)
+    refused(run("place", tmp_path), file, words)
+
+
+def test_runs_without_a_kind_of_step_in_common(tmp_path: Path) -> None:
+    for only in ("decode", "prefill"):
+        analyze(DEMO, tmp_path / only, "--only", only)
+    words = "no kind of step is in both runs: A has decode steps, B has prefill steps"
+    refused(run("compare", tmp_path / "decode", tmp_path / "prefill"), words)
