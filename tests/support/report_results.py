@@ -13,12 +13,13 @@ import polars as pl
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.outputs.write import as_text
+from tests.support.filled_tables import filled
 from tests.support.report_limits import roofline, roofline_document, roofline_summary, waterfall
 
 #: A name that would do harm where it is not escaped.
 EVIL = '</script><script>document.title="evil"</script><img src=x onerror="document.title=\'evil\'">'
-#: Type by column, by the file's stem.
-TYPES = {table.stem: table.types for table in tables().values()}
+#: Names of tables by the file's stem.
+NAMES = {table.stem: name for name, table in tables().items()}
 PHASES = ("route", "dispatch", "experts", "combine", "shared", "collective", "other")
 CLASSES = ("attention", "collective", "sampling", "dense", "norm", "memory", "recording", "other", "unplaced")
 
@@ -367,17 +368,6 @@ class Made:
         }  # fmt: skip
 
 
-def _filled(stem: str, table: pl.DataFrame) -> pl.DataFrame:
-    """A table with all its columns: empty, or a 0 where a column may not be."""
-    (declared,) = (one for one in tables().values() if one.stem == stem)
-    zero = {pl.Int64: 0, pl.Float64: 0.0, pl.String: "0", pl.Boolean: False}
-    return table.with_columns(
-        pl.lit(zero[kind] if name in (*declared.whole, *declared.reasoned) else None, kind).alias(name)
-        for name, kind in declared.types.items()
-        if name not in table.columns
-    )
-
-
 def write(
     folder: Path,
     tables: Mapping[str, pl.DataFrame],
@@ -396,7 +386,7 @@ def write(
     inner.mkdir(parents=True)
     for stem, table in tables.items():
         if stem not in without:
-            table = table if older else _filled(stem, table)  # noqa: PLW2901
+            table = table if older else filled(NAMES[stem], table)  # noqa: PLW2901
             if parquet:
                 table.write_parquet(inner / f"{stem}.parquet")
             else:
