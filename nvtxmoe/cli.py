@@ -21,6 +21,7 @@ from nvtxmoe import commands
 from nvtxmoe._version import __version__
 from nvtxmoe.errors import BAD_INPUT, NvtxmoeError, shortened
 from nvtxmoe.extras import missing
+from nvtxmoe.terminal_text import harmless
 
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
@@ -144,6 +145,5 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
     if debug:
         raise error
     # Names come from files: one line, and nothing that a terminal would obey.
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    print(f"nvtxmoe: {shown}", file=sys.stderr)  # noqa: T201
+    print(f"nvtxmoe: {harmless(message, keep='')}", file=sys.stderr)  # noqa: T201
     return code

@@ -16,6 +16,12 @@ from nvtxmoe.formats.journal import RANKS
 from nvtxmoe.formats.window_socket import WINDOWS, Control, peer_is_trusted, receive, send
 
 _NAME = re.compile(r"rank([0-9]{1,9})-([0-9]{1,9})\.sock")
+#: Numbers that every answer has, that its window has while one is open, and that answers to two requests have too.
+NUMBERS = ("world_size", "engine", "next_step", "windows")
+OF_WINDOW = ("number", "first", "steps", "tokens")
+ALSO: Mapping[str, Sequence[str]] = {"start": ("first",), "stop": ("first", "last")}
+#: Numbers of steps and tokens are below this, and those of ranks below that.
+MOST, MOST_WORLD_SIZE = 1 << 62, 1 << 20
 #: Seconds that the end of a window may take beyond the time for an answer: counts are waited for, and files written.
 END_S = 60.0
 
@@ -87,15 +93,38 @@ class _Rank:
             except OSError as error:
                 self.failure = _reason(error)
 
-    def hear(self, more_s: float = 0.0) -> None:
-        """Wait for the answer."""
+    def hear(self, request: str, more_s: float = 0.0) -> None:
+        """Wait for the answer to a request, and check that it has what is read from it."""
         if self.failure is None:
             try:
                 self.answer = receive(self.socket, self.seconds + more_s)
             except (OSError, ValueError) as error:
                 self.failure = _reason(error)
             else:
-                self.failure = str(self.answer["error"]) if "error" in self.answer else None
+                self.failure = str(self.answer["error"]) if "error" in self.answer else _flaw(self.answer, request)
+
+
+def _flaw(answer: Mapping[str, Any], request: str) -> str | None:
+    """Return what an answer lacks; None if it can be read."""
+    window = answer.get("window")
+    lacking = [name for name in (*NUMBERS, *ALSO.get(request, ())) if not _is_number(answer.get(name))]
+    if not lacking and not 0 < answer["world_size"] < MOST_WORLD_SIZE:
+        lacking.append("world_size")
+    if isinstance(window, dict):
+        lacking += [f"window.{name}" for name in OF_WINDOW if not _is_number(window.get(name))]
+        lacking += ["window.last"] if not (window.get("last") is None or _is_number(window["last"])) else []
+    elif window is not None:
+        lacking.append("window")
+    if not isinstance(answer.get("failure"), (str, type(None))):
+        lacking.append("failure")
+    if not lacking:
+        return None
+    return f"its answer has no usable {', '.join(lacking)}: another program or version of nvtxmoe gave it"
+
+
+def _is_number(value: object) -> bool:
+    """Return whether it is a number of steps, tokens, windows or ranks; -1 is the last step before the first."""
+    return type(value) is int and -1 <= value < MOST
 
 
 def _reason(error: Exception) -> str:
@@ -200,12 +229,12 @@ def _ranks(session: Path, seconds: float) -> Iterator[list[_Rank]]:
         yield [one for one in ranks if not one.gone or one.rank not in there]  # a worker may have been started again
 
 
-def _all(ranks: Sequence[_Rank], *, more_s: float = 0.0, **request: Any) -> None:
+def _all(ranks: Sequence[_Rank], *, do: str, more_s: float = 0.0, **more: Any) -> None:
     """Ask all at once, then hear them."""
     for one in ranks:
-        one.ask(**request)
+        one.ask(do=do, **more)
     for one in ranks:
-        one.hear(more_s)
+        one.hear(do, more_s)
 
 
 def _answers(ranks: Sequence[_Rank]) -> Answers:

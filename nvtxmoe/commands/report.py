@@ -40,7 +40,7 @@ def report(folder: Path, images: bool, as_json: bool) -> None:
 def show(console: Console, made: Report) -> None:
     """Print the four answers, the findings' titles, what could not be drawn, and the files."""
     from nvtxmoe.printing.first_lines import show_first_lines  # noqa: PLC0415
-    from nvtxmoe.printing.harmless import harmless  # noqa: PLC0415  rich drops what it does not print
+    from nvtxmoe.terminal_text import harmless  # noqa: PLC0415  rich drops what it does not print
     from nvtxmoe_analysis.core.text import number  # noqa: PLC0415
 
     show_first_lines(console, [answer.as_dict() for answer in made.advice.answers])

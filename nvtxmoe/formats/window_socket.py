@@ -113,8 +113,8 @@ def receive(connection: socket.socket, seconds: float) -> dict[str, Any]:
             raise ValueError("the other end has closed the connection" if not more else "the message is too long")
     try:
         message = json.loads(data)
-    except RecursionError as error:
-        raise ValueError("the message is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("the message is no JSON") from error
     if not isinstance(message, dict):
         raise ValueError("the message is no JSON object")
     return message

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nvtxmoe.live_view.scrape import Labels, Page
+from nvtxmoe.terminal_text import harmless
 
 #: What the cells of the heatmap are.
 RANK_CELLS = "load of each expert-parallel rank over the layer's mean"
@@ -286,10 +287,5 @@ def _whole(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 
-def printable(text: str) -> str:
-    """Return a text without characters that a terminal would obey."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def _text(value: str | None) -> str | None:
-    return None if not value else printable(value)
+    return None if not value else harmless(value, keep="")

@@ -10,8 +10,9 @@ from itertools import chain
 from rich.cells import cell_len
 from rich.text import Text
 
-from nvtxmoe.live_view.model import SHARE_CELLS, LayerRow, View, ordered, orders_of, printable
+from nvtxmoe.live_view.model import SHARE_CELLS, LayerRow, View, ordered, orders_of
 from nvtxmoe.live_view.state import State, picked_layer
+from nvtxmoe.terminal_text import harmless
 from nvtxmoe_analysis.core.text import number
 
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " .:-=+*#@"
@@ -116,7 +117,7 @@ def _header(view: View, width: int) -> list[Text]:
 
 
 def _trouble(state: State, width: int) -> list[Text]:
-    return [Text(line, "bold red") for line in textwrap.wrap(printable(state.trouble), max(1, width))]
+    return [Text(line, "bold red") for line in textwrap.wrap(harmless(state.trouble, keep=""), max(1, width))]
 
 
 def _own_cost(view: View) -> str:

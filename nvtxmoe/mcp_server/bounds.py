@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.terminal_text import harmless
 
 #: Most rows of an answer.
 MOST_ROWS = 50
@@ -63,15 +64,10 @@ def filled(
     return page
 
 
-def printable(text: str) -> str:
-    """Return a text with its control characters escaped, as the command line prints it."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def clipped(value: Any) -> Any:
     """Return a value fit for an answer: no control character, no endless text or list, no infinity."""
     if isinstance(value, str):
-        text = printable(value)
+        text = harmless(value, keep="")
         return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}… ({len(text):,} characters)"
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 from mcp.server import MCPServer
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
-from pydantic import BaseModel
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, ValidationError
 
 from nvtxmoe._version import __version__
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe.mcp_server.bounds import MOST_BYTES, MOST_ROWS, printable
+from nvtxmoe.mcp_server.bounds import MOST_BYTES, MOST_ROWS
 from nvtxmoe.mcp_server.folders import Folders
 from nvtxmoe.mcp_server.tools import Tools
+from nvtxmoe.terminal_text import harmless
 
 INSTRUCTIONS = (
     "Results of nvtxmoe: GPU time and expert load of mixture-of-experts models, measured with Nsight Systems. "
@@ -28,6 +31,25 @@ INSTRUCTIONS = (
 READ_ONLY = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 
 
+class _Server(MCPServer):
+    """A server whose answer to wrong arguments is a line, not the text of the library that checks them."""
+
+    async def call_tool(
+        self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None
+    ) -> CallToolResult | InputRequiredResult:
+        try:
+            return await super().call_tool(name, arguments, context)
+        except ToolError as error:
+            if not isinstance(error.__cause__, ValidationError):
+                raise
+            wrong = "; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in error.__cause__.errors())
+            return _failed(f"wrong arguments: {wrong}. See the schema of {name}")
+
+
+def _place(parts: Sequence[int | str]) -> str:
+    return ".".join(map(str, parts))
+
+
 def make_server(given: Sequence[Path]) -> MCPServer:
     """Return a server over folders.
 
@@ -35,7 +57,7 @@ def make_server(given: Sequence[Path]) -> MCPServer:
         NvtxmoeError: one of them is no folder.
     """
     tools = Tools(Folders(given))
-    server = MCPServer("nvtxmoe", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
+    server = _Server("nvtxmoe", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
     reading = (tools.list_results, tools.findings, tools.finding_evidence, tools.table_rows, tools.explain_column)
     for tool in (*reading, tools.compare):
         server.add_tool(_answering(tool), annotations=READ_ONLY)
@@ -66,4 +88,5 @@ def _answering(tool: Callable[..., BaseModel]) -> Callable[..., CallToolResult]:
 
 
 def _failed(message: str) -> CallToolResult:
-    return CallToolResult(content=[TextContent(type="text", text=printable(message)[:MOST_BYTES])], is_error=True)
+    text = harmless(message, keep="")[:MOST_BYTES]
+    return CallToolResult(content=[TextContent(type="text", text=text)], is_error=True)

@@ -30,7 +30,8 @@ from nvtxmoe_analysis.compare.compare import compare as compare_runs
 from nvtxmoe_analysis.compare.compare import document
 from nvtxmoe_analysis.outputs.read import no_such
 from nvtxmoe_analysis.outputs.registry import tables
-from nvtxmoe_analysis.report.finding_record import EvidenceRecord, FindingRecord, unit_of
+from nvtxmoe_analysis.report.finding_record import EvidenceRecord, FindingRecord
+from nvtxmoe_analysis.report.numbers import unit_of
 
 Result = Annotated[str, Field(description="Name of a results folder, as list_results gives it")]
 Offset = Annotated[int, Field(ge=0, le=2**53, description="Rows to skip")]

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from nvtxmoe.printing.harmless import harmless
+from nvtxmoe.terminal_text import harmless
 
 #: Most columns of a line; commands are not folded, so that they can be copied.
 WIDTH = 80

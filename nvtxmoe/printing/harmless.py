@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
-#: Categories of characters that a terminal acts on: control, format (direction of text), surrogates, line separators.
-_ACTED_ON = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+from nvtxmoe.terminal_text import harmless
 
 
 class HarmlessConsole(Console):
@@ -22,11 +20,3 @@ class HarmlessConsole(Console):
                 yield segment
             else:
                 yield Segment(harmless(segment.text), segment.style)
-
-
-def harmless(text: str) -> str:
-    """Return a text with its escapes in place of characters that a terminal acts on; line ends and tabs stay."""
-    return "".join(
-        c if c in "\n\t" or unicodedata.category(c) not in _ACTED_ON else c.encode("unicode_escape").decode()
-        for c in text
-    )

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from nvtxmoe.printing.harmless import harmless
+from nvtxmoe.terminal_text import harmless
 
 Cell = str | Text
 #: Cells by column, or a heading across the table.

@@ -21,7 +21,7 @@ import pytest
 from nvtxmoe.errors import MOST_CHARACTERS, NvtxmoeError
 from nvtxmoe.formats.journal import Journal
 from nvtxmoe.printing.console import stdout
-from nvtxmoe.printing.harmless import harmless
+from nvtxmoe.terminal_text import harmless
 from nvtxmoe_analysis.outputs.csv_formulas import mark, unmark
 from nvtxmoe_analysis.outputs.read import load
 from tests.support import sessions
@@ -106,16 +106,6 @@ def test_a_damaged_summary(tmp_path: Path, text: str) -> None:
     (other / "moe_summary.json").write_text(text)
     refused(run("compare", tmp_path, other), other / "moe_summary.json", "Run `nvtxmoe analyze` again")
     assert run("report", other).code == 0
-
-
-def test_a_column_of_results_that_is_empty(tmp_path: Path) -> None:
-    analyze(DEMO, tmp_path)
-    file = next((tmp_path / RESULTS).glob("moe_*coselection*.csv"))
-    whole = pl.read_csv(file)
-    for column in whole.columns:
-        whole.with_columns(pl.lit(None).alias(column)).write_csv(file)
-        assert run("report", tmp_path).code == 0, column
-        assert f"cells of column {column} are empty" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("closed", [1, 2])

@@ -92,7 +92,7 @@ def test_values_that_are_no_numbers_are_unknown() -> None:
     view = view_of(
         parse('nvtxmoe_ranks NaN\nnvtxmoe_layer_active_experts{layer="4"} +Inf\nnvtxmoe_info{model="\x1b[2J"} 1\n', 0)
     )
-    assert (view.ranks, view.layers, view.model) == (None, (), "?[2J")
+    assert (view.ranks, view.layers, view.model) == (None, (), "\\x1b[2J")
 
 
 def test_detail_by_expert_is_the_heatmap_without_ranks(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from nvtxmoe_analysis.report.chart_tools import table, thinned
 from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalance_time, time_and_feature
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits
+from nvtxmoe_analysis.report.frame import asset
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
 from nvtxmoe_analysis.report.numbers import (
     SourcedNumber,
@@ -36,7 +37,6 @@ from nvtxmoe_analysis.report.numbers import (
     together,
     total,
 )
-from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import MOST_NAME
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust
@@ -91,7 +91,7 @@ def test_computed_figures_say_of_what() -> None:
     assert (difference(whole, part).text, difference(whole, part).origin) == ("90 ns", "120 ns minus 30 ns")
     assert (total(whole, part).value, total(whole, part).origin) == (150, "120 ns plus 30 ns")
     units = [number.unit for number in (percent(part, whole), ratio(whole, part), difference(total(whole, part), part))]
-    assert units == ["%", "", "ns"]
+    assert units == ["%", "1", "ns"]
     assert math.isnan(ratio(part, SourcedNumber(0, "0")).value)
     assert ratio(part, SourcedNumber(0, "0")).as_dict()["value"] is None
 

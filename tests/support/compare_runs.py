@@ -13,6 +13,7 @@ import polars as pl
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support.compare_simulations import memory
+from tests.support.filled_tables import filled
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,5 @@ def _write(folder: Path, load: Load, times: pl.DataFrame, counts: pl.DataFrame) 
 
 
 def _as_frame(table: pl.DataFrame, name: str) -> pl.DataFrame:
-    """With all columns of the frame, null where a comparison does not look."""
-    missing = [pl.lit(None, dtype).alias(column) for column, dtype in tables()[name].types.items()]
-    absent = [one for one in missing if one.meta.output_name() not in table.columns]
-    return table.with_columns(absent).select(*tables()[name].types)
+    """With all columns of the frame, in their order."""
+    return filled(name, table).select(*tables()[name].types)

@@ -14,6 +14,7 @@ import polars as pl
 
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.placement.layout import Layout, Load, contiguous
+from tests.support.filled_tables import filled
 
 TOP_K = 2
 
@@ -156,8 +157,8 @@ def write_run(planted: Planted, folder: Path, form: str = "parquet") -> Path:
             )
     types = tables()["layer_correlation"].types
     rows = pl.concat(timed, how="vertical_relaxed")
-    rows = rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in types.items() if name not in rows.columns)
-    rows = rows.select(types.keys()).cast(dict(types)).sort("rank", "step", "layer_idx")  # type: ignore[arg-type]
+    rows = filled("layer_correlation", rows).select(types.keys())
+    rows = rows.cast(dict(types)).sort("rank", "step", "layer_idx")  # type: ignore[arg-type]
     inner = folder / "moe_expert_tracking"
     inner.mkdir(parents=True)
     if form == "csv":

@@ -13,12 +13,13 @@ import polars as pl
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.outputs.write import as_text
+from tests.support.filled_tables import filled
 from tests.support.report_limits import roofline, roofline_document, roofline_summary, waterfall
 
 #: A name that would do harm where it is not escaped.
 EVIL = '</script><script>document.title="evil"</script><img src=x onerror="document.title=\'evil\'">'
-#: Type by column, by the file's stem.
-TYPES = {table.stem: table.types for table in tables().values()}
+#: Names of tables by the file's stem.
+NAMES = {table.stem: name for name, table in tables().items()}
 PHASES = ("route", "dispatch", "experts", "combine", "shared", "collective", "other")
 CLASSES = ("attention", "collective", "sampling", "dense", "norm", "memory", "recording", "other", "unplaced")
 
@@ -379,14 +380,13 @@ def write(
     """Write the results into ``folder/moe_expert_tracking``; returns ``folder``.
 
     Parameters:
-        older: leave out columns that are not given; else they are there, without values.
+        older: leave out columns that are not given; else they are there, empty where they may be.
     """
     inner = folder / FOLDER
     inner.mkdir(parents=True)
     for stem, table in tables.items():
         if stem not in without:
-            empty = {} if older else {n: pl.lit(None, t) for n, t in TYPES[stem].items() if n not in table.columns}
-            table = table.with_columns(**empty)  # noqa: PLW2901
+            table = table if older else filled(NAMES[stem], table)  # noqa: PLW2901
             if parquet:
                 table.write_parquet(inner / f"{stem}.parquet")
             else:

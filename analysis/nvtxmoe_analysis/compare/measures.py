@@ -84,7 +84,7 @@ def measure(
     """One metric of all layers together and of each, over all kinds of step and of each: ``tables.METRICS``.
 
     Differences are B's less A's. ``p_adjusted`` is Holm's over the layers of a kind; that of all layers is their own.
-    Where a run has nothing of the metric, no row.
+    Where a run has nothing of the metric in a kind of step that both have, no row.
     """
     cells = [metric.cells(side) for side in sides]
     a, b = cells
@@ -98,6 +98,8 @@ def measure(
         of_kind = (prepared[0].filter(step_kind=kind.name), prepared[1].filter(step_kind=kind.name))
         if not of_kind[0].is_empty() and not of_kind[1].is_empty():
             by_kind[kind.name] = means(kind, of_kind, len(numbers) + 1)
+    if not by_kind:
+        return pl.DataFrame(schema=tables.METRICS)
     sure = [name for name, found in by_kind.items() if found.kind.silent is None]
     found = {name: _figures([means], confidence) for name, means in by_kind.items()}
     whole = [by_kind[name] for name in sure or by_kind]

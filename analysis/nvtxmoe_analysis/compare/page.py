@@ -8,10 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import polars as pl
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
-from nvtxmoe._version import __version__
 from nvtxmoe_analysis.compare.compare import Comparison, side_of
 from nvtxmoe_analysis.compare.many import RESULT, Comparisons, not_in_all
 from nvtxmoe_analysis.compare.measures import METRICS
@@ -20,12 +17,9 @@ from nvtxmoe_analysis.compare.tables import ALL, without_repeats
 from nvtxmoe_analysis.core.files import cannot_write, whole_file
 from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.report.chart import Drawing, Table
-from nvtxmoe_analysis.report.embed import chart_of, json_in_html, policy, script_in_html
+from nvtxmoe_analysis.report.frame import framed
 from nvtxmoe_analysis.report.numbers import duration
-from nvtxmoe_analysis.report.page import asset
 from nvtxmoe_analysis.report.specification import specification, unvalidated
-from nvtxmoe_analysis.report.theme import CONFIG
-from nvtxmoe_analysis.report.vega import bundle
 
 TITLE = "Mixture-of-experts comparison"
 #: Layers and experts of a result in the table of what moved.
@@ -52,22 +46,14 @@ def page(found: Comparisons) -> str:
     """Return the HTML. It loads nothing, and runs no script but its own."""
     with unvalidated():
         charts = dict(_charts(found))
-        drawn = {name: chart for name, (_, chart) in charts.items()}
-        specs = {name: specification(chart.chart) for name, chart in drawn.items()}
-    scripts = [script_in_html(bundle()), script_in_html(asset("page.js"))]
-    data = {
-        "charts": {name: chart_of(specs[name], chart.data, chart.renderer) for name, chart in drawn.items()},
-        "config": CONFIG,
-    }
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        drawn = {name: (specification(chart.chart), chart) for name, (_, chart) in charts.items()}
     template = (files("nvtxmoe_analysis.compare") / "assets" / "page.html.jinja").read_text(encoding="utf-8")
     first = next(iter(found.results.values()))
-    return environment.from_string(template).render(
+    return framed(
+        template,
+        drawn,
         title=TITLE,
         subtitle=f"{listed(list(found.results))} compared with {found.baseline}",
-        version=__version__,
-        policy=policy(scripts),
-        style=_safe(asset("page.css")),
         sentences=[_sentence(found, name, one) for name, one in found.results.items()],
         charts=charts,
         figures=_figures(found),
@@ -78,10 +64,6 @@ def page(found: Comparisons) -> str:
         baseline=found.baseline,
         several=len(found.results) > 1,
         confidence=f"{100 * first.options['confidence']:g}",
-        licenses=asset("licenses.txt"),
-        data=_safe(json_in_html(data)),
-        bundle=_safe(scripts[0]),
-        script=_safe(scripts[1]),
     )
 
 
@@ -199,8 +181,3 @@ def _ends(low: float | None, high: float | None, form: str, unit: str) -> str:
 
 def _p(value: float | None) -> str:
     return "-" if value is None else "< 0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
-def _safe(text: str) -> Markup:
-    """Mark text as safe: our own markup or script, or text that was escaped for its place."""
-    return Markup(text)  # noqa: S704  # nosec B704  the callers escape

@@ -12,9 +12,10 @@ from typing import TypeVar
 
 import polars as pl
 
+from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.compare.runs import KINDS, Run
 from nvtxmoe_analysis.core.arrays import Ints
-from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.stats.long_run import LEAST_STEPS
 
 T = TypeVar("T")
@@ -61,7 +62,11 @@ def token_class() -> pl.Expr:
 
 
 def plan(a: Run, b: Run) -> list[Kind]:
-    """Return the kinds of step that both runs have."""
+    """Return the kinds of step that both runs have.
+
+    Raises:
+        NvtxmoeError: there is none.
+    """
     steps = [side.steps.with_columns(token_class()) for side in (a, b)]
     out = []
     for name in KINDS:
@@ -78,6 +83,13 @@ def plan(a: Run, b: Run) -> list[Kind]:
                 matched=_pair(frame.filter(compared)["step"].n_unique() for frame in of_kind),
                 tokens=_pair(int(frame["num_tokens"].sum()) for frame in of_kind),
             )
+        )
+    if not out:
+        kinds = [listed(frame["step_kind"].unique().sort().to_list()) for frame in steps]
+        raise NvtxmoeError(
+            f"no kind of step is in both runs: A has {kinds[0]} steps, B has {kinds[1]} steps",
+            where=b.folder,
+            remedy="Compare runs that have steps of the same kind",
         )
     return out
 

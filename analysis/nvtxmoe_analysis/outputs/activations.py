@@ -24,6 +24,7 @@ TABLE = Table(
         Column("activation_count", INTEGER, "assignments of the expert"),
         Column("percentage", FLOAT, "share of the layer's assignments, 0 to 100"),
     ),
+    whole=("layer_idx", "expert_id", "activation_count"),
     note="every expert has a row, also if its count is zero",
 )
 

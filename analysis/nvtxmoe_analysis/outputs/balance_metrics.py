@@ -36,6 +36,8 @@ TABLE = Table(
         Column("placement", TEXT, "how it is known which rank holds which expert"),
         Column("reason", TEXT, "why the value is null"),
     ),
+    whole=("metric", "project", "over", "window", "samples"),
+    key=("layer_idx", "metric", "project", "over", "window"),
     note="see [metrics of balance](../explanation/metrics.md) for each definition and its source",
 )
 

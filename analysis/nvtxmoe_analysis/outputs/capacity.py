@@ -36,6 +36,8 @@ TABLE = Table(
         Column("empty_slots_pct", FLOAT, "share of the slots"),
         Column("cells_over", INTEGER, "cells in which any expert is over its capacity"),
     ),
+    whole=("capacity_factor", "cells", "assignments", "slots", "over_capacity", "empty_slots", "cells_over"),
+    key=("layer_idx", "capacity_factor"),
     note="see [capacity](../explanation/capacity-and-paths.md#capacity) for the definition",
 )
 

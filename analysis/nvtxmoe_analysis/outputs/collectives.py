@@ -44,6 +44,8 @@ TABLE = Table(
         Column("ranks", INTEGER, "ranks in the group"),
         Column("reason", TEXT, "why it could not be split; wait_ns and all later columns but phase are then null"),
     ),
+    whole=("ordinal", "inferred", "start_ns", "duration_ns"),
+    reasoned=("wait_ns", "transfer_ns", "last_rank", "group_kind", "group", "ranks"),
     note="one row per collective kernel in a step; none with one rank",
 )
 

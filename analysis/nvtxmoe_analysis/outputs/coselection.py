@@ -31,6 +31,7 @@ TABLE = Table(
         Column("coselection_count", INTEGER, "tokens that chose both (pairs within a token's top-k)"),
         Column("tokens", INTEGER, "tokens looked at: all with moe.pairs, else the sampled ones"),
     ),
+    whole=("layer_idx", "expert_id_1", "expert_id_2", "coselection_count", "tokens"),
 )
 
 

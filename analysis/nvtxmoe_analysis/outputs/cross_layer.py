@@ -41,6 +41,8 @@ TABLE = Table(
         Column("explained_pct", FLOAT, "mutual information in percent of entropy_b_bits"),
         Column("reason", TEXT, "why the values are null"),
     ),
+    whole=("layer_a", "layer_b", "adjacent", "tokens", "tokens_sampled", "experts_a", "experts_b", "shuffles"),
+    reasoned=("mutual_information_bits", "plug_in_bits", "chance_bits", "entropy_b_bits"),
     note="one row per pair of layers; see [definition](../explanation/capacity-and-paths.md#from-layer-to-layer)",
 )
 

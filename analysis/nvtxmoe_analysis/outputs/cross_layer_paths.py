@@ -39,6 +39,10 @@ TABLE = Table(
             "choose independently",
         ),
     ),
+    whole=(
+        *("layer_a", "expert_a", "layer_b", "expert_b", "adjacent", "tokens", "tokens_a", "tokens_b", "tokens_both"),
+        *("probability", "probability_low", "probability_high", "base_probability", "lift", "p_value"),
+    ),
     note="the strongest paths of each pair of layers that chance would hardly produce",
 )
 

@@ -30,6 +30,8 @@ TABLE = Table(
         Column("min_ns", INTEGER, "shortest duration"),
         Column("max_ns", INTEGER, "longest duration"),
     ),
+    whole=("phase", "launched_by", "count", "total_ns", "mean_ns", "min_ns", "max_ns"),
+    key=("rank", "layer_idx", "phase", "kernel_name", "launched_by"),
     note=(
         "operations in layers, and with an empty layer those outside: "
         "[phases](../explanation/attribution.md#work-outside-the-layers) "

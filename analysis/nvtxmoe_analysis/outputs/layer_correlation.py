@@ -68,6 +68,12 @@ TABLE = Table(
         Column("between_steps_ns", INTEGER, "work after the step and before the process's next step"),
         Column("step_share_pct", FLOAT, "share of the layer in step_gpu_ns, in percent"),
     ),
+    whole=(
+        *("layer_idx", "kernel_count", "kernel_time_ns", "busy_ns", "launched_by", "route_ns", "dispatch_ns"),
+        *("experts_ns", "combine_ns", "shared_ns", "collective_ns", "other_ns", "collective_inferred_ns"),
+    ),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="one row per (rank, step, layer) captured; see [details](files.md#moe_layer_correlation)",
 )
 

@@ -48,6 +48,8 @@ TABLE = Table(
         Column("best_slope_ci_low", FLOAT, "lower end of its 95 % interval"),
         Column("best_slope_ci_high", FLOAT, "upper end of its 95 % interval"),
     ),
+    whole=("step_kind", "target", "role", "status", "rows", "steps"),
+    key=("layer_idx", "step_kind", "role", "feature"),
     note="see [layer models](../explanation/models.md)",
 )
 

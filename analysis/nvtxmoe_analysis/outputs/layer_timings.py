@@ -31,6 +31,12 @@ TABLE = Table(
         Column("gpu_end_ns", INTEGER, "end of the last operation, in the report's own time"),
         Column("launched_by", TEXT, "eager, graph, mixed, none"),
     ),
+    whole=(
+        *("layer_idx", "kernel_count", "kernel_time_ns", "memcpy_count", "memcpy_time_ns", "memset_count"),
+        *("memset_time_ns", "busy_ns", "launched_by"),
+    ),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="one row per (rank, step, layer) captured",
 )
 

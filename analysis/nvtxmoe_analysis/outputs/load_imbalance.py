@@ -33,6 +33,7 @@ TABLE = Table(
         Column("num_tokens", INTEGER, "scheduled tokens of the rank in the step"),
         Column("rank", INTEGER, "lowest rank of the group"),
     ),
+    whole=("layer_idx", "step", "num_tokens", "rank"),
 )
 
 

@@ -165,7 +165,29 @@ def read_frame(file: Path, declared: Table) -> pl.DataFrame:
         table = _read_parquet(file, declared) if file.suffix == ".parquet" else _read_csv(file, declared)
     except (pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise _damaged(file, str(error).split("\n", 1)[0]) from error
+    check_whole(file, declared, table)
     return table.select(*declared.types, pl.exclude(*declared.types)) if declared.types else table
+
+
+def check_whole(file: Path, declared: Table, table: pl.DataFrame) -> None:
+    """Check that a table, or some columns of it, has lost no value, as far as its declaration tells.
+
+    Raises:
+        NvtxmoeError: a cell is empty that has a value in the results of any capture, or rows can't be told apart.
+    """
+    lost = ""
+    empty = [name for name in declared.whole if name in table.columns and table[name].null_count()]
+    if "reason" in table.columns:
+        silent = table.filter(pl.col("reason").is_null())
+        empty += [name for name in declared.reasoned if name in table.columns and silent[name].null_count()]
+    if empty:
+        lost = f"cells of column {', '.join(empty)} are empty"
+    elif any(table[name].null_count() for name in declared.key):
+        keys = table.select(declared.key).filter(pl.any_horizontal(pl.all().is_null()))
+        if (keys.drop_nulls("step") if declared.unnumbered else keys).is_duplicated().any():
+            lost = f"rows with an empty cell have the same {', '.join(declared.key)}"
+    if lost:
+        raise NvtxmoeError(f"it is damaged: {lost}", where=file, remedy="Run `nvtxmoe analyze` again")
 
 
 def _read_parquet(file: Path, declared: Table) -> pl.DataFrame:

@@ -49,6 +49,9 @@ TABLE = Table(
         Column("roofline_ns", FLOAT, "least time at the GPU's peaks: the longer of the two"),
         Column("roofline_pct", FLOAT, "roofline_ns in percent of matmul_ns"),
     ),
+    whole=("layer_idx",),
+    key=("rank", "step", "layer_idx"),
+    unnumbered=True,
     note="null if a size, a time or a peak is unknown; see [roofline](../explanation/roofline.md)",
 )
 

@@ -38,6 +38,7 @@ TABLE = Table(
         Column("limit", TEXT, "memory or compute, of the sums"),
         Column("roofline_pct", FLOAT, "least time at the GPU's peaks in percent of the matrix products' time"),
     ),
+    whole=("step_kind", "rows", "rows_timed", "rows_known", "matmul_ns", "experts_ns"),
     note="rates and shares are of sums over the rows in which both of their parts are known",
 )
 

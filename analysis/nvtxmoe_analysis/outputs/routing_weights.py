@@ -27,6 +27,7 @@ TABLE = Table(
         Column("step", INTEGER, "number of the step"),
         Column("rank", INTEGER, "global rank"),
     ),
+    whole=("layer_idx", "token_idx", "expert_id", "step", "rank"),
     note="one row per sampled token and chosen expert",
 )
 

@@ -60,6 +60,12 @@ class Table:
         order: its place where outputs are listed; low numbers come first.
         meaning: what it tells, in one line.
         columns: in the file's order. Files of a later version may have more.
+        whole: names of the columns that have a value in every row of any capture. A file with an empty cell in one of
+            them is damaged.
+        reasoned: names of the columns that are empty only where ``reason`` says why.
+        key: names of the columns that tell rows apart. An empty cell in one of them has a meaning: several rows with
+            the same one have lost values.
+        unnumbered: whether rows without a ``step`` may have equal ones: steps whose number is unknown.
         note: Markdown that follows the columns in docs/reference/files.md: what a row is, where more is told.
         recipe: name of the nsys recipe that writes it too; empty where none does.
         gpu: whether it needs GPU time, which a run without nsys does not have.
@@ -72,6 +78,10 @@ class Table:
     order: int
     meaning: str
     columns: tuple[Column, ...]
+    whole: tuple[str, ...]
+    reasoned: tuple[str, ...] = ()
+    key: tuple[str, ...] = ()
+    unnumbered: bool = False
     note: str = ""
     recipe: str = ""
     gpu: bool = False

@@ -27,6 +27,7 @@ TABLE = Table(
         Column("num_tokens", INTEGER, "scheduled tokens of the rank in the step"),
         Column("counts", COUNTS, "List(UInt32): assignments of expert 0, 1, ...; as many as the cell has experts"),
     ),
+    whole=("rank", "step", "layer_idx", "num_tokens", "counts"),
     note=(
         "one row for every cell of counts, from which every other number about counts can be made again; always "
         "Parquet (zstd), not in `--sqlite`"

@@ -32,6 +32,7 @@ TABLE = Table(
         Column("wait_ns", INTEGER, "sum of their waits over the ranks; null without any"),
         Column("transfer_ns", INTEGER, "sum of their transfers over the ranks; null without any"),
     ),
+    whole=("step", "layer_idx", "group", "ranks", "ranks_in_group", "mean_own_ns", "max_own_ns", "collectives"),
     note="one row per (step, layer) of each group of several ranks; see [stragglers](../explanation/straggler.md)",
 )
 

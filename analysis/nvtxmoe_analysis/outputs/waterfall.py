@@ -33,6 +33,8 @@ TABLE = Table(
         Column("how", TEXT, "measured, estimated, remainder"),
         Column("reason", TEXT, "why it is unknown or uncertain"),
     ),
+    whole=("group", "bar"),
+    key=("group", "step", "step_kind", "bar"),
     note="the bars of a step add up to its total; see [waterfall](../explanation/waterfall.md)",
 )
 

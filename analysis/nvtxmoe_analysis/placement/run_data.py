@@ -10,7 +10,7 @@ import polars as pl
 
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
-from nvtxmoe_analysis.outputs.read import Results
+from nvtxmoe_analysis.outputs.read import Results, check_whole
 from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.placement.layout import Counts, Load
 
@@ -176,10 +176,13 @@ def _rows(results: Results) -> pl.DataFrame:
     types = {name: kind for name, kind in tables()[CORRELATION].types.items() if name in COLUMNS}
     try:
         if path.suffix == ".parquet":
-            return pl.read_parquet(path, columns=list(COLUMNS)).cast(types)  # type: ignore[arg-type]
-        return pl.scan_csv(path, schema_overrides=types).select(COLUMNS).collect(engine="streaming")
+            rows = pl.read_parquet(path, columns=list(COLUMNS)).cast(types)  # type: ignore[arg-type]
+        else:
+            rows = pl.scan_csv(path, schema_overrides=types).select(COLUMNS).collect(engine="streaming")
     except (pl.exceptions.PolarsError, UnicodeDecodeError):
         return results.frame(CORRELATION).select(COLUMNS)  # says what is wrong with the file
+    check_whole(path, tables()[CORRELATION], rows)
+    return rows
 
 
 def _refuse_without_group(results: Results, rows: pl.DataFrame) -> None:

@@ -14,18 +14,6 @@ from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import Steady
 
-#: Unit by suffix of a column.
-UNITS = {
-    "_ns": "ns", "_ns_per_unit": "ns", "_us": "us", "_sec": "s", "_bytes": "bytes", "_bits": "bits", "_flop": "FLOP",
-    "_pct": "%", "percentage": "%", "_ratio": "1", "gb_per_s": "GB/s", "tflop_per_s": "TFLOP/s",
-    "flop_per_byte": "FLOP/byte",
-}  # fmt: skip
-
-
-def unit_of(column: str) -> str:
-    """Return the unit of a column by its name; empty for a number without one."""
-    return next((unit for suffix, unit in UNITS.items() if column.endswith(suffix)), "")
-
 
 @dataclass(frozen=True)
 class EvidenceRecord:
@@ -151,11 +139,10 @@ def _evidence(number: SourcedNumber, sets: Mapping[frozenset[int], str]) -> Evid
     stem = number.file.rpartition(".")[0]
     name = next((name for name, declared in declarations().items() if declared.stem == stem), None)
     is_table = name in tables() and not number.file.endswith(".json")
-    unit = {"percent": "%", "ratio": "1"}.get(number.how) or unit_of(_column(number))
     return EvidenceRecord(
         text=number.text,
         value=number.value,
-        unit="" if number.how in ("rows", "known", "distinct", "wins") else unit,
+        unit=number.unit,
         how=number.how,
         file=number.file,
         table=name if is_table else None,
@@ -167,8 +154,3 @@ def _evidence(number: SourcedNumber, sets: Mapping[frozenset[int], str]) -> Evid
         over=number.over,
         origin=number.origin,
     )
-
-
-def _column(number: SourcedNumber) -> str:
-    """Return the column that gives the unit; that of the first part of a computed number."""
-    return number.column or (_column(number.parts[0]) if number.parts else "")

@@ -12,6 +12,17 @@ Value = int | float
 #: Ways to take a number that are sums over steps, divided by ``over``.
 PER_STEP = ("per_step", "first_of_step", "idle")
 Where = Mapping[str, int | float | str | None]
+#: Unit by suffix of a column.
+UNITS = {
+    "_ns": "ns", "_ns_per_unit": "ns", "_us": "us", "_us_a_rank": "us", "_sec": "s", "_bytes": "bytes", "_bits": "bits",
+    "_flop": "FLOP", "pct": "%", "percentage": "%", "_ratio": "1", "gb_per_s": "GB/s", "tflop_per_s": "TFLOP/s",
+    "flop_per_byte": "FLOP/byte",
+}  # fmt: skip
+
+
+def unit_of(column: str) -> str:
+    """Return the unit of a column by its name; empty for a number without one."""
+    return next((unit for suffix, unit in UNITS.items() if column.endswith(suffix)), "")
 
 
 @dataclass(frozen=True)
@@ -65,17 +76,14 @@ class SourcedNumber:
 
     @property
     def unit(self) -> str:
-        """The unit of ``value``: ns, us, % or nothing."""
+        """The unit of ``value``, see ``unit_of``; 1 for a ratio."""
         if self.how in ("percent", "ratio"):
-            return "%" if self.how == "percent" else ""
+            return "%" if self.how == "percent" else "1"
         if self.how in ("rows", "known", "distinct", "wins", "lift"):
             return ""
         if self.parts:
             return self.parts[0].unit
-        for unit, endings in (("ns", ("_ns",)), ("us", ("_us", "_us_a_rank")), ("%", ("pct", "percentage"))):
-            if self.column.endswith(endings):
-                return unit
-        return ""
+        return unit_of(self.column)
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -229,10 +237,13 @@ def interval_words(number: SourcedNumber) -> str:
 # How numbers are written ---------------------------------------------------------------------------------------------
 
 
+UNKNOWN = "not known"
+
+
 def shown(value: Value, column: str = "") -> str:
     """Format a number for people; the column's suffix sets the unit."""
     if value != value:  # noqa: PLR0124  not a number
-        return "not known"
+        return UNKNOWN
     if column.endswith("_ns"):
         return duration(value)
     if column.endswith("_us"):
@@ -245,14 +256,16 @@ def shown(value: Value, column: str = "") -> str:
 
 
 #: From so many nanoseconds on: the unit, and its decimals. Below, nanoseconds.
-UNITS = ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2))
+TIME_UNITS = ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e2, "us", 2))
 SCALE = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
 
 
-def duration(ns: Value) -> str:
-    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``."""
+def duration(ns: Value | None) -> str:
+    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``; None is not known."""
+    if ns is None:
+        return UNKNOWN
     size = abs(ns)
-    for limit, unit, digits in UNITS:
+    for limit, unit, digits in TIME_UNITS:
         if size >= limit:
             return f"{ns / SCALE[unit]:,.{digits}f} {unit}"
     return f"{ns:,.0f} ns"
@@ -265,7 +278,7 @@ MOST_DECIMALS = 6
 def durations(*ns: Value) -> list[str]:
     """Format nanoseconds that one sentence compares: in one unit, with as many digits as tell them apart."""
     largest = max((abs(value) for value in ns if math.isfinite(value)), default=0.0)
-    unit, digits = next(((unit, digits) for limit, unit, digits in UNITS if largest >= limit), ("ns", 0))
+    unit, digits = next(((unit, digits) for limit, unit, digits in TIME_UNITS if largest >= limit), ("ns", 0))
     scale = SCALE[unit]
     different = len(set(ns))
     while digits < MOST_DECIMALS and len({round(value / scale, digits) for value in ns}) < different:
@@ -273,13 +286,17 @@ def durations(*ns: Value) -> list[str]:
     return [f"{value / scale:,.{digits}f} {unit}" for value in ns]
 
 
-def pct(value: Value) -> str:
-    """Format a share, 0 to 100."""
+def pct(value: Value | None) -> str:
+    """Format a share, 0 to 100; None is not known."""
+    if value is None:
+        return UNKNOWN
     return f"{value:.2f} %" if 0 < abs(value) < 0.95 else f"{value:.1f} %"
 
 
-def times(value: Value) -> str:
-    """Format a ratio."""
+def times(value: Value | None) -> str:
+    """Format a ratio; None is not known."""
+    if value is None:
+        return UNKNOWN
     return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import polars as pl
@@ -12,11 +12,6 @@ from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
 
-#: Columns of frames that have a value in every cell.
-WHOLE: Mapping[str, tuple[str, ...]] = {
-    "activations": ("layer_idx", "expert_id", "activation_count"),
-    "coselection": ("layer_idx", "expert_id_1", "expert_id_2", "coselection_count"),
-}
 #: Why a run that was recorded without nsys has no tables of GPU work.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
 
@@ -48,7 +43,7 @@ class Source:
         elif rows and found.is_empty():
             self._without(name, "it has no row")
         else:
-            cut = _lacking(name, found) or self._cut(name, found)
+            cut = self._cut(name, found)
             if not cut:
                 return found
             self._without(name, cut)
@@ -109,10 +104,3 @@ class Source:
 def _clause(error: NvtxmoeError) -> str:
     """Return an error and its remedy as a clause."""
     return f"{error.what}. {error.remedy}" if error.remedy else error.what
-
-
-def _lacking(name: str, frame: pl.DataFrame) -> str:
-    """Return the evidence that cells of a table have lost their values; empty if there is none."""
-    whole = WHOLE.get(name, ())
-    empty = [column for column in whole if column in frame.columns and frame[column].null_count()]
-    return f"it is damaged: cells of column {', '.join(empty)} are empty" if empty else ""

@@ -23,9 +23,8 @@ def build(source: Source) -> Drawing | Missing:
     frame = source.frame("activations")
     if frame is None:
         return Missing(f"Not drawn: {source.why('activations')}.")
-    shares = frame.with_columns(
-        times_mean=pl.col("percentage") / 100.0 * pl.len().over("layer_idx"),
-    )
+    mean = pl.col("activation_count").mean().over("layer_idx")
+    shares = frame.with_columns(times_mean=pl.when(mean > 0).then(pl.col("activation_count") / mean))
     if not shares["activation_count"].sum():
         return Missing("Not drawn: no expert got a token.")
     width = -(-len(shares) // MOST_CELLS)
@@ -62,7 +61,7 @@ def build(source: Source) -> Drawing | Missing:
     )
     rows = [
         [r["layer_idx"], r["expert_id"], count(r["activation_count"]), pct(r["percentage"]), times(r["times_mean"])]
-        for r in hottest.filter(pl.col("percentage").is_not_null()).head(40).iter_rows(named=True)
+        for r in hottest.drop_nulls("times_mean").head(40).iter_rows(named=True)
     ]
     return Drawing(
         chart,

@@ -80,9 +80,8 @@ def build(source: Source) -> Drawing | Missing:
     exceptions = _exceptions(outliers, usual)
     first = costliest(rows, layers)
     kinds = [kind for kind in STEP_KINDS if kind in set(points["kind"])]
-    sentences = {
-        row["step_kind"]: row["sentence"] for row in best.filter(pl.col("layer_idx") == first).iter_rows(named=True)
-    }
+    of_first = best.filter(pl.col("layer_idx") == first)
+    sentences = of_first.unique("step_kind", keep="last", maintain_order=True)["sentence"].drop_nulls()
     thinning = (
         ""
         if len(drawn_points) == len(usual)
@@ -103,7 +102,7 @@ def build(source: Source) -> Drawing | Missing:
         f"Points: own_ns of the rows of {files[0]}, a (rank, step) each. Line: role best of {files[1]}, fitted to "
         f"the rows that it counts, with an intercept of its own for each rank and way of launch; the line has their "
         f"mean.{thinning}{marking} No line: the text above says why.",
-        f"Scatter plots of layer {first}, one a kind of step. {' '.join(sentences.values())}",
+        f"Scatter plots of layer {first}, one a kind of step. {' '.join(sentences)}",
         _table(best, first, files[1]),
     )
 

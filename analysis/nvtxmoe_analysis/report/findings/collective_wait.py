@@ -83,7 +83,7 @@ def _last(rows: pl.DataFrame) -> list[Sentence]:
 def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:
     """Return what the rank that waits longest waits per step, and the one that waits least."""
     assert ledger.steady is not None
-    waits = rows.drop_nulls("wait_ns").group_by("rank").agg(pl.col("wait_ns").sum()).sort(["wait_ns", "rank"])
+    waits = rows.drop_nulls(["rank", "wait_ns"]).group_by("rank").agg(pl.col("wait_ns").sum()).sort(["wait_ns", "rank"])
     if len(waits) < 2:
         return []
     least, most = int(waits["rank"][0]), int(waits["rank"][-1])

@@ -62,7 +62,9 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _of_ranks(ledger: Ledger, first: pl.DataFrame) -> list[Sentence]:
     """Return what the rank that waits longest there waits per step, and the one that waits least."""
-    waits = first.group_by("rank").agg(pl.col("wait_ns").sum(), over=pl.len()).sort(["wait_ns", "rank"])
+    waits = (
+        first.drop_nulls("rank").group_by("rank").agg(pl.col("wait_ns").sum(), over=pl.len()).sort(["wait_ns", "rank"])
+    )
     if len(waits) < 2:
         return []
     numbers = [
