@@ -757,7 +757,9 @@ def visible(folder: Path) -> dict[str, bytes]:
 def test_command(golden_2gpu: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "shared.sqlite"
     assert cli.run(["trim", str(golden_2gpu), str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}: 3.9 MB -> 3.9 MB, 89,797 of 89,797 rows kept\n"
+    assert (
+        capsys.readouterr().out == f"{out}: 3.9 MB -> 3.9 MB, 89,797 of 89,797 rows kept: there was nothing to trim\n"
+    )
     assert cli.run(["trim", "--json", str(golden_2gpu), str(out)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows_after"] == 89_797
