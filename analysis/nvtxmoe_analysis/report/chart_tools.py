@@ -19,6 +19,16 @@ def base(data: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(name=data))
 
 
+def x_pixels(value: float) -> alt.XValue:
+    """Return a place in pixels from the left. altair compares an ``alt.value`` with all of the schema."""
+    return alt.XValue(value)  # type: ignore[no-untyped-call]  # altair has no types here
+
+
+def y_pixels(value: float) -> alt.YValue:
+    """Return a place in pixels from the top."""
+    return alt.YValue(value)  # type: ignore[no-untyped-call]  # altair has no types here
+
+
 def colours(palette: Mapping[str, str], present: Sequence[str]) -> alt.Scale:
     """Return the palette's colours for the names that are present."""
     names = [name for name in palette if name in present]

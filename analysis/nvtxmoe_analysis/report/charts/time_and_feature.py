@@ -9,7 +9,16 @@ import altair as alt
 import polars as pl
 
 from nvtxmoe_analysis.report.chart import WHY, Drawing, Missing, Table
-from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, significant, table, thinned
+from nvtxmoe_analysis.report.chart_tools import (
+    STEP_KINDS,
+    base,
+    colours,
+    significant,
+    table,
+    thinned,
+    x_pixels,
+    y_pixels,
+)
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.own_time import outlying, own_column
 from nvtxmoe_analysis.report.results import Source
@@ -273,10 +282,10 @@ def _panels(kinds: list[str], layers: list[int], first: int, *, outliers: bool) 
             named(points.transform_filter("datum.part == 'line'"), LINE).mark_line(strokeWidth=2.5),
             words.transform_filter("isValid(datum.zero)").mark_point(opacity=0).encode(x=alt.X("zero:Q", title=None)),
             words.mark_text(fontSize=12, fontWeight=500).encode(
-                x=alt.XValue(width / 2), y=alt.YValue(HEIGHT + 34), text="axis:N"
+                x=x_pixels(width / 2), y=y_pixels(HEIGHT + 34), text="axis:N"
             ),
             words.mark_text(align="left", fontSize=11, color=COLOURS[LINE]).encode(
-                x=alt.XValue(6), y=alt.YValue(-8), text="fit:N"
+                x=x_pixels(6), y=y_pixels(-8), text="fit:N"
             ),
         ]
         if outliers:

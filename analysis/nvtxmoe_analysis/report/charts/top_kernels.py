@@ -7,7 +7,7 @@ import polars as pl
 
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
-from nvtxmoe_analysis.report.chart_tools import base, colours, significant, table
+from nvtxmoe_analysis.report.chart_tools import base, colours, significant, table, x_pixels
 from nvtxmoe_analysis.report.numbers import duration, pct
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
@@ -68,7 +68,7 @@ def build(source: Source) -> Drawing | Missing:
     )
     chart = alt.layer(
         bars.mark_bar(height={"band": 0.34}, yOffset=7).encode(color=colour),
-        bars.mark_text(align="left", baseline="bottom", dy=0, fontSize=11.5).encode(x=alt.XValue(2), text="name:N"),
+        bars.mark_text(align="left", baseline="bottom", dy=0, fontSize=11.5).encode(x=x_pixels(2), text="name:N"),
     ).properties(width="container", height=34 * len(rows))
     file = source.file("kernel_timings")
     cells = [
