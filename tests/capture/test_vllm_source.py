@@ -264,7 +264,7 @@ def test_a_new_release_alone_and_its_wheel_is_deleted(
                 wheel.writestr(path, text)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(script.subprocess, "run", download)
+    monkeypatch.setattr("scripts.check_vllm_source.subprocess.run", download)
     monkeypatch.chdir(tmp_path)
     assert script.main(["--release", "vllm==9.1.0"]) == 0
     assert "| 9.1.0 | vllm | new |" in capsys.readouterr().out
