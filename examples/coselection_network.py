@@ -28,8 +28,8 @@ def draw(results: str, layer: str = "0") -> alt.LayerChart:
     if not experts:
         raise NvtxmoeError(f"no layer {layer} among these results", where=results)
     count = np.zeros((experts, experts))
-    one, other = pairs["expert_id_1"].to_numpy(), pairs["expert_id_2"].to_numpy()
-    count[one, other] = count[other, one] = pairs["coselection_count"].to_numpy()
+    first, other = pairs["expert_id_1"].to_numpy(), pairs["expert_id_2"].to_numpy()
+    count[first, other] = count[other, first] = pairs["coselection_count"].to_numpy()
     # Expected if partners were drawn by popularity alone, as in the configuration model of networks.
     degree = count.sum(axis=1)
     expected = np.outer(degree, degree) / max(degree.sum(), 1.0)

@@ -56,9 +56,9 @@ class _Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb; one that is misspelt is refused with those that look like it."""
         name = args[0]
-        alike = [] if name in command_names() else get_close_matches(name.lower(), command_names())
-        if alike:
-            ctx.fail(f"No such command {name!r}. Did you mean {' or '.join(alike)}?")
+        similar = [] if name in command_names() else get_close_matches(name.lower(), command_names())
+        if similar:
+            ctx.fail(f"No such command {name!r}. Did you mean {' or '.join(similar)}?")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
@@ -114,10 +114,10 @@ def run(argv: list[str]) -> int:
     except NvtxmoeError as error:
         return _fail(error, str(error), error.exit_code, debug)
     except ModuleNotFoundError as error:
-        lacking = missing(error)
-        if lacking is None:
+        extra = missing(error)
+        if extra is None:
             return _fail(error, _internal(error), INTERNAL_ERROR, debug)
-        return _fail(error, str(lacking), lacking.exit_code, debug)
+        return _fail(error, str(extra), extra.exit_code, debug)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(error, f"{where}{error.strerror or error}", BAD_INPUT, debug)

@@ -39,7 +39,7 @@ class NvtxmoeError(Exception):
 
     def __reduce__(self) -> tuple[Callable[..., NvtxmoeError], tuple[object, ...]]:
         """An error crosses to another process whole."""
-        return _again, (type(self), self.what, self.where, self.remedy, self.exit_code)
+        return _rebuilt_error, (type(self), self.what, self.where, self.remedy, self.exit_code)
 
     def __str__(self) -> str:
         line = " ".join(shortened(self.what).split())
@@ -60,7 +60,9 @@ def shortened(text: str) -> str:
     return f"{text[:half]} [{len(text) - 2 * half:,} characters left out] {text[-half:]}"
 
 
-def _again(kind: type[NvtxmoeError], what: str, where: str | None, remedy: str | None, exit_code: int) -> NvtxmoeError:
+def _rebuilt_error(
+    kind: type[NvtxmoeError], what: str, where: str | None, remedy: str | None, exit_code: int
+) -> NvtxmoeError:
     return kind(what, where=where, remedy=remedy, exit_code=exit_code)
 
 

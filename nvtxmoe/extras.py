@@ -39,7 +39,7 @@ def require(module: str) -> None:
     try:
         import_module(module)
     except ModuleNotFoundError as error:
-        lacking = missing(error)
-        if lacking is None:
+        extra = missing(error)
+        if extra is None:
             raise
-        raise lacking from error
+        raise extra from error

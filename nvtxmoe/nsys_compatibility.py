@@ -25,10 +25,10 @@ def version_numbers(text: str) -> tuple[int, ...]:
     Raises:
         ValueError: it does not begin with a number.
     """
-    found = re.match(r"\s*v?(\d+(?:\.\d+)*)", text)
-    if found is None:
+    match = re.match(r"\s*v?(\d+(?:\.\d+)*)", text)
+    if match is None:
         raise ValueError(f"no version: {text!r}")
-    return tuple(int(part) for part in found[1].split("."))
+    return tuple(int(part) for part in match[1].split("."))
 
 
 def nvtx_records_under(nvtx_version: str, nsys_version: str) -> bool:

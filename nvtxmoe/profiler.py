@@ -61,8 +61,10 @@ class MoEExpertProfiler:
         pairs: bool = False,
     ) -> None:
         self.session_dir = Path(session_dir)
-        if there := sorted((self.session_dir / RANKS).glob(f"rank{rank}-*{SUFFIX}")):
-            raise NvtxmoeError("a recording of this rank is there already", where=there[0], remedy="Give a new folder")
+        if recordings := sorted((self.session_dir / RANKS).glob(f"rank{rank}-*{SUFFIX}")):
+            raise NvtxmoeError(
+                "a recording of this rank is there already", where=recordings[0], remedy="Give a new folder"
+            )
         self._layers: dict[int, LayerInfo] = {}
         self._this_step: set[int] = set()
         self._num_tokens = 0

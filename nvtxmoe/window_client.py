@@ -46,20 +46,22 @@ class Answers:
 
         Tokens of ranks that see the same tokens count once.
         """
-        found = {rank: said["window"] for rank, said in self.by_rank.items() if said.get("window") is not None}
-        if not found:
+        windows = {rank: answer["window"] for rank, answer in self.by_rank.items() if answer.get("window") is not None}
+        if not windows:
             return None
         tokens: dict[int, int] = {}
-        for rank, window in found.items():
+        for rank, window in windows.items():
             engine = int(self.by_rank[rank]["engine"])
             tokens[engine] = max(tokens.get(engine, 0), int(window["tokens"]))
         return {
-            "number": max(window["number"] for window in found.values()),
-            "first_step": max(window["first"] for window in found.values()),
-            "last_step": min((last for window in found.values() if (last := window["last"]) is not None), default=None),
-            "steps": max(window["steps"] for window in found.values()),
+            "number": max(window["number"] for window in windows.values()),
+            "first_step": max(window["first"] for window in windows.values()),
+            "last_step": min(
+                (last for window in windows.values() if (last := window["last"]) is not None), default=None
+            ),
+            "steps": max(window["steps"] for window in windows.values()),
             "tokens": sum(tokens.values()),
-            "ranks": sorted(found),
+            "ranks": sorted(windows),
         }
 
 
@@ -67,9 +69,9 @@ class _Rank:
     """A connection to one rank's socket."""
 
     def __init__(self, control: Control, name: str, seconds: float) -> None:
-        found = _NAME.fullmatch(name)
-        self.rank = int(found[1]) if found else -1
-        self.title = f"rank {found[1]} (process {found[2]})" if found else name
+        match = _NAME.fullmatch(name)
+        self.rank = int(match[1]) if match else -1
+        self.title = f"rank {match[1]} (process {match[2]})" if match else name
         self.seconds = seconds
         self.failure: str | None = None
         self.answer: Mapping[str, Any] = {}
@@ -161,12 +163,12 @@ def start(session: Path, seconds: float) -> Answers:
             f"window {before.window['number']} is open", where=session, remedy="Stop it first: nvtxmoe window stop"
         )
     _require_all(session, before, "no window was opened")
-    number = 1 + max(_last_window(session), *(int(said["windows"]) for said in before.by_rank.values()))
+    number = 1 + max(_last_window(session), *(int(answer["windows"]) for answer in before.by_rank.values()))
     with _ranks(session, seconds) as ranks:
         _all(ranks, do="start", window=number)
         opened = _answers(ranks)
         if not opened.silent and opened.by_rank:
-            first = max(int(said["first"]) for said in opened.by_rank.values())
+            first = max(int(answer["first"]) for answer in opened.by_rank.values())
             _all(ranks, do="keep", first=first)
             opened = _answers(ranks)
     if opened.silent:  # the connections are closed: whoever had begun has taken it back
@@ -187,13 +189,13 @@ def stop(session: Path, seconds: float) -> Answers:
     window = before.window
     if window is None:
         raise NvtxmoeError("no window is open", where=session, remedy=f"Open one: nvtxmoe window start {session}")
-    with _ranks(session, seconds) as there:
-        ranks = [one for one in there if one.rank in window["ranks"] or one.rank not in before.by_rank]
+    with _ranks(session, seconds) as live_ranks:
+        ranks = [rank for rank in live_ranks if rank.rank in window["ranks"] or rank.rank not in before.by_rank]
         _all(ranks, do="stop")
         ended = _answers(ranks)
         if ended.by_rank:
-            first = max(int(said["first"]) for said in ended.by_rank.values())
-            last = min(int(said["last"]) for said in ended.by_rank.values())
+            first = max(int(answer["first"]) for answer in ended.by_rank.values())
+            last = min(int(answer["last"]) for answer in ended.by_rank.values())
             _all(ranks, more_s=END_S, do="conclude", first=first, last=last)
             ended = _answers(ranks)
     if not ended.by_rank:
@@ -223,27 +225,29 @@ def _ranks(session: Path, seconds: float) -> Iterator[list[_Rank]]:
     with ExitStack() as stack:
         stack.callback(control.close)
         ranks = [_Rank(control, name, seconds) for name in control.names()]
-        for one in ranks:
-            stack.callback(one.socket.close)
-        there = {one.rank for one in ranks if not one.gone}
-        yield [one for one in ranks if not one.gone or one.rank not in there]  # a worker may have been started again
+        for rank in ranks:
+            stack.callback(rank.socket.close)
+        running = {rank.rank for rank in ranks if not rank.gone}
+        yield [
+            rank for rank in ranks if not rank.gone or rank.rank not in running
+        ]  # a worker may have been started again
 
 
 def _all(ranks: Sequence[_Rank], *, do: str, more_s: float = 0.0, **more: Any) -> None:
     """Ask all at once, then hear them."""
-    for one in ranks:
-        one.ask(do=do, **more)
-    for one in ranks:
-        one.hear(do, more_s)
+    for rank in ranks:
+        rank.ask(do=do, **more)
+    for rank in ranks:
+        rank.hear(do, more_s)
 
 
 def _answers(ranks: Sequence[_Rank]) -> Answers:
-    by_rank = {one.rank: one.answer for one in ranks if one.failure is None}
-    world_size = max((int(said["world_size"]) for said in by_rank.values()), default=0)
+    by_rank = {rank.rank: rank.answer for rank in ranks if rank.failure is None}
+    world_size = max((int(answer["world_size"]) for answer in by_rank.values()), default=0)
     return Answers(
         by_rank=by_rank,
-        silent={one.title: one.failure for one in ranks if one.failure is not None},
-        absent=sorted(set(range(world_size)) - {one.rank for one in ranks}),
+        silent={rank.title: rank.failure for rank in ranks if rank.failure is not None},
+        absent=sorted(set(range(world_size)) - {rank.rank for rank in ranks}),
     )
 
 

@@ -61,16 +61,18 @@ class MoeRecipe(recipe.Recipe):  # type: ignore[misc]  # nsys_recipe is only the
         parser = super().get_argument_parser()
         probe = super().get_argument_parser()
         probe.add_context_arguments()  # nsys adds these itself, after this has returned
-        there = {name for action in probe._actions for name in action.option_strings}
+        option_names = {name for action in probe._actions for name in action.option_strings}
         for name, (option, details) in _OPTIONS.items():
-            if name not in there:
+            if name not in option_names:
                 parser.add_recipe_argument(Option[option], **details)
         group = parser.add_argument_group("Filters, as those of nvtxmoe analyze")
-        group.add_argument("--steps", metavar="A:B", type=_told(step_range), help="only steps A to B, both inclusive")
+        group.add_argument(
+            "--steps", metavar="A:B", type=_argument_type(step_range), help="only steps A to B, both inclusive"
+        )
         group.add_argument("--skip-first", metavar="N", type=_count, default=0, help="leave out each rank's first N")
         group.add_argument("--only", choices=["prefill", "decode", "mixed"], help="only steps that schedule just this")
         for name in ("--layers", "--ranks"):
-            kind = _told(partial(numbers, option=name))
+            kind = _argument_type(partial(numbers, option=name))
             group.add_argument(name, metavar="LIST", type=kind, help="only these, as 0,3,8-11")
         return parser
 
@@ -124,7 +126,7 @@ def _filters(parsed: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _told(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _argument_type(read: Callable[[str], Any]) -> Callable[[str], Any]:
     """What reads an option of click's, for argparse."""
 
     def type_(text: str) -> Any:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from nvtxmoe.capture.vllm.requirements import OptionalHook  # noqa: E402
-from nvtxmoe.capture.vllm.source_check import NeedLike, SourceTree, lacking  # noqa: E402
+from nvtxmoe.capture.vllm.source_check import NeedLike, SourceTree, unmet_needs  # noqa: E402
 from nvtxmoe.errors import NvtxmoeError  # noqa: E402
 
 #: Releases that are checked.
@@ -81,11 +81,11 @@ def check(
 ) -> Checked:
     """Check one source tree."""
     optional = optional or {}
-    lacks = {name: lacking(tree, hook.needs) for name, hook in optional.items()}
+    lacks = {name: unmet_needs(tree, hook.needs) for name, hook in optional.items()}
     return Checked(
         distribution,
         version,
-        {one.NAME: lacking(tree, one.NEEDS) for one in adapters},
+        {adapter.NAME: unmet_needs(tree, adapter.NEEDS) for adapter in adapters},
         lacks,
         tuple(
             f"{name}: {f'lacks {found[0]}' if (found := lacks[name]) else 'found'}, stated since {hook.since}"
@@ -99,9 +99,9 @@ def table(checked: Sequence[Checked]) -> str:
     """Markdown: one row per release, and per distribution where distributions of a release differ."""
     names = list(checked[0].optional) if checked else []
     rows: dict[tuple[str, ...], list[str]] = {}
-    for one in checked:
-        cells = ["no" if one.optional[name] else "yes" for name in names]
-        rows.setdefault((one.version, ", ".join(one.fitting) or "none", *cells), []).append(one.distribution)
+    for source in checked:
+        cells = ["no" if source.optional[name] else "yes" for name in names]
+        rows.setdefault((source.version, ", ".join(source.fitting) or "none", *cells), []).append(source.distribution)
     lines = [f"| {' | '.join(('release', 'distributions', 'adapter', *names))} |", "| --- " * (3 + len(names)) + "|"]
     for (version, *cells), distributions in rows.items():
         lines.append(f"| {' | '.join((version, ', '.join(distributions), *cells))} |")
@@ -111,13 +111,13 @@ def table(checked: Sequence[Checked]) -> str:
 def complaints(checked: Iterable[Checked]) -> list[str]:
     """A line for every release that fits no adapter, with what each lacks, or more than one; and for each surprise."""
     out = []
-    for one in checked:
-        name = f"{one.distribution} {one.version}"
-        if len(one.fitting) > 1:
-            out.append(f"{name} fits more than one adapter: {', '.join(one.fitting)}")
-        elif not one.fitting:
-            out += [f"{name}: {adapter} lacks {', '.join(clauses)}" for adapter, clauses in one.lacks.items()]
-        out += [f"{name}: {what}" for what in one.wrong]
+    for source in checked:
+        name = f"{source.distribution} {source.version}"
+        if len(source.fitting) > 1:
+            out.append(f"{name} fits more than one adapter: {', '.join(source.fitting)}")
+        elif not source.fitting:
+            out += [f"{name}: {adapter} lacks {', '.join(clauses)}" for adapter, clauses in source.lacks.items()]
+        out += [f"{name}: {what}" for what in source.wrong]
     return out
 
 
@@ -137,8 +137,8 @@ def from_wheel(cache: Path, distribution: str, version: str) -> SourceTree:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PLATFORM, "-d", str(cache)]
         done = subprocess.run([*command, f"{distribution}=={version}"], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise NvtxmoeError(f"pip download failed: {said}", where=f"{distribution} {version}")
+            last_line = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise NvtxmoeError(f"pip download failed: {last_line}", where=f"{distribution} {version}")
     return SourceTree.wheel(next(cache.glob(pattern)))
 
 

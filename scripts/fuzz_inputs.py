@@ -28,7 +28,7 @@ from tests.system.test_fuzz_inputs import check  # noqa: E402
 MOST_CPU_S, MOST_BYTES = 10.0, 2 << 30
 
 
-def one(seed: int, earlier: Path) -> tuple[int, float, int]:
+def fuzz_seed(seed: int, earlier: Path) -> tuple[int, float, int]:
     """Exit code (or -signal), seconds of CPU and peak memory in bytes of one draw over a copy of earlier results."""
     pid = os.fork()
     if pid == 0:
@@ -63,7 +63,7 @@ def main() -> int:
     paths = {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
     subprocess.run(made, check=True, stdout=subprocess.DEVNULL, env=os.environ | paths)
     for seed in range(options.first, options.first + options.draws):
-        code, seconds, size_bytes = one(seed, Path(work.name) / "results")
+        code, seconds, size_bytes = fuzz_seed(seed, Path(work.name) / "results")
         ended[code] += 1
         cpu_s, peak_bytes = max(cpu_s, seconds), max(peak_bytes, size_bytes)
         if code not in {0, 2} or seconds > MOST_CPU_S or size_bytes > MOST_BYTES:

@@ -245,10 +245,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--experts", type=int, default=8)
     parser.add_argument("--top-k", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0, help="of the made-up words in the vocabulary")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     try:
         made = write_model(
-            given.folder, given.family, layers=given.layers, experts=given.experts, top_k=given.top_k, seed=given.seed
+            arguments.folder,
+            arguments.family,
+            layers=arguments.layers,
+            experts=arguments.experts,
+            top_k=arguments.top_k,
+            seed=arguments.seed,
         )
     except ValueError as error:
         parser.error(str(error))

@@ -48,18 +48,18 @@ def parse(argv: Sequence[str] | None) -> Load:
     parser.add_argument("--chat", action="store_true", help="chat completions instead of completions")
     parser.add_argument("--no-stream", action="store_true", help="whole answers, without the time to the first token")
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help="of a request")
-    given = parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
     return Load(
-        base_url=given.base_url,
-        num_requests=given.num_requests,
-        model=given.model,
-        concurrency=given.concurrency,
-        max_tokens=given.max_tokens,
-        prompt_tokens=given.prompt_tokens,
-        seed=given.seed,
-        chat=given.chat,
-        stream=not given.no_stream,
-        timeout_s=given.timeout,
+        base_url=arguments.base_url,
+        num_requests=arguments.num_requests,
+        model=arguments.model,
+        concurrency=arguments.concurrency,
+        max_tokens=arguments.max_tokens,
+        prompt_tokens=arguments.prompt_tokens,
+        seed=arguments.seed,
+        chat=arguments.chat,
+        stream=not arguments.no_stream,
+        timeout_s=arguments.timeout,
     )
 
 

@@ -119,7 +119,7 @@ def _definition(file: str, package: str, name: str) -> Iterator[str]:
     if isinstance(node, ast.FunctionDef):
         yield _described(node, name)
         return
-    made = next((one for one in _methods(node) if one.name == "__init__"), None)
+    made = next((method for method in _methods(node) if method.name == "__init__"), None)
     yield _described(node, name) if made is None else f"{_call(made, name)}\n{_prose(ast.get_docstring(node) or '')}\n"
     for method in _methods(node):
         if not method.name.startswith("_"):
@@ -128,7 +128,7 @@ def _definition(file: str, package: str, name: str) -> Iterator[str]:
 
 
 def _methods(node: ast.ClassDef) -> list[ast.FunctionDef]:
-    return [one for one in node.body if isinstance(one, ast.FunctionDef)]
+    return [statement for statement in node.body if isinstance(statement, ast.FunctionDef)]
 
 
 def _described(node: Definition, name: str) -> str:
@@ -138,9 +138,9 @@ def _described(node: Definition, name: str) -> str:
 
 def _call(node: ast.FunctionDef, name: str) -> str:
     """The signature as Python, without self."""
-    given = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+    parameters = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
     returns = f" -> {ast.unparse(node.returns)}" if node.returns and node.name != "__init__" else ""
-    return f"```python\n{name}({given}){returns}\n```\n"
+    return f"```python\n{name}({parameters}){returns}\n```\n"
 
 
 def _prose(docstring: str) -> str:
@@ -189,9 +189,9 @@ def renewed(page: str, marker: str) -> str:
     """Return the text of a page with one part made anew."""
     text = (REFERENCE / page).read_text(encoding="utf-8")
     begin, end = f"<!-- {marker} -->\n", f"<!-- /{marker} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
+    before, start, remainder = text.partition(begin)
+    _, closed, after = remainder.partition(end)
+    if not start or not closed:
         raise SystemExit(f"docs/reference/{page}: the markers {begin.strip()} and {end} are missing; put them back")
     return before + begin + PARTS[page, marker]() + end + after
 

@@ -97,8 +97,8 @@ def analyze(
     options: dict[str, object] = {"nvtxmoe": __version__, "polars": pl.__version__, "formats": list(formats)}
     factors = capacity.factors(capacity_factors)
     options["capacity_factors"] = list(factors)
-    given = {"peak_gb_per_s": peaks.gb_per_s, "peak_tflop_per_s": peaks.tflop_per_s}
-    options |= {name: value for name, value in given.items() if value is not None}
+    peak_options = {"peak_gb_per_s": peaks.gb_per_s, "peak_tflop_per_s": peaks.tflop_per_s}
+    options |= {name: value for name, value in peak_options.items() if value is not None}
     folder = output / FOLDER
     check_folder(folder)
     if database is not None:
@@ -112,10 +112,10 @@ def analyze(
     del reports, facts  # the results hold what they need of them
     results.prepare()
     build_table, build_document = table_builders(), document_builders()
-    possible = [one for one in declarations().values() if not (one.gpu and results.direct)]
-    table_stems = [one.stem for one in possible if isinstance(one, Table)]
+    possible = [output for output in declarations().values() if not (output.gpu and results.direct)]
+    table_stems = [output.stem for output in possible if isinstance(output, Table)]
     # The validation file comes last; the checks are needed for themselves too.
-    document_stems = [one.stem for one in possible if isinstance(one, Document) and one.stem != VALIDATION]
+    document_stems = [output.stem for output in possible if isinstance(output, Document) and output.stem != VALIDATION]
     builds: list[Callable[[RunMetrics], Any]] = [
         validate,
         *(build_table[stem] for stem in table_stems),

@@ -30,7 +30,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     ``recording`` is how expert ids were taken, layers by way (``{"recomputed": "0-3"}``).
     """
     results = analysis.results
-    steps, tokens = _steps_and_tokens(analysis, kept=True)
+    steps, tokens = _steps_and_tokens(analysis, only_kept=True)
     return {
         "verdict": analysis.validation["verdict"],
         "reasons": analysis.validation["reasons"],
@@ -40,7 +40,7 @@ def overview(analysis: Analysis) -> dict[str, Any]:
         "checks_failed": sum(check.status == FAIL for check in analysis.checks),
         "ranks": sum(report.steps.filter("kept")["pid"].n_unique() for report in results.reports),
         "steps_kept": steps,
-        "steps_captured": _steps_and_tokens(analysis, kept=False)[0],
+        "steps_captured": _steps_and_tokens(analysis, only_kept=False)[0],
         "tokens": tokens,
         **({} if results.direct else _gpu(analysis)),
         "answers": [answer.as_dict() for answer in analysis.advice.answers],
@@ -76,7 +76,7 @@ def _explained(results: RunMetrics) -> list[str]:
     return [sentence(choice) for choice in fitted or pooled]
 
 
-def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
+def _steps_and_tokens(analysis: Analysis, *, only_kept: bool) -> tuple[int, int]:
     """Steps and their tokens, each once however many tensor- or pipeline-parallel ranks ran it.
 
     Of pipeline stages the ones with the model's first layer stand for all. Ranks that have it and share tokens are one;
@@ -88,12 +88,12 @@ def _steps_and_tokens(analysis: Analysis, *, kept: bool) -> tuple[int, int]:
         groups = {pid: meta.tp_group for pid, meta in report.metas.items() if first is None or first in meta.layers}
         silent = [pid for pid in report.steps["pid"].unique().to_list() if pid not in report.metas]
         groups |= {pid: -1 - index for index, pid in enumerate(silent)}
-        steps = report.steps.filter("kept") if kept else report.steps
-        mine = steps.filter(pl.col("pid").is_in(list(groups))).with_columns(
+        steps = report.steps.filter("kept") if only_kept else report.steps
+        own_steps = steps.filter(pl.col("pid").is_in(list(groups))).with_columns(
             group=pl.col("pid").replace_strict(groups, default=None, return_dtype=pl.Int64),
             number=pl.coalesce("step", -1 - pl.col("row")),  # without a number a range stands for itself
         )
-        once = mine.unique(["group", "number"], keep="first")
+        once = own_steps.unique(["group", "number"], keep="first")
         number += len(once)
         tokens += int(once["num_tokens"].sum())
     return number, tokens
@@ -144,11 +144,11 @@ def _layer_times(results: RunMetrics) -> dict[int, dict[str, Any]]:
         (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
         worked.mean().alias("per_step"),
     )
-    own = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
+    own_times = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
     names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
     if not any(report.operations for report in results.reports):
         return {layer: dict.fromkeys(names) for layer in timed["layer"].to_list()}
-    rows = timed.join(own, on="layer", how="left").rows()
+    rows = timed.join(own_times, on="layer", how="left").rows()
     return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
 
 
@@ -168,8 +168,8 @@ def _in_steps_ns(run: RunMetrics) -> int:
     """Return the GPU time of the kept steps, in all their layers and outside layers, in ns."""
     total = 0
     for report in run.reports:
-        kept = report.steps.with_row_index("step_row").filter("kept")["step_row"]
-        work = report.step_work.filter(pl.col("step_row").is_in(kept.implode()))
+        kept_rows = report.steps.with_row_index("step_row").filter("kept")["step_row"]
+        work = report.step_work.filter(pl.col("step_row").is_in(kept_rows.implode()))
         total += sum(int(work[slot].sum()) for slot in (*STEP_PHASES, "step_unplaced", "layers"))
     return total
 

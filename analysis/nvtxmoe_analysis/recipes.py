@@ -83,12 +83,16 @@ def write_reports(
     results = RunMetrics.of(merge(reports, Selection(**filters), {**options, "recipe": recipe}))
     _, validation = validate(results)
     build_table, build_document = table_builders(), document_builders()
-    mine = [one for one in declarations().values() if one.recipe == recipe]
+    recipe_outputs = [output for output in declarations().values() if output.recipe == recipe]
     files = write_set(
         folder,
-        {one.stem: build_table[one.stem](results) for one in mine if isinstance(one, Table)},
+        {output.stem: build_table[output.stem](results) for output in recipe_outputs if isinstance(output, Table)},
         {
-            **{one.stem: build_document[one.stem](results) for one in mine if isinstance(one, Document)},
+            **{
+                output.stem: build_document[output.stem](results)
+                for output in recipe_outputs
+                if isinstance(output, Document)
+            },
             VALIDATION: validation,
         },
         formats,

@@ -107,12 +107,12 @@ def listen(register: Callable[[Callable[..., None]], Any], hook: Hook) -> None:
 
 def put(owner: Any, attribute: str, value: Any) -> None:
     """Set an attribute of a class, module or instance, so that ``unhook_all`` takes it back."""
-    own = attribute in vars(owner)
+    own_attribute = attribute in vars(owner)
     original = vars(owner).get(attribute)
     setattr(owner, attribute, value)
 
     def undo() -> None:
-        if own:
+        if own_attribute:
             setattr(owner, attribute, original)
         else:
             delattr(owner, attribute)

@@ -61,7 +61,7 @@ class LayerInfo:
 
     def as_dict(self) -> dict[str, Any]:
         """As moe.meta has it; what is not known is absent."""
-        said = {
+        fields = {
             "layer": self.layer,
             "name": self.name,
             "num_experts": self.num_experts,
@@ -71,7 +71,7 @@ class LayerInfo:
             "num_physical_experts": None if self.num_physical == self.num_experts else self.num_physical,
             **asdict(self.shape),
         }
-        return {key: value for key, value in said.items() if value is not None}
+        return {key: value for key, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def meta_text(
         recomputed: keys on tokens of recomputed layers.
         windows: first and last step (None: still open) of each window so far; None where everything is recorded.
     """
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "schema": schema.SCHEMA,
         "nvtxmoe": __version__,
         **dict(identity.extra),
@@ -164,7 +164,7 @@ def meta_text(
         "layers": [layer.as_dict() for layer in identity.layers],
         "capture": dict(capture) if capture else None,
     }
-    return json.dumps({key: value for key, value in said.items() if value is not None}).encode()
+    return json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
 
 
 def recording_text(layers: Sequence[LayerInfo]) -> str | dict[str, str]:

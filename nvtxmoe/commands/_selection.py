@@ -33,7 +33,7 @@ def numbers(text: str | None, option: str) -> frozenset[int] | None:
     """``0,3,8-11`` as a set."""
     if text is None:
         return None
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in text.split(","):
         match = _NUMBERS.fullmatch(part.strip())
         if match is None:
@@ -44,8 +44,8 @@ def numbers(text: str | None, option: str) -> frozenset[int] | None:
             raise click.BadParameter(f"{part!r} ends before it begins", param_hint=option)
         if last - first >= MOST_NUMBERS:
             raise click.BadParameter(f"{part!r} are more than {MOST_NUMBERS:,} numbers", param_hint=option)
-        found.update(range(first, last + 1))
-    return frozenset(found)
+        numbers.update(range(first, last + 1))
+    return frozenset(numbers)
 
 
 def selection_options(function: Callable[..., Any]) -> Callable[..., Any]:

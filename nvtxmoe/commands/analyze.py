@@ -114,7 +114,7 @@ def analyze(
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
 
     refuse_results(inputs)
-    with progress_bar() as tell:
+    with progress_bar() as report_progress:
         done = run(
             inputs,
             output,
@@ -127,14 +127,14 @@ def analyze(
             jobs=jobs,
             dask=dask,
             peaks=PeakOptions(peak_gbs, peak_tflops),
-            tell=tell,
+            tell=report_progress,
         )
-        found = overview(done)
-        found["files"] += renew_report(done.folder, tell, wanted=with_report)
+        summary = overview(done)
+        summary["files"] += renew_report(done.folder, report_progress, with_report=with_report)
     if as_json:
-        print_json(found)
+        print_json(summary)
     else:
         from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
-        show_analysis(stdout(), found)
+        show_analysis(stdout(), summary)
     return ending(done, strict=strict, partial_ok=partial_ok)

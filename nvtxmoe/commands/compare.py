@@ -97,31 +97,31 @@ def compare(
     with waiting("comparing"):
         done: pair.Comparison | many.Comparisons
         if len(results) == 2:
-            sides = many.baseline_first(results, baseline)
-            done = pair.compare(*sides, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
-            found, several = pair.document(done), many.as_comparisons(done)
+            runs = many.baseline_first(results, baseline)
+            done = pair.compare(*runs, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed)
+            shown, several = pair.document(done), many.as_comparisons(done)
             files = [] if output is None else pair.write(done, output)
         else:
             done = several = many.compare_many(
                 results, baseline=baseline, fail_if=fail_if, rule=rule, confidence=confidence / 100.0, seed=seed
             )
-            found = many.document(done)
+            shown = many.document(done)
             files = [] if output is None else many.write(done, output)
         if page is not None:
             from nvtxmoe_analysis.compare.page import write_page  # noqa: PLC0415  altair only where it is asked for
 
             files.append(write_page(several, page))
-    found["files"] = [str(file) for file in files]
+    shown["files"] = [str(file) for file in files]
     if as_json:
-        print_json(found)
+        print_json(shown)
     elif len(results) == 2:
         from nvtxmoe.printing.comparison import show_comparison  # noqa: PLC0415
 
-        show_comparison(stdout(), found)
+        show_comparison(stdout(), shown)
     else:
         from nvtxmoe.printing.comparisons import show_comparisons  # noqa: PLC0415
 
-        show_comparisons(stdout(), found)
+        show_comparisons(stdout(), shown)
     if done.failed:
         return GATE_FAILED
     if done.undecided:

@@ -33,20 +33,20 @@ def demo(output: Path, as_json: bool) -> None:
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
     from nvtxmoe_analysis.report import report  # noqa: PLC0415
 
-    with progress_bar() as tell:
-        done = analyze([_capture()], output, tell=tell)
-        found = overview(done)
-        tell("report", None)
+    with progress_bar() as report_progress:
+        done = analyze([_capture()], output, tell=report_progress)
+        summary = overview(done)
+        report_progress("report", None)
         page = report(done.folder).page
-        found["files"].append(str(page))
+        summary["files"].append(str(page))
     if as_json:
-        print_json(found)
+        print_json(summary)
         return
     from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
     console = stdout()
     console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")
-    show_analysis(console, found)
+    show_analysis(console, summary)
     console.print(f"Open {page} in a browser for all findings and charts.", soft_wrap=True)
     console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results --report")
 

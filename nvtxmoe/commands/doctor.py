@@ -62,7 +62,7 @@ def doctor(
     good = can_capture(findings)
     elsewhere = model is not None and not device_names()
     if as_json:
-        print_json({"can_capture": good, "findings": [one.as_dict() for one in findings]})
+        print_json({"can_capture": good, "findings": [finding.as_dict() for finding in findings]})
     else:
         show_findings(stdout(), findings, good, elsewhere)
     return 0 if good or elsewhere else BAD_INPUT
@@ -73,15 +73,15 @@ def show_findings(console: Console, findings: list[Finding], good: bool, elsewhe
     from nvtxmoe_analysis.core.text import number  # noqa: PLC0415  only when it prints
 
     rows = []
-    for one in findings:
-        text = cell_text(one.what)
-        if one.remedy:
-            text.append("\n").append(cell_text(one.remedy).plain, "bold")
-        rows.append((Text(one.level, _STYLES[one.level]), one.topic, text))
+    for finding in findings:
+        text = cell_text(finding.what)
+        if finding.remedy:
+            text.append("\n").append(cell_text(finding.remedy).plain, "bold")
+        rows.append((Text(finding.level, _STYLES[finding.level]), finding.topic, text))
     show_table(console, _COLUMNS, rows, elsewhere="see --json", header=False)
-    counts = {level: sum(one.level == level for one in findings) for level in (NOTE, PROBLEM)}
+    counts = {level: sum(finding.level == level for finding in findings) for level in (NOTE, PROBLEM)}
     end = "A capture can work." if good else "A capture can't work: see the problems."
     if elsewhere and not good:
         end = "This machine, which has no GPU, can't capture: see the problems. What is said of the model is not of it."
-    told = [number(counts[level], word) for level, word in ((PROBLEM, "problem"), (NOTE, "note"))]
-    console.print(f"{end} {', '.join(told)}.")
+    level_counts = [number(counts[level], word) for level, word in ((PROBLEM, "problem"), (NOTE, "note"))]
+    console.print(f"{end} {', '.join(level_counts)}.")

@@ -62,7 +62,7 @@ def export(
     from nvtxmoe_analysis.perfetto.export import export_trace  # noqa: PLC0415  polars only when needed
 
     refuse_results(inputs)
-    with progress_bar() as tell:
+    with progress_bar() as report_progress:
         done = export_trace(
             inputs,
             out,
@@ -72,7 +72,7 @@ def export(
             most_operations=max_operations,
             cache_dir=cache_dir,
             nsys=nsys,
-            tell=tell,
+            tell=report_progress,
         )
     if as_json:
         print_json(_described(done))

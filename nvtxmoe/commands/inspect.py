@@ -33,11 +33,11 @@ def inspect(inputs: tuple[Path, ...], as_json: bool, nsys: Path | None, cache_di
     refuse_results(inputs)
     refuse_mixture(inputs)
     with waiting("reading"):
-        found: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])
+        inspection: Inspection = run([open_export(path, cache_dir=cache_dir, nsys=nsys) for path in inputs])
     if as_json:
-        print_json(found.as_dict())
+        print_json(inspection.as_dict())
     else:
         from nvtxmoe.printing.inspection import show_inspection  # noqa: PLC0415
 
-        show_inspection(stdout(), found)
-    return BAD_INPUT if found.verdict == NO_EVENTS else 0
+        show_inspection(stdout(), inspection)
+    return BAD_INPUT if inspection.verdict == NO_EVENTS else 0

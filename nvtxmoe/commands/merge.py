@@ -56,14 +56,14 @@ def merge(
     for session in sessions:
         require_session(session)
     chosen = session_folder(sessions[0]) if output is None else output
-    with progress_bar() as tell:
-        done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=tell)
-        found = overview(done)
-        found["files"] += renew_report(done.folder, tell, wanted=with_report)
+    with progress_bar() as report_progress:
+        done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=report_progress)
+        summary = overview(done)
+        summary["files"] += renew_report(done.folder, report_progress, with_report=with_report)
     if as_json:
-        print_json(found)
+        print_json(summary)
     else:
         from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
-        show_analysis(stdout(), found)
+        show_analysis(stdout(), summary)
     return ending(done, strict=strict, partial_ok=partial_ok)

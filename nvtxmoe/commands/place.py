@@ -71,7 +71,7 @@ from nvtxmoe.printing.console import print_json, stdout, waiting
 def place(
     results: Path,
     output: Path | None,
-    given: tuple[Path, ...],
+    placement_files: tuple[Path, ...],
     redundant: int | None,
     rearrange_every: int,
     link_gbs: float | None,
@@ -97,19 +97,19 @@ def place(
         redundant, rearrange_every, link_gbs, least_gain_pct, None if layers is None else tuple(sorted(layers))
     )
     with waiting("predicting"):
-        placements = {path.stem: read(path) for path in given}
+        placements = {path.stem: read(path) for path in placement_files}
         predictor = Predictor(load(results), options)
         prediction = predictor.value(placements) if placements else predictor.place()
-        found = document(prediction, [at_batch(predictor, tokens) for tokens in batches])
+        fields = document(prediction, [at_batch(predictor, tokens) for tokens in batches])
         files: list[Path] = []
-        lacking: Mapping[str, str] = {}
+        files_lacking: Mapping[str, str] = {}
         if output is not None:
-            files, lacking = write(prediction, output, json.dumps(found, indent=1) + "\n")
-    found = {**found, "files": [str(file) for file in files], "files_lacking": dict(lacking)}
+            files, files_lacking = write(prediction, output, json.dumps(fields, indent=1) + "\n")
+    fields = {**fields, "files": [str(file) for file in files], "files_lacking": dict(files_lacking)}
     if as_json:
-        print_json(found)
+        print_json(fields)
     else:
         from nvtxmoe.printing.placement import show_placement  # noqa: PLC0415
 
-        show_placement(stdout(), found)
+        show_placement(stdout(), fields)
     return 0

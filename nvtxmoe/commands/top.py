@@ -64,19 +64,19 @@ def top(url: str | None, once: bool, as_json: bool, interval: float, timeout: fl
         raise click.UsageError("--json needs --once")
     from nvtxmoe.live_view.scrape import DEFAULT_URLS, find, full_url, scrape  # noqa: PLC0415  only when it runs
 
-    found, first = find(DEFAULT_URLS if url is None else [full_url(url)], timeout)
+    live_url, first = find(DEFAULT_URLS if url is None else [full_url(url)], timeout)
     if as_json:
         from nvtxmoe.live_view.model import ordered, view_of  # noqa: PLC0415
 
         time.sleep(interval)
-        view = view_of(scrape(found, timeout), first)
-        print_json({"url": found, **view.as_dict(), "layers": [row.as_dict() for row in ordered(view.layers, sort)]})
+        view = view_of(scrape(live_url, timeout), first)
+        print_json({"url": live_url, **view.as_dict(), "layers": [row.as_dict() for row in ordered(view.layers, sort)]})
         return 0
     from nvtxmoe.live_view.watch import follow, watch  # noqa: PLC0415  rich is not for JSON
 
     if once or not is_terminal(sys.stdout):
-        follow(stdout(), lambda: scrape(found, timeout), first, interval, sort, times=1 if once else None)
+        follow(stdout(), lambda: scrape(live_url, timeout), first, interval, sort, times=1 if once else None)
         return 0
     keyboard = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
-    number = watch(stdout(), lambda: scrape(found, timeout), first, interval, sort, keyboard)
+    number = watch(stdout(), lambda: scrape(live_url, timeout), first, interval, sort, keyboard)
     return SIGNALLED + number if number else 0

@@ -62,23 +62,23 @@ def _stop(session: Path, timeout: float, *, merges: bool, strict: bool, as_json:
     answers = window_client.stop(session, timeout)
     assert answers.window is not None
     folder = window_client.window_folder(session, answers.window["number"])
-    found: dict[str, Any] = _described(answers)
+    fields: dict[str, Any] = _described(answers)
     if not as_json:
-        show_window(stdout(), found, session)
+        show_window(stdout(), fields, session)
     status = BAD_INPUT if answers.silent else 0
     if not answers.window["steps"] or not folder.is_dir() or not merges:
         if as_json:
-            print_json(found)
+            print_json(fields)
         elif not answers.window["steps"]:
             stdout().print("No step ran in the window: there are no results.")
         return status
     from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415  polars when needed
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
 
-    with progress_bar() as tell:
-        done = analyze([folder], folder, tell=tell)
+    with progress_bar() as report_progress:
+        done = analyze([folder], folder, tell=report_progress)
     if as_json:
-        print_json({**found, **overview(done)})
+        print_json({**fields, **overview(done)})
     else:
         from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
@@ -87,16 +87,16 @@ def _stop(session: Path, timeout: float, *, merges: bool, strict: bool, as_json:
 
 
 def _described(answers: Answers) -> dict[str, Any]:
-    failed = {rank: said["failure"] for rank, said in answers.by_rank.items() if said.get("failure")}
+    failed = {rank: answer["failure"] for rank, answer in answers.by_rank.items() if answer.get("failure")}
     return {
         "window": answers.window,
         "silent": dict(answers.silent),
         "absent": list(answers.absent),
         "failed": failed,
-        "ranks": [{"rank": rank, **_of_rank(said)} for rank, said in sorted(answers.by_rank.items())],
+        "ranks": [{"rank": rank, **_rank_fields(answer)} for rank, answer in sorted(answers.by_rank.items())],
     }
 
 
-def _of_rank(said: Mapping[str, Any]) -> dict[str, Any]:
-    window = said.get("window") or {}
-    return {"next_step": said["next_step"], "steps": window.get("steps", 0), "tokens": window.get("tokens", 0)}
+def _rank_fields(answer: Mapping[str, Any]) -> dict[str, Any]:
+    window = answer.get("window") or {}
+    return {"next_step": answer["next_step"], "steps": window.get("steps", 0), "tokens": window.get("tokens", 0)}

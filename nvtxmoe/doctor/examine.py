@@ -46,9 +46,9 @@ def examine(
         tokens=tokens,
         import_timeout_s=import_timeout_s,
     )
-    return [finding for one in examinations().values() for finding in one.diagnose(context)]
+    return [finding for examination in examinations().values() for finding in examination.diagnose(context)]
 
 
 def can_capture(findings: list[Finding]) -> bool:
     """Whether nothing stands in the way of a capture."""
-    return all(one.level != PROBLEM for one in findings)
+    return all(finding.level != PROBLEM for finding in findings)

@@ -56,52 +56,52 @@ def weights_format(config: Mapping[str, Any]) -> str | None:
     Parameters:
         config: a parsed config.json.
     """
-    given = _quantisation(config)
-    if given is None:
+    quantisation = _quantisation(config)
+    if quantisation is None:
         return BF16
-    method = str(given.get("quant_method", "")).lower()
+    method = str(quantisation.get("quant_method", "")).lower()
     if method in ("gptq", "awq"):
-        return INT4 if given.get("bits", given.get("w_bit")) == 4 else None
+        return INT4 if quantisation.get("bits", quantisation.get("w_bit")) == 4 else None
     if method == "fp8":
-        if given.get("weight_block_size"):
+        if quantisation.get("weight_block_size"):
             return FP8_BLOCK
-        return FP8_STATIC if given.get("activation_scheme") == "static" else FP8
+        return FP8_STATIC if quantisation.get("activation_scheme") == "static" else FP8
     if method == "modelopt":
-        inner = given.get("quantization")
-        algorithm = (inner if isinstance(inner, Mapping) else given).get("quant_algo")
+        inner = quantisation.get("quantization")
+        algorithm = (inner if isinstance(inner, Mapping) else quantisation).get("quant_algo")
         return {"NVFP4": NVFP4, "FP8": FP8_STATIC, "MXFP8": MXFP8}.get(str(algorithm).upper())
     if method == "compressed-tensors":
-        return _compressed(given)
+        return _compressed(quantisation)
     return {"mxfp4": MXFP4, "mxfp8": MXFP8, "modelopt_fp4": NVFP4, "modelopt_mxfp8": MXFP8}.get(method)
 
 
-def _compressed(given: Mapping[str, Any]) -> str | None:
+def _compressed(quantisation: Mapping[str, Any]) -> str | None:
     """A format of compressed-tensors, when all its groups of modules have the same."""
-    groups = given.get("config_groups")
-    found = set()
+    groups = quantisation.get("config_groups")
+    formats = set()
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = (group.get("weights") if isinstance(group, Mapping) else None) or {}
         activations = group.get("input_activations") or {}
         kind, bits = weights.get("type"), weights.get("num_bits")
         if (kind, bits) == ("int", 4) and not activations:
-            found.add(INT4)
+            formats.add(INT4)
         elif (kind, bits) == ("float", 4) and weights.get("group_size") == 16:
-            found.add(NVFP4)
+            formats.add(NVFP4)
         elif (kind, bits, weights.get("strategy")) == ("float", 8, "block"):
-            found.add(FP8_BLOCK)
+            formats.add(FP8_BLOCK)
         elif (kind, bits, weights.get("strategy")) == ("float", 8, "tensor"):
-            found.add(FP8 if activations.get("dynamic") else FP8_STATIC)
+            formats.add(FP8 if activations.get("dynamic") else FP8_STATIC)
         elif (kind, bits, weights.get("strategy")) == ("float", 8, "channel"):
-            found.add(FP8)
+            formats.add(FP8)
         else:
             return None
-    return found.pop() if len(found) == 1 else None
+    return formats.pop() if len(formats) == 1 else None
 
 
 def left_out(config: Mapping[str, Any], block: int) -> bool:
     """The checkpoint leaves the experts of a decoder layer unquantised."""
-    given = _quantisation(config) or {}
-    names = [name for key in _LEFT_OUT for name in given.get(key) or () if isinstance(name, str)]
+    quantisation = _quantisation(config) or {}
+    names = [name for key in _LEFT_OUT for name in quantisation.get(key) or () if isinstance(name, str)]
     return any(_covers(name, block) for name in names)
 
 
@@ -117,8 +117,8 @@ def _covers(pattern: str, block: int) -> bool:
 
 
 def _quantisation(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    given = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
-    return given if isinstance(given, Mapping) and given else None
+    quantisation = config.get("quantization_config") or (config.get("text_config") or {}).get("quantization_config")
+    return quantisation if isinstance(quantisation, Mapping) and quantisation else None
 
 
 def trtllm_routes(model_type: str, config: Mapping[str, Any]) -> bool | None:

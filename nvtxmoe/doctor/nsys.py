@@ -63,7 +63,7 @@ class UnderNsys:
 
 
 def profiler(
-    found: Installed, explicit: Path | None, requested: str, needed: bool, environ: Mapping[str, str]
+    installation: Installed, explicit: Path | None, requested: str, needed: bool, environ: Mapping[str, str]
 ) -> UnderNsys:
     """Findings on nsys, and what payloads would be.
 
@@ -80,12 +80,12 @@ def profiler(
         remedy = "Install Nsight Systems, or name one with --nsys or NVTXMOE_NSYS"
         return UnderNsys([Finding("nsys", bad, error_text(error) + direct, remedy)])
     findings = [Finding("nsys", OK, f"{nsys.version} ({nsys.path})", None, {"exports_binary": nsys.knows_blobs})]
-    version = found.versions.get("nvtx")
+    version = installation.versions.get("nvtx")
     if version is None:
         return UnderNsys(findings, nsys.version)
-    recorded = list(_recording(found, nsys, version, bad, environ))
+    recorded = list(_recording(installation, nsys, version, bad, environ))
     findings += recorded
-    if any(one.level != OK for one in recorded):
+    if any(finding.level != OK for finding in recorded):
         return UnderNsys(findings, nsys.version)
     encoding, reason = payload_encoding(requested, version, nsys.knows_blobs)
     findings += _payloads(encoding, reason, version, nsys, bad)
@@ -104,22 +104,24 @@ def _payloads(encoding: str, reason: str, version: str, nsys: Nsys, bad: str) ->
     yield Finding("payloads", OK, f"{encoding}: {reason}", None, {"encoding": encoding})
 
 
-def _recording(found: Installed, nsys: Nsys, version: str, bad: str, environ: Mapping[str, str]) -> Iterator[Finding]:
+def _recording(
+    installation: Installed, nsys: Nsys, version: str, bad: str, environ: Mapping[str, str]
+) -> Iterator[Finding]:
     """Record a few marks and look for them."""
     known = nvtx_records_under(version, nsys.version)
     fix = (
-        f"Run {found.path} -m pip install nvtx=={NVTX_FOR_ALL}, or use an nsys of 2025"
+        f"Run {installation.path} -m pip install nvtx=={NVTX_FOR_ALL}, or use an nsys of 2025"
         if not known
         else f"Use an nsys of 2025 with nvtx {'.'.join(map(str, NVTX_WITH_BINARY))} or newer"
     )
     try:
-        tried = try_out(found.path, nsys, environ)
+        tried = try_out(installation.path, nsys, environ)
     except NvtxmoeError as error:
-        said = error_text(error)
+        problem = error_text(error)
         if known:
-            yield Finding("recording", bad, f"a trial capture failed: {said}", error.remedy or fix)
+            yield Finding("recording", bad, f"a trial capture failed: {problem}", error.remedy or fix)
         else:
-            yield Finding("recording", bad, f"nsys {nsys.version} records nothing of nvtx {version} ({said})", fix)
+            yield Finding("recording", bad, f"nsys {nsys.version} records nothing of nvtx {version} ({problem})", fix)
         return
     details = {"marks": tried.ints, "of": MARKS, "array": tried.array}
     pair = f"nsys {nsys.version} and nvtx {version}"

@@ -119,12 +119,12 @@ def installed(python: Path, environ: Mapping[str, str]) -> Installed:
     Raises:
         NvtxmoeError: it doesn't run.
     """
-    told, trouble = _run(python, _FACTS, environ, FACTS_TIMEOUT_S, *NEEDED)
-    if "versions" not in told:
+    facts, trouble = _run(python, _FACTS, environ, FACTS_TIMEOUT_S, *NEEDED)
+    if "versions" not in facts:
         raise NvtxmoeError(f"this Python does not answer: {trouble}", where=python, remedy="Give another with --python")
     for name in ("plugins", "merge_lacks"):
-        told[name] = tuple(told[name])
-    return Installed(path=python, **told)
+        facts[name] = tuple(facts[name])
+    return Installed(path=python, **facts)
 
 
 @dataclass(frozen=True)
@@ -139,23 +139,23 @@ class Imported:
     vllm_trouble: str | None
     adapter: str | None
     adapter_versions: str | None
-    lacking: dict[str, list[str]]
+    unmet: dict[str, list[str]]
     trouble: str | None
 
 
 def imported(python: Path, environ: Mapping[str, str], timeout_s: float = IMPORT_TIMEOUT_S) -> Imported:
     """Import torch and vLLM in a process of their own, and choose the adapter there."""
-    told, trouble = _run(python, _IMPORTS, environ, timeout_s, str(ROOT))
+    facts, trouble = _run(python, _IMPORTS, environ, timeout_s, str(ROOT))
     return Imported(
-        torch=told.get("torch"),
-        torch_cuda=told.get("torch_cuda"),
-        cuda_devices=told.get("cuda_devices", 0),
-        torch_trouble=told.get("torch_error"),
-        vllm=told.get("vllm"),
-        vllm_trouble=told.get("vllm_error"),
-        adapter=told.get("adapter"),
-        adapter_versions=told.get("versions"),
-        lacking=told.get("lacking", {}),
+        torch=facts.get("torch"),
+        torch_cuda=facts.get("torch_cuda"),
+        cuda_devices=facts.get("cuda_devices", 0),
+        torch_trouble=facts.get("torch_error"),
+        vllm=facts.get("vllm"),
+        vllm_trouble=facts.get("vllm_error"),
+        adapter=facts.get("adapter"),
+        adapter_versions=facts.get("versions"),
+        unmet=facts.get("lacking", {}),
         trouble=trouble,
     )
 
@@ -181,11 +181,11 @@ def _run(
         lines = [line for line in errors.decode("utf-8", "replace").splitlines() if line.strip()]
         ended = f"it ended with status {status}" if status > 0 else f"it was killed by signal {-status}"
         trouble = f"{ended} ({lines[-1].strip()})" if lines else ended
-    told: dict[str, Any] = {}
+    facts: dict[str, Any] = {}
     for line in output.decode("utf-8", "replace").splitlines():
         if line.startswith(MARK):
-            told |= json.loads(line.removeprefix(MARK))
-    return told, trouble
+            facts |= json.loads(line.removeprefix(MARK))
+    return facts, trouble
 
 
 def search_python(explicit: Path | None) -> Path:
@@ -200,9 +200,9 @@ def search_python(explicit: Path | None) -> Path:
     from nvtxmoe.profile.interpreter import python_of  # noqa: PLC0415
 
     if explicit is not None:
-        found = which(explicit)
-        if found is None:
+        path = which(explicit)
+        if path is None:
             raise NvtxmoeError("no such Python", where=explicit, remedy="Give one that runs here, as --python python3")
-        return Path(found).absolute()
+        return Path(path).absolute()
     named = python_of(["vllm"]) if which("vllm") else None
     return named or Path(os.path.abspath(sys.executable))  # noqa: PTH100  a venv's link is not to be followed

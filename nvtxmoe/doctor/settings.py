@@ -68,15 +68,15 @@ def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, frozenset):
-        return ",".join(str(one) for one in sorted(value))
+        return ",".join(str(item) for item in sorted(value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _shown(loaded: config.Settings, environ: Mapping[str, str]) -> str:
     changed = [
-        f"{name}={one['value']} ({one['source']})"
-        for name, one in sources(loaded, environ).items()
-        if one["source"] != "default"
+        f"{name}={setting['value']} ({setting['source']})"
+        for name, setting in sources(loaded, environ).items()
+        if setting["source"] != "default"
     ]
     return ", ".join(changed) + "; the rest by default" if changed else "all by default"
 
@@ -97,4 +97,4 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[Finding]:
 def existing_parent(path: Path) -> Path:
     """The nearest folder above (or at) a path that is there."""
     path = path.absolute()
-    return next(one for one in (path, *path.parents) if one.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())

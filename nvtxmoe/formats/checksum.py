@@ -57,9 +57,9 @@ def broken(marks: npt.NDArray[np.void]) -> npt.NDArray[np.bool_] | None:
         return None
     if marks.dtype != sealed_dtype(math.prod(marks.dtype["counts"].shape)):  # not a layout that capture writes
         return np.ones(len(marks), np.bool_)
-    found = np.zeros(len(marks), np.bool_)
+    is_broken = np.zeros(len(marks), np.bool_)
     for at, rows in enumerate(marks):
         unsealed = rows.copy()
         unsealed[FIELD] = 0
-        found[at] = bool((rows[FIELD] != zlib.crc32(unsealed)).any())
-    return found
+        is_broken[at] = bool((rows[FIELD] != zlib.crc32(unsealed)).any())
+    return is_broken

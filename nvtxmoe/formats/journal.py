@@ -156,8 +156,8 @@ class Records:
         anywhere: npt.NDArray[np.void] = np.ndarray(
             (len(self.raw) - size_bytes + 1,), f"V{size_bytes}", self.raw, strides=(1,)
         )
-        found: npt.NDArray[np.uint8] = anywhere[self.place[chosen]].view(np.uint8)
-        return found.reshape(len(chosen), size_bytes)
+        payloads: npt.NDArray[np.uint8] = anywhere[self.place[chosen]].view(np.uint8)
+        return payloads.reshape(len(chosen), size_bytes)
 
 
 @dataclass
@@ -183,18 +183,20 @@ class Journal:
         """
         end = EVENTS.index("end")
         for at, raw in self._blocks():
-            found = _columns(raw)
-            if found is None:
+            records = _columns(raw)
+            if records is None:
                 raise self._damaged(at)
-            closing = np.flatnonzero(found.event == end)
-            if len(found) and found.event[-1] != end:
+            closing = np.flatnonzero(records.event == end)
+            if len(records) and records.event[-1] != end:
                 self.ended = None  # it went on
             elif len(closing):
-                self.ended = found.payloads(closing[-1:]).tobytes()
+                self.ended = records.payloads(closing[-1:]).tobytes()
             if len(closing):
-                keep = np.flatnonzero(found.event != end)
-                found = Records(raw, found.event[keep], found.place[keep], found.size_bytes[keep], found.time_ns[keep])
-            yield found
+                keep = np.flatnonzero(records.event != end)
+                records = Records(
+                    raw, records.event[keep], records.place[keep], records.size_bytes[keep], records.time_ns[keep]
+                )
+            yield records
 
     def _blocks(self) -> Iterator[tuple[int, bytes]]:
         """Yield where each whole block begins in the file, and its raw bytes."""
@@ -256,16 +258,16 @@ class Journal:
 
 def _columns(raw: bytes) -> Records | None:
     """A block's records; None where they don't fill it, or an event is unknown."""
-    places = array("q")
+    offsets = array("q")
     at = 0
     while at + _RECORD.size <= len(raw):
         stride = _RECORD.size + int.from_bytes(raw[at + 4 : at + 8], "little")
         number = _run_length(raw, at, stride)
-        places.extend(range(at, at + number * stride, stride))
+        offsets.extend(range(at, at + number * stride, stride))
         at += number * stride
     if at != len(raw):
         return None
-    place = np.frombuffer(places, np.int64) if places else np.zeros(0, np.int64)
+    place = np.frombuffer(offsets, np.int64) if offsets else np.zeros(0, np.int64)
     room = max(0, len(raw) - _RECORD.size + 1)
     heads: npt.NDArray[Any] = np.ndarray((room,), _RECORD_DTYPE, raw, strides=(1,))[place]
     if (heads["event"] >= len(EVENTS)).any():
@@ -283,11 +285,13 @@ def _run_length(raw: bytes, at: int, stride: int) -> int:
     head = raw[at : at + _ALIKE_BYTES]
     if raw[at + stride : at + stride + _ALIKE_BYTES] != head:
         return 1
-    wanted, most = int.from_bytes(head, "little"), (len(raw) - _ALIKE_BYTES - at) // stride + 1
+    head_number, max_records = int.from_bytes(head, "little"), (len(raw) - _ALIKE_BYTES - at) // stride + 1
     number, window = 2, 64
-    while number < most:
-        heads: npt.NDArray[Any] = np.ndarray((min(window, most - number),), "<u8", raw, at + number * stride, (stride,))
-        other = np.flatnonzero(heads != wanted)
+    while number < max_records:
+        heads: npt.NDArray[Any] = np.ndarray(
+            (min(window, max_records - number),), "<u8", raw, at + number * stride, (stride,)
+        )
+        other = np.flatnonzero(heads != head_number)
         if len(other):
             return number + int(other[0])
         number, window = number + len(heads), 8 * window

@@ -50,14 +50,14 @@ class Control:
             session.mkdir(mode=0o755, parents=True, exist_ok=True)  # nsys starts programs with a mask of 0
             self.path.mkdir(mode=0o700, exist_ok=True)
         self._fd: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        found = os.fstat(self._fd)
-        trusted = (os.geteuid(),) if create or os.geteuid() else (0, found.st_uid)  # root may use everybody's
-        if found.st_uid not in trusted:
+        status = os.fstat(self._fd)
+        trusted = (os.geteuid(),) if create or os.geteuid() else (0, status.st_uid)  # root may use everybody's
+        if status.st_uid not in trusted:
             self.close()
             raise NvtxmoeError(
-                f"the folder belongs to user {found.st_uid}", where=self.path, remedy="Run as the server's user"
+                f"the folder belongs to user {status.st_uid}", where=self.path, remedy="Run as the server's user"
             )
-        if stat.S_IMODE(found.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & 0o077:
             self.close()
             raise NvtxmoeError("other users may enter the folder", where=self.path, remedy="Set its mode to 0700")
 

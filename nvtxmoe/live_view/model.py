@@ -121,16 +121,18 @@ ORDERS = (
 
 def orders_of(view: View) -> list[Order]:
     """Return the orders that the view has values for."""
-    return [one for one in ORDERS if one.name == "layer" or any(one.value(row) is not None for row in view.layers)]
+    return [
+        order for order in ORDERS if order.name == "layer" or any(order.value(row) is not None for row in view.layers)
+    ]
 
 
 def ordered(rows: Iterable[LayerRow], name: str) -> list[LayerRow]:
     """Sort layers; equal ones by number."""
-    value = next(one.value for one in ORDERS if one.name == name)
+    value = next(order.value for order in ORDERS if order.name == name)
 
     def key(row: LayerRow) -> tuple[bool, float, int]:
-        found = value(row)
-        return found is None, -(found or 0.0), row.layer
+        sort_value = value(row)
+        return sort_value is None, -(sort_value or 0.0), row.layer
 
     return sorted(rows, key=key)
 
@@ -148,7 +150,7 @@ def view_of(now: Page, before: Page | None = None) -> View:
     heat, cells = _heat(now, before)
     return View(
         model=_text(info.get("model")), vllm=_text(info.get("vllm")), nvtxmoe=_text(info.get("version")),
-        ranks=_whole(_one(now, "ranks")),
+        ranks=_whole_number(_single_value(now, "ranks")),
         tokens_per_s=_per_s(sum(tokens.values()) if tokens else None, span),
         prefill_tokens_per_s=by_kind["prefill"], decode_tokens_per_s=by_kind["decode"],
         steps_per_s=_per_s(max(steps.values()) if steps else None, span),
@@ -158,13 +160,13 @@ def view_of(now: Page, before: Page | None = None) -> View:
         failed_hooks=int(sum(value for _, value in now.of("failed_hooks"))),
         own_cpu_ratio=_per_s(cpu_s, span),
         own_cpu_us_per_step=cpu_s * 1e6 / rank_steps if cpu_s is not None and rank_steps else None,
-        collect_us=_micro(_one(now, "collect_seconds")),
-        rank_balancedness=_one(now, "eplb_balancedness"),
+        collect_us=_micro(_single_value(now, "collect_seconds")),
+        rank_balancedness=_single_value(now, "eplb_balancedness"),
         estimated_lost_us_per_step={
             labels.get("bound", ""): value * 1e6
             for labels, value in now.of("estimated_imbalance_lost_seconds")
         },
-        estimated_coverage=_one(now, "estimated_imbalance_coverage_ratio"),
+        estimated_coverage=_single_value(now, "estimated_imbalance_coverage_ratio"),
         heat=heat, layers=_layers(now, before, span, cells),
     )  # fmt: skip
 
@@ -181,7 +183,7 @@ def _layers(
     return tuple(
         LayerRow(
             layer=layer, expert_max_over_mean=ratio.get(layer), active_experts=active.get(layer),
-            experts_never_hit=_whole(never.get(layer)), rank_balancedness=balance.get(layer),
+            experts_never_hit=_whole_number(never.get(layer)), rank_balancedness=balance.get(layer),
             estimated_lost_us_per_step=_micro(lost.get(layer)),
             assignments_per_s=_per_s(grown.get(str(layer)), span),
             hottest=hottest.get(layer, ()), coldest=coldest.get(layer, ()), heat=cells.get(layer, ()),
@@ -210,7 +212,7 @@ def _heat(now: Page, before: Page | None) -> tuple[str | None, dict[int, tuple[f
     hottest = _shares(now, "hottest_expert_share", True)
     if not hottest:
         return None, {}
-    return SHARE_CELLS, {layer: tuple(one.share for one in shares) for layer, shares in hottest.items()}
+    return SHARE_CELLS, {layer: tuple(share.share for share in shares) for layer, shares in hottest.items()}
 
 
 def _grid(page: Page, name: str, label: str) -> dict[tuple[int, int], float]:
@@ -223,7 +225,7 @@ def _over_mean(loads: Mapping[tuple[int, int], float]) -> dict[int, tuple[float,
     for key in sorted(loads):
         rows.setdefault(key[0], []).append(loads[key])
     means = {row: sum(values) / len(values) for row, values in rows.items()}
-    return {row: tuple(one / means[row] if means[row] else 0.0 for one in values) for row, values in rows.items()}
+    return {row: tuple(value / means[row] if means[row] else 0.0 for value in values) for row, values in rows.items()}
 
 
 def _increase(now: Page, before: Page | None, name: str, label: str | None = None) -> dict[str, float] | None:
@@ -234,20 +236,20 @@ def _increase(now: Page, before: Page | None, name: str, label: str | None = Non
     if before is None:
         return None
     earlier = {tuple(sorted(labels.items())): value for labels, value in before.of(name)}
-    found: dict[str, float] = {}
+    increases: dict[str, float] = {}
     for labels, value in now.of(name):
         last = earlier.get(tuple(sorted(labels.items())))
         if last is not None:
             key = labels.get(label, "") if label else ""
-            found[key] = found.get(key, 0.0) + (value - last if value >= last else value)
-    return found or None
+            increases[key] = increases.get(key, 0.0) + (value - last if value >= last else value)
+    return increases or None
 
 
 def _sums(page: Page, name: str, label: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+    sums: dict[str, float] = {}
     for labels, value in page.of(name):
-        found[labels.get(label, "")] = found.get(labels.get(label, ""), 0.0) + value
-    return found
+        sums[labels.get(label, "")] = sums.get(labels.get(label, ""), 0.0) + value
+    return sums
 
 
 def _by_layer(page: Page, name: str) -> dict[int, float]:
@@ -256,12 +258,13 @@ def _by_layer(page: Page, name: str) -> dict[int, float]:
 
 
 def _shares(page: Page, name: str, hottest: bool) -> dict[int, tuple[ExpertShare, ...]]:
-    found: dict[int, list[ExpertShare]] = {}
+    shares_by_layer: dict[int, list[ExpertShare]] = {}
     for (layer, expert), share in _grid(page, name, "expert").items():
-        found.setdefault(layer, []).append(ExpertShare(expert, share))
+        shares_by_layer.setdefault(layer, []).append(ExpertShare(expert, share))
     sign = -1 if hottest else 1
     return {
-        layer: tuple(sorted(shares, key=lambda one: (sign * one.share, one.expert))) for layer, shares in found.items()
+        layer: tuple(sorted(shares, key=lambda share: (sign * share.share, share.expert)))
+        for layer, shares in shares_by_layer.items()
     }
 
 
@@ -270,7 +273,7 @@ def _number(labels: Labels, name: str) -> int | None:
     return int(text) if text.removeprefix("-").isdecimal() else None
 
 
-def _one(page: Page, name: str) -> float | None:
+def _single_value(page: Page, name: str) -> float | None:
     samples: Sequence[tuple[Labels, float]] = page.of(name)
     return samples[0][1] if samples else None
 
@@ -283,7 +286,7 @@ def _micro(seconds: float | None) -> float | None:
     return None if seconds is None else seconds * 1e6
 
 
-def _whole(value: float | None) -> int | None:
+def _whole_number(value: float | None) -> int | None:
     return None if value is None else round(value)
 
 

@@ -75,9 +75,9 @@ def find(urls: Sequence[str], timeout_s: float) -> tuple[str, Page]:
             errors.append(error)
     if len(errors) == 1:
         raise errors[0]
-    found = "; ".join(f"{error.where}: {error.what}" if error.where else error.what for error in errors)
+    failures = "; ".join(f"{error.where}: {error.what}" if error.where else error.what for error in errors)
     remedy = "Give the address of the server's metrics, and start the server with NVTXMOE_ENABLE=1 NVTXMOE_METRICS=1"
-    raise NvtxmoeError(found, remedy=remedy)
+    raise NvtxmoeError(failures, remedy=remedy)
 
 
 def scrape(url: str, timeout_s: float) -> Page:
@@ -105,10 +105,10 @@ def parse(text: str, at_s: float) -> Page:
     from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  an extra
 
     starts = (PREFIX, f"# TYPE {PREFIX}", f"# HELP {PREFIX}")
-    own = [line for line in text.split("\n") if line.startswith(starts)]
+    own_lines = [line for line in text.split("\n") if line.startswith(starts)]
     samples: dict[str, list[tuple[Labels, float]]] = {}
     try:
-        for family in text_string_to_metric_families("\n".join(own) + "\n"):
+        for family in text_string_to_metric_families("\n".join(own_lines) + "\n"):
             for sample in family.samples:
                 value = float(sample.value)
                 if math.isfinite(value):

@@ -129,16 +129,16 @@ def _own_cost(view: View) -> str:
 
 def _fitting(rows: Sequence[LayerRow], width: int) -> list[_Column]:
     """Return the columns that have values and fit, with eight cells left for the heatmap."""
-    found: list[_Column] = []
+    columns: list[_Column] = []
     left = width - 10
     for column in _COLUMNS:
         if all(column.text(row) is None for row in rows):
             continue
-        if found and column.width > left:
+        if columns and column.width > left:
             break
-        found.append(column)
+        columns.append(column)
         left -= column.width
-    return found
+    return columns
 
 
 def _left_out(rows: Sequence[LayerRow], columns: Sequence[_Column], width: int) -> list[Text]:
@@ -195,7 +195,7 @@ def _details(picked: LayerRow | None, width: int) -> list[Text]:
         return []
     lines: list[Text] = []
     for name, shares in (("hottest", picked.hottest), ("coldest", picked.coldest)):
-        items = [f"expert {one.expert} {100 * one.share:.2f} %" for one in shares[:8]]
+        items = [f"expert {share.expert} {100 * share.share:.2f} %" for share in shares[:8]]
         lines += _packed([f"layer {picked.layer} {name}:", *items], width)
     return lines if picked.hottest or picked.coldest else []
 
@@ -203,12 +203,12 @@ def _details(picked: LayerRow | None, width: int) -> list[Text]:
 def _legend(view: View, scale: float, blocks: str, width: int) -> list[Text]:
     if view.heat is None or not scale:
         return []
-    most = f"{100 * scale:.2f} %" if view.heat == SHARE_CELLS else f"{scale:.2f} x"
-    return [Text(line.plain, "dim") for line in _packed([f"{view.heat}:", f"{blocks[-1]} is {most}"], width)]
+    scale_text = f"{100 * scale:.2f} %" if view.heat == SHARE_CELLS else f"{scale:.2f} x"
+    return [Text(line.plain, "dim") for line in _packed([f"{view.heat}:", f"{blocks[-1]} is {scale_text}"], width)]
 
 
 def _keys(view: View, width: int) -> list[Text]:
-    items = ["up/down pick a layer", *(f"{one.key} {_NAMES[one.name]}" for one in orders_of(view)), "q quit"]
+    items = ["up/down pick a layer", *(f"{order.key} {_NAMES[order.name]}" for order in orders_of(view)), "q quit"]
     return [Text(line.plain, "dim") for line in _packed(items, width)]
 
 

@@ -43,24 +43,24 @@ def filled(
     Raises:
         NvtxmoeError: a single row is too large.
     """
-    rest = rows if total is not None else rows[offset:]
+    page_rows = rows if total is not None else rows[offset:]
     page.total = len(rows) if total is None else total
     page.offset = offset
     page.more = "x" * 120  # as long as the sentence can be
     left = MOST_BYTES - len(page.model_dump_json().encode())
-    taken: list[Any] = []
-    for row in rest[: min(limit, MOST_ROWS)]:
+    filled_rows: list[Any] = []
+    for row in page_rows[: min(limit, MOST_ROWS)]:
         left -= len(to_json(row)) + 1
         if left < 0:
             break
-        taken.append(row)
-    if rest and not taken:
+        filled_rows.append(row)
+    if page_rows and not filled_rows:
         raise NvtxmoeError(f"one row is larger than {MOST_BYTES:,} bytes", remedy="Name fewer columns")
-    end = offset + len(taken)
+    end = offset + len(filled_rows)
     page.more = None
     if end < page.total:
         page.more = f"{page.total - end:,} more rows: ask again with offset={end} (at most {MOST_ROWS} rows per answer)"
-    setattr(page, field, taken)
+    setattr(page, field, filled_rows)
     return page
 
 

@@ -67,17 +67,17 @@ class Folders:
         NvtxmoeError: one of them is no folder.
     """
 
-    def __init__(self, given: Sequence[Path]) -> None:
-        for folder in given:
+    def __init__(self, roots: Sequence[Path]) -> None:
+        for folder in roots:
             if not folder.is_dir():
                 raise no_results(folder)
-        self._given = tuple(given)
-        self._real = tuple(os.path.realpath(folder) for folder in given)
+        self._roots = tuple(roots)
+        self._real = tuple(os.path.realpath(folder) for folder in roots)
 
     def names(self) -> list[str]:
         """Return the result folders in the given folders, each once, as :meth:`open` takes them."""
-        found = {os.path.realpath(path): path for root in self._given for path in self._below(root)}
-        return sorted(str(path) for path in found.values())
+        paths = {os.path.realpath(path): path for root in self._roots for path in self._below(root)}
+        return sorted(str(path) for path in paths.values())
 
     def open(self, name: str) -> Opened:
         """Open a results folder: a name of :meth:`names`, or a path inside a given folder.
@@ -114,7 +114,7 @@ class Folders:
     def _inside(self, name: str) -> Path:
         """Return the real path of a name that is inside a given folder; what is outside is never looked at."""
         inside = []
-        for candidate in (Path(name), *(root / name for root in self._given)):
+        for candidate in (Path(name), *(root / name for root in self._roots)):
             try:
                 real = os.path.realpath(candidate)
             except (ValueError, OSError):  # a NUL character; links in a circle
@@ -129,9 +129,9 @@ class Folders:
         return any(real == root or real.startswith(root.rstrip(os.sep) + os.sep) for root in self._real)
 
     def _outside(self, name: str | Path) -> NvtxmoeError:
-        given = ", ".join(map(str, self._given))
+        roots = ", ".join(map(str, self._roots))
         return NvtxmoeError(
-            "outside the folders that this server may read", where=name, remedy=f"Name a folder inside {given}"
+            "outside the folders that this server may read", where=name, remedy=f"Name a folder inside {roots}"
         )
 
     def _below(self, root: Path) -> Iterator[Path]:
@@ -145,7 +145,9 @@ class Folders:
 
 
 def _holds_results(folder: Path) -> bool:
-    return any((folder / f"{one.stem}.{form}").is_file() for one in declarations().values() for form in one.forms)
+    return any(
+        (folder / f"{output.stem}.{form}").is_file() for output in declarations().values() for form in output.forms
+    )
 
 
 @lru_cache(KEPT)

@@ -50,13 +50,13 @@ def _place(parts: Sequence[int | str]) -> str:
     return ".".join(map(str, parts))
 
 
-def make_server(given: Sequence[Path]) -> MCPServer:
+def make_server(folders: Sequence[Path]) -> MCPServer:
     """Return a server over folders.
 
     Raises:
         NvtxmoeError: one of them is no folder.
     """
-    tools = Tools(Folders(given))
+    tools = Tools(Folders(folders))
     server = _Server("nvtxmoe", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
     reading = (tools.list_results, tools.findings, tools.finding_evidence, tools.table_rows, tools.explain_column)
     for tool in (*reading, tools.compare):

@@ -64,9 +64,9 @@ class Tools:
     def findings(self, result: Result, offset: Offset = 0, limit: Limit = MOST_ROWS) -> FindingsList:
         """Findings of a run, the most important first: where the GPU time of its MoE layers goes, and why."""
         opened = self._folders.open(result)
-        found = [_finding(finding) for finding in opened.findings]
+        records = [_finding(finding) for finding in opened.findings]
         answers = [Answered(**clipped(answer.as_dict())) for answer in opened.answers]
-        return filled(FindingsList(result=result, answers=answers), "findings", found, offset, limit)
+        return filled(FindingsList(result=result, answers=answers), "findings", records, offset, limit)
 
     def finding_evidence(
         self,
@@ -76,11 +76,11 @@ class Tools:
         limit: Limit = MOST_ROWS,
     ) -> FindingEvidence:
         """Every number of a finding with file, column and rows; rows holds the arguments of table_rows for them."""
-        found = {finding.id: finding for finding in self._folders.open(result).findings}
-        if id not in found:
-            raise no_such("finding", id, found)
-        numbers = [_evidence(number) for number in found[id].evidence]
-        page = FindingEvidence(result=result, id=id, title=clipped(found[id].title))
+        by_id = {finding.id: finding for finding in self._folders.open(result).findings}
+        if id not in by_id:
+            raise no_such("finding", id, by_id)
+        numbers = [_evidence(number) for number in by_id[id].evidence]
+        page = FindingEvidence(result=result, id=id, title=clipped(by_id[id].title))
         return filled(page, "evidence", numbers, offset, limit)
 
     def table_rows(
@@ -119,17 +119,21 @@ class Tools:
             raise no_such("frame", table, tables())
         if table is None and column is None:
             raise NvtxmoeError("neither a column nor a table was named", remedy="Name one of them")
-        declared = [one for one in tables().values() if table in (None, one.name)]
+        declared = [declaration for declaration in tables().values() if table in (None, declaration.name)]
         meanings = [
             ColumnMeaning(
-                table=one.name, column=each.name, type=str(each.type), unit=unit_of(each.name), meaning=each.meaning
+                table=declaration.name,
+                column=each.name,
+                type=str(each.type),
+                unit=unit_of(each.name),
+                meaning=each.meaning,
             )
-            for one in declared
-            for each in one.columns
+            for declaration in declared
+            for each in declaration.columns
             if column in (None, each.name)
         ]
         if not meanings:
-            names = dict.fromkeys(each.name for one in declared for each in one.columns)
+            names = dict.fromkeys(each.name for declaration in declared for each in declaration.columns)
             raise no_such("column", str(column), names)
         only = declared[0] if table is not None else None
         page = ColumnMeanings(
@@ -155,16 +159,16 @@ class Tools:
     ) -> Differences:
         """Compare two runs: what differs, with confidence intervals, and whether that is more than noise."""
         self._folders.open(before), self._folders.open(after)
-        found = document(compare_runs(self._folders.folder(before), self._folders.folder(after)))
+        comparison = document(compare_runs(self._folders.folder(before), self._folders.folder(after)))
         rows = (
-            [{"metric": metric, **row} for metric, layers in found["layers"].items() for row in layers]
+            [{"metric": metric, **row} for metric, layers in comparison["layers"].items() for row in layers]
             if part == "layers"
-            else found[part]
+            else comparison[part]
         )
         page = Differences(
-            before=ComparedRun(**clipped(found["a"])),
-            after=ComparedRun(**clipped(found["b"])),
-            notes=[clipped(note) for note in found["notes"][:MOST_NOTES]],
+            before=ComparedRun(**clipped(comparison["a"])),
+            after=ComparedRun(**clipped(comparison["b"])),
+            notes=[clipped(note) for note in comparison["notes"][:MOST_NOTES]],
             part=part,
         )
         return filled(page, "rows", [clipped(row) for row in rows], offset, limit)

@@ -31,8 +31,10 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
     _show_layers(console, overview["layers"], timed)
     if len(overview["layers"]) > MOST_LAYERS:
-        most = "most kernel time" if timed else "highest max/mean"
-        console.print(f"The {MOST_LAYERS} layers with the {most} of {len(overview['layers'])}; the files have all.")
+        ranked_by = "most kernel time" if timed else "highest max/mean"
+        console.print(
+            f"The {MOST_LAYERS} layers with the {ranked_by} of {len(overview['layers'])}; the files have all."
+        )
     if timed:
         _show_operations(console, "Most GPU time in MoE layers:", overview["kernels"])
         _show_operations(console, "Most GPU time of steps outside MoE layers:", overview["outside"])

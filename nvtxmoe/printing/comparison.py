@@ -93,8 +93,10 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
     moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
     if not moved:
         if rows and rows[0]["p_value"] is not None:
-            most = f" (most: layer {rows[0]['layer_idx']}, {percent_text(rows[0]['change_pct'])})"
-            console.print(f"No single layer differs significantly in {name}{most if rows[0]['difference'] else ''}.")
+            most_changed = f" (most: layer {rows[0]['layer_idx']}, {percent_text(rows[0]['change_pct'])})"
+            console.print(
+                f"No single layer differs significantly in {name}{most_changed if rows[0]['difference'] else ''}."
+            )
         return
     console.print(f"Layers that moved most in {name} (p for {len(rows)} layers):")
     columns = (

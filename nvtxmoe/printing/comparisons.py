@@ -95,8 +95,8 @@ def _rows(results: list[dict[str, Any]]) -> list[Row]:
 
 def _notes(results: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return each note once, with the names of the results that it is about."""
-    found: dict[str, list[str]] = defaultdict(list)
+    results_by_note: dict[str, list[str]] = defaultdict(list)
     for result in results:
         for note in result["notes"]:
-            found[note].append(result["name"])
-    return found
+            results_by_note[note].append(result["name"])
+    return results_by_note

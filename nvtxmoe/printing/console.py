@@ -42,7 +42,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
-    """Show a progress bar on standard error and yield ``analyze``'s ``tell``; show nothing if it is no terminal."""
+    """Show a progress bar on standard error and yield ``analyze``'s ``report``; show nothing if it is no terminal."""
     if not is_terminal(sys.stderr):
         yield lambda _what, _done: None
         return
@@ -55,10 +55,10 @@ def progress_bar() -> Iterator[Callable[[str, float | None], None]]:
     with Progress(*columns, console=stderr(), transient=True) as bar:
         task = bar.add_task("opening", total=None)
 
-        def tell(what: str, done: float | None) -> None:
+        def report(what: str, done: float | None) -> None:
             bar.update(task, description=what, completed=done or 0.0, total=None if done is None else 1.0)
 
-        yield tell
+        yield report
 
 
 def print_json(value: object) -> None:

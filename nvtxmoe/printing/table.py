@@ -69,15 +69,15 @@ def table_lines(
     natural = [
         max((_width(row[i]) for row in cells if not isinstance(row, str)), default=0) for i in range(len(columns))
     ]
-    kept = list(range(len(columns)))
-    while sum(_least(columns[i], natural[i], header) for i in kept) + GAP * (len(kept) - 1) > width:
-        spare = [i for i in kept if columns[i].drop]
+    shown_columns = list(range(len(columns)))
+    while sum(_least(columns[i], natural[i], header) for i in shown_columns) + GAP * (len(shown_columns) - 1) > width:
+        spare = [i for i in shown_columns if columns[i].drop]
         if not spare:
             return [_stripped(line) for line in _records(console, columns, cells, width, header)]
-        kept.remove(max(spare, key=lambda i: columns[i].drop))
-    lines = _grid(console, columns, cells, kept, natural, width, header)
-    if len(kept) < len(columns):
-        names = ", ".join(column.title for i, column in enumerate(columns) if i not in kept)
+        shown_columns.remove(max(spare, key=lambda i: columns[i].drop))
+    lines = _grid(console, columns, cells, shown_columns, natural, width, header)
+    if len(shown_columns) < len(columns):
+        names = ", ".join(column.title for i, column in enumerate(columns) if i not in shown_columns)
         note = Text(f"No room for: {names} ({elsewhere}).", "dim")
         lines += note.wrap(console, width, overflow="fold")
     return [_stripped(line) for line in lines]
@@ -111,41 +111,41 @@ def _grid(
     console: Console,
     columns: Sequence[Column],
     rows: Sequence[Sequence[Text] | str],
-    kept: Sequence[int],
+    shown_columns: Sequence[int],
     natural: Sequence[int],
     width: int,
     header: bool,
 ) -> list[Text]:
-    widths = _widths(columns, kept, natural, width, header)
+    widths = _widths(columns, shown_columns, natural, width, header)
     lines: list[Text] = []
     if header:
-        titles = [_title(columns[i].title, w) for i, w in zip(kept, widths, strict=True)]
+        titles = [_title(columns[i].title, w) for i, w in zip(shown_columns, widths, strict=True)]
         depth = max(map(len, titles))
         for level in range(depth):
             # Short titles are on the last lines, next to their cells.
             parts = [Text(t[level - depth + len(t)] if level >= depth - len(t) else "", "bold") for t in titles]
-            lines.append(_line(columns, kept, widths, parts))
+            lines.append(_line(columns, shown_columns, widths, parts))
     for row in rows:
         if isinstance(row, str):
             lines += Text(row, "bold").wrap(console, width, overflow="fold")
             continue
-        wrapped = [_wrapped(console, row[i], w) for i, w in zip(kept, widths, strict=True)]
+        wrapped = [_wrapped(console, row[i], w) for i, w in zip(shown_columns, widths, strict=True)]
         for level in range(max(map(len, wrapped))):
             parts = [part[level] if level < len(part) else Text() for part in wrapped]
-            lines.append(_line(columns, kept, widths, parts))
+            lines.append(_line(columns, shown_columns, widths, parts))
     return lines
 
 
 def _widths(
-    columns: Sequence[Column], kept: Sequence[int], natural: Sequence[int], width: int, header: bool
+    columns: Sequence[Column], shown_columns: Sequence[int], natural: Sequence[int], width: int, header: bool
 ) -> list[int]:
     """Return the width of each column that is shown. Room that is left goes to titles, then to the text that wraps."""
-    widths = [_least(columns[i], natural[i], header) for i in kept]
-    spare = width - sum(widths) - GAP * (len(kept) - 1)
-    for place, i in enumerate(kept):
+    widths = [_least(columns[i], natural[i], header) for i in shown_columns]
+    spare = width - sum(widths) - GAP * (len(shown_columns) - 1)
+    for place, i in enumerate(shown_columns):
         title = cell_len(columns[i].title) if header else 0
-        whole = max(natural[i], title)
-        more = min(whole - widths[place], spare) if columns[i].wraps else whole - widths[place]
+        needed = max(natural[i], title)
+        more = min(needed - widths[place], spare) if columns[i].wraps else needed - widths[place]
         if more <= spare:
             widths[place] += more
             spare -= more
@@ -165,9 +165,11 @@ def _wrapped(console: Console, cell: Text, width: int) -> list[Text]:
     return list(cell.wrap(console, width, overflow="fold"))
 
 
-def _line(columns: Sequence[Column], kept: Sequence[int], widths: Sequence[int], parts: Sequence[Text]) -> Text:
+def _line(
+    columns: Sequence[Column], shown_columns: Sequence[int], widths: Sequence[int], parts: Sequence[Text]
+) -> Text:
     line = Text()
-    for place, (i, width, part) in enumerate(zip(kept, widths, parts, strict=True)):
+    for place, (i, width, part) in enumerate(zip(shown_columns, widths, parts, strict=True)):
         space = " " * max(0, width - cell_len(part.plain.rstrip()))
         part.rstrip()
         line.append(" " * GAP if place else "")

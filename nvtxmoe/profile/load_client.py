@@ -112,7 +112,7 @@ async def drive(load: Load, done: Callable[[LoadReport], None] | None = None) ->
 
         async def work() -> None:
             for text in texts:
-                await _one(session, load, model, text, report)
+                await _send_request(session, load, model, text, report)
                 report.seconds = time.perf_counter() - began
                 if done:
                     done(report)
@@ -147,9 +147,9 @@ async def _models(session: aiohttp.ClientSession, load: Load) -> list[dict[str, 
         async with session.get(where) as answer:
             if answer.status != 200:
                 raise NvtxmoeError(f"it answered HTTP {answer.status}", where=where, remedy=_UNREACHABLE)
-            found = (await answer.json(content_type=None))["data"]
-            if isinstance(found[0]["id"], str):
-                return list(found)
+            models = (await answer.json(content_type=None))["data"]
+            if isinstance(models[0]["id"], str):
+                return list(models)
     except (aiohttp.ClientConnectionError, asyncio.TimeoutError, OSError) as error:
         raise NvtxmoeError(
             f"the endpoint can't be reached: {_reason(error)}", where=load.base_url, remedy=_UNREACHABLE
@@ -161,7 +161,7 @@ async def _models(session: aiohttp.ClientSession, load: Load) -> list[dict[str, 
     raise NvtxmoeError("the endpoint names no model", where=where, remedy="Name one with --model")
 
 
-async def _one(session: aiohttp.ClientSession, load: Load, model: str, text: str, report: LoadReport) -> None:
+async def _send_request(session: aiohttp.ClientSession, load: Load, model: str, text: str, report: LoadReport) -> None:
     import aiohttp  # noqa: PLC0415
 
     began = time.perf_counter()
@@ -172,7 +172,7 @@ async def _one(session: aiohttp.ClientSession, load: Load, model: str, text: str
     try:
         async with session.post(load.api + path, json=body) as answer:
             if answer.status != 200:
-                raise _RequestError(f"HTTP {answer.status}{_said(await answer.text())}")
+                raise _RequestError(f"HTTP {answer.status}{_detail(await answer.text())}")
             if load.stream:
                 async for _ in _events(answer):
                     first = first or time.perf_counter()
@@ -200,7 +200,7 @@ async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[None]:
             return
         piece = json.loads(data)
         if "error" in piece:
-            raise _RequestError(f"an error in the stream{_said(data.decode('utf-8', 'replace'))}")
+            raise _RequestError(f"an error in the stream{_detail(data.decode('utf-8', 'replace'))}")
         if _choices(piece):
             yield
     raise _RequestError("a stream that was cut off")
@@ -210,15 +210,15 @@ def _choices(answer: Any) -> bool:
     return isinstance(answer, Mapping) and bool(answer.get("choices"))
 
 
-def _said(text: str) -> str:
+def _detail(text: str) -> str:
     """The server's message in its answer, in short."""
     try:
-        found = json.loads(text)
-        found = found.get("error", found)
-        found = found.get("message", found) if isinstance(found, dict) else found
+        content = json.loads(text)
+        content = content.get("error", content)
+        content = content.get("message", content) if isinstance(content, dict) else content
     except (ValueError, AttributeError):
-        found = text
-    message = " ".join(str(found).split())
+        content = text
+    message = " ".join(str(content).split())
     return f": {message[:100]}" if message else ""
 
 

@@ -47,9 +47,9 @@ def bench_program(command: Sequence[str], python: Interpreter) -> Path | None:
     """The `vllm` of the profiled environment, None where there is none."""
     if not python.has_vllm:
         return None
-    found = shutil.which(command[0])
-    beside = python.path.parent / "vllm"
-    for candidate in (Path(found) if found else beside, beside):
+    path = shutil.which(command[0])
+    candidate_beside = python.path.parent / "vllm"
+    for candidate in (Path(path) if path else candidate_beside, candidate_beside):
         if candidate.name == "vllm" and os.access(candidate, os.X_OK):
             return candidate
     return None
@@ -69,11 +69,11 @@ def bench_command(program: Path, load: Load, model: str, tokenizer: str, folder:
     ]  # fmt: skip
 
 
-def drive_with_bench(program: Path, load: Load, log: Path, tell: Callable[[str], None]) -> LoadReport | None:
+def drive_with_bench(program: Path, load: Load, log: Path, show_message: Callable[[str], None]) -> LoadReport | None:
     """Send a load with vLLM's bench client; its output goes to ``log``, its progress bar to a terminal.
 
     Returns:
-        None when the client failed; ``tell`` was told why.
+        None when the client failed; ``show_message`` was told why.
 
     Raises:
         NvtxmoeError: the endpoint can't be reached, or it names no model.
@@ -83,42 +83,42 @@ def drive_with_bench(program: Path, load: Load, log: Path, tell: Callable[[str],
         command = bench_command(
             program, load, load.model or served["id"], served.get("root") or served["id"], Path(folder), "load.json"
         )
-        tell(f"sending requests: {shlex.join(command)}")
+        show_message(f"sending requests: {shlex.join(command)}")
         errors = None if is_terminal(sys.stderr) else output
         try:
             code = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False
             ).returncode
-            found = json.loads(Path(folder, "load.json").read_text()) if code == 0 else None
+            result = json.loads(Path(folder, "load.json").read_text()) if code == 0 else None
         except (OSError, ValueError) as error:
-            code, found = 1, None
-            tell(f"vLLM's bench client left no result: {error}")
-    if found is None:
-        tell(f"vLLM's bench client failed (exit code {code}, see {log}): " + "; ".join(last_lines(log, 1)))
+            code, result = 1, None
+            show_message(f"vLLM's bench client left no result: {error}")
+    if result is None:
+        show_message(f"vLLM's bench client failed (exit code {code}, see {log}): " + "; ".join(last_lines(log, 1)))
         return None
-    return bench_report(found, load.num_requests)
+    return bench_report(result, load.num_requests)
 
 
-def bench_report(found: dict[str, object], asked: int) -> LoadReport:
+def bench_report(result: dict[str, object], num_prompts: int) -> LoadReport:
     """The report of a bench client's detailed result, in which every list has one value a request.
 
     Parameters:
-        found: the result file.
-        asked: how many requests were asked for.
+        result: the result file.
+        num_prompts: how many requests were asked for.
     """
-    report = LoadReport(seconds=_number(found.get("duration")))
-    errors = [" ".join(str(error).split())[-100:] for error in _list(found.get("errors"))]
-    firsts = [_number(one) for one in _list(found.get("ttfts"))]
-    latencies = [_number(one) for one in _list(found.get("latencies"))]
+    report = LoadReport(seconds=_number(result.get("duration")))
+    errors = [" ".join(str(error).split())[-100:] for error in _list(result.get("errors"))]
+    firsts = [_number(value) for value in _list(result.get("ttfts"))]
+    latencies = [_number(value) for value in _list(result.get("latencies"))]
     if not latencies:  # before 0.27 or so: the first token's time, and the gaps between tokens
-        gaps = [sum(map(_number, _list(one))) for one in _list(found.get("itls"))]
+        gaps = [sum(map(_number, _list(value))) for value in _list(result.get("itls"))]
         latencies = [first + later for first, later in zip(firsts, gaps, strict=False)]
     for first, latency, error in zip(firsts, latencies, errors, strict=False):
         if error:
             report.add_failure(error)
         else:
             report.add(latency, first)
-    for _ in range(report.finished, asked):
+    for _ in range(report.finished, num_prompts):
         report.add_failure("not in the client's result")
     return report
 

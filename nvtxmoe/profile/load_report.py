@@ -69,7 +69,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 def percentiles(seconds: Sequence[float]) -> str:
     """p50, p90 and p99 with a unit that fits."""
-    return " ".join(f"p{one} {_time(percentile(seconds, one))}" for one in _PERCENTILES)
+    return " ".join(f"p{percent} {_time(percentile(seconds, percent))}" for percent in _PERCENTILES)
 
 
 def _time(seconds: float) -> str:

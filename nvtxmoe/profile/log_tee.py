@@ -49,7 +49,7 @@ class Echo:
                 self._done.wait(_POLL_S)
 
 
-def last_lines(log: Path, most: int = LAST_LINES) -> list[str]:
+def last_lines(log: Path, max_lines: int = LAST_LINES) -> list[str]:
     """The last lines of a file, without the progress that is overwritten on a terminal."""
     try:
         with log.open("rb") as file:
@@ -58,4 +58,4 @@ def last_lines(log: Path, most: int = LAST_LINES) -> list[str]:
     except OSError:
         return []
     lines = [line.rpartition("\r")[2].rstrip() for line in text.split("\n")]
-    return [line for line in lines if line][-most:]
+    return [line for line in lines if line][-max_lines:]

@@ -45,12 +45,12 @@ def examine(explicit: Path | None = None) -> Nsys:
     except NvtxmoeError as error:
         what = error.what if "cannot be run" in error.what else "no nsys was found"
         raise NvtxmoeError(what, remedy=f"Install Nsight Systems, {other}") from error
-    said = _ask(path, "--version")
+    version_text = _ask(path, "--version")
     try:
-        version = said.rpartition("version ")[2].split()[0]
+        version = version_text.rpartition("version ")[2].split()[0]
         numbers = version_numbers(version)
     except (IndexError, ValueError):
-        shown = said.strip().splitlines()[-1] if said.strip() else "nothing"
+        shown = version_text.strip().splitlines()[-1] if version_text.strip() else "nothing"
         raise NvtxmoeError(
             f"{path} --version does not name its version, it printed: {shown}",
             remedy=f"Install Nsight Systems, {other}",

@@ -58,13 +58,13 @@ def check_disk(folder: Path, needed_bytes: int, option: str) -> None:
     Raises:
         NvtxmoeError: there is not enough.
     """
-    here = folder.absolute()
-    while not here.exists():
-        here = here.parent
-    free_bytes = shutil.disk_usage(here).free
+    folder_or_parent = folder.absolute()
+    while not folder_or_parent.exists():
+        folder_or_parent = folder_or_parent.parent
+    free_bytes = shutil.disk_usage(folder_or_parent).free
     if free_bytes < needed_bytes:
         raise NvtxmoeError(
             f"{free_bytes / 1e6:,.0f} MB are free on its disk, a capture needs at least {needed_bytes / 1e6:,.0f} MB",
-            where=here,
+            where=folder_or_parent,
             remedy=f"Make room, or name a folder on another disk with {option}",
         )

@@ -43,11 +43,11 @@ class Run:
         *,
         nsys: Path | None,
         session: str,
-        tell: Callable[[str], None],
+        show_message: Callable[[str], None],
         pressed: Callable[[], int],
     ) -> None:
         self._nsys, self._session = nsys, session
-        self._log, self._tell, self._pressed = log, tell, pressed
+        self._log, self._show_message, self._pressed = log, show_message, pressed
         self._sessions: set[int] = set()
         self._first: Process | None = None
         #: Whether it had to be ended by force.
@@ -90,7 +90,7 @@ class Run:
         self._sessions.add(self._process.pid)
         if not self._running():
             return
-        self._tell("waiting for processes that the command left behind")
+        self._show_message("waiting for processes that the command left behind")
         if self._waited(timeout_s):
             return
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -110,12 +110,12 @@ class Run:
         """
         pressed = self._pressed()
         main = self._main()
-        self._sessions |= {one.session for one in self._running()}
+        self._sessions |= {process.session for process in self._running()}
         if main is not None:
-            self._tell(f"asking the command to end (SIGINT to process {main.pid}, {main.name})")
+            self._show_message(f"asking the command to end (SIGINT to process {main.pid}, {main.name})")
             send(main, signal.SIGINT)
         else:
-            self._tell("waiting for what the command left running")
+            self._show_message("waiting for what the command left running")
         if not self._waited(timeout_s, pressed):
             self._harder(main, timeout_s)
         return main is not None
@@ -130,7 +130,7 @@ class Run:
                 return
         if self._nsys is not None and self._running():
             self.forced = True
-            self._tell("stopping the capture with `nsys stop`, so that there is a report of what was recorded")
+            self._show_message("stopping the capture with `nsys stop`, so that there is a report of what was recorded")
             self._stop_nsys(timeout_s)
             if self._waited(min(timeout_s, HARD_TIMEOUT_S)):
                 return
@@ -138,18 +138,20 @@ class Run:
         if running and self._waited(HARD_TIMEOUT_S):
             return
         self.forced = True
-        self._tell("giving up the report: sending SIGKILL to nsys" if self._nsys else "sending SIGKILL to all of it")
+        self._show_message(
+            "giving up the report: sending SIGKILL to nsys" if self._nsys else "sending SIGKILL to all of it"
+        )
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _force(self, what: str, processes: Sequence[Process | None], number: signal.Signals) -> None:
-        stubborn = [one for one in processes if one is not None]
+        stubborn = [process for process in processes if process is not None]
         if stubborn:
             self.forced = True
-            self._tell(f"{what} " + ", ".join(f"{one.pid} ({one.name})" for one in stubborn[:8]))
-        for one in stubborn:
-            send(one, number)
+            self._show_message(f"{what} " + ", ".join(f"{process.pid} ({process.name})" for process in stubborn[:8]))
+        for process in stubborn:
+            send(process, number)
 
     def _stop_nsys(self, timeout_s: float) -> None:
         with self._log.open("ab") as output, suppress(OSError, subprocess.TimeoutExpired):
@@ -188,7 +190,7 @@ class Run:
                 return True
             if not running and not writing and self._nsys is not None:
                 writing, pressed = True, self._pressed() + 1
-                self._tell("the command has ended; nsys writes the report (Ctrl-C twice gives it up)")
+                self._show_message("the command has ended; nsys writes the report (Ctrl-C twice gives it up)")
             if self._pressed() > pressed or (running and time.monotonic() > deadline):
                 return False
             time.sleep(_POLL_S)

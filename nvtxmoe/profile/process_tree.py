@@ -48,9 +48,9 @@ def process_table() -> dict[int, Process]:
     for entry in os.scandir(PROC):
         if entry.name.isdigit():
             with suppress(OSError):  # it has gone meanwhile
-                found = _parsed(Path(entry.path, "stat").read_text(errors="replace"))
-                if found is not None:
-                    table[found.pid] = found
+                process = _parsed(Path(entry.path, "stat").read_text(errors="replace"))
+                if process is not None:
+                    table[process.pid] = process
     return table
 
 
@@ -72,13 +72,17 @@ def application(root: int, under_nsys: bool, sessions: Iterable[int] = ()) -> li
         sessions: numbers of sessions whose processes count although their parents have ended.
     """
     table = process_table()
-    found = _descendants(root, table)
+    processes = _descendants(root, table)
     if not under_nsys and root in table:
-        found.insert(0, table[root])
-    known = {one.pid for one in found}
-    wanted = set(sessions)
-    found += [one for one in table.values() if one.session in wanted and one.pid not in known and one.pid != root]
-    return [one for one in found if not (under_nsys and one.name.startswith(_NSYS))]
+        processes.insert(0, table[root])
+    known = {process.pid for process in processes}
+    session_ids = set(sessions)
+    processes += [
+        process
+        for process in table.values()
+        if process.session in session_ids and process.pid not in known and process.pid != root
+    ]
+    return [process for process in processes if not (under_nsys and process.name.startswith(_NSYS))]
 
 
 def launched(nsys: int) -> Process | None:
@@ -87,22 +91,22 @@ def launched(nsys: int) -> Process | None:
     nsys itself runs helpers before it (seen with 2025.3: CudaGpuInfoDump), which are not the launcher's.
     """
     table = process_table()
-    for one in _descendants(nsys, table):
-        parent = table.get(one.parent)
-        if parent is not None and parent.name == _LAUNCHER and not one.name.startswith(_NSYS):
-            return one
+    for process in _descendants(nsys, table):
+        parent = table.get(process.parent)
+        if parent is not None and parent.name == _LAUNCHER and not process.name.startswith(_NSYS):
+            return process
     return None
 
 
 def _descendants(root: int, table: Mapping[int, Process]) -> list[Process]:
     children = defaultdict(list)
-    for one in table.values():
-        children[one.parent].append(one)
-    found, at = list(children[root]), 0
-    while at < len(found):
-        found += children[found[at].pid]
+    for process in table.values():
+        children[process.parent].append(process)
+    descendants, at = list(children[root]), 0
+    while at < len(descendants):
+        descendants += children[descendants[at].pid]
         at += 1
-    return found
+    return descendants
 
 
 def main_process(running: list[Process]) -> Process | None:
@@ -111,21 +115,21 @@ def main_process(running: list[Process]) -> Process | None:
         return None
     main = running[0]
     while _program(main) in WRAPPERS:
-        children = [one for one in running if one.parent == main.pid]
+        children = [process for process in running if process.parent == main.pid]
         if len(children) != 1:
             break
         main = children[0]
     return main
 
 
-def _program(one: Process) -> str:
+def _program(process: Process) -> str:
     with suppress(OSError):
-        return Path(PROC / str(one.pid) / "exe").readlink().name
-    return one.name
+        return Path(PROC / str(process.pid) / "exe").readlink().name
+    return process.name
 
 
-def send(one: Process, signal_number: int) -> None:
+def send(process: Process, signal_number: int) -> None:
     """Send a signal, unless the process has ended and its number is another's now."""
-    if process_table().get(one.pid) == one:
+    if process_table().get(process.pid) == process:
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(one.pid, signal_number)
+            os.kill(process.pid, signal_number)

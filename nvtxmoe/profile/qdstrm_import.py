@@ -19,25 +19,25 @@ _TIMES = 3
 
 def importer_of(nsys: Path) -> Path | None:
     """The importer that belongs to an nsys, None where it is not in its usual place."""
-    found = nsys.resolve().parent.parent / "host-linux-x64" / IMPORTER
-    return found if os.access(found, os.X_OK) else None
+    path = nsys.resolve().parent.parent / "host-linux-x64" / IMPORTER
+    return path if os.access(path, os.X_OK) else None
 
 
-def import_raw(nsys: Path, folder: Path, log: Path, tell: Callable[[str], None]) -> None:
+def import_raw(nsys: Path, folder: Path, log: Path, show_message: Callable[[str], None]) -> None:
     """Make the report, where nsys left the raw file only; then the raw file goes.
 
     Parameters:
         nsys: the nsys that recorded.
         folder: where the raw file is.
         log: gets the importer's output.
-        tell: called with what happens.
+        show_message: called with what happens.
     """
     raw, report, part = folder / RAW_FILE, folder / REPORT_FILE, folder / f".{REPORT_FILE}"
     importer = importer_of(nsys)
     if report.exists() or not raw.exists() or importer is None:
         return
     for _ in range(_TIMES):
-        tell(f"nsys left {raw.name} and no report: importing it again")
+        show_message(f"nsys left {raw.name} and no report: importing it again")
         with log.open("ab") as output:
             done = subprocess.run(
                 [importer, "-i", raw, "-o", part], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,

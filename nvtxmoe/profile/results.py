@@ -78,8 +78,8 @@ def _analyze(source: Path, output: Path, nsys: Path | None) -> Analysis:
     from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415
 
     try:
-        with progress_bar() as tell:
-            return analyze([source], output, nsys=nsys, tell=tell)
+        with progress_bar() as report_progress:
+            return analyze([source], output, nsys=nsys, tell=report_progress)
     except NvtxmoeError as error:
         remedy = f"{error.remedy}. {_HOOKS}" if error.remedy else _HOOKS
         raise NvtxmoeError(error.what, where=error.where or source, remedy=remedy) from error
@@ -102,13 +102,13 @@ def _draw(done: Analysis) -> None:
 
         page = report(done.folder).page
     except ImportError as error:
-        said = f"No report.html: {error}. Elsewhere: nvtxmoe report {done.folder}"
+        message = f"No report.html: {error}. Elsewhere: nvtxmoe report {done.folder}"
     else:
-        said = f"Report: {page}"
-    stdout().print(said, soft_wrap=True, markup=False)
+        message = f"Report: {page}"
+    stdout().print(message, soft_wrap=True, markup=False)
 
 
 def listing(plan: Plan) -> list[str]:
     """The files and folders that a run left, relative to its folder, for people."""
-    found = [entry for entry in sorted(plan.folder.iterdir()) if not entry.name.startswith(".")]
-    return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in found]
+    entries = [entry for entry in sorted(plan.folder.iterdir()) if not entry.name.startswith(".")]
+    return [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]

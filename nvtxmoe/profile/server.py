@@ -58,13 +58,13 @@ def is_vllm_server(command: Sequence[str]) -> bool:
 
 def option(command: Sequence[str], name: str) -> str | None:
     """The value that a command's words give an option, the last one where there are several."""
-    found = None
+    value = None
     for word, after in zip(command, [*command[1:], None], strict=True):
         if word == name:
-            found = after
+            value = after
         elif word.startswith(f"{name}="):
-            found = word.partition("=")[2]
-    return found
+            value = word.partition("=")[2]
+    return value
 
 
 def address(command: Sequence[str], host: str | None = None, port: int | None = None) -> Server:
@@ -90,12 +90,12 @@ def check_port(server: Server) -> None:
         NvtxmoeError: something does.
     """
     try:
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             server.listens or None, server.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except OSError:
         return  # the server will say it better
-    for family, kind, protocol, _, where in found:
+    for family, kind, protocol, _, where in addresses:
         with suppress(OSError), closing(socket.socket(family, kind, protocol)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 
-def _run_the_next_one(here: str) -> None:
+def _run_next_sitecustomize(site_folder: str) -> None:
     """Run the sitecustomize that this one hides, as if it had been found."""
     from importlib.machinery import PathFinder  # noqa: PLC0415
     from importlib.util import module_from_spec  # noqa: PLC0415
 
     # Copies of this file may stand on the path: each is run once.
     done = sys.__dict__.setdefault("_nvtxmoe_sites", set())
-    done.add(here)
+    done.add(site_folder)
     behind = [entry for entry in sys.path if os.path.realpath(entry or ".") not in done]
     spec = PathFinder.find_spec("sitecustomize", behind)
     if spec is None or spec.loader is None:
@@ -25,23 +25,23 @@ def _run_the_next_one(here: str) -> None:
     spec.loader.exec_module(module)
 
 
-def _watch(here: str) -> None:
+def _watch(site_folder: str) -> None:
     """Start capture when vLLM is imported, not before: pip and the like are not to notice."""
     from nvtxmoe_by_path import make_importable  # type: ignore[import-not-found]  # noqa: PLC0415  beside this file
 
-    make_importable(Path(here).parent)
+    make_importable(Path(site_folder).parent)
     from nvtxmoe.capture.startup.import_watch import watch  # noqa: PLC0415
     from nvtxmoe.capture.startup.plugin import register  # noqa: PLC0415
 
     watch("vllm", register)
 
 
-_here = os.path.realpath(Path(__file__).parent)
+_site_folder = os.path.realpath(Path(__file__).parent)
 try:
-    _run_the_next_one(_here)
+    _run_next_sitecustomize(_site_folder)
 finally:
     if os.environ.get("NVTXMOE_ENABLE") or os.environ.get("NVTXMOE_CONFIG"):
         try:
-            _watch(_here)
+            _watch(_site_folder)
         except Exception as error:  # the interpreter's start is not ours to break
             sys.stderr.write(f"nvtxmoe: nothing is recorded in this process: {error}\n")

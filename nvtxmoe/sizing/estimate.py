@@ -168,19 +168,21 @@ def estimate(
     counted = CSV_IMBALANCE + _counts_packed(assignments, shape.experts, PARQUET_COUNT)
     direct = many * (steps * ("counts" in emit) * counted + times["topk"] * assignments * CSV_ASSIGNMENT)
     timed = steps * many * (CSV_TIMINGS + CSV_CORRELATION)
-    met = steps * (shape.blocks * COLLECTIVES_A_BLOCK + COLLECTIVES_A_STEP) * CSV_COLLECTIVE
-    between = ranks * met + steps * many * CSV_STRAGGLER if ranks > 1 else 0.0
+    collective_bytes = steps * (shape.blocks * COLLECTIVES_A_BLOCK + COLLECTIVES_A_STEP) * CSV_COLLECTIVE
+    between = ranks * collective_bytes + steps * many * CSV_STRAGGLER if ranks > 1 else 0.0
     return Estimate(
         shape=shape,
         steps=steps,
         tokens=tokens,
         ranks=ranks,
-        words=FileBytes(_whole(ranks * report), _whole(ranks * export)),
-        binary=FileBytes(None, _whole(ranks * blobs)),
-        cuda=FileBytes(None, _whole(ranks * steps * shape.blocks * OPERATIONS * (EXPORT_KERNEL + CALLS * EXPORT_CALL))),
-        journal=_whole(ranks * journal),
-        results_direct=_whole(ranks * direct),
-        results_nsys=_whole(ranks * (direct + timed) + between),
+        words=FileBytes(_whole_bytes(ranks * report), _whole_bytes(ranks * export)),
+        binary=FileBytes(None, _whole_bytes(ranks * blobs)),
+        cuda=FileBytes(
+            None, _whole_bytes(ranks * steps * shape.blocks * OPERATIONS * (EXPORT_KERNEL + CALLS * EXPORT_CALL))
+        ),
+        journal=_whole_bytes(ranks * journal),
+        results_direct=_whole_bytes(ranks * direct),
+        results_nsys=_whole_bytes(ranks * (direct + timed) + between),
     )
 
 
@@ -230,5 +232,5 @@ def _marks(payload_bytes: int) -> int:
     return 1 + -(-payload_bytes // WORD_BYTES)
 
 
-def _whole(number: float) -> int:
+def _whole_bytes(number: float) -> int:
     return round(number)

@@ -32,8 +32,8 @@ def _cached(model: Path, environ: Mapping[str, str]) -> Iterator[Path]:
         main = named.read_text(encoding="utf-8").strip() if named.is_file() else ""
     except (OSError, ValueError):
         main = ""
-    found = [file for file in folder.glob(f"snapshots/*/{CONFIG}") if file.is_file()]
-    yield from sorted(found, key=lambda file: (file.parent.name != main, -file.stat().st_mtime))
+    files = [file for file in folder.glob(f"snapshots/*/{CONFIG}") if file.is_file()]
+    yield from sorted(files, key=lambda file: (file.parent.name != main, -file.stat().st_mtime))
 
 
 def hub_cache(environ: Mapping[str, str]) -> Path:

@@ -35,15 +35,15 @@ KEY = ["rank", "step", "layer_idx"]
 
 def prepare(folder: Path, kernels: int, topk_every: int) -> dict[str, object]:
     """Unpack and tile the capture unless the folder holds that already; the truth's summary."""
-    wanted = json.dumps([kernels, topk_every])
+    settings = json.dumps([kernels, topk_every])
     stamp = folder / "stamp.json"
-    if not stamp.exists() or stamp.read_text() != wanted:
+    if not stamp.exists() or stamp.read_text() != settings:
         folder.mkdir(parents=True, exist_ok=True)
         small = folder / "small.sqlite"
         with lzma.open(GOLDEN) as packed, small.open("wb") as file:
             shutil.copyfileobj(packed, file)
         tile_capture(small, folder, kernels, 1.4, 8, 0, {"sqlite", "parquet"}, topk_every)
-        stamp.write_text(wanted)
+        stamp.write_text(settings)
     summary: dict[str, object] = json.loads((folder / "truth.json").read_text())
     return summary
 
@@ -66,14 +66,14 @@ def check(results: Path, folder: Path) -> dict[str, str]:
     truth = pl.read_parquet(folder / "truth_cells.parquet")
     columns = [c for c in truth.columns if c in cells.columns]
     equal = truth.select(columns).join(cells.select(columns).cast(truth.select(columns).schema), on=columns)
-    said = {"cells": f"{len(equal):,} of {len(truth):,}"}
+    equal_rows = {"cells": f"{len(equal):,} of {len(truth):,}"}
     counts = pl.read_csv(tables / "moe_expert_activations.csv").drop("percentage")
-    wanted = pl.read_parquet(folder / "truth_activations.parquet")
-    same = wanted.join(counts.cast(wanted.schema), on=wanted.columns)
-    said["activations"] = f"{len(same):,} of {len(wanted):,}"
-    if len(equal) != len(truth) or len(cells) != len(truth) or len(same) != len(wanted):
-        raise SystemExit(f"the results are not the truth: {said}")
-    return said
+    true_activations = pl.read_parquet(folder / "truth_activations.parquet")
+    same = true_activations.join(counts.cast(true_activations.schema), on=true_activations.columns)
+    equal_rows["activations"] = f"{len(same):,} of {len(true_activations):,}"
+    if len(equal) != len(truth) or len(cells) != len(truth) or len(same) != len(true_activations):
+        raise SystemExit(f"the results are not the truth: {equal_rows}")
+    return equal_rows
 
 
 def table_row(name: str, runs: list[tuple[float, float, float]], base: float | None) -> str:
@@ -99,21 +99,21 @@ def main() -> None:
     bare = [sys.executable, str(Path(__file__).with_name("bare_pipeline.py"))]
     inputs = {"SQLite": args.folder / "tiled.sqlite", "Parquet": args.folder / "tiled_pqtdir"}
     runs: dict[str, list[tuple[float, float, float]]] = {}
-    said: dict[str, str] = {}
+    equal_rows: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(args.repeats):
             for kind, path in inputs.items():
                 runs.setdefault(f"bare, {kind}", []).append(timed([*bare, str(path)]))
                 results = Path(scratch) / kind
                 runs.setdefault(f"analyze, {kind}", []).append(timed([*analyze, str(path), "-o", str(results)]))
-                said = check(results, args.folder)
+                equal_rows = check(results, args.folder)
             small = [*analyze, str(args.folder / "small.sqlite"), "-o", f"{scratch}/small"]
             runs.setdefault("analyze, the capture itself (SQLite)", []).append(timed(small))
     print(f"{truth['kernels']:,} kernels, {truth['memcpys']:,} copies, {truth['runtime_calls']:,} runtime calls ")
     print(f"({truth['calls_per_kernel']:.2f} a kernel), {truth['ranges']:,} ranges and {truth['marks']:,} marks ")
     print(f"({truth['ranges_and_marks_per_kernel']:.3f} a kernel), {truth['processes']} processes, ")
     print(f"{truth['topk_tokens']:,} sampled tokens.")
-    print(f"Rows equal to the truth: {', '.join(f'{k} {v}' for k, v in said.items())}.\n")
+    print(f"Rows equal to the truth: {', '.join(f'{k} {v}' for k, v in equal_rows.items())}.\n")
     print("| run | median s | range s | CPU s | peak MiB | x bare |\n| --- | --- | --- | --- | --- | --- |")
     for name, measured in runs.items():
         twin = runs.get(name.replace("analyze", "bare"), [])

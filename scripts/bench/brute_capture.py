@@ -126,7 +126,7 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
         "SELECT start, end, eventType, globalTid, domainId, coalesce(text, value), binaryData, int64Value"
         " FROM NVTX_EVENTS LEFT JOIN StringIds ON id = textId ORDER BY start"
     ).fetchall()
-    ours = {
+    moe_domains = {
         (pid_of(tid), domain)
         for _, _, kind, tid, domain, text, _, _ in rows
         if kind == EVENT_DOMAIN and text == schema.DOMAIN
@@ -136,7 +136,7 @@ def read_nvtx(connection: sqlite3.Connection, capture: Capture) -> None:
     arrays = set(connection.execute(query)) if "NVTX_PAYLOAD_SCHEMAS" in tables_of(connection) else set()
     sealed = is_sealed(connection)
     for start_ns, end_ns, kind, tid, domain, text, blob, number in rows:
-        if (pid_of(tid), domain) not in ours or kind not in (EVENT_MARK, EVENT_RANGE):
+        if (pid_of(tid), domain) not in moe_domains or kind not in (EVENT_MARK, EVENT_RANGE):
             continue
         if text == schema.STEP:
             (row,) = np.frombuffer(blob[HEADER_BYTES:], dtype=schema.STEP_DTYPE)

@@ -196,7 +196,7 @@ def attribute(path: Path) -> Answer:
         connection.close()
 
 
-def figures(answer: Answer) -> dict[str, object]:
+def summary(answer: Answer) -> dict[str, object]:
     """Return the figures that the captures' README gives."""
     result: dict[str, object] = {"count_cells": len(answer.cells), "topk_tokens": answer.topk_tokens}
     rows = cell_rows(answer.cells, answer.operations)
@@ -211,7 +211,7 @@ def main() -> None:
     """Print the figures of one capture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("capture", type=Path, help="SQLite export, unpacked")
-    print(json.dumps(figures(attribute(parser.parse_args().capture)), indent=2))
+    print(json.dumps(summary(attribute(parser.parse_args().capture)), indent=2))
 
 
 if __name__ == "__main__":

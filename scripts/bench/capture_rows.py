@@ -58,16 +58,16 @@ def activity(export: Path) -> tuple[float, float]:
         operations = kernels = calls = 0
         seen: set[int] = set()
         for tid, start, end in database.execute(NAMED, ("moe.step",)).fetchall():
-            found = {}
+            counts = {}
             for kind in kinds:
                 query = (
                     f"SELECT count(*) FROM CUPTI_ACTIVITY_KIND_{kind} "
                     f"WHERE globalPid >> 24 & 0xFFFFFF = ? AND correlationId IN ({CALLS})"
                 )
-                found[kind] = database.execute(query, (tid >> 24 & 0xFFFFFF, tid, start, end)).fetchone()[0]
-            operations += sum(found.values())
+                counts[kind] = database.execute(query, (tid >> 24 & 0xFFFFFF, tid, start, end)).fetchone()[0]
+            operations += sum(counts.values())
             if tid in seen:
-                kernels += found["KERNEL"]
+                kernels += counts["KERNEL"]
                 calls += database.execute(f"SELECT count(*) FROM ({CALLS})", (tid, start, end)).fetchone()[0]
             seen.add(tid)
     return operations / cells, calls / kernels

@@ -59,8 +59,8 @@ def routing(
     popular = -0.5 * np.log1p(rng.permutation(experts))
     logits = popular + rng.gumbel(size=(tokens, experts))
     chosen = np.argsort(-logits, axis=1)[:, :top_k]
-    taken = np.exp(np.take_along_axis(logits, chosen, axis=1))
-    return chosen.astype(np.uint16), (taken / taken.sum(axis=1, keepdims=True)).astype(np.float32)
+    exponentials = np.exp(np.take_along_axis(logits, chosen, axis=1))
+    return chosen.astype(np.uint16), (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
 def counts_payload(step: int, layer: int, ids: npt.NDArray[np.uint16], experts: int) -> bytes:
@@ -172,12 +172,12 @@ def counts_fit(mean: float, experts: int, repeats: int) -> list[float]:
 
 def parquet_fit(mean: float, experts: int, repeats: int) -> list[float]:
     """Bytes an expert in moe_step_activations.parquet, where the mean expert gets ``mean`` assignments."""
-    tokens, found = round(mean * experts / TOP_K), []
+    tokens, sizes = round(mean * experts / TOP_K), []
     for seed in range(repeats):
         rng = np.random.default_rng(seed)
         drawn = (routing(rng, tokens, experts, TOP_K)[0] for _ in range(LONG_STEPS * RESULT_LAYERS))
-        found.append(parquet_bytes(drawn, experts) / experts)
-    return found
+        sizes.append(parquet_bytes(drawn, experts) / experts)
+    return sizes
 
 
 # The page ------------------------------------------------------------------------------------------------------------
@@ -193,8 +193,8 @@ def nvtx_table(nsys: Path, repeats: int) -> None:
     print("| event, int payload | .nsys-rep, bytes | range | SQLite export, bytes | range |\n" + "| --- " * 5 + "|")
     with tempfile.TemporaryDirectory() as folder:
         for kind in KINDS:
-            found = [slopes(nsys, Path(folder), kind) for _ in range(repeats)]
-            print(f"| {kind} | {spread([r for r, _ in found])} | {spread([e for _, e in found])} |")
+            fits = [slopes(nsys, Path(folder), kind) for _ in range(repeats)]
+            print(f"| {kind} | {spread([r for r, _ in fits])} | {spread([e for _, e in fits])} |")
     print("| binary payloads, CUDA activity | not measured yet | | below | |\n")
 
 
@@ -203,10 +203,12 @@ def journal_table(repeats: int) -> None:
     counts_table("journal", counts_fit, repeats)
     print("| top-k of | journal, bytes a token | range |\n" + "| --- " * 3 + "|")
     for top_k in (2, 4, 8):
-        found = [journal_bytes("topk", 512, EXPERTS, top_k, seed, layers=8, steps=1) / 512 for seed in range(repeats)]
-        print(f"| {top_k} of {EXPERTS} | {spread(found)} |")
-    one = [journal_bytes("topk", 1, EXPERTS, 2, seed, layers=8, steps=1) for seed in range(repeats)]
-    print(f"\nA top-k record of one token, 2 of {EXPERTS}: {statistics.median(one):.0f} bytes.\n")
+        token_bytes = [
+            journal_bytes("topk", 512, EXPERTS, top_k, seed, layers=8, steps=1) / 512 for seed in range(repeats)
+        ]
+        print(f"| {top_k} of {EXPERTS} | {spread(token_bytes)} |")
+    sizes = [journal_bytes("topk", 1, EXPERTS, 2, seed, layers=8, steps=1) for seed in range(repeats)]
+    print(f"\nA top-k record of one token, 2 of {EXPERTS}: {statistics.median(sizes):.0f} bytes.\n")
 
 
 def counts_table(what: str, fit: Callable[[float, int, int], list[float]], repeats: int) -> None:
@@ -214,8 +216,8 @@ def counts_table(what: str, fit: Callable[[float, int, int], list[float]], repea
     print(f"| assignments a mean expert | {what}, bytes an expert | range |\n" + "| --- " * 3 + "|")
     for mean in (1 / 16, 1 / 4, 1, 4, 16, 64, 256, 1024):
         of_experts = [experts for experts in (64, 128, 256) if TOP_K <= mean * experts <= MOST_ASSIGNMENTS]
-        found = [one for experts in of_experts for one in fit(mean, experts, repeats)]
-        print(f"| {mean:g} | {spread(found, 2)} |")
+        sizes = [size for experts in of_experts for size in fit(mean, experts, repeats)]
+        print(f"| {mean:g} | {spread(sizes, 2)} |")
     print()
 
 
@@ -223,19 +225,19 @@ def results_table(captures: list[Path]) -> None:
     """Bytes a row of the results of real captures, with the number of rows."""
     print(f"| capture | {' | '.join(GROWING)} |\n" + "| --- " * (1 + len(GROWING)) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for given in captures:
-            sizes = csv_row_bytes(unpacked(given, Path(folder)))
+        for capture in captures:
+            sizes = csv_row_bytes(unpacked(capture, Path(folder)))
             cells = [f"{sizes[stem][1]:.1f} ({sizes[stem][0]:,} rows)" if stem in sizes else "" for stem in GROWING]
-            print(f"| {given.name.partition('.')[0]} | {' | '.join(cells)} |")
+            print(f"| {capture.name.partition('.')[0]} | {' | '.join(cells)} |")
     print()
 
 
-def unpacked(given: Path, folder: Path) -> Path:
+def unpacked(capture: Path, folder: Path) -> Path:
     """An export as it is, or out of its .xz."""
-    if given.suffix != ".xz":
-        return given
-    export = folder / given.stem
-    with lzma.open(given) as packed, export.open("wb") as file:
+    if capture.suffix != ".xz":
+        return capture
+    export = folder / capture.stem
+    with lzma.open(capture) as packed, export.open("wb") as file:
         shutil.copyfileobj(packed, file)
     return export
 
@@ -245,8 +247,8 @@ def capture_table(captures: list[Path]) -> None:
     heads = [*TABLES.values(), "operations a (step, layer)", "calls a kernel in steps"]
     print(f"| capture | {' | '.join(heads)} |\n" + "| --- " * (1 + len(heads)) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for given in captures:
-            export = unpacked(given, Path(folder))
+        for capture in captures:
+            export = unpacked(capture, Path(folder))
             sizes = row_bytes(export)
             cells = [f"{sizes[t][2]:.1f} ({sizes[t][0]} columns)" if t in sizes else "-" for t in TABLES]
             operations, calls = activity(export)
@@ -267,9 +269,9 @@ def main() -> None:
     capture_table(arguments.capture)
     results_table(arguments.results)
     counts_table("moe_step_activations", parquet_fit, arguments.repeats)
-    told = subprocess.run([arguments.nsys, "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([arguments.nsys, "--version"], capture_output=True, text=True, check=True).stdout
     print(
-        f"nsys {told.split()[-1]}, nvtx {version('nvtx')}, Python {platform.python_version()}, numpy {np.__version__}; "
+        f"nsys {text.split()[-1]}, nvtx {version('nvtx')}, Python {platform.python_version()}, numpy {np.__version__}; "
         f"{arguments.repeats} repetitions."
     )
 

@@ -34,10 +34,10 @@ def measure(export: Path) -> dict[str, tuple[float, float]]:
     from nvtxmoe_analysis.report import report  # noqa: PLC0415
     from nvtxmoe_analysis.run.run_facts import merge  # noqa: PLC0415
 
-    taken: dict[str, tuple[float, float]] = {}
+    seconds_of: dict[str, tuple[float, float]] = {}
 
     def timed(name: str, began: tuple[float, float]) -> None:
-        taken[name] = (time.perf_counter() - began[0], time.process_time() - began[1])
+        seconds_of[name] = (time.perf_counter() - began[0], time.process_time() - began[1])
 
     def now() -> tuple[float, float]:
         return time.perf_counter(), time.process_time()
@@ -57,7 +57,7 @@ def measure(export: Path) -> dict[str, tuple[float, float]]:
         began = now()
         report(done.folder)
         timed(REPORT, began)
-    return taken
+    return seconds_of
 
 
 def main() -> None:

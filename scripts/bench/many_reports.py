@@ -52,9 +52,9 @@ class Took:
 
 def prepare(folder: Path, reports: int, kernels: int) -> list[Path]:
     """Tile the capture into a report a rank, unless the folder holds them already."""
-    wanted = json.dumps([reports, kernels])
+    settings = json.dumps([reports, kernels])
     stamp = folder / "stamp.json"
-    if not stamp.exists() or stamp.read_text() != wanted:
+    if not stamp.exists() or stamp.read_text() != settings:
         folder.mkdir(parents=True, exist_ok=True)
         small = folder / "small.sqlite"
         with lzma.open(GOLDEN) as packed, small.open("wb") as file:
@@ -62,7 +62,7 @@ def prepare(folder: Path, reports: int, kernels: int) -> list[Path]:
         for rank in range(reports):
             of_rank = folder / f"rank{rank}"
             tile_capture(small, of_rank, kernels, 1.4, 1, rank, {"sqlite"}, 12, first_rank=rank, world_size=reports)
-        stamp.write_text(wanted)
+        stamp.write_text(settings)
     return [folder / f"rank{rank}" / "tiled.sqlite" for rank in range(reports)]
 
 
@@ -70,9 +70,9 @@ def memory_bytes(root: psutil.Process) -> int:
     """Resident memory of a process and all its children, summed."""
     total = 0
     with contextlib.suppress(psutil.Error):
-        for one in [root, *root.children(recursive=True)]:
+        for process in [root, *root.children(recursive=True)]:
             with contextlib.suppress(psutil.Error):
-                total += one.memory_info().rss
+                total += process.memory_info().rss
     return total
 
 
@@ -114,18 +114,20 @@ def check(output: Path, reports: list[Path], others: list[Path]) -> str:
     equal = truth.select(columns).join(cells.select(columns).cast(truth.select(columns).schema), on=columns)
     counts = pl.read_csv(tables / "moe_expert_activations.csv").drop("percentage")
     key = ["layer_idx", "expert_id"]
-    wanted = pl.concat([pl.read_parquet(report.parent / "truth_activations.parquet") for report in reports])
-    wanted = wanted.group_by(key).agg(pl.col("activation_count").sum())
-    same = wanted.join(counts.cast(wanted.schema), on=[*key, "activation_count"])
-    if len(equal) != len(truth) or len(cells) != len(truth) or len(same) != len(wanted):
-        raise SystemExit(f"the results are not the truth: {len(equal)} of {len(truth)}, {len(same)} of {len(wanted)}")
+    true_activations = pl.concat([pl.read_parquet(report.parent / "truth_activations.parquet") for report in reports])
+    true_activations = true_activations.group_by(key).agg(pl.col("activation_count").sum())
+    same = true_activations.join(counts.cast(true_activations.schema), on=[*key, "activation_count"])
+    if len(equal) != len(truth) or len(cells) != len(truth) or len(same) != len(true_activations):
+        raise SystemExit(
+            f"the results are not the truth: {len(equal)} of {len(truth)}, {len(same)} of {len(true_activations)}"
+        )
     for other in others:
         different = subprocess.run(
             ["diff", "-rq", str(output), str(other)], capture_output=True, text=True, check=False
         )
         if different.stdout or different.returncode:
             raise SystemExit(f"other files: {different.stdout}")
-    return f"cells {len(equal):,} of {len(truth):,}, activations {len(same):,} of {len(wanted):,}"
+    return f"cells {len(equal):,} of {len(truth):,}, activations {len(same):,} of {len(true_activations):,}"
 
 
 @contextlib.contextmanager
@@ -133,7 +135,7 @@ def cluster(workers: int) -> Iterator[str]:
     """The address of a scheduler with so many workers of one thread."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        said = folder / "scheduler.json"
+        scheduler_file = folder / "scheduler.json"
 
         def start(module: str, *options: str) -> None:
             command = [sys.executable, "-m", f"distributed.cli.{module}", *options, "--no-dashboard"]
@@ -141,19 +143,27 @@ def cluster(workers: int) -> Iterator[str]:
             stack.callback(process.wait)
             stack.callback(process.terminate)
 
-        start("dask_scheduler", "--port", "0", "--scheduler-file", str(said))
-        while not said.exists():
+        start("dask_scheduler", "--port", "0", "--scheduler-file", str(scheduler_file))
+        while not scheduler_file.exists():
             time.sleep(0.1)
         for _ in range(workers):
-            start("dask_worker", "--scheduler-file", str(said), "--nthreads", "1", "--local-directory", str(folder))
+            start(
+                "dask_worker",
+                "--scheduler-file",
+                str(scheduler_file),
+                "--nthreads",
+                "1",
+                "--local-directory",
+                str(folder),
+            )
         time.sleep(5)  # until they have registered
-        yield str(json.loads(said.read_text())["address"])
+        yield str(json.loads(scheduler_file.read_text())["address"])
 
 
 def row(name: str, runs: list[Took], parts: list[float]) -> str:
     """One line of the table; ``parts``: of each repetition, half of what each report alone took."""
     wall = [run.wall_s for run in runs]
-    ratio = statistics.median(one / half for one, half in zip(wall, parts, strict=True))
+    ratio = statistics.median(whole / half for whole, half in zip(wall, parts, strict=True))
     return (
         f"| {name} | {statistics.median(wall):.1f} | {min(wall):.1f} to {max(wall):.1f} | "
         f"{statistics.median(run.cpu_s for run in runs):.1f} | {max(run.peak_mib for run in runs):,.0f} | {ratio:.2f} |"

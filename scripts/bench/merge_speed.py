@@ -42,7 +42,7 @@ def write_session(folder: Path, steps: int, layers: int, experts: int, ranks: in
     """Data-parallel ranks that decode; beside the journals, the totals of each (layer, expert)."""
     random = np.random.default_rng(steps)
     chosen = np.argsort(random.random((POOL, TOKENS, experts)), axis=2)[:, :, :TOP_K].astype(np.uint16)
-    pool = np.stack([np.bincount(one.ravel(), minlength=experts) for one in chosen]).astype(np.uint32)
+    pool = np.stack([np.bincount(ids.ravel(), minlength=experts) for ids in chosen]).astype(np.uint32)
     totals = np.zeros((layers, experts), np.int64)
     for rank in range(ranks):
         writer = JournalWriter(folder / RANKS / f"rank{rank}-{1000 + rank}{SUFFIX}")
@@ -90,9 +90,9 @@ def _step(
 
 def check(results: Path, session: Path) -> str:
     """Refuse results that are not the writer's totals."""
-    found = pl.read_csv(results / "moe_expert_tracking" / "moe_expert_activations.csv")
+    activations = pl.read_csv(results / "moe_expert_tracking" / "moe_expert_activations.csv")
     totals = np.load(session / "totals.npy")
-    if not np.array_equal(found["activation_count"].to_numpy(), totals.ravel()):
+    if not np.array_equal(activations["activation_count"].to_numpy(), totals.ravel()):
         raise SystemExit("the results are not the truth")
     cells = pl.scan_csv(results / "moe_expert_tracking" / "moe_load_imbalance.csv").select(pl.len()).collect().item()
     return f"totals equal of {totals.size:,} (layer, expert); {cells:,} (rank, step, layer)"
@@ -109,13 +109,13 @@ def main() -> None:
     if not (session / "totals.npy").exists():
         write_session(session, args.steps, args.layers, args.experts, args.ranks)
     size_bytes = sum(file.stat().st_size for file in (session / RANKS).iterdir())
-    runs, said = [], ""
+    runs, equal_rows = [], ""
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         for _ in range(args.repeats):
             runs.append(timed([sys.executable, "-m", "nvtxmoe", "merge", str(session), "-o", scratch]))
-            said = check(Path(scratch), session)
+            equal_rows = check(Path(scratch), session)
     wall = [run[0] for run in runs]
-    print(f"{said}.\n")
+    print(f"{equal_rows}.\n")
     print("| steps | layers | experts | ranks | journals MB | median s | range s | CPU s | peak MiB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     print(

@@ -87,10 +87,10 @@ def measure(layers: int, experts: int, ranks: int, steps: int, options: Options,
                 sink.work(publish=True)
     collector = Collector(folder, options)
     view = collector.view()
-    found = {
+    costs = {
         "layers": layers, "experts": experts, "ranks": ranks, "steps": steps,
         "python": platform.python_version(),
-        "series": sum(1 for one in SERIES for _ in one.of(view, options)),
+        "series": sum(1 for series in SERIES for _ in series.of(view, options)),
         "most_series": most_series(Shape(layers, experts, ranks, ranks, options)),
         "step_begins_us": summary(begin),
         "copy_us": summary(copy),
@@ -101,12 +101,12 @@ def measure(layers: int, experts: int, ranks: int, steps: int, options: Options,
     try:
         from prometheus_client import CollectorRegistry, generate_latest  # noqa: PLC0415  an extra
     except ImportError:
-        return found
+        return costs
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
-    found["scrape_ms"] = summary([timed_us(lambda: generate_latest(registry)) for _ in range(SCRAPES)], 1e-3)
-    found["scrape_bytes"] = len(generate_latest(registry))
-    return found
+    costs["scrape_ms"] = summary([timed_us(lambda: generate_latest(registry)) for _ in range(SCRAPES)], 1e-3)
+    costs["scrape_bytes"] = len(generate_latest(registry))
+    return costs
 
 
 def main() -> None:
@@ -116,11 +116,13 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--top-k", type=int, default=Options().top_k, help="hottest and coldest experts per layer")
     parser.add_argument("--detail", action="store_true", help="one series per expert (NVTXMOE_METRICS_EXPERTS)")
-    given = parser.parse_args()
+    options_given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        options = Options(given.top_k, given.detail)
-        found = measure(given.layers, given.experts, given.ranks, given.steps, options, Path(folder))
-    print(json.dumps(found, indent=1))
+        options = Options(options_given.top_k, options_given.detail)
+        measured = measure(
+            options_given.layers, options_given.experts, options_given.ranks, options_given.steps, options, Path(folder)
+        )
+    print(json.dumps(measured, indent=1))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def batch(llm: Any, options: argparse.Namespace) -> tuple[float, float]:
     params = SamplingParams(max_tokens=options.tokens, temperature=0, detokenize=False, ignore_eos=True)
     clock, cpu = time.perf_counter(), time.process_time()
     done = llm.generate(prompts, params, use_tqdm=False)
-    tokens = sum(len(one.outputs[0].token_ids) for one in done)
+    tokens = sum(len(output.outputs[0].token_ids) for output in done)
     return tokens / (time.perf_counter() - clock), tokens / (time.process_time() - cpu)
 
 

@@ -94,22 +94,24 @@ def simulate(case: Case, runs: int, seed: int = 0) -> Outcome:
     rng = np.random.default_rng(seed)
     step = np.tile(np.arange(case.steps), case.ranks)
     rank = np.repeat(np.arange(case.ranks), case.steps)
-    found = []
+    estimates = []
     for _ in range(runs):
         values = np.ones((len(FEATURES), len(step)))
         values[FEATURE] = _feature(rng, case)[step]
         y = 20_000 + 1000.0 * rank + SLOPE_NS * values[FEATURE] + _noise(rng, case)
         sample = make_sample(0, "decode", values, y, rank, step)
-        found += [one.single for one in alone([sample], [design(sample)])]
-    inferred = infer(found)
-    given = np.array([not one.too_few[0] for one in inferred])
-    slope, low, high = (np.array([getattr(one, name)[0] for one in inferred]) for name in ("slope", "low", "high"))
-    held = (low <= SLOPE_NS) & (high >= SLOPE_NS)
+        estimates += [estimate.single for estimate in alone([sample], [design(sample)])]
+    inferred = infer(estimates)
+    judged = np.array([not estimate.too_few[0] for estimate in inferred])
+    slope, low, high = (
+        np.array([getattr(estimate, name)[0] for estimate in inferred]) for name in ("slope", "low", "high")
+    )
+    covered = (low <= SLOPE_NS) & (high >= SLOPE_NS)
     return Outcome(
-        coverage=float(held[given].mean()) if given.any() else float("nan"),
-        half=float(np.median((high - low)[given])) / 2 / SLOPE_NS if given.any() else float("nan"),
+        coverage=float(covered[judged].mean()) if judged.any() else float("nan"),
+        half=float(np.median((high - low)[judged])) / 2 / SLOPE_NS if judged.any() else float("nan"),
         spread=float(1.96 * slope.std()) / SLOPE_NS,
-        refused=float(1 - given.mean()),
+        refused=float(1 - judged.mean()),
     )
 
 
@@ -139,8 +141,10 @@ def _noise(rng: np.random.Generator, case: Case) -> Floats:
         return rng.standard_normal(case.steps)
 
     common = _remembering(draw(), case.noise_memory)
-    own = [_remembering(draw(), case.noise_memory) for _ in range(case.ranks)]
-    noise = np.concatenate([np.sqrt(1 - case.shared) * one + np.sqrt(case.shared) * common for one in own])
+    rank_noise = [_remembering(draw(), case.noise_memory) for _ in range(case.ranks)]
+    noise = np.concatenate(
+        [np.sqrt(1 - case.shared) * noise_of_rank + np.sqrt(case.shared) * common for noise_of_rank in rank_noise]
+    )
     late = np.where(rng.random(len(noise)) < case.outliers, 20 * rng.exponential(size=len(noise)), 0.0)
     return np.asarray(NOISE_NS * (noise + late))
 
@@ -158,13 +162,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print("| simulated | coverage | half an interval | 1.96 x spread | refused |")
     print("| --- | --- | --- | --- | --- |")
     for name, case in CASES.items():
-        found = simulate(case, given.runs, given.seed)
+        outcome = simulate(case, arguments.runs, arguments.seed)
         print(
-            f"| {name} | {found.coverage:.1%} | {found.half:.3f} | {found.spread:.3f} | {found.refused:.1%} |",
+            f"| {name} | {outcome.coverage:.1%} | {outcome.half:.3f} | {outcome.spread:.3f} | {outcome.refused:.1%} |",
             flush=True,
         )
 

@@ -46,9 +46,9 @@ def parquet_frame(table: str, frame: pl.DataFrame) -> pl.DataFrame:
     """Cast a frame of SQLite values to the export's types; negative ids wrap to unsigned ones."""
     casts = []
     for name, dtype in frame.schema.items():
-        wanted = _BY_TABLE.get((table, name), _BY_COLUMN.get(name))
-        if wanted is None or dtype in (pl.String, pl.Binary):
+        nsys_dtype = _BY_TABLE.get((table, name), _BY_COLUMN.get(name))
+        if nsys_dtype is None or dtype in (pl.String, pl.Binary):
             continue
-        wraps = wanted in (pl.UInt32, pl.UInt64)
-        casts.append(pl.col(name).cast(wanted, wrap_numerical=wraps))
+        wraps = nsys_dtype in (pl.UInt32, pl.UInt64)
+        casts.append(pl.col(name).cast(nsys_dtype, wrap_numerical=wraps))
     return frame.with_columns(casts)

@@ -79,7 +79,7 @@ class Clock:
 
     def timed(self, owner: Any, name: str, part: str | None = None) -> Callable[[], None]:
         """Add the time of a function to ``cpu_ns`` under a name, and return what ends that."""
-        original, own = getattr(owner, name), name in vars(owner)
+        original, own_attribute = getattr(owner, name), name in vars(owner)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter_ns()
@@ -89,7 +89,7 @@ class Clock:
                 self.cpu_ns[part or name] += time.perf_counter_ns() - began
 
         setattr(owner, name, call)
-        return lambda: setattr(owner, name, original) if own else delattr(owner, name)
+        return lambda: setattr(owner, name, original) if own_attribute else delattr(owner, name)
 
     def take_us(self) -> float:
         """Median window since the last call."""
@@ -223,8 +223,8 @@ def sinks_by_mode(recorder: Any) -> dict[str, list[Any]]:
     from nvtxmoe.capture.startup.start import UNDER_NSYS  # noqa: PLC0415
 
     nsys = any(os.environ.get(name) for name in UNDER_NSYS)
-    found = {"moe" if sink.encoding == "journal" else "nsys": [sink] for sink in recorder.recorded.sinks}
-    return {mode: sinks for mode, sinks in found.items() if mode == "moe" or nsys}
+    by_mode = {"moe" if sink.encoding == "journal" else "nsys": [sink] for sink in recorder.recorded.sinks}
+    return {mode: sinks for mode, sinks in by_mode.items() if mode == "moe" or nsys}
 
 
 def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], float]) -> None:
@@ -256,10 +256,10 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
             recorder._pairs = PairCounts() if pairs else None
             undo = timed_parts(clock, recorder, sinks[0]) if way == "parts" else []
             blocks = options.blocks if way == "counts" else max(4, options.blocks // 5)
-            found = {"mode": mode, "way": way, **in_blocks(clock, steps, blocks, options.steps, recorder)}
+            measured = {"mode": mode, "way": way, **in_blocks(clock, steps, blocks, options.steps, recorder)}
             for end in undo:
                 end()
-            print(json.dumps(found), flush=True)
+            print(json.dumps(measured), flush=True)
     print(
         json.dumps({"held_bytes": recorder.graphs.held_bytes, "lost": dict(recorder.lost), "hidden": recorder.hidden})
     )
@@ -275,8 +275,8 @@ def timed_parts(clock: Clock, recorder: Any, sink: Any) -> list[Callable[[], Non
     undo = [clock.timed(owner, name, f"part {name}") for owner, name in inner]
     undo.append(clock.timed(Prepared, "__call__", "part launch"))
     # In the thread that sends: not a part of the calls.
-    apart = [(recorder, "_arrived"), (recorder._events, "send"), (sink, "payloads")]
-    return undo + [clock.timed(owner, name, f"sending thread {name}") for owner, name in apart]
+    apart_functions = [(recorder, "_arrived"), (recorder._events, "send"), (sink, "payloads")]
+    return undo + [clock.timed(owner, name, f"sending thread {name}") for owner, name in apart_functions]
 
 
 def sending_ns(recorder: Any) -> int:
@@ -330,24 +330,31 @@ def versions() -> dict[str, Any]:
 
     import torch  # noqa: PLC0415
 
-    found = {"device": torch.cuda.get_device_name(), "python": platform.python_version(), "cpus": os.cpu_count()}
+    versions = {"device": torch.cuda.get_device_name(), "python": platform.python_version(), "cpus": os.cpu_count()}
     for name in ("vllm", "torch", "triton", "nvtx", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return {**found, "under_nsys": "NSYS_PROFILING_SESSION_ID" in os.environ or "NVTX_INJECTION64_PATH" in os.environ}
+            versions[name] = None
+    return {
+        **versions,
+        "under_nsys": "NSYS_PROFILING_SESSION_ID" in os.environ or "NVTX_INJECTION64_PATH" in os.environ,
+    }
 
 
 def bare_and_under(nsys: str) -> int:
     """Run this script once without nsys and once under it, and return the larger exit status."""
-    rest = [sys.executable, *sys.argv]
-    at = rest.index("--nsys") if "--nsys" in rest else None
-    rest = [word for word in rest if not word.startswith("--nsys=")] if at is None else rest[:at] + rest[at + 2 :]
+    arguments = [sys.executable, *sys.argv]
+    at = arguments.index("--nsys") if "--nsys" in arguments else None
+    arguments = (
+        [word for word in arguments if not word.startswith("--nsys=")]
+        if at is None
+        else arguments[:at] + arguments[at + 2 :]
+    )
     report = str(Path(tempfile.mkdtemp()) / "report")
     under = [nsys, "profile", "-t", "cuda,nvtx", "--cuda-graph-trace=node", "-s", "none", "--cpuctxsw=none"]
     status = 0
-    for command in (rest, [*under, "-o", report, *rest]):
+    for command in (arguments, [*under, "-o", report, *arguments]):
         status = max(status, abs(subprocess.run(command, check=False).returncode))
     print(json.dumps({"report": f"{report}.nsys-rep"}))
     return status

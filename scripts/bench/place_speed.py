@@ -45,10 +45,10 @@ def write_results(folder: Path, steps: int, layers: int, experts: int, ranks: in
         logits = random.permutation(np.linspace(0, 3, experts))
         drawn = logits + random.gumbel(size=(POOL, TOKENS, experts))
         ids = np.argpartition(-drawn, TOP_K, axis=2)[:, :, :TOP_K].reshape(POOL, -1)
-        pool = np.stack([np.bincount(one, minlength=experts) for one in ids]).astype(np.uint32)
+        pool = np.stack([np.bincount(step_ids, minlength=experts) for step_ids in ids]).astype(np.uint32)
         counts = pool[random.integers(POOL, size=steps)]
         load = contiguous(experts, ranks).load(counts, np.full(steps, BLOCK_M), numbers)
-        own = BASE_NS + ACTIVE_NS * load.active + NOISE_NS * random.standard_normal((steps, ranks))
+        own_ns = BASE_NS + ACTIVE_NS * load.active + NOISE_NS * random.standard_normal((steps, ranks))
         width = pl.Array(pl.UInt32, experts)
         counted.append(
             pl.DataFrame({"rank": 0, "step": numbers, "layer_idx": layer, "num_tokens": TOKENS}).with_columns(
@@ -72,7 +72,7 @@ def write_results(folder: Path, steps: int, layers: int, experts: int, ranks: in
                 "local_active_experts": load.active[:, rank],
                 "local_expert_tiles": load.tiles[:, rank],
                 "weight_bytes": load.active[:, rank] * 4_718_592,
-                "own_ns": np.rint(own[:, rank]).astype(np.int64),
+                "own_ns": np.rint(own_ns[:, rank]).astype(np.int64),
                 "step_gpu_ns": 12_000_000,
             }
             filler = {name: 12345 if kind == pl.Int64 else 1.2345678 for name, kind in types.items()}

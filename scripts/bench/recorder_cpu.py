@@ -68,14 +68,14 @@ def modules_of(tree: Path) -> SimpleNamespace:
         del sys.modules[name]
     sys.path.insert(0, str(tree))
     try:
-        found = {
+        modules = {
             key: importlib.import_module(f"nvtxmoe.capture.{name}")
             for key, name in MODULES.items()
             if (tree / "nvtxmoe" / "capture" / f"{name.replace('.', '/')}.py").is_file()
         }
     finally:
         sys.path.remove(str(tree))
-    return SimpleNamespace(**found)
+    return SimpleNamespace(**modules)
 
 
 def without_gpu() -> None:
@@ -156,10 +156,10 @@ class Subject:
         infos = tuple(identity.LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))
         self.recorder.model_loaded(identity.Identity(layers=infos))
         self.recorder._counter = code.counter.CudaCounter(histogram)
-        ours = torch.cuda.CUDAGraph
+        graph_class = torch.cuda.CUDAGraph
         torch.cuda.CUDAGraph = Graph
         code.graphs.hook_graphs(self.recorder.graphs, self.recorder.replayed)
-        torch.cuda.CUDAGraph = ours
+        torch.cuda.CUDAGraph = graph_class
         capture = code.layer_hooks.Capture(self.recorder, None)
         code.hooks.wrap(Worker, "execute_model", code.worker_hooks.step_hook(capture))
         code.hooks.wrap(Worker, "sample_tokens", code.worker_hooks.sample_hook(capture))
@@ -179,11 +179,11 @@ class Subject:
         now, made, worker = time.thread_time_ns, self.recorder, self.worker
         others = 0
         for step in range(2 * STEPS_A_BLOCK):
-            one = scheduled(step)
+            output = scheduled(step)
             between_steps(big)
             process, at = time.process_time_ns(), [now()]
             if step < STEPS_A_BLOCK:
-                worker.execute_model(one)
+                worker.execute_model(output)
                 worker.sample_tokens()
                 times_ns["hooks"] += now() - at[0]
             else:
@@ -195,13 +195,13 @@ class Subject:
                 at.append(now())
                 made.end_step()
                 at.append(now())
-                for name, begun, ended in zip(PARTS, at, at[1:], strict=False):
-                    times_ns[name] += ended - begun
+                for name, begin_ns, ended in zip(PARTS, at, at[1:], strict=False):
+                    times_ns[name] += ended - begin_ns
                 times_ns["calls"] += at[-1] - at[0]
             time.sleep(0.002)  # other threads run now
             others += max(0, time.process_time_ns() - process - (now() - at[0]))
-        found = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}
-        return {**found, "other_threads": others / 2 / STEPS_A_BLOCK / 1000}
+        parts_us = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}
+        return {**parts_us, "other_threads": others / 2 / STEPS_A_BLOCK / 1000}
 
 
 def between_steps(big: Any) -> None:
@@ -240,24 +240,24 @@ def measure(mode: str, options: argparse.Namespace, cold: bool) -> dict[str, Any
                 blocks[name].append(block)
     for subject in subjects.values():
         subject.recorder.close()
-    found: dict[str, Any] = {"mode": mode, "cold": cold, "blocks": options.pairs, "steps_a_block": STEPS_A_BLOCK}
+    measures: dict[str, Any] = {"mode": mode, "cold": cold, "blocks": options.pairs, "steps_a_block": STEPS_A_BLOCK}
     for name, measured in blocks.items():
-        found[name] = {part: summary([block[part] for block in measured]) for part in measured[0]}
+        measures[name] = {part: summary([block[part] for block in measured]) for part in measured[0]}
     if options.against is not None:
-        found["ratio"] = {
+        measures["ratio"] = {
             part: [round(q, 3) for q in statistics.quantiles(
-                [ours[part] / other[part] for ours, other in zip(blocks["this"], blocks["against"], strict=True)], n=4
+                [this[part] / other[part] for this, other in zip(blocks["this"], blocks["against"], strict=True)], n=4
             )]
             for part in ("calls", "hooks")
         }  # fmt: skip
-    return found
+    return measures
 
 
 def summary(times_us: list[float]) -> dict[str, float]:
     """Mean, median and quartiles."""
     low, middle, high = statistics.quantiles(times_us, n=4)
-    found = {"mean": statistics.fmean(times_us), "median": middle, "q1": low, "q3": high}
-    return {name: round(us, 1) for name, us in found.items()}
+    statistics_us = {"mean": statistics.fmean(times_us), "median": middle, "q1": low, "q3": high}
+    return {name: round(us, 1) for name, us in statistics_us.items()}
 
 
 def main() -> None:

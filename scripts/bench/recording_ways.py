@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from nvtxmoe.capture.recording.cuda_counter import _addresses, _launch_of
 from nvtxmoe.capture.recording.kernel_launch import torch_histogram
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, alike
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, group_by_shape
 from nvtxmoe.capture.recording.triton_histogram import histogram
 
 LAYERS, EXPERTS, TOP_K, TOKENS, HIDDEN = 48, 128, 8, 32, 2048
@@ -107,7 +107,7 @@ def in_graph() -> dict[str, Record]:
 
 def after_graph(routed: list[RoutingTensors]) -> dict[str, Callable[[], None]]:
     """Ways that count after the replay, from the tensors of the graph."""
-    (group,) = alike(tuple(routed))
+    (group,) = group_by_shape(tuple(routed))
     table, launch = _addresses(group), _launch_of(group)
     pinned = torch.empty(LAYERS * EXPERTS, dtype=torch.int32, pin_memory=True)
     device = torch.empty(LAYERS * EXPERTS, dtype=torch.int32, device="cuda")
@@ -117,7 +117,7 @@ def after_graph(routed: list[RoutingTensors]) -> dict[str, Callable[[], None]]:
         pinned.copy_(device, non_blocking=True)
 
     def check() -> None:
-        counts = torch.stack([torch.bincount(one.ids.flatten(), minlength=EXPERTS) for one in routed])
+        counts = torch.stack([torch.bincount(tensors.ids.flatten(), minlength=EXPERTS) for tensors in routed])
         assert torch.equal(pinned.view(LAYERS, EXPERTS), counts.int().cpu())
 
     ways: dict[str, Callable[[], None]] = {
@@ -145,10 +145,12 @@ def main() -> None:
         "nothing, again": (model.captured(lambda *_: None), lambda: None),
     }
     ways |= {name: (model.captured(record), lambda: None) for name, record in in_graph().items()}
-    held = model.captured(lambda layer, ids, weights: routed.append(RoutingTensors(layer, EXPERTS, ids, weights)))
+    captured_graph = model.captured(
+        lambda layer, ids, weights: routed.append(RoutingTensors(layer, EXPERTS, ids, weights))
+    )
     del routed[:LAYERS]  # those of the run before the capture
-    held.replay()
-    ways |= {name: (held, way) for name, way in after_graph(routed).items()}
+    captured_graph.replay()
+    ways |= {name: (captured_graph, way) for name, way in after_graph(routed).items()}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(BLOCKS):
         for name, (graph, way) in ways.items():

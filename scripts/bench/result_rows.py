@@ -31,7 +31,7 @@ LAYERS = 4
 
 def csv_row_bytes(capture: Path) -> dict[str, tuple[int, float]]:
     """Rows, and bytes a row (heads left out), of the growing files of a capture that have any."""
-    found = {}
+    sizes = {}
     with TemporaryDirectory() as folder:
         results = analyze([capture], Path(folder)).folder
         for stem in GROWING:
@@ -40,8 +40,8 @@ def csv_row_bytes(capture: Path) -> dict[str, tuple[int, float]]:
                 head = len(file.readline().encode())
                 rows = sum(1 for _ in csv.reader(file))  # names of kernels may hold commas, and lines
             if rows:
-                found[stem] = rows, (path.stat().st_size - head) / rows
-    return found
+                sizes[stem] = rows, (path.stat().st_size - head) / rows
+    return sizes
 
 
 def parquet_bytes(drawn: Iterable[npt.NDArray[np.uint16]], experts: int) -> float:

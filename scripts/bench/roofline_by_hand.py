@@ -45,8 +45,8 @@ class Rank:
 
     def layer(self, number: int) -> Mapping[str, Any]:
         """Return the entry of a layer."""
-        found: Mapping[str, Any] = next(entry for entry in self.meta["layers"] if entry["layer"] == number)
-        return found
+        entry: Mapping[str, Any] = next(entry for entry in self.meta["layers"] if entry["layer"] == number)
+        return entry
 
     @property
     def data_parallel(self) -> bool:
@@ -58,30 +58,30 @@ def marks(path: Path, name: str) -> list[tuple[bytes, bool]]:
     """Return the payloads of marks of one name, with whether each is an array."""
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
         arrays = set(connection.execute(ARRAYS))
-        found = connection.execute(MARKS, (name,)).fetchall()
-    return [(blob, (domain, int.from_bytes(blob[8:16], "little")) in arrays) for domain, blob in found]
+        rows = connection.execute(MARKS, (name,)).fetchall()
+    return [(blob, (domain, int.from_bytes(blob[8:16], "little")) in arrays) for domain, blob in rows]
 
 
 def ranks_of(paths: Sequence[Path]) -> dict[int, Rank]:
     """Return moe.meta by rank; the last one of a rank counts."""
-    found = {}
+    ranks = {}
     for path in paths:
         for blob, _ in marks(path, "moe.meta"):
             text = blob[HEADER_BYTES:]
             meta = json.loads(text[text.index(b"{") :])
-            found[int(meta["rank"])] = Rank(meta)
-    return found
+            ranks[int(meta["rank"])] = Rank(meta)
+    return ranks
 
 
 def physical_counts(paths: Sequence[Path]) -> dict[CellKey, tuple[int, ...]]:
     """Return the counts of physical experts, where EPLB is on."""
-    found = {}
+    counts = {}
     for path in paths:
         with closing(sqlite3.connect(path)) as connection:
             sealed = is_sealed(connection)
         for blob, is_array in marks(path, "moe.physical"):
-            found.update({key: cell.counts for key, cell in decode_counts(blob, is_array, sealed=sealed)})
-    return found
+            counts.update({key: cell.counts for key, cell in decode_counts(blob, is_array, sealed=sealed)})
+    return counts
 
 
 def tokens_and_counts(
@@ -92,8 +92,8 @@ def tokens_and_counts(
     None where it can't be told: data-parallel ranks of which one has no counts in the step.
     """
     rank, step, layer = key
-    cells = {one: cell for answer in answers for one, cell in answer.cells.items()}
-    told = ranks[rank].layer(layer)
+    cells = {key: cell for answer in answers for key, cell in answer.cells.items()}
+    layer_meta = ranks[rank].layer(layer)
     if ranks[rank].data_parallel:
         of_all = [cells.get((other, step, layer)) for other in sorted(ranks)]
         if any(cell is None for cell in of_all):
@@ -103,30 +103,30 @@ def tokens_and_counts(
     else:
         tokens = cells[key].num_tokens
         counts = list(physical.get(key, cells[key].counts))
-    held = told.get("local_experts")
-    if held is None and int(ranks[rank].meta.get("ep_size") or 0) > 1:
+    local_experts = layer_meta.get("local_experts")
+    if local_experts is None and int(ranks[rank].meta.get("ep_size") or 0) > 1:
         return None
-    return tokens, counts if held is None else [counts[expert] for expert in held]
+    return tokens, counts if local_experts is None else [counts[expert] for expert in local_experts]
 
 
 def tile_rows(
-    tokens: int, mine: Sequence[int], names: Sequence[str], rank: Rank, layer: Mapping[str, Any]
+    tokens: int, expert_rows: Sequence[int], names: Sequence[str], rank: Rank, layer: Mapping[str, Any]
 ) -> tuple[int, int] | None:
     """Return rows of a tile, and of all tiles; None where the kernel is not one whose tiles are known."""
     if layer.get("block_m"):
         block = int(layer["block_m"])
-        return block, block * sum(-(-rows // block) for rows in mine)
-    sizes = {int(found[1]) for name in names if (found := re.search(r"_(\d+)x\d+x\d+", name))}
+        return block, block * sum(-(-rows // block) for rows in expert_rows)
+    sizes = {int(match[1]) for name in names if (match := re.search(r"_(\d+)x\d+x\d+", name))}
     if len(sizes) == 1 and all(name.startswith("_matmul_ogs") for name in names):
         (block,) = sizes
-        return block, block * sum(-(-rows // block) for rows in mine)
+        return block, block * sum(-(-rows // block) for rows in expert_rows)
     if set(names) != {"fused_moe_kernel"}:
         return None
     block = 16 if tokens <= 32 else 32 if tokens <= 96 else 64 if tokens <= 512 else 128
     alone = int(rank.meta.get("ep_size") or rank.meta["world_size"]) == 1
     if alone and tokens * layer["top_k"] * 4 <= layer["num_experts"]:
-        return block, block * sum(mine)  # not sorted: a tile per assignment
-    return block, block * sum(-(-rows // block) for rows in mine)
+        return block, block * sum(expert_rows)  # not sorted: a tile per assignment
+    return block, block * sum(-(-rows // block) for rows in expert_rows)
 
 
 def roofline(paths: Sequence[Path]) -> dict[CellKey, Row]:
@@ -151,28 +151,28 @@ def row(
 ) -> Row:
     """Return the numbers of one (rank, step, layer); None where a size, a time or a peak is unknown."""
     rank, layer = ranks[key[0]], ranks[key[0]].layer(key[2])
-    products = [one for one in operations if any(name in one.name for name in PRODUCTS)]
-    others = [one for one in operations if not any(name in one.name for name in TOGETHER)]
-    time = sum(one.end_ns - one.start_ns for one in products) or None
-    found = tokens_and_counts(key, ranks, answers, physical)
-    names = sorted({one.name for one in products})
+    products = [operation for operation in operations if any(name in operation.name for name in PRODUCTS)]
+    others = [operation for operation in operations if not any(name in operation.name for name in TOGETHER)]
+    time = sum(operation.end_ns - operation.start_ns for operation in products) or None
+    tokens_and_rows = tokens_and_counts(key, ranks, answers, physical)
+    names = sorted({operation.name for operation in products})
     out: Row = dict.fromkeys(
         ("routed_rows", "active", "padded_rows", "weight_bytes", "activation_bytes", "routed_flop")
     )
     out |= {
         "matmul_ns": time,
-        "experts_ns": sum(one.end_ns - one.start_ns for one in others) or None,
-        "known": bool(found),
+        "experts_ns": sum(operation.end_ns - operation.start_ns for operation in others) or None,
+        "known": bool(tokens_and_rows),
     }
-    if found is not None:
-        tokens, mine = found
-        out["routed_rows"], out["active"] = sum(mine), sum(rows > 0 for rows in mine)
-        tiles = tile_rows(tokens, mine, names, rank, layer)
-        out["padded_rows"] = None if tiles is None else tiles[1] - sum(mine)
+    if tokens_and_rows is not None:
+        tokens, expert_rows = tokens_and_rows
+        out["routed_rows"], out["active"] = sum(expert_rows), sum(rows > 0 for rows in expert_rows)
+        tiles = tile_rows(tokens, expert_rows, names, rank, layer)
+        out["padded_rows"] = None if tiles is None else tiles[1] - sum(expert_rows)
         stored = layer.get("expert_bytes")
         named = any(name.startswith("_matmul_ogs") for name in names) and "hidden_size" not in layer
         out["weight_bytes"] = None if stored is None or named else out["active"] * stored
-        out |= work(sum(mine), layer)
+        out |= work(sum(expert_rows), layer)
     return out | against_sheet(out, rank.meta.get("device"), layer)
 
 
@@ -186,32 +186,35 @@ def work(rows: int, layer: Mapping[str, Any]) -> Row:
         first = rows * hidden * (2 * middle if gated else middle)  # multiply-adds of the first product
         second = rows * middle * hidden
         out["routed_flop"] = 2 * (first + second)
-    taken, given = BYTES.get(layer.get("input_dtype", "")), BYTES.get(layer.get("activation_dtype", ""))
-    if taken is not None and given is not None:
-        first_bytes = rows * (hidden * taken + middle * given)
-        second_bytes = rows * (middle * taken + hidden * given)
+    input_bytes, activation_bytes = (
+        BYTES.get(layer.get("input_dtype", "")),
+        BYTES.get(layer.get("activation_dtype", "")),
+    )
+    if input_bytes is not None and activation_bytes is not None:
+        first_bytes = rows * (hidden * input_bytes + middle * activation_bytes)
+        second_bytes = rows * (middle * input_bytes + hidden * activation_bytes)
         out["activation_bytes"] = int(first_bytes + second_bytes)
     return out
 
 
 def against_sheet(out: Row, device: str | None, layer: Mapping[str, Any]) -> Row:
     """Return shares of the GPU's peaks, and which limit binds."""
-    found: Row = dict.fromkeys(("mbu_pct", "mfu_pct", "limit", "roofline_ns"))
+    numbers: Row = dict.fromkeys(("mbu_pct", "mfu_pct", "limit", "roofline_ns"))
     if device not in SHEETS or out["matmul_ns"] is None:
-        return found
+        return numbers
     bandwidth, half, quarter = SHEETS[device]
     memory = compute = None
     if out["weight_bytes"] is not None and out["activation_bytes"] is not None:
         memory = (out["weight_bytes"] + out["activation_bytes"]) / bandwidth
-        found["mbu_pct"] = 100 * memory / out["matmul_ns"]
+        numbers["mbu_pct"] = 100 * memory / out["matmul_ns"]
     if out["routed_flop"] is not None and layer.get("input_dtype") in BYTES:
         throughput = quarter if layer["input_dtype"] == "float8_e4m3fn" else half
         compute = out["routed_flop"] / (throughput * 1000)
-        found["mfu_pct"] = 100 * compute / out["matmul_ns"]
+        numbers["mfu_pct"] = 100 * compute / out["matmul_ns"]
     if memory is not None and compute is not None and max(memory, compute) > 0:
-        found["limit"] = "memory" if memory >= compute else "compute"
-        found["roofline_ns"] = max(memory, compute)
-    return found
+        numbers["limit"] = "memory" if memory >= compute else "compute"
+        numbers["roofline_ns"] = max(memory, compute)
+    return numbers
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def generate(options: argparse.Namespace) -> None:
         began = time.perf_counter()
         done = llm.generate(prompts, params, use_tqdm=False)
         seconds.append(time.perf_counter() - began)
-        tokens = sum(len(one.outputs[0].token_ids) for one in done)
+        tokens = sum(len(output.outputs[0].token_ids) for output in done)
     import torch  # noqa: PLC0415
     import vllm  # noqa: PLC0415
 
@@ -82,9 +82,11 @@ def generate(options: argparse.Namespace) -> None:
 def run_one(kind: str, options: argparse.Namespace, folder: Path, timeout_s: float) -> dict[str, Any]:
     """Run one process of a kind and return its figures, or why there are none."""
     result = folder / "result.json"
-    own = [f"--{name}={getattr(options, name)}" for name in ("layers", "batch", "batches", "tokens", "prompt_tokens")]
-    own = [word.replace("_", "-", 1) if word.startswith("--prompt_") else word for word in own]
-    command = [sys.executable, str(Path(__file__).resolve()), "--result", str(result), *own]
+    run_options = [
+        f"--{name}={getattr(options, name)}" for name in ("layers", "batch", "batches", "tokens", "prompt_tokens")
+    ]
+    run_options = [word.replace("_", "-", 1) if word.startswith("--prompt_") else word for word in run_options]
+    command = [sys.executable, str(Path(__file__).resolve()), "--result", str(result), *run_options]
     command += ["--small"] if options.small else []
     env = {name: value for name, value in os.environ.items() if not name.startswith("NVTXMOE_")}
     if options.small:
@@ -98,15 +100,15 @@ def run_one(kind: str, options: argparse.Namespace, folder: Path, timeout_s: flo
         command = [*profile, "--", *command]
     began = time.perf_counter()
     status = finished(command, env, folder / "log", timeout_s)
-    found: dict[str, Any] = {"kind": kind, "process_s": round(time.perf_counter() - began, 2), "status": status}
+    outcome: dict[str, Any] = {"kind": kind, "process_s": round(time.perf_counter() - began, 2), "status": status}
     if not result.is_file():
-        return {**found, "failed": (folder / "log").read_text(errors="replace")[-1500:]}
-    said = json.loads(result.read_text())
-    found |= {name: said[name] for name in ("device", "torch", "vllm", "tokens_a_batch")}
-    found["tokens_per_s"] = round(said["tokens_a_batch"] * len(said["batch_s"]) / sum(said["batch_s"]), 2)
-    found["batch_s"] = [round(one, 4) for one in said["batch_s"]]
+        return {**outcome, "failed": (folder / "log").read_text(errors="replace")[-1500:]}
+    measured = json.loads(result.read_text())
+    outcome |= {name: measured[name] for name in ("device", "torch", "vllm", "tokens_a_batch")}
+    outcome["tokens_per_s"] = round(measured["tokens_a_batch"] * len(measured["batch_s"]) / sum(measured["batch_s"]), 2)
+    outcome["batch_s"] = [round(seconds, 4) for seconds in measured["batch_s"]]
     report = folder / "profile" / "report.nsys-rep"
-    return {**found, "report_bytes": report.stat().st_size if report.is_file() else None}
+    return {**outcome, "report_bytes": report.stat().st_size if report.is_file() else None}
 
 
 def finished(command: list[str], env: dict[str, str], log: Path, timeout_s: float) -> int | str:
@@ -147,16 +149,16 @@ def compared(runs: list[dict[str, Any]]) -> dict[str, Any]:
         kind: [r["tokens_per_s"] for r in runs if r["kind"] == kind and "tokens_per_s" in r]
         for kind in (BARE, PROFILED)
     }
-    found: dict[str, Any] = {"pairs": len(logs), "tokens_per_s": rates}
+    summary: dict[str, Any] = {"pairs": len(logs), "tokens_per_s": rates}
     if not logs:
-        return {**found, "change_pct": None, "change_pct_ci95": None}
+        return {**summary, "change_pct": None, "change_pct_ci95": None}
     mean = statistics.fmean(logs)
-    found["change_pct"] = round(100 * math.expm1(mean), 3)
+    summary["change_pct"] = round(100 * math.expm1(mean), 3)
     if len(logs) < 2:
-        return {**found, "change_pct_ci95": None}
+        return {**summary, "change_pct_ci95": None}
     half = STUDENT[min(len(logs) - 1, len(STUDENT)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
-    found["change_pct_ci95"] = [round(100 * math.expm1(mean + sign * half), 3) for sign in (-1, 1)]
-    return found
+    summary["change_pct_ci95"] = [round(100 * math.expm1(mean + sign * half), 3) for sign in (-1, 1)]
+    return summary
 
 
 def order(rounds: int) -> list[str]:
@@ -207,9 +209,9 @@ def in_turn(options: argparse.Namespace) -> int:
         runs.append(run_one(kind, options, folder, min(left_s, 1800.0)))
         longest[kind] = max(longest.get(kind, 0.0), runs[-1]["process_s"])
         print(json.dumps(runs[-1]), flush=True)
-        found = {"settings": settings, **compared(runs), "runs": runs}
+        summary = {"settings": settings, **compared(runs), "runs": runs}
         if options.out:
-            options.out.write_text(json.dumps(found, indent=1) + "\n")
+            options.out.write_text(json.dumps(summary, indent=1) + "\n")
         if not options.keep:
             shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(compared(runs)), flush=True)

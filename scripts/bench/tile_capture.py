@@ -73,11 +73,12 @@ def all_processes(table: str, frame: pl.DataFrame, pid: int, ranks: range) -> pl
     if table != NVTX:
         parts = [in_process(table, frame, rank) for rank in ranks]
     else:  # rows of other processes than the engine stand there once
-        ours = source_tables.of_process("globalTid", pid)
+        of_rank_process = source_tables.of_process("globalTid", pid)
         parts = [
-            in_process(table, frame.filter(ours), rank).with_columns(rank=pl.lit(rank, pl.Int64)) for rank in ranks
+            in_process(table, frame.filter(of_rank_process), rank).with_columns(rank=pl.lit(rank, pl.Int64))
+            for rank in ranks
         ]
-        parts.append(frame.filter(~ours).with_columns(rank=pl.lit(None, pl.Int64)))
+        parts.append(frame.filter(~of_rank_process).with_columns(rank=pl.lit(None, pl.Int64)))
     return in_order(pl.concat(parts))
 
 

@@ -24,13 +24,13 @@ SKEW = 0.8
 
 def rewrite_meta(blob: bytes, rank: int, world_size: int) -> bytes:
     """``moe.meta`` of one data-parallel rank; the payload is a u8 array, its length stands in front."""
-    one, schema_id, _, offset, length = struct.unpack("<5Q", blob[: HEADER_BYTES + 8])
+    version, schema_id, _, offset, length = struct.unpack("<5Q", blob[: HEADER_BYTES + 8])
     body = json.loads(blob[HEADER_BYTES + 8 : HEADER_BYTES + 8 + length])
     body |= {"rank": rank, "world_size": world_size, "tp_rank": 0, "tp_size": 1}
     body |= {"dp_rank": rank, "dp_size": world_size}
     body["sample_every"] = 0  # only some tiles keep their sampled tokens
     text = json.dumps(body).encode()
-    return struct.pack("<5Q", one, schema_id, len(text) + 8, offset, len(text)) + text
+    return struct.pack("<5Q", version, schema_id, len(text) + 8, offset, len(text)) + text
 
 
 def bodies(blobs: list[bytes], dtype: np.dtype[np.void]) -> Structs:

@@ -39,8 +39,8 @@ class SqliteSink:
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Insert rows in one batch."""
-        places = ", ".join("?" * frame.width)
-        self._connection.executemany(f'INSERT INTO "{table}" VALUES ({places})', frame.iter_rows())
+        placeholders = ", ".join("?" * frame.width)
+        self._connection.executemany(f'INSERT INTO "{table}" VALUES ({placeholders})', frame.iter_rows())
 
     def close(self) -> None:
         """Commit and close the file."""

@@ -90,10 +90,10 @@ def read_source(path: Path) -> Source:
     return source
 
 
-def window_of(steps: pl.DataFrame, ours: pl.DataFrame, nodes: pl.DataFrame | None) -> Window:
+def window_of(steps: pl.DataFrame, nvtx_rows: pl.DataFrame, nodes: pl.DataFrame | None) -> Window:
     """Find where the head begins (the first graph node), and where serving begins and ends."""
     serving_ns = int(steps["start"].to_numpy().min())
-    last_ns = max(int(steps["end"].to_numpy().max()), int(ours["start"].to_numpy().max()))
+    last_ns = max(int(steps["end"].to_numpy().max()), int(nvtx_rows["start"].to_numpy().max()))
     head_ns = serving_ns if nodes is None else min(serving_ns, int(nodes["start"].to_numpy().min()))
     return Window(head_ns, serving_ns, last_ns + SETTLE_NS)
 
@@ -145,7 +145,7 @@ def _padding_name(small: Frames) -> int:
     return ident
 
 
-def fit_calls(tile: Frames, small: Frames, wanted: int, rng: np.random.Generator) -> None:
+def fit_calls(tile: Frames, small: Frames, number: int, rng: np.random.Generator) -> None:
     """Pad or thin the tile's runtime calls that nothing refers to, as far as that goes.
 
     A padding call stands right after the call it copies, as long as that one and with an id of its own. A trimmed
@@ -154,7 +154,7 @@ def fit_calls(tile: Frames, small: Frames, wanted: int, rng: np.random.Generator
     calls = tile[RUNTIME].with_row_index("row")
     used = pl.concat([tile[table].select("correlationId") for table in ACTIVITIES if table in tile])
     idle = calls.join(used, on="correlationId", how="anti", maintain_order="left")
-    missing = wanted - calls.height
+    missing = number - calls.height
     if missing < 0:
         dropped = rng.choice(idle["row"].to_numpy(), size=min(-missing, idle.height), replace=False)
         calls = calls.filter(~pl.col("row").is_in(dropped.tolist()))

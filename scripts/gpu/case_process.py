@@ -161,5 +161,5 @@ class CaseProcess:
 
 def last_error(text: str) -> str | None:
     """The last line of a log that names an exception."""
-    found = _ERROR.findall(text)
-    return found[-1].strip() if found else None
+    errors = _ERROR.findall(text)
+    return errors[-1].strip() if errors else None

@@ -40,20 +40,20 @@ POLL_S = 0.5
 
 def machine() -> dict[str, Any]:
     """The GPUs, the driver and the packages."""
-    found: dict[str, Any] = {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
+    facts: dict[str, Any] = {"python": platform.python_version(), "date": time.strftime("%Y-%m-%d")}
     for name in ("vllm", "torch", "triton", "nvtx", "transformers", "flashinfer-python", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            facts[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
+            facts[name] = None
     try:
-        asked = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        lines = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+        lines = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         lines = []
-    found["gpus"] = [line.split(", ")[0] for line in lines]
-    found["driver"] = lines[0].split(", ")[-1] if lines else None
-    return found
+    facts["gpus"] = [line.split(", ")[0] for line in lines]
+    facts["driver"] = lines[0].split(", ")[-1] if lines else None
+    return facts
 
 
 class Driver:
@@ -103,13 +103,13 @@ class Driver:
             elif left < case.least_s:
                 self._leave_out(case, "no time was left")
             else:
-                places = sorted(range(self.gpus), key=lambda gpu: self.load[gpu])[: case.gpus]
-                if all(self.load[gpu] < self.jobs for gpu in places):
+                chosen_gpus = sorted(range(self.gpus), key=lambda gpu: self.load[gpu])[: case.gpus]
+                if all(self.load[gpu] < self.jobs for gpu in chosen_gpus):
                     self.waiting.remove(case)
-                    for gpu in places:
+                    for gpu in chosen_gpus:
                         self.load[gpu] += 1
                     limit_s = min(case.limit_s, left)
-                    self.running.append(CaseProcess(case, sorted(places), limit_s, self.scratch, self.python))
+                    self.running.append(CaseProcess(case, sorted(chosen_gpus), limit_s, self.scratch, self.python))
                 elif case.gpus > 1:
                     return  # later cases must not keep it waiting for ever
 
@@ -169,16 +169,16 @@ def main() -> int:
     parser.add_argument("--golden", action="store_true", help="Make two captures under nsys instead.")
     parser.add_argument("--nsys", help="The nsys of --golden. Default: the one that nvtxmoe finds.")
     options = parser.parse_args()
-    found = machine()
-    print(json.dumps(found), flush=True)
+    facts = machine()
+    print(json.dumps(facts), flush=True)
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(tempfile.gettempdir()) / "check-all-vllm-cache"))
     if options.golden:
         return golden_captures.make(options.out, python=options.python, nsys=options.nsys, budget_s=options.budget_s)
     chosen = [case for case in CASES if options.only is None or case.name in options.only]
     cases = [replace(case, limit_s=case.limit_s * options.limit_factor) for case in chosen]
-    gpus = options.gpus or max(1, len(found["gpus"]))
+    gpus = options.gpus or max(1, len(facts["gpus"]))
     driver = Driver(options.out, cases, gpus=gpus, jobs=options.jobs, budget_s=options.budget_s, python=options.python)
-    driver.machine = found
+    driver.machine = facts
     results = driver.run()
     return int(any(result["status"] not in ("exact", "not run") for result in results))
 

@@ -84,14 +84,14 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     scratch = Path(tempfile.mkdtemp())
     session = scratch / "session"
     os.environ["NVTXMOE_SESSION_DIR"] = str(session)
-    apart = options.pp > 1
-    if apart:
+    by_stage = options.pp > 1
+    if by_stage:
         os.environ |= {"ORACLE_FOLDER": str(scratch), "ORACLE_KIND": options.oracle, "ORACLE_TOKENS": str(MOST_TOKENS)}
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
     from vllm import LLM  # noqa: PLC0415
 
     oracle = Oracle(options.oracle, most_tokens=MOST_TOKENS)
-    if not apart:
+    if not by_stage:
         oracle.install()
     if options.stand_in:
         stand_in_sink.install()
@@ -104,16 +104,16 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         dp_rank = int(os.environ["RANK"]) // options.tp if options.dp > 1 else None
         drive(llm, options.requests, options.longest, shared_prefix=True, dp_rank=dp_rank)
     llm.llm_engine.engine_core.shutdown()
-    if not apart:
+    if not by_stage:
         journal = next(session.glob(f"ranks/*-{os.getpid()}.journal"))
-        return [compare(journal, oracle.found, eplb=options.eplb)]
-    found = []
+        return [compare(journal, oracle.recorded, eplb=options.eplb)]
+    results = []
     for file in sorted(scratch.glob("*.oracle")):
         steps: Steps = pickle.loads(file.read_bytes())
-        found.append(compare(next(session.glob(f"ranks/*-{file.stem}.journal")), steps, eplb=options.eplb))
-    if len(found) != options.pp:
-        raise RuntimeError(f"{len(found)} of {options.pp} workers left an oracle")
-    return found
+        results.append(compare(next(session.glob(f"ranks/*-{file.stem}.journal")), steps, eplb=options.eplb))
+    if len(results) != options.pp:
+        raise RuntimeError(f"{len(results)} of {options.pp} workers left an oracle")
+    return results
 
 
 def parser() -> argparse.ArgumentParser:

@@ -94,8 +94,8 @@ def rows_of(journal: Path) -> tuple[Rows, dict[str, Any]]:
             if event == "meta":
                 meta = json.loads(payload)
             elif event == "topk":
-                found = np.frombuffer(payload, schema.topk_dtype(TOP_K))
-                rows[int(found["step"][0]), int(found["layer"][0])] = np.sort(found["experts"], axis=1)
+                records = np.frombuffer(payload, schema.topk_dtype(TOP_K))
+                rows[int(records["step"][0]), int(records["layer"][0])] = np.sort(records["experts"], axis=1)
     return rows, meta
 
 
@@ -133,11 +133,11 @@ def main() -> int:
     model = str(model_folder("gpt_oss", LAYERS, EXPERTS, TOP_K, quantisation="mxfp4"))
     with ThreadPoolExecutor(2) as both:
         inside, modular = both.map(lambda backend: recorded(backend, model, options.out), (INSIDE, MODULAR))
-    found = compared(inside, modular)
-    text = json.dumps(found)
+    comparison = compared(inside, modular)
+    text = json.dumps(comparison)
     (options.out / "gpt-oss-kernels.json").write_text(text)
     print(text)
-    return 0 if found["exact"] else 1
+    return 0 if comparison["exact"] else 1
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ LAYERS, EXPERTS, TOP_K = 4, 32, 4
 TOKENS = 3000
 
 
-def kernel_counts(logits: Any, top_k: int, found: Any) -> tuple[Any, int]:
+def kernel_counts(logits: Any, top_k: int, router_rule: Any) -> tuple[Any, int]:
     """Counts [experts] of the counting kernel, and how many tokens it calls ambiguous."""
     import torch  # noqa: PLC0415
 
@@ -57,7 +57,7 @@ def kernel_counts(logits: Any, top_k: int, found: Any) -> tuple[Any, int]:
 
     recompute = best_recompute()
     assert recompute is not None, "no Triton here"
-    group = SameRuleLogits((RouterLogits(0, logits.shape[1], top_k, logits, found.rule, found.bias),))
+    group = SameRuleLogits((RouterLogits(0, logits.shape[1], top_k, logits, router_rule.rule, router_rule.bias),))
     launch, table = launch_of(group), addresses(group)
     out = torch.empty(launch.shape, dtype=torch.int32, pin_memory=True)
     for _ in range(2):  # the second launch is the prepared one
@@ -68,15 +68,15 @@ def kernel_counts(logits: Any, top_k: int, found: Any) -> tuple[Any, int]:
     return total[:-1], int(total[-1])
 
 
-def compared(name: str, logits: Any, ids: Any, top_k: int, found: Any, input_ids: Any = None) -> dict[str, Any]:
+def compared(name: str, logits: Any, ids: Any, top_k: int, router_rule: Any, input_ids: Any = None) -> dict[str, Any]:
     """The experts of each token as sets, and the kernel's counts if no hash table routes."""
     import torch  # noqa: PLC0415
 
     from nvtxmoe.capture.recording.routing_rule import choose  # noqa: PLC0415
 
-    ours = choose(logits, top_k, found.rule, found.bias, found.table, input_ids)
-    same = (ours.ids.sort(dim=1).values == ids.to(torch.int64).sort(dim=1).values).all(dim=1)
-    clear = ~ours.ambiguous
+    recomputed = choose(logits, top_k, router_rule.rule, router_rule.bias, router_rule.table, input_ids)
+    same = (recomputed.ids.sort(dim=1).values == ids.to(torch.int64).sort(dim=1).values).all(dim=1)
+    clear = ~recomputed.ambiguous
     ambiguous = int((~clear).sum())
     line: dict[str, Any] = {
         "case": name,
@@ -86,10 +86,10 @@ def compared(name: str, logits: Any, ids: Any, top_k: int, found: Any, input_ids
         "differing_clear": int((~same & clear).sum()),
     }
     exact = line["differing_clear"] == 0
-    if found.table is None:
-        counts, unsure = kernel_counts(logits, top_k, found)
-        theirs = np.bincount(ids.cpu().numpy().ravel(), minlength=logits.shape[1])
-        line["kernel_differing_assignments"] = int(np.abs(counts - theirs).sum())
+    if router_rule.table is None:
+        counts, unsure = kernel_counts(logits, top_k, router_rule)
+        counts_of_kernel = np.bincount(ids.cpu().numpy().ravel(), minlength=logits.shape[1])
+        line["kernel_differing_assignments"] = int(np.abs(counts - counts_of_kernel).sum())
         line["kernel_ambiguous"] = unsure
         exact = exact and line["kernel_differing_assignments"] <= 2 * max(unsure, ambiguous)
     return line | {"exact": exact}
@@ -194,7 +194,7 @@ class RoutingCopies:
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
-        self._kept: list[Any] = []
+        self._id_copies: list[Any] = []
         self._calls = 0
 
     def install(self) -> None:
@@ -211,9 +211,9 @@ class RoutingCopies:
         def topk(logits: Any, top_k: int, *args: Any, **kwargs: Any) -> Any:
             result = choose(logits, top_k, *args, **kwargs)
             ids = result[1] if isinstance(result, tuple) else result.indx
-            if not self._kept:
-                self._kept = [torch.zeros(4096, top_k, dtype=torch.int16, device="cuda") for _ in range(LAYERS)]
-            self._kept[self._calls % LAYERS][: len(ids)].copy_(ids)
+            if not self._id_copies:
+                self._id_copies = [torch.zeros(4096, top_k, dtype=torch.int16, device="cuda") for _ in range(LAYERS)]
+            self._id_copies[self._calls % LAYERS][: len(ids)].copy_(ids)
             self._calls += 1
             return result
 
@@ -222,7 +222,7 @@ class RoutingCopies:
             tokens = scheduled.total_num_scheduled_tokens
             if tokens:
                 torch.cuda.synchronize()
-                self.steps.append([kept[:tokens].cpu().numpy().astype(np.int64) for kept in self._kept])
+                self.steps.append([copied[:tokens].cpu().numpy().astype(np.int64) for copied in self._id_copies])
             return result
 
         def warmed_up(worker: Any, *args: Any, **kwargs: Any) -> Any:
@@ -297,33 +297,33 @@ def against_references(journal: Path) -> dict[str, Any]:
     """The second recording of each layer against the first."""
     from nvtxmoe.capture.vllm.recomputed_beside import FIRST  # noqa: PLC0415
 
-    _, _, tokens = found = read(journal)
-    wanted = {key: ids for key, ids in tokens.items() if key[1] < FIRST}
-    return _line(found, wanted, {(step, layer): (step, layer + FIRST) for step, layer in wanted})
+    _, _, tokens = content = read(journal)
+    reference_ids = {key: ids for key, ids in tokens.items() if key[1] < FIRST}
+    return _line(content, reference_ids, {(step, layer): (step, layer + FIRST) for step, layer in reference_ids})
 
 
 def against_copies(journal: Path, copies: RoutingCopies) -> dict[str, Any]:
     """Recomputed layers against copies of what the kernel's routing function returned."""
-    found = read(journal)
-    layers = [layer["layer"] for layer in found[0]["layers"]]
-    wanted = {
+    content = read(journal)
+    layers = [layer["layer"] for layer in content[0]["layers"]]
+    reference_ids = {
         (step, layer): np.sort(ids, axis=1)
         for step, by_layer in enumerate(copies.steps)
         for layer, ids in zip(layers, by_layer, strict=True)
     }
-    return _line(found, wanted, {key: key for key in wanted}) | {"hidden": found[0].get("capture")}
+    return _line(content, reference_ids, {key: key for key in reference_ids}) | {"hidden": content[0].get("capture")}
 
 
-def _line(found: Any, wanted: Any, ours: Any) -> dict[str, Any]:
-    meta, counts, tokens = found
-    missing = [key for key in wanted if ours[key] not in tokens or ours[key] not in counts]
-    cells = {key: ids for key, ids in wanted.items() if key not in missing}
+def _line(content: Any, reference_ids: Any, cell_of: Any) -> dict[str, Any]:
+    meta, counts, tokens = content
+    missing = [key for key in reference_ids if cell_of[key] not in tokens or cell_of[key] not in counts]
+    cells = {key: ids for key, ids in reference_ids.items() if key not in missing}
     total = sum(len(ids) for ids in cells.values())
-    equal = sum(int((ids == tokens[ours[key]]).all(axis=1).sum()) for key, ids in cells.items())
+    equal = sum(int((ids == tokens[cell_of[key]]).all(axis=1).sum()) for key, ids in cells.items())
     differing = [
         key
         for key, ids in cells.items()
-        if not np.array_equal(np.bincount(ids.ravel(), minlength=EXPERTS), counts[ours[key]])
+        if not np.array_equal(np.bincount(ids.ravel(), minlength=EXPERTS), counts[cell_of[key]])
     ]
     ambiguous = sum(meta.get("ambiguous_tokens", {}).values())
     return {
@@ -367,11 +367,12 @@ def main() -> int:
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=arguments.timeout_s)
             lines = [text for text in done.stdout.splitlines() if text.startswith("RESULT ")]
-            code, rest = done.returncode, done.stderr[-1500:]
+            code, errors = done.returncode, done.stderr[-1500:]
         except subprocess.TimeoutExpired as error:
-            lines, code, rest = [], 124, str(error)
+            lines, code, errors = [], 124, str(error)
         print(
-            "\n".join(lines) or f"RESULT {json.dumps({'case': case, 'exact': None, 'exit': code})}\n{rest}", flush=True
+            "\n".join(lines) or f"RESULT {json.dumps({'case': case, 'exact': None, 'exit': code})}\n{errors}",
+            flush=True,
         )
         status = max(status, int(code != 0))
     return status

@@ -31,7 +31,7 @@ def pid_of(global_id: int) -> int:
 def check(path: Path, steps: int | None) -> dict[str, Any]:
     """What is missing in one export."""
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    there = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    table_names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     strings = dict(base.execute("SELECT id, value FROM StringIds"))
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
     marks: Counter[str] = Counter()
@@ -54,11 +54,11 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
     starts = {tid: [start for start, _ in spans] for tid, spans in ranges.items()}
     work: Counter[tuple[int, int]] = Counter()
     for table in WORK:
-        if table in there:
+        if table in table_names:
             for global_pid, correlation in base.execute(f"SELECT globalPid, correlationId FROM {table}"):
                 work[pid_of(global_pid), correlation] += 1
     graph_of: dict[tuple[int, int], int] = {}
-    if WORK[0] in there:
+    if WORK[0] in table_names:
         query = f"SELECT globalPid, correlationId, min(graphNodeId) FROM {WORK[0]} WHERE graphNodeId IS NOT NULL"
         for global_pid, correlation, graph in base.execute(f"{query} GROUP BY 1, 2"):
             graph_of[pid_of(global_pid), correlation] = graph
@@ -68,7 +68,7 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
         "SELECT globalTid, start, correlationId, nameId, returnValue FROM CUPTI_ACTIVITY_KIND_RUNTIME"
     ):
         name = strings.get(name_id, "")
-        if tid not in starts or failed or not any(one in name for one in LAUNCHES):
+        if tid not in starts or failed or not any(launch in name for launch in LAUNCHES):
             continue
         at = bisect_right(starts[tid], start) - 1
         if at < 0 or start >= ranges[tid][at][1]:
@@ -79,16 +79,16 @@ def check(path: Path, steps: int | None) -> dict[str, Any]:
         if "GraphLaunch" in name:
             sizes[key[0], graph_of.get(key, -1)][work[key]] += 1
     uneven = sum(len(counter) > 1 for counter in sizes.values())
-    found = sum(len(spans) for spans in ranges.values())
+    seen = sum(len(spans) for spans in ranges.values())
     counts = marks["moe.counts"]
     per_process = Counter(pid for pid, _ in layers)
-    wanted = sum(len(spans) * per_process[pid_of(tid)] for tid, spans in ranges.items())
-    complete = bool(found and launches) and not missing and not uneven and counts == wanted
+    expected_launches = sum(len(spans) * per_process[pid_of(tid)] for tid, spans in ranges.items())
+    complete = bool(seen and launches) and not missing and not uneven and counts == expected_launches
     if steps is not None:
-        complete = complete and found == steps
+        complete = complete and seen == steps
     return {
-        "file": path.name, "complete": complete, "steps": found, "launches": launches, "launches_without_work": missing,
-        "graphs_with_uneven_launches": uneven, "counts": counts, "counts_wanted": wanted,
+        "file": path.name, "complete": complete, "steps": seen, "launches": launches, "launches_without_work": missing,
+        "graphs_with_uneven_launches": uneven, "counts": counts, "counts_wanted": expected_launches,
     }  # fmt: skip
 
 
@@ -98,10 +98,10 @@ def main() -> int:
     parser.add_argument("exports", nargs="+", type=Path)
     parser.add_argument("--steps", type=int, help="Steps of all processes together that there must be.")
     options = parser.parse_args()
-    found = [check(path, options.steps) for path in options.exports]
-    for one in found:
-        print(json.dumps(one))
-    return 0 if all(one["complete"] for one in found) else 1
+    results = [check(path, options.steps) for path in options.exports]
+    for result in results:
+        print(json.dumps(result))
+    return 0 if all(result["complete"] for result in results) else 1
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def steps(path: Path) -> tuple[list[Counter[str]], Counter[str]]:
     """Waiting calls of each step but the last, and all other calls in them by name."""
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     strings = dict(base.execute("SELECT id, value FROM StringIds"))
-    there = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    table_names = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     starts: dict[int, list[int]] = {}
     for tid, start, text, ident in base.execute(
         "SELECT globalTid, start, text, textId FROM NVTX_EVENTS WHERE eventType = 59 ORDER BY start"
@@ -42,7 +42,7 @@ def steps(path: Path) -> tuple[list[Counter[str]], Counter[str]]:
     if not starts:
         raise SystemExit(f"{path}: no range {FORWARD!r}; was VLLM_NVTX_SCOPES_FOR_PROFILING=1 set?")
     pageable: set[tuple[int, int]] = set()
-    if {"CUPTI_ACTIVITY_KIND_MEMCPY", "ENUM_CUDA_MEM_KIND"} <= there:
+    if {"CUPTI_ACTIVITY_KIND_MEMCPY", "ENUM_CUDA_MEM_KIND"} <= table_names:
         kinds = [row[0] for row in base.execute("SELECT id FROM ENUM_CUDA_MEM_KIND WHERE label LIKE '%ageable%'")]
         marks = ",".join("?" * len(kinds))
         query = f"SELECT globalPid, correlationId FROM CUPTI_ACTIVITY_KIND_MEMCPY WHERE srcKind IN ({marks})"
@@ -61,7 +61,7 @@ def steps(path: Path) -> tuple[list[Counter[str]], Counter[str]]:
             waits[pid][step][name] += 1
         else:
             others[name] += 1
-    return [one for pid in sorted(waits) for one in waits[pid][:-1]], others
+    return [wait for pid in sorted(waits) for wait in waits[pid][:-1]], others
 
 
 def main() -> int:
@@ -70,7 +70,7 @@ def main() -> int:
     total_off, total_on = sum(off, Counter()), sum(on, Counter())
     differing = [at for at, (a, b) in enumerate(zip(off, on, strict=False)) if a != b]
     names = {*off_others, *on_others}
-    found: dict[str, Any] = {
+    comparison: dict[str, Any] = {
         "equal": not differing and len(off) == len(on),
         "steps": [len(off), len(on)],
         "waiting_calls_off": dict(total_off),
@@ -80,8 +80,8 @@ def main() -> int:
             name: [off_others[name], on_others[name]] for name in sorted(names) if off_others[name] != on_others[name]
         },
     }
-    print(json.dumps(found))
-    return 0 if found["equal"] else 1
+    print(json.dumps(comparison))
+    return 0 if comparison["equal"] else 1
 
 
 if __name__ == "__main__":

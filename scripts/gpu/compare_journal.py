@@ -48,15 +48,15 @@ class Comparison:
 
     def __init__(self, oracle: Steps) -> None:
         self.oracle = oracle
-        self.found = dict.fromkeys(COUNTS, 0)
+        self.totals = dict.fromkeys(COUNTS, 0)
         self.meta: dict[str, Any] = {}
         self._at = {layer: at for at, layer in enumerate(oracle.layers)}
         self._layers: dict[int, dict[str, Any]] = {}
 
     def recording(self, layer: int) -> str:
         """How moe.meta tells that a layer was recorded: in the layer, or for all layers, or by ranges of layers."""
-        own = self._layers.get(layer, {}).get("recording")
-        return str(own or recording_of(self.meta.get("recording"), layer) or REFERENCES)
+        layer_recording = self._layers.get(layer, {}).get("recording")
+        return str(layer_recording or recording_of(self.meta.get("recording"), layer) or REFERENCES)
 
     def take(self, event: str, payload: bytes) -> None:
         """Compare one record."""
@@ -74,7 +74,7 @@ class Comparison:
         row = np.frombuffer(payload, schema.STEP_DTYPE)[0]
         step = int(row["step"])
         known = step < len(self.oracle.ids)
-        self.found["steps"] += int(known and row["num_tokens"] == len(self.oracle.ids[step]))
+        self.totals["steps"] += int(known and row["num_tokens"] == len(self.oracle.ids[step]))
 
     def _counts(self, payload: bytes) -> None:
         from nvtxmoe.formats import schema  # noqa: PLC0415
@@ -84,16 +84,16 @@ class Comparison:
             self._counts_again(layer, payload)
             return
         if layer not in self._at:  # a draft's
-            self.found["other_layers_cells"] += 1
+            self.totals["other_layers_cells"] += 1
             return
         experts = self._layers[layer]["num_experts"]
         row = np.frombuffer(payload, schema.counts_dtype(experts))[0]
         step, at = int(row["step"]), self._at[layer]
-        wanted = np.bincount(self.oracle.ids[step][:, at].ravel(), minlength=experts)
-        differing = int(np.abs(wanted - row["counts"].astype(np.int64)).sum())
-        self.found["cells"] += 1
-        self.found["cells_equal"] += int(differing == 0)
-        self.found["cells_excused"] += int(0 < differing <= 2 * int(self._tied(step, at).sum()))
+        expected_counts = np.bincount(self.oracle.ids[step][:, at].ravel(), minlength=experts)
+        differing = int(np.abs(expected_counts - row["counts"].astype(np.int64)).sum())
+        self.totals["cells"] += 1
+        self.totals["cells_equal"] += int(differing == 0)
+        self.totals["cells_excused"] += int(0 < differing <= 2 * int(self._tied(step, at).sum()))
 
     def _counts_again(self, layer: int, payload: bytes) -> None:
         from nvtxmoe.formats import schema  # noqa: PLC0415
@@ -101,8 +101,8 @@ class Comparison:
         experts = self._layers[layer]["num_experts"]
         row = np.frombuffer(payload, schema.counts_dtype(experts))[0]
         chosen = self.oracle.ids[int(row["step"])][:, self._at[layer - AGAIN]]
-        self.found["again_cells"] += 1
-        self.found["again_cells_equal"] += int(
+        self.totals["again_cells"] += 1
+        self.totals["again_cells_equal"] += int(
             np.array_equal(np.bincount(chosen.ravel(), minlength=experts), row["counts"])
         )
 
@@ -110,11 +110,11 @@ class Comparison:
         from nvtxmoe.formats import schema  # noqa: PLC0415
 
         rows = np.frombuffer(payload, schema.topk_dtype(self._layers[layer]["top_k"]))
-        wanted = self.oracle.ids[int(rows["step"][0])][:, self._at[layer - AGAIN]]
-        self.found["again_tokens"] += len(rows)
-        if rows["experts"].shape == wanted.shape:
-            same = (np.sort(rows["experts"], axis=1) == np.sort(wanted, axis=1)).all(axis=1)
-            self.found["again_tokens_equal"] += int(same.sum())
+        expected_ids = self.oracle.ids[int(rows["step"][0])][:, self._at[layer - AGAIN]]
+        self.totals["again_tokens"] += len(rows)
+        if rows["experts"].shape == expected_ids.shape:
+            same = (np.sort(rows["experts"], axis=1) == np.sort(expected_ids, axis=1)).all(axis=1)
+            self.totals["again_tokens_equal"] += int(same.sum())
 
     def _tied(self, step: int, at: int) -> np.ndarray[Any, Any]:
         if self.oracle.ties:
@@ -132,11 +132,11 @@ class Comparison:
         square = np.zeros((experts, experts), dtype=np.int64)
         for step in self.oracle.ids[int(row["first_step"]) : int(row["last_step"]) + 1]:
             chosen = step[:, self._at[layer]]
-            for one, other in itertools.combinations(range(chosen.shape[1]), 2):
-                np.add.at(square, (chosen[:, one], chosen[:, other]), 1)
+            for first, other in itertools.combinations(range(chosen.shape[1]), 2):
+                np.add.at(square, (chosen[:, first], chosen[:, other]), 1)
         square += square.T
-        self.found["pairs"] += 1
-        self.found["pairs_equal"] += int(np.array_equal(square[np.triu_indices(experts, 1)], row["pairs"]))
+        self.totals["pairs"] += 1
+        self.totals["pairs_equal"] += int(np.array_equal(square[np.triu_indices(experts, 1)], row["pairs"]))
 
     def _physical(self, payload: bytes) -> None:
         from nvtxmoe.formats import schema  # noqa: PLC0415
@@ -148,9 +148,11 @@ class Comparison:
         row = np.frombuffer(payload, schema.counts_dtype(slots))[0]
         step, at = int(row["step"]), self._at[layer]
         chosen = self.oracle.physical[step][:, at]
-        self.found["physical"] += 1
-        self.found["physical_equal"] += int(np.array_equal(np.bincount(chosen.ravel(), minlength=slots), row["counts"]))
-        self.found["mapped"] += int((chosen != self.oracle.ids[step][:, at]).any())
+        self.totals["physical"] += 1
+        self.totals["physical_equal"] += int(
+            np.array_equal(np.bincount(chosen.ravel(), minlength=slots), row["counts"])
+        )
+        self.totals["mapped"] += int((chosen != self.oracle.ids[step][:, at]).any())
 
     def _topk(self, payload: bytes) -> None:
         from nvtxmoe.formats import schema  # noqa: PLC0415
@@ -163,38 +165,43 @@ class Comparison:
             return
         rows = np.frombuffer(payload, schema.topk_dtype(self._layers[layer]["top_k"]))
         step, at = int(rows["step"][0]), self._at[layer]
-        ids, wanted = rows["experts"].astype(np.int64), self.oracle.ids[step][:, at]
-        if ids.shape != wanted.shape:
-            self.found["tokens"] += len(ids)
+        ids, expected_ids = rows["experts"].astype(np.int64), self.oracle.ids[step][:, at]
+        if ids.shape != expected_ids.shape:
+            self.totals["tokens"] += len(ids)
             return
-        in_order = (ids == wanted).all(axis=1)
-        order, wanted_order = np.argsort(ids, axis=1), np.argsort(wanted, axis=1)
-        by_set = (np.take_along_axis(ids, order, 1) == np.take_along_axis(wanted, wanted_order, 1)).all(axis=1)
+        in_order = (ids == expected_ids).all(axis=1)
+        order, wanted_order = np.argsort(ids, axis=1), np.argsort(expected_ids, axis=1)
+        by_set = (np.take_along_axis(ids, order, 1) == np.take_along_axis(expected_ids, wanted_order, 1)).all(axis=1)
         ordered = self.recording(layer) == REFERENCES
         equal = in_order if ordered else by_set
         tied = self._tied(step, at)
-        found = self.found
-        found["tokens"] += len(rows)
-        found["tokens_equal"] += int(equal.sum())
-        found["tokens_in_order"] += int(in_order.sum())
-        found["tokens_tied"] += int(tied.sum())
-        found["tokens_excused"] += int((~equal & tied).sum())
+        totals = self.totals
+        totals["tokens"] += len(rows)
+        totals["tokens_equal"] += int(equal.sum())
+        totals["tokens_in_order"] += int(in_order.sum())
+        totals["tokens_tied"] += int(tied.sum())
+        totals["tokens_excused"] += int((~equal & tied).sum())
         if self.oracle.weights:
-            mine, theirs = rows["weights"], self.oracle.weights[step][:, at].astype(np.float32)
+            weights, reference_weights = rows["weights"], self.oracle.weights[step][:, at].astype(np.float32)
             if not ordered:
-                mine, theirs = np.take_along_axis(mine, order, 1), np.take_along_axis(theirs, wanted_order, 1)
-            unknown = np.isnan(mine).all(axis=1)
-            found["weights"] += int(equal.sum())
-            found["weights_unknown"] += int((equal & unknown).sum())
-            found["weights_equal"] += int((equal & (mine == theirs).all(axis=1)).sum())
-            found["weights_close"] += int((equal & (np.abs(mine - theirs) <= WEIGHT_TOLERANCE).all(axis=1)).sum())
+                weights, reference_weights = (
+                    np.take_along_axis(weights, order, 1),
+                    np.take_along_axis(reference_weights, wanted_order, 1),
+                )
+            unknown = np.isnan(weights).all(axis=1)
+            totals["weights"] += int(equal.sum())
+            totals["weights_unknown"] += int((equal & unknown).sum())
+            totals["weights_equal"] += int((equal & (weights == reference_weights).all(axis=1)).sum())
+            totals["weights_close"] += int(
+                (equal & (np.abs(weights - reference_weights) <= WEIGHT_TOLERANCE).all(axis=1)).sum()
+            )
 
 
-def recording_of(told: str | dict[str, str] | None, layer: int) -> str | None:
+def recording_of(declared: str | dict[str, str] | None, layer: int) -> str | None:
     """The way of a layer in the ``recording`` of moe.meta: one way, or ranges (``0-3,5``) by way; None without it."""
-    if not isinstance(told, dict):
-        return told
-    for way, numbers in told.items():
+    if not isinstance(declared, dict):
+        return declared
+    for way, numbers in declared.items():
         for part in numbers.split(","):
             first, _, last = part.partition("-")
             if int(first) <= layer <= int(last or first):
@@ -219,7 +226,7 @@ def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, An
     for part in record.bulk():
         for place in range(len(part)):
             comparison.take(EVENTS[int(part.event[place])], part.payloads(np.array([place])).tobytes())
-    meta, found = comparison.meta, comparison.found
+    meta, totals = comparison.meta, comparison.totals
     ended = json.loads(record.ended) if record.ended else None
     hidden = {**((meta.get("capture") or {}).get("hidden_layers") or {})}
     hidden |= {**((ended or {}).get("hidden_layers") or {})}
@@ -229,7 +236,7 @@ def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, An
         recordings.setdefault(comparison.recording(layer) if known else "hidden", []).append(layer)
     steps = len(oracle.ids) - oracle.idle
     report = {
-        **found,
+        **totals,
         "oracle_steps": steps,
         "oracle_cells": steps * len(oracle.layers),
         "oracle_tokens": sum(len(step) for step in oracle.ids) * len(oracle.layers),
@@ -261,21 +268,25 @@ def experts_used(oracle: Steps) -> int:
     return min(len(np.unique(every[:, at])) for at in range(len(oracle.layers)))
 
 
-def is_exact(found: dict[str, Any], *, eplb: bool) -> bool:
+def is_exact(comparison: dict[str, Any], *, eplb: bool) -> bool:
     """Everything was recorded, and equals the oracle but for ties that may fall either way."""
-    cells = found["oracle_cells"]
-    recomputed = RECOMPUTED in found["recording"]
-    weights = found["weights_unknown"] + (found["weights_close"] if recomputed else found["weights_equal"])
+    cells = comparison["oracle_cells"]
+    recomputed = RECOMPUTED in comparison["recording"]
+    weights = comparison["weights_unknown"] + (
+        comparison["weights_close"] if recomputed else comparison["weights_equal"]
+    )
     return bool(
         cells
-        and found["cells"] == found["cells_equal"] + found["cells_excused"] == cells
-        and found["steps"] == found["oracle_steps"]
-        and found["tokens"] == found["tokens_equal"] + found["tokens_excused"] == found["oracle_tokens"]
-        and found["weights"] == weights
-        and found["physical"] == found["physical_equal"] == (cells if eplb else 0)
-        and found["pairs"] == found["pairs_equal"]
-        and found["again_cells"] in (0, cells)
-        and found["again_cells"] - found["again_cells_equal"] <= found["ambiguous"]
-        and found["again_tokens"] in (0, found["oracle_tokens"])
-        and found["again_tokens"] - found["again_tokens_equal"] <= found["ambiguous"]
+        and comparison["cells"] == comparison["cells_equal"] + comparison["cells_excused"] == cells
+        and comparison["steps"] == comparison["oracle_steps"]
+        and comparison["tokens"]
+        == comparison["tokens_equal"] + comparison["tokens_excused"]
+        == comparison["oracle_tokens"]
+        and comparison["weights"] == weights
+        and comparison["physical"] == comparison["physical_equal"] == (cells if eplb else 0)
+        and comparison["pairs"] == comparison["pairs_equal"]
+        and comparison["again_cells"] in (0, cells)
+        and comparison["again_cells"] - comparison["again_cells_equal"] <= comparison["ambiguous"]
+        and comparison["again_tokens"] in (0, comparison["oracle_tokens"])
+        and comparison["again_tokens"] - comparison["again_tokens_equal"] <= comparison["ambiguous"]
     )

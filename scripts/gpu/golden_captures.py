@@ -37,17 +37,17 @@ def make(out: Path, *, python: str, nsys: str | None, budget_s: float) -> int:
     """
     out.mkdir(parents=True, exist_ok=True)
     ends = time.monotonic() + budget_s
-    found = []
+    results = []
     for number, (name, words) in enumerate(CAPTURES.items()):
         limit_s = (ends - time.monotonic()) / (len(CAPTURES) - number)
         try:
             result = capture(out, name, words, python=python, nsys=nsys, limit_s=limit_s)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             result = {"name": name, "error": f"{type(error).__name__}: {error}"}
-        found.append(result)
-        (out / "golden.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+        results.append(result)
+        (out / "golden.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
         print(json.dumps(result), flush=True)
-    return int(any("error" in result for result in found))
+    return int(any("error" in result for result in results))
 
 
 def environment() -> dict[str, str]:
@@ -59,8 +59,8 @@ def environment() -> dict[str, str]:
 
 def profile_command(python: str, folder: Path, nsys: str | None, words: tuple[str, ...]) -> list[str]:
     """`nvtxmoe profile` of the offline script."""
-    found = ["--nsys", nsys] if nsys else []
-    options = ["-o", str(folder), "--log-interval", "4", "--no-analyze", *found]
+    nsys_options = ["--nsys", nsys] if nsys else []
+    options = ["-o", str(folder), "--log-interval", "4", "--no-analyze", *nsys_options]
     return [sys.executable, "-m", "nvtxmoe", "profile", *options, "--", python, str(OFFLINE), *words]
 
 
@@ -128,16 +128,16 @@ def trimmed_export(report: Path, target: Path, nsys: str | None, limit_s: float)
     Raises:
         RuntimeError: neither works.
     """
-    found = ["--nsys", nsys] if nsys else []
-    trim = [sys.executable, "-m", "nvtxmoe", "trim", str(report), str(target), *found]
+    nsys_options = ["--nsys", nsys] if nsys else []
+    trim = [sys.executable, "-m", "nvtxmoe", "trim", str(report), str(target), *nsys_options]
     done = subprocess.run(trim, env=environment(), capture_output=True, text=True, timeout=limit_s, check=False)
     if done.returncode == 0:
         return target, True
     print(f"trim: {done.stderr.strip()[-400:]}", flush=True)
     export = [nsys or "nsys", "export", "--type=sqlite", "--include-blobs=true", "--force-overwrite=true"]
-    whole = subprocess.run(
+    trimmed = subprocess.run(
         [*export, f"--output={target}", str(report)], capture_output=True, text=True, timeout=limit_s, check=False
     )
-    if whole.returncode or not target.exists():
-        raise RuntimeError(f"nsys export ended with status {whole.returncode}: {whole.stderr.strip()[-400:]}")
+    if trimmed.returncode or not target.exists():
+        raise RuntimeError(f"nsys export ended with status {trimmed.returncode}: {trimmed.stderr.strip()[-400:]}")
     return target, False

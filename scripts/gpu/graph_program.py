@@ -98,14 +98,14 @@ def main() -> int:
     parser.add_argument("--forever", action="store_true", help="run until Ctrl-C")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe(duplex=False)
-    process = context.Process(target=engine, args=(options, there), daemon=False)
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=engine, args=(options, sender), daemon=False)
     process.start()
     steps, state = 0, "alive"
     try:
         while state != "done" and process.is_alive():
-            if here.poll(0.2):
-                state, steps = here.recv()
+            if receiver.poll(0.2):
+                state, steps = receiver.recv()
                 if options.forever:
                     print(json.dumps({"steps_so_far": steps}), flush=True)
     except KeyboardInterrupt:

@@ -34,8 +34,8 @@ def start_ranks(number: int) -> int:
         port = free.getsockname()[1]
     ranks = []
     for rank in range(number):
-        said = {"RANK": rank, "RANK_LOCAL": rank, "SIZE": number, "MASTER_IP": "127.0.0.1", "MASTER_PORT": port}
-        env = {**os.environ, **{f"VLLM_DP_{name}": str(value) for name, value in said.items()}}
+        settings = {"RANK": rank, "RANK_LOCAL": rank, "SIZE": number, "MASTER_IP": "127.0.0.1", "MASTER_PORT": port}
+        env = {**os.environ, **{f"VLLM_DP_{name}": str(value) for name, value in settings.items()}}
         ranks.append(subprocess.Popen([sys.executable, *sys.argv, "--dp-rank", str(rank)], env=env))
     return max(rank.wait() for rank in ranks)
 
@@ -91,7 +91,10 @@ def main() -> None:
     ]
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0, detokenize=False, ignore_eos=True)
     done = llm.generate(prompts, params, use_tqdm=False)
-    print(json.dumps({"requests": len(done), "tokens": sum(len(one.outputs[0].token_ids) for one in done)}), flush=True)
+    print(
+        json.dumps({"requests": len(done), "tokens": sum(len(output.outputs[0].token_ids) for output in done)}),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class Steps:
 
     def clear(self) -> None:
         """Forget the steps so far: those of warm-up."""
-        for kept in (self.ids, self.physical, self.weights, self.ties, self.replays):
-            kept.clear()
+        for records in (self.ids, self.physical, self.weights, self.ties, self.replays):
+            records.clear()
         self.idle = 0
 
 
@@ -75,7 +75,7 @@ class Oracle:
         self.most_tokens = most_tokens
         self.file = file
         self.device = "cpu"
-        self.found = Steps()
+        self.recorded = Steps()
         self._buffers: dict[str, dict[int, Any]] = {"ids": {}, "physical": {}, "weights": {}, "logits": {}}
         self._routing: dict[int, Callable[[Any], tuple[Any, Any]]] = {}
         self._experts: dict[int, int] = {}
@@ -118,12 +118,12 @@ class Oracle:
 
         def warmed_up(worker: Any, *args: Any, **kwargs: Any) -> Any:
             result = warm_up(worker, *args, **kwargs)
-            self.found.clear()  # model runner V2 runs steps of its own
+            self.recorded.clear()  # model runner V2 runs steps of its own
             return result
 
         def idled(worker: Any, *args: Any, **kwargs: Any) -> Any:
-            self.found.ids.append(np.zeros((0, len(self.found.layers), 1), dtype=np.int64))  # it takes a number
-            self.found.idle += 1
+            self.recorded.ids.append(np.zeros((0, len(self.recorded.layers), 1), dtype=np.int64))  # it takes a number
+            self.recorded.idle += 1
             return dummy(worker, *args, **kwargs)
 
         worker_class.load_model, worker_class.execute_model = loaded, executed
@@ -134,14 +134,14 @@ class Oracle:
         from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
 
         model = worker.model_runner.get_model()
-        own = {id(module) for module in model.modules()}
+        target_modules = {id(module) for module in model.modules()}
         context = worker.vllm_config.compilation_config.static_forward_context
         every = [runner for runner in context.values() if isinstance(runner, MoERunner)]
-        target = [runner for runner in every if id(runner) in own] or every
+        target = [runner for runner in every if id(runner) in target_modules] or every
         runners = sorted(target, key=lambda runner: runner.layer_id)
-        self.found.layers = [runner.layer_id for runner in runners]
-        self.found.kernels = kernels_of(runners)
-        self.found.runner = type(worker.model_runner).__module__
+        self.recorded.layers = [runner.layer_id for runner in runners]
+        self.recorded.kernels = kernels_of(runners)
+        self.recorded.runner = type(worker.model_runner).__module__
         draw_gates(model, self.device)
         if self.kind == "copies":
             self._copy(runners)
@@ -196,11 +196,11 @@ class Oracle:
         kernel = fused_experts(runner)
         if hasattr(kernel, "report_ids"):  # a stand-in, which knows what it chose
             kernel.report_ids = partial(self._reported, layer)
-            self.found.sources[layer] = "ids that the stand-in kernel reports"
+            self.recorded.sources[layer] = "ids that the stand-in kernel reports"
             return
         self._experts[layer] = int(runner.moe_config.num_logical_experts)
         self._buffers["logits"][layer] = self._empty(self._experts[layer], "float32")
-        self._routing[layer], self.found.sources[layer] = vllm_topk.routing(runner, type(kernel).__name__)
+        self._routing[layer], self.recorded.sources[layer] = vllm_topk.routing(runner, type(kernel).__name__)
         forward = experts.forward_monolithic
 
         def forwarded(*args: Any, **kwargs: Any) -> Any:
@@ -221,34 +221,34 @@ class Oracle:
             import torch  # noqa: PLC0415
 
             torch.cuda.synchronize()
-        found = self.found
-        found.replays.append(self._replayed)
+        recorded = self.recorded
+        recorded.replays.append(self._replayed)
         if self.kind == "vllm":
             buffer = capturer_buffer(worker.model_runner)
-            found.ids.append(buffer[:tokens, found.layers].cpu().numpy().astype(np.int64))
+            recorded.ids.append(buffer[:tokens, recorded.layers].cpu().numpy().astype(np.int64))
         else:
             self._route_again(tokens)
-            for name, steps in (("ids", found.ids), ("physical", found.physical), ("weights", found.weights)):
-                columns = [self._buffers[name][layer][:tokens].cpu().numpy() for layer in found.layers]
-                kept = np.stack(columns, axis=1)
-                steps.append(kept if name == "weights" else kept.astype(np.int64))
+            for name, steps in (("ids", recorded.ids), ("physical", recorded.physical), ("weights", recorded.weights)):
+                columns = [self._buffers[name][layer][:tokens].cpu().numpy() for layer in recorded.layers]
+                stacked = np.stack(columns, axis=1)
+                steps.append(stacked if name == "weights" else stacked.astype(np.int64))
         if self.file is not None:
             part = self.file.with_suffix(".part")
-            part.write_bytes(pickle.dumps(found))
+            part.write_bytes(pickle.dumps(recorded))
             part.replace(self.file)
 
     def _route_again(self, tokens: int) -> None:
         """Give the layers that route inside their experts, by vLLM's own top-k on the logits that they had."""
         if not self._routing:
             return
-        ties = np.zeros((tokens, len(self.found.layers)), dtype=bool)
+        ties = np.zeros((tokens, len(self.recorded.layers)), dtype=bool)
         for layer, route in self._routing.items():
             logits = self._buffers["logits"][layer][:tokens].to(self._dtypes[layer])
             weights, ids = route(logits)
             for name, rows in (("ids", ids), ("physical", ids), ("weights", weights)):
                 self._keep(name, layer, rows)
-            ties[:, self.found.layers.index(layer)] = vllm_topk.tied(logits, ids.shape[1]).cpu().numpy()
-        self.found.ties.append(ties)
+            ties[:, self.recorded.layers.index(layer)] = vllm_topk.tied(logits, ids.shape[1]).cpu().numpy()
+        self.recorded.ties.append(ties)
 
 
 def first_row() -> int:
@@ -289,8 +289,8 @@ def draw_gates(model: Any, device: str) -> int:
     generator = torch.Generator(device=device).manual_seed(7)
     drawn = 0
     for name, parameter in model.named_parameters():
-        whole = parameter.is_floating_point() and parameter.dtype.itemsize > 1
-        if name.endswith(GATES) and whole:
+        is_wide = parameter.is_floating_point() and parameter.dtype.itemsize > 1
+        if name.endswith(GATES) and is_wide:
             parameter.data.normal_(0, 0.5, generator=generator)
             drawn += 1
     return drawn

@@ -56,9 +56,9 @@ class PlacedExperts:
             if name.endswith(".gate"):
                 gate = module
             weights = [getattr(module, weight, None) for weight in EXPERT_WEIGHTS]
-            places = {weight.data_ptr() for weight in weights if weight is not None}
-            if len(places) == len(EXPERT_WEIGHTS) and not places & seen:
-                seen |= places
+            addresses = {weight.data_ptr() for weight in weights if weight is not None}
+            if len(addresses) == len(EXPERT_WEIGHTS) and not addresses & seen:
+                seen |= addresses
                 yield gate, module
 
     def make_gates(self, case: str, seed: int) -> int:
@@ -110,8 +110,8 @@ class PlacedExperts:
             gate.weight.data.copy_(gate.weight.data[moved])
             for name in EXPERT_WEIGHTS:
                 weight = getattr(experts, name).data
-                mine = moved[group.rank_in_group * len(weight) :][: len(weight)]
-                weight.copy_(_whole(weight, group)[mine])
+                rank_slots = moved[group.rank_in_group * len(weight) :][: len(weight)]
+                weight.copy_(_gathered(weight, group)[rank_slots])
             self._orders()[layer] = new
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -126,17 +126,17 @@ class PlacedExperts:
 
         if not hasattr(self, "_recorders"):
             gc.unfreeze()  # vLLM freezes what a worker holds at its start, and frozen objects are not listed
-            self._recorders = [one for one in gc.get_objects() if type(one) is Recorder]
+            self._recorders = [item for item in gc.get_objects() if type(item) is Recorder]
             gc.freeze()
         if not self._recorders:
             raise RuntimeError("nothing records in this process: run it under `nvtxmoe profile`")
-        return max(one.steps for one in self._recorders)
+        return max(recorder.steps for recorder in self._recorders)
 
 
-def _whole(weight: torch.Tensor, group: Any) -> torch.Tensor:
+def _gathered(weight: torch.Tensor, group: Any) -> torch.Tensor:
     """The weights of all experts, gathered from the ranks."""
     if group.world_size == 1:
         return weight.clone()
-    whole = weight.new_empty((group.world_size * weight.shape[0], *weight.shape[1:]))
-    torch.distributed.all_gather_into_tensor(whole, weight.contiguous(), group=group.device_group)
-    return whole
+    gathered = weight.new_empty((group.world_size * weight.shape[0], *weight.shape[1:]))
+    torch.distributed.all_gather_into_tensor(gathered, weight.contiguous(), group=group.device_group)
+    return gathered

@@ -35,19 +35,19 @@ def step_times(results: Path, windows: list[dict[str, Any]]) -> pl.DataFrame:
         "step", "layer_idx", "prefill_tokens", "decode_tokens", "num_tokens"
     )
     steps = timings.group_by("step", "layer_idx").agg(pl.all().first())
-    own = pl.read_csv(results / "moe_straggler.csv").select(
+    own_times = pl.read_csv(results / "moe_straggler.csv").select(
         "step", "layer_idx", own_ns=pl.col("max_own_ns"), mean_ns=pl.col("mean_own_ns")
     )
     placed = pl.DataFrame(
         [
-            {"step": step, "case": one["case"], "placement": one["placement"], "block": one["block"], "at": at}
-            for one in windows
-            for at, step in enumerate(range(one["steps"][0], one["steps"][1] + 1))
+            {"step": step, "case": window["case"], "placement": window["placement"], "block": window["block"], "at": at}
+            for window in windows
+            for at, step in enumerate(range(window["steps"][0], window["steps"][1] + 1))
         ]
     )
     phase = pl.when(pl.col("prefill_tokens") == 0).then(pl.lit("decode")).otherwise(pl.lit("prefill"))
-    whole = own.join(steps, on=["step", "layer_idx"]).join(placed, on="step").with_columns(phase=phase)
-    return whole.filter(
+    rows = own_times.join(steps, on=["step", "layer_idx"]).join(placed, on="step").with_columns(phase=phase)
+    return rows.filter(
         pl.col("phase").is_not_null()
         & pl.col("own_ns").is_not_null()
         & ((pl.col("phase") == "prefill") | (pl.col("at") > 2))
@@ -98,10 +98,10 @@ def predicted(document: dict[str, Any], case: str) -> pl.DataFrame:
         if name == TODAY or not placement["layers"]:
             continue
         for phase in document["phases"]:
-            for layer, told in [(None, placement.get(phase))] + [
-                (one["layer_idx"], one[phase]) for one in placement["layers"]
+            for layer, prediction in [(None, placement.get(phase))] + [
+                (layer["layer_idx"], layer[phase]) for layer in placement["layers"]
             ]:
-                if told is None:
+                if prediction is None:
                     continue
                 rows.append(
                     {
@@ -109,9 +109,9 @@ def predicted(document: dict[str, Any], case: str) -> pl.DataFrame:
                         "placement": name,
                         "phase": phase,
                         "layer_idx": layer,
-                        "predicted_ns": -told["saved_ns"],
-                        "predicted_low_ns": -told["saved_high_ns"],
-                        "predicted_high_ns": -told["saved_low_ns"],
+                        "predicted_ns": -prediction["saved_ns"],
+                        "predicted_low_ns": -prediction["saved_high_ns"],
+                        "predicted_high_ns": -prediction["saved_low_ns"],
                         "in_fit": fitted is None or layer in fitted,
                         "tokens_max_mean": placement["tokens_max_mean"],
                     }
@@ -129,12 +129,12 @@ def main() -> None:
     options = parser.parse_args()
     documents = {
         case: json.loads(Path(file).read_text(encoding="utf-8"))
-        for case, file in (one.split("=", 1) for one in options.predicted)
+        for case, file in (argument.split("=", 1) for argument in options.predicted)
     }
-    told = pl.concat([predicted(document, case) for case, document in documents.items()])
+    predictions = pl.concat([predicted(document, case) for case, document in documents.items()])
     times = step_times(options.results, json.loads(options.windows.read_text(encoding="utf-8")))
-    layers = measured(times, ["layer_idx"]).join(told, on=[*KEYS, "layer_idx"], how="left")
-    sums = measured(times, []).join(told.filter(pl.col("layer_idx").is_null()), on=KEYS, how="left")
+    layers = measured(times, ["layer_idx"]).join(predictions, on=[*KEYS, "layer_idx"], how="left")
+    sums = measured(times, []).join(predictions.filter(pl.col("layer_idx").is_null()), on=KEYS, how="left")
     options.out.mkdir(parents=True, exist_ok=True)
     layers.write_csv(options.out / "layers.csv")
     sums.drop("layer_idx", "in_fit").write_csv(options.out / "sums.csv")
@@ -151,22 +151,24 @@ def table(layers: pl.DataFrame, sums: pl.DataFrame, documents: dict[str, dict[st
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in sums.iter_rows(named=True):
-        own = layers.filter(
+        covered_layers = layers.filter(
             (pl.col("case") == row["case"])
             & (pl.col("placement") == row["placement"])
             & (pl.col("phase") == row["phase"])
             & ~pl.col("in_fit").fill_null(True)
         )
-        error = own.select(
+        error = covered_layers.select(
             ((pl.col("predicted_ns") - pl.col("measured_ns")).abs() / pl.col("measured_ns").abs()).median()
         )
-        share = error.item() if len(own) else None
-        balance = {one["name"]: one["tokens_max_mean"] for one in documents[row["case"]]["placements"]}
+        share = error.item() if len(covered_layers) else None
+        balance = {
+            placement["name"]: placement["tokens_max_mean"] for placement in documents[row["case"]]["placements"]
+        }
         lines.append(
             f"| {row['case']} | {row['placement']} | {row['phase']} | {_us(row['today_ns'])} "
             f"| {_interval(row['predicted_ns'], row['predicted_low_ns'], row['predicted_high_ns'])} "
             f"| {_interval(row['measured_ns'], row['low_ns'], row['high_ns'])} "
-            f"| {'' if share is None else f'{100 * share:.1f} % of {len(own)}'} "
+            f"| {'' if share is None else f'{100 * share:.1f} % of {len(covered_layers)}'} "
             f"| {balance.get(TODAY)}, {balance.get(row['placement'])} |"
         )
     verdicts = [f"- {case}: {document['verdict']['sentence']}" for case, document in documents.items()]

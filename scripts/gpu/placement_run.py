@@ -82,16 +82,16 @@ def main() -> None:
 def cases(options: argparse.Namespace) -> dict[str, dict[str, list[list[int]]]]:
     """Placements by case, today's among them."""
     today = [list(range(options.experts))] * options.layers
-    found: dict[str, dict[str, list[list[int]]]] = {}
-    for case, file in (one.split("=", 1) for one in options.predicted):
+    orders_by_case: dict[str, dict[str, list[list[int]]]] = {}
+    for case, file in (argument.split("=", 1) for argument in options.predicted):
         document = json.loads(Path(file).read_text(encoding="utf-8"))
-        found[case] = {TODAY: today}
+        orders_by_case[case] = {TODAY: today}
         for placement in document["placements"]:
             orders = [layer["order"] for layer in placement["layers"]]
-            told = len(orders) == options.layers and all(len(order or ()) == options.experts for order in orders)
-            if told and orders != today and (options.names is None or placement["name"] in options.names):
-                found[case][placement["name"]] = orders
-    return found or {options.case: {TODAY: today}}
+            complete = len(orders) == options.layers and all(len(order or ()) == options.experts for order in orders)
+            if complete and orders != today and (options.names is None or placement["name"] in options.names):
+                orders_by_case[case][placement["name"]] = orders
+    return orders_by_case or {options.case: {TODAY: today}}
 
 
 def engine(options: argparse.Namespace) -> Any:

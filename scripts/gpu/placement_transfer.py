@@ -49,19 +49,19 @@ def changes(fitted: Predictor, other: Predictor, phase: str) -> list[Change]:
     model = fitted.phases[phase].model
     if model.reason is not None:
         return []
-    found = []
+    changes_of_layers = []
     before = dict(_kinds(fitted, phase))
     for key, (data, chosen) in _kinds(other, phase):
         if key not in before:
             continue
         old, old_chosen = before[key]
-        at = next(at for at, one in enumerate(fitted.run.layers) if one.layer == key[0])
+        at = next(at for at, layer in enumerate(fitted.run.layers) if layer.layer == key[0])
         load_change = _mean_load(model, data, chosen) - _mean_load(model, old, old_chosen)
         predicted = model.speed * (load_change @ model.slopes[at])
         measured = data.own_ns[chosen].mean(axis=0) - old.own_ns[old_chosen].mean(axis=0)
-        for rank, (told, seen) in enumerate(zip(predicted, measured, strict=True)):
-            found.append(Change(key[0], rank, key[2], float(told) / 1000, float(seen) / 1000))
-    return found
+        for rank, (predicted_ns, seen) in enumerate(zip(predicted, measured, strict=True)):
+            changes_of_layers.append(Change(key[0], rank, key[2], float(predicted_ns) / 1000, float(seen) / 1000))
+    return changes_of_layers
 
 
 def _mean_load(model: CostModel, data: LayerData, chosen: Bools) -> Floats:
@@ -72,18 +72,18 @@ def _mean_load(model: CostModel, data: LayerData, chosen: Bools) -> Floats:
 def _kinds(run: Predictor, phase: str) -> Iterator[tuple[tuple[int, int, int], tuple[LayerData, Bools]]]:
     """Steps of a phase by (layer, block_m, batch size)."""
     for data in run.run.layers:
-        mine = data.prefill == (phase == PREFILL)
-        kinds = np.unique(np.stack([data.block_m[mine], data.tokens[mine]], axis=1), axis=0)
+        of_phase = data.prefill == (phase == PREFILL)
+        kinds = np.unique(np.stack([data.block_m[of_phase], data.tokens[of_phase]], axis=1), axis=0)
         for block_m, tokens in kinds:
-            chosen = mine & (data.block_m == block_m) & (data.tokens == tokens)
+            chosen = of_phase & (data.block_m == block_m) & (data.tokens == tokens)
             if chosen.sum() >= LEAST_STEPS:
                 yield (data.layer, int(block_m), int(tokens)), (data, chosen)
 
 
-def summary(found: list[Change]) -> tuple[int, float, float]:
+def summary(changes: list[Change]) -> tuple[int, float, float]:
     """Return the number of large changes, the median of their relative errors, and that of all errors in us."""
-    predicted = np.array([one.predicted_us for one in found])
-    measured = np.array([one.measured_us for one in found])
+    predicted = np.array([change.predicted_us for change in changes])
+    measured = np.array([change.measured_us for change in changes])
     error = np.abs(predicted - measured)
     large = np.abs(measured) >= LEAST_CHANGE_US
     relative = float(np.median(error[large] / np.abs(measured[large]))) if large.any() else float("nan")
@@ -105,11 +105,11 @@ def main() -> None:
     for folder in options.other:
         other = Predictor(load(folder))
         for phase in PHASES:
-            found = changes(fitted, other, phase)
-            if found:
-                large, relative, error = summary(found)
-                median = float(np.median([abs(one.measured_us) for one in found]))
-                cells = [options.fitted, folder, phase, len(found), f"{median:.1f}", large]
+            pairs = changes(fitted, other, phase)
+            if pairs:
+                large, relative, error = summary(pairs)
+                median = float(np.median([abs(change.measured_us) for change in pairs]))
+                cells = [options.fitted, folder, phase, len(pairs), f"{median:.1f}", large]
                 print("|", " | ".join(map(str, cells)), f"| {100 * relative:.1f} % | {error:.2f} |")
 
 

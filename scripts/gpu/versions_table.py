@@ -117,8 +117,8 @@ def _row(case: Mapping[str, Any], process: Mapping[str, Any], rank: str) -> list
         f"{how} ({len(layers)} layers)" if len(process["recording"]) > 1 else how
         for how, layers in process["recording"].items()
     )
-    if again := process.get("again_tokens"):
-        recorded += f"; again, recomputed: {_of(process['again_tokens_equal'], again)} tokens"
+    if again_tokens := process.get("again_tokens"):
+        recorded += f"; again, recomputed: {_of(process['again_tokens_equal'], again_tokens)} tokens"
         recorded += f", {process['ambiguous']:,} ambiguous" if process["ambiguous"] else ""
     cells = _of(process["cells_equal"], process["oracle_cells"])
     tokens = _of(process["tokens_equal"], process["oracle_tokens"])
@@ -183,9 +183,9 @@ def replaced(document: str, version: str, text: str) -> str:
         ValueError: the marks are not there.
     """
     first, last = f"<!-- gpu {version} -->", f"<!-- /gpu {version} -->"
-    before, found, rest = document.partition(first)
-    _, end, after = rest.partition(last)
-    if not found or not end:
+    before, marker, remainder = document.partition(first)
+    _, end, after = remainder.partition(last)
+    if not marker or not end:
         raise ValueError(f"there are no marks {first} and {last}")
     return f"{before}{first}\n{text}\n{last}{after}"
 

@@ -11,7 +11,7 @@ import pytest
 
 from nvtxmoe.capture.vllm.adapters import ADAPTERS
 from nvtxmoe.capture.vllm.requirements import Need, OptionalHook, missing
-from nvtxmoe.capture.vllm.source_check import SourceTree, lacking
+from nvtxmoe.capture.vllm.source_check import SourceTree, unmet_needs
 from nvtxmoe.errors import NvtxmoeError
 from scripts import check_vllm_source as script
 
@@ -100,7 +100,7 @@ MAIN = "vllm.runner.main"
     ids=str,
 )
 def test_what_is_there(need: Need) -> None:
-    assert lacking(TREE, [need]) == []
+    assert unmet_needs(TREE, [need]) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_there(need: Need) -> None:
     ids=str,
 )
 def test_what_is_missing(need: Need, clause: str) -> None:
-    assert lacking(TREE, [need]) == [clause]
+    assert unmet_needs(TREE, [need]) == [clause]
 
 
 def test_subclasses_of_subclasses_in_other_modules() -> None:
@@ -328,7 +328,7 @@ def test_source_and_import_agree(need: Real) -> None:
 
     tree = SourceTree.folder(Path(click.__file__).parents[1], "click")
     imported = missing([Need(need.module, need.qualname, need.parameters)])
-    assert bool(lacking(tree, [need])) == bool(imported)
+    assert bool(unmet_needs(tree, [need])) == bool(imported)
 
 
 def test_every_adapter_says_what_it_is() -> None:

@@ -52,7 +52,7 @@ def test_a_slower_layer(tmp_path: Path) -> None:
     assert rows["value_a"][0] == pytest.approx(rows["value_a"][1:].sum(), rel=1e-6)
     assert rows["difference"].to_list() == pytest.approx((rows["value_b"] - rows["value_a"]).to_list())
     # The other way round, the same with its sign changed.
-    back = compare(found.sides[1].folder, found.sides[0].folder)
+    back = compare(found.runs[1].folder, found.runs[0].folder)
     assert of(back, "kernel_time")["difference"].to_list() == pytest.approx([-d for d in rows["difference"]])
 
 

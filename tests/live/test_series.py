@@ -376,7 +376,7 @@ def test_what_cannot_be_published_is_one_warning(tmp_path: Path) -> None:
     rank.sink.payload(schema.TOPK, np.zeros(1))
     rank.sink.close({})
     assert not rank.sink._rows
-    assert not rank.sink._begun
+    assert not rank.sink._pending_steps
 
 
 def test_the_thread_publishes_by_itself_and_ends_with_the_sink(tmp_path: Path) -> None:

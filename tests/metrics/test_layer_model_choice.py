@@ -162,7 +162,7 @@ def confounded(seed: int, steps: int, noise_ns: float, apart: float) -> pl.DataF
 def test_what_moves_together_is_not_told_apart() -> None:
     """Both are named, with their correlation, and with the slope of each if it were the cause."""
     choice = choose(confounded(1, 100, 2500, 0.5))[1]
-    (other,) = choice.alike
+    (other,) = choice.similar_terms
     assert {choice.best.feature, other.feature} == {"local_activations", "local_active_experts"}
     assert choice.best.status == ALIKE
     assert other.correlation is not None and other.correlation > 0.99

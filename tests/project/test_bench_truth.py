@@ -52,7 +52,7 @@ def assert_same_rows(found: list[Any], expected: Path, key: list[str]) -> None:
 
 
 def test_reference_figures(golden_1gpu: Path) -> None:
-    figures = brute_force.figures(brute_force.attribute(golden_1gpu))
+    figures = brute_force.evidence(brute_force.attribute(golden_1gpu))
     coverage = figures.pop("coverage")
     assert figures == {
         "count_cells": 184,

@@ -264,10 +264,10 @@ def test_thinning_keeps_every_kth_of_a_group() -> None:
 
 def test_tables_say_what_they_leave_out() -> None:
     rows = [[n, None] for n in range(50)]
-    cut = table(("a", "b"), rows, whole="x.csv", which="by a")
+    cut = table(("a", "b"), rows, file_name="x.csv", which="by a")
     assert (len(cut.rows), cut.rows[1]) == (40, ["1", ""])
     assert cut.note == "The first 40 of 50 rows by a. All of it is in x.csv."
-    assert table(("a",), [[1]], whole="x.csv").note == "All of it is in x.csv."
+    assert table(("a",), [[1]], file_name="x.csv").note == "All of it is in x.csv."
 
 
 @pytest.mark.parametrize(

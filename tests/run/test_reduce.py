@@ -180,7 +180,7 @@ def test_facts_to_merge_give_the_same(tmp_path: Path) -> None:
     assert len(whole.events.ranges) > 1
     assert everything(metrics([lean])) == everything(metrics([whole]))
     (seen,) = (one for one in validate(metrics([lean]))[0] if one.name == "collectives_seen")
-    assert (seen.status, seen.figures["collective_ranges"]) == ("pass", 2)
+    assert (seen.status, seen.evidence["collective_ranges"]) == ("pass", 2)
 
 
 def test_merged_reports_hold_no_counts_of_their_own(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_runs_of_the_same_thing_whose_steps_are_alike(tmp_path: Path) -> None:
     naive = 0
     for one in found:
         means, errors = [], []
-        for side in one.sides:
+        for side in one.runs:
             assert side.times is not None
             steps = side.times.group_by("step").agg(pl.col("kernel_time_ns").sum(), pl.col("num_tokens").first())
             y = steps["kernel_time_ns"].to_numpy() / (20_000 + 150 * steps["num_tokens"].to_numpy())

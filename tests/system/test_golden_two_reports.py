@@ -33,7 +33,7 @@ def analysed(kind: str, paths: list[Path], tmp_path_factory: pytest.TempPathFact
 
 def figures(analysed: Analysis, name: str) -> tuple[str, dict[str, object]]:
     (check,) = (one for one in analysed.checks if one.name == name)
-    return check.status, dict(check.figures)
+    return check.status, dict(check.evidence)
 
 
 def test_together_they_are_complete_and_alone_they_are_not(

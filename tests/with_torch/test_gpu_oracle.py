@@ -53,7 +53,7 @@ def runner(kernel: object) -> Any:
 def prepared(kernel: object) -> tuple[Oracle, Any]:
     """An oracle that follows one layer which routes inside."""
     oracle, layer = Oracle("copies", most_tokens=8), runner(kernel)
-    oracle.found.layers = [3]
+    oracle.recorded.layers = [3]
     for name, dtype in (("ids", "int32"), ("physical", "int32"), ("weights", "float32")):
         oracle._buffers[name][3] = oracle._empty(TOP_K, dtype)
     oracle._inside(layer)
@@ -65,12 +65,12 @@ def test_a_layer_that_routes_inside_is_routed_again_on_its_logits() -> None:
     padded = torch.cat([LOGITS, torch.full((2, EXPERTS), 9.0)]).to(torch.bfloat16)
     layer.routed_experts.forward_monolithic(x=padded, router_logits=padded)
     oracle.step(SimpleNamespace(), tokens=3)
-    (ids,), (ties,), (weights,) = oracle.found.ids, oracle.found.ties, oracle.found.weights
+    (ids,), (ties,), (weights,) = oracle.recorded.ids, oracle.recorded.ties, oracle.recorded.weights
     assert ids[:, 0].tolist() == CHOSEN
     assert ties[:, 0].tolist() == TIED
     assert weights.shape == (3, 1, TOP_K)
     assert layer.routed_experts.seen[0] is padded
-    assert oracle.found.sources == {3: "Router._compute_routing"}
+    assert oracle.recorded.sources == {3: "Router._compute_routing"}
 
 
 def test_rows_that_are_exactly_tied() -> None:
@@ -156,10 +156,10 @@ def test_the_stand_in_needs_no_sink_and_reports_to_the_oracle() -> None:
     oracle, _ = prepared(kernel)
     applied(kernel)
     oracle.step(SimpleNamespace(), tokens=3)
-    assert oracle.found.ids[0][:, 0].tolist() == calls[0]["topk_ids"].tolist()
-    assert torch.allclose(torch.tensor(oracle.found.weights[0][:, 0]), calls[0]["topk_weights"])
+    assert oracle.recorded.ids[0][:, 0].tolist() == calls[0]["topk_ids"].tolist()
+    assert torch.allclose(torch.tensor(oracle.recorded.weights[0][:, 0]), calls[0]["topk_weights"])
     assert float(calls[0]["topk_weights"][0].sum()) < 1
-    assert oracle.found.ties == []
+    assert oracle.recorded.ties == []
 
 
 def test_rules_that_the_stand_in_takes() -> None:

@@ -14,7 +14,7 @@ import torch
 from nvtxmoe.capture.recording import cuda_counter, cuda_graphs, sending
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
 from nvtxmoe.capture.recording.cuda_graphs import Graphs
-from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, alike
+from nvtxmoe.capture.recording.routing_tensors import RoutingTensors, group_by_shape
 from nvtxmoe.capture.run_identity import Step
 from tests.with_torch import device as stand_ins
 from tests.with_torch.device import Event, Graph, captured, recorder, replay, routed
@@ -197,7 +197,7 @@ def test_devices_are_counted_apart() -> None:
         RoutingTensors(n, EXPERTS, ids, None)
         for n, ids in enumerate((here, torch.empty_like(here, device="meta"), here))
     )
-    assert [group.layers for group in alike(made)] == [(0, 2), (1,)]
+    assert [group.layers for group in group_by_shape(made)] == [(0, 2), (1,)]
 
 
 def test_memory_that_a_kernel_may_still_use_is_never_used_again() -> None:

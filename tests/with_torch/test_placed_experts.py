@@ -57,7 +57,7 @@ def ranks(monkeypatch: pytest.MonkeyPatch, number: int) -> list[PlacedExperts]:
             before[key] = torch.cat(parts).clone()
         return before[key]
 
-    monkeypatch.setattr(placed_experts, "_whole", gathered)
+    monkeypatch.setattr(placed_experts, "_gathered", gathered)
     return workers
 
 

@@ -144,8 +144,8 @@ def test_a_rank_that_is_lost_steps_is_not_excused_by_the_window(tmp_path: Path) 
     for rank in ranks:
         rank.step(6)
     lame = journal_of(ranks[1])
-    assert lame._begun
-    lame._begun.clear()
+    assert lame._pending_steps
+    lame._pending_steps.clear()
     ended = window("stop", tmp_path)
     checks = {check["name"]: check for check in validation_of(tmp_path / "windows" / "1")["checks"]}
     assert ended["verdict"] == "incomplete"

@@ -98,7 +98,7 @@ def attribute(
     launches: Launches,
     progress: Progress | None = None,
     *,
-    kept: npt.NDArray[np.bool_] | None = None,
+    selected: npt.NDArray[np.bool_] | None = None,
     lives: Lives | None = None,
 ) -> Attribution:
     """Place every kernel, copy and memset of an export.
@@ -106,19 +106,19 @@ def attribute(
     Parameters:
         segments: the flattened ranges of the export.
         launches: its launch calls; those that gave GPU work are marked used.
-        kept: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
+        selected: by row of the step, whether it is inside the selection; None for all. Only ``Work.by_name`` heeds it.
         lives: process ids that were used again. Only ``Work.by_name`` heeds it: ids of calls and nodes go by time.
     """
     nodes = GraphNodes(export, segments)
     classes = KernelClasses(export)
-    collectives = Collectives(segments, wanted=classes.any_collective)
+    collectives = Collectives(segments, infer=classes.any_collective)
 
     def place(operations: Operations, *, last: bool = False) -> _Placed:
-        batch, found, lost = place_batch(operations, segments, launches, nodes, judged, lives, last=last)
+        batch, nodes_of_batch, lost = place_batch(operations, segments, launches, nodes, judged, lives, last=last)
         of = classes.of(batch.kind, batch.name)
         return _Placed(
             in_layer=_in_layer(batch),
-            work=work.sum_batch(batch, of, kept),
+            work=work.sum_batch(batch, of, selected),
             collectives=collectives.pick(batch, of),
             tally=_tally(batch),
             implausible_in_steps=int(((batch.place == IMPLAUSIBLE) & (batch.step_row >= 0)).sum()),
@@ -128,8 +128,8 @@ def attribute(
             off=int(np.isin(batch.reason, (STARTS_BEFORE_LAUNCH, STARTS_AN_HOUR_AFTER)).sum()),
             disordered=batch.disordered,
             overlapping=batch.overlapping,
-            replayed=found[0],
-            unresolved=found[1],
+            replayed=nodes_of_batch[0],
+            unresolved=nodes_of_batch[1],
             lost=lost,
             digests=None if last else row_digests(operations),
         )
@@ -141,17 +141,17 @@ def attribute(
         # Calls whose name does not say that they launch: read them too, then try again.
         launches.add({int(c) for operations in lost for c in operations.frame["correlationId"].drop_nulls().unique()})
         parts += [place(operations, last=True) for operations in lost]
-    off, whole = sum(part.off for part in parts), sum(part.operations for part in parts)
-    clocks_agree = 2 * off <= whole
+    off, total = sum(part.off for part in parts), sum(part.operations for part in parts)
+    clocks_agree = 2 * off <= total
     late = _late(export, launches, parts, clocks_agree=clocks_agree)
     if late or not clocks_agree:
         # Known only now that all operations have been read; so rare that reading them once more is no matter.
         judged = Judged(late, clocks_agree)
-        again = read_operations(export, progress or Progress())
-        parts = list(ordered_map(partial(place, last=True), again))
+        operations_again = read_operations(export, progress or Progress())
+        parts = list(ordered_map(partial(place, last=True), operations_again))
     layers = pl.concat([_NOTHING, *(part.in_layer for part in parts)])
     done = work.add([part.work for part in parts])
-    found = collectives.frame([part.collectives for part in parts])
+    inferred = collectives.frame([part.collectives for part in parts])
     named = {*layers["name"].unique().to_list(), *done.by_name["name"].unique().to_list()}
     return Attribution(
         in_layer=layers,
@@ -166,7 +166,7 @@ def attribute(
         implausible_in_steps=sum(part.implausible_in_steps for part in parts),
         outside_layers=work.in_steps(done),
         work=done,
-        collectives=found,
+        collectives=inferred,
         names=operation_names(export, named),
         nodes_unresolved=len(set().union(*(part.unresolved for part in parts))),
         partial_graphs=nodes.partial_graphs([part.replayed for part in parts]),
@@ -241,13 +241,17 @@ def place_batch(
     graph = frame["graphNodeId"].is_not_null().to_numpy()
     at = np.flatnonzero(graph)
     start, launched_ns = frame["start"].to_numpy(), launches.start_ns[call]
-    found = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy(), launched_ns[at])
+    lookup = nodes.find(pid[at], frame["graphNodeId"].drop_nulls().to_numpy(), launched_ns[at])
     origin_segment, origin_order, graph_start = (
         segment.copy(),
         correlation.copy(),
         np.full(len(frame), -1, dtype=np.int64),
     )
-    origin_segment[at], origin_order[at], graph_start[at] = found.segment, found.created, found.begun
+    origin_segment[at], origin_order[at], graph_start[at] = (
+        lookup.segment,
+        lookup.created,
+        lookup.graph_capture_start_ns,
+    )
     resolved = origin_segment >= 0
     layer = segments.layer[origin_segment]
     in_step = step_row >= 0
@@ -265,13 +269,13 @@ def place_batch(
     impossible = reasons_of(operations, call >= 0, launched_ns, judged)
     place[impossible > 0], reason[impossible > 0] = IMPLAUSIBLE, impossible[impossible > 0]
     disordered, overlapping = _out_of_order(frame, launches, call, impossible == 0)
-    untold = crossing | (call < 0) | (correlation == 0)
+    without_step = crossing | (call < 0) | (correlation == 0)
     batch = PlacedBatch(
         kind=operations.kind,
         place=place,
         reason=reason,
         pid=lives.of(pid, np.where(call >= 0, launched_ns, start)) if lives else pid,
-        step_row=np.where(untold, np.int32(-1), step_row),
+        step_row=np.where(without_step, np.int32(-1), step_row),
         after_step=launches.after_step[call],
         origin_segment=origin_segment,
         layer=layer,
@@ -286,7 +290,7 @@ def place_batch(
         disordered=disordered if judged.clocks_agree else 0,
         overlapping=overlapping,
     )
-    return batch, ((call[at], found.row), found.unresolved), lost
+    return batch, ((call[at], lookup.row), lookup.unresolved), lost
 
 
 def _in_layer(batch: PlacedBatch) -> pl.DataFrame:
@@ -327,8 +331,8 @@ def _tally(batch: PlacedBatch) -> Ints:
     code = (batch.place.astype(np.intp) * len(REASONS) + batch.reason) * len(KINDS) + batch.kind
     number = np.bincount(code, minlength=CODES)
     time_ns = np.zeros(CODES, dtype=np.int64)
-    for one in np.flatnonzero(number):
-        time_ns[one] = _total(duration[code == one])
+    for number_of_class in np.flatnonzero(number):
+        time_ns[number_of_class] = _total(duration[code == number_of_class])
     return np.stack([number, time_ns])
 
 
@@ -344,9 +348,9 @@ _INT64 = np.iinfo(np.int64)
 
 def _coverage(tallies: Sequence[Ints]) -> pl.DataFrame:
     tally = np.zeros((2, CODES), dtype=np.int64)
-    for one in tallies:
-        times = zip(tally[1].tolist(), one[1].tolist(), strict=True)
-        tally[0] += one[0]
+    for tally_of_batch in tallies:
+        times = zip(tally[1].tolist(), tally_of_batch[1].tolist(), strict=True)
+        tally[0] += tally_of_batch[0]
         tally[1] = [min(max(a + b, _INT64.min), _INT64.max) for a, b in times]
     codes = np.flatnonzero(tally[0])
     shape = (len(CLASSES), len(REASONS), len(KINDS))

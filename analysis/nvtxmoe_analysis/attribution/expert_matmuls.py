@@ -83,8 +83,8 @@ def is_matmul(name: str) -> bool:
 
 def block_in_name(name: str) -> int | None:
     """Return the rows of a tile that a kernel's name contains."""
-    found = TILE.search(name)
-    return int(found[1]) if found else None
+    match = TILE.search(name)
+    return int(match[1]) if match else None
 
 
 def _known(names: Mapping[int, str]) -> pl.DataFrame:

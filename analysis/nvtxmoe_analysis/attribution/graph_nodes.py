@@ -36,7 +36,7 @@ class NodeLookup:
     segment: Int32s
     row: Int32s
     created: Ints
-    begun: Ints
+    graph_capture_start_ns: Ints
     unresolved: set[tuple[int, int]]
 
 
@@ -53,7 +53,7 @@ class GraphNodes:
         self._segment = np.full(len(of.pid) + 1, -1, dtype=np.int32)
         known = np.flatnonzero(of.resolved)
         self._segment[known] = segments.find(of.origin_tid[known], of.origin_ns[known])
-        self._created, self._begun = np.append(of.origin_ns, -1), np.append(of.begun_ns, -1)
+        self._created, self._graph_capture_start_ns = np.append(of.origin_ns, -1), np.append(of.begun_ns, -1)
         self._pids, slots = np.unique(of.pid, return_inverse=True)
         self._idents, columns = np.unique(of.node, return_inverse=True)
         # A table of generations by process and node: ids repeat between processes, so it is nearly full. The last row
@@ -76,9 +76,9 @@ class GraphNodes:
         slot, column = _place(self._pids, pid), _place(self._idents, node)
         at = self._first[slot, column]
         if self._repeated is not None:
-            again = np.flatnonzero(self._repeated[slot, column])
-            cell = slot[again] * len(self._idents) + column[again]
-            at[again] = latest(self._cell, self._of.from_ns, cell, launched_ns[again])
+            repeated = np.flatnonzero(self._repeated[slot, column])
+            cell = slot[repeated] * len(self._idents) + column[repeated]
+            at[repeated] = latest(self._cell, self._of.from_ns, cell, launched_ns[repeated])
         at[self._from_ns[at] > launched_ns] = -1
         self._replayed[at] = True
         segment: Int32s = self._segment[at]
@@ -88,7 +88,7 @@ class GraphNodes:
             pairs = np.unique(np.stack([pid[lost], node[lost]]), axis=1)
             unresolved = {(int(p), int(n)) for p, n in pairs.T}
         row = np.where(lost, np.int32(-1), at)
-        return NodeLookup(segment, row, self._created[at], self._begun[at], unresolved)
+        return NodeLookup(segment, row, self._created[at], self._graph_capture_start_ns[at], unresolved)
 
     @property
     def disordered(self) -> int:
@@ -103,17 +103,17 @@ class GraphNodes:
         if not known.all():
             call, row = call[known], row[known]
         size = np.bincount(call)
-        most = np.zeros(len(self._segment), dtype=np.int64)
-        np.maximum.at(most, row, size[call])
+        largest = np.zeros(len(self._segment), dtype=np.int64)
+        np.maximum.at(largest, row, size[call])
         expected = np.zeros(len(size), dtype=np.int64)
-        np.maximum.at(expected, call, most[row])
+        np.maximum.at(expected, call, largest[row])
         return np.flatnonzero(size < expected).astype(np.int32)
 
 
-def _place(known: Ints, asked: Ints) -> npt.NDArray[np.intp]:
+def _place(known: Ints, wanted_ids: Ints) -> npt.NDArray[np.intp]:
     """Position of each value among the sorted known ones, their number where it is not there."""
     if len(known) == 0:
-        return np.zeros(len(asked), dtype=np.intp)
-    at = np.searchsorted(known, asked)
-    at[known[np.minimum(at, len(known) - 1)] != asked] = len(known)
+        return np.zeros(len(wanted_ids), dtype=np.intp)
+    at = np.searchsorted(known, wanted_ids)
+    at[known[np.minimum(at, len(known) - 1)] != wanted_ids] = len(known)
     return at

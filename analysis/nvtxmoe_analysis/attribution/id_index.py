@@ -54,13 +54,13 @@ class Index:
 
     def _make_blocks(self, where: Ints, span: int) -> bool:
         """Number the blocks that hold any id; whether they are few enough. Block 0 is the empty one."""
-        most = DENSE_FACTOR * len(where) + DENSE_CONSTANT
-        if span >> BLOCK_BITS > most:
+        max_blocks = DENSE_FACTOR * len(where) + DENSE_CONSTANT
+        if span >> BLOCK_BITS > max_blocks:
             return False
         used = np.zeros((span >> BLOCK_BITS) + 1, dtype=np.bool_)
         used[where >> BLOCK_BITS] = True
         self._block = np.where(used, np.cumsum(used), 0).astype(np.int32)
-        return int(self._block.max(initial=0)) * BLOCK <= most
+        return int(self._block.max(initial=0)) * BLOCK <= max_blocks
 
     def _make_table(self, where: Ints) -> None:
         # 1 + row, 0 for none.

@@ -121,8 +121,8 @@ class KernelClasses:
             return self._dense[np.where((idents < 0) | (idents > last), last, idents)]
         at = np.searchsorted(self._idents, idents)
         at[self._idents[np.minimum(at, len(self._idents) - 1)] != idents] = len(self._idents)
-        found: npt.NDArray[np.int8] = self._classes[at]
-        return found
+        classes: npt.NDArray[np.int8] = self._classes[at]
+        return classes
 
 
 def classify_names(names: pl.Series) -> npt.NDArray[np.int8]:
@@ -132,8 +132,8 @@ def classify_names(names: pl.Series) -> npt.NDArray[np.int8]:
     for code, pattern, _ in reversed(PATTERNS):
         classes = pl.when(text.str.contains(pattern)).then(code).otherwise(classes)
     frame = pl.DataFrame({"name": names}, schema={"name": pl.String})
-    found: npt.NDArray[np.int8] = frame.select(classes.cast(pl.Int8).alias("class"))["class"].to_numpy()
-    return found
+    codes: npt.NDArray[np.int8] = frame.select(classes.cast(pl.Int8).alias("class"))["class"].to_numpy()
+    return codes
 
 
 _ANY = "|".join(f"(?:{pattern})" for _, pattern, _ in PATTERNS)

@@ -85,10 +85,10 @@ class Launches:
         call = np.full(len(pid), -1, dtype=np.int32)
         for first, index, repeats in self._indexes:
             lost = np.flatnonzero(call < 0)
-            whole = len(lost) == len(call)
-            found = index.find(pid, correlation) if whole else index.find(pid[lost], correlation[lost])
-            found = repeats.choose(found, start_ns if whole else start_ns[lost])
-            call[lost] = np.where(found >= 0, found + first, -1)
+            all_lost = len(lost) == len(call)
+            index_rows = index.find(pid, correlation) if all_lost else index.find(pid[lost], correlation[lost])
+            index_rows = repeats.choose(index_rows, start_ns if all_lost else start_ns[lost])
+            call[lost] = np.where(index_rows >= 0, index_rows + first, -1)
         return call
 
     def use(self, calls: Calls) -> None:
@@ -126,7 +126,7 @@ class Launches:
         pids: list[Ints] = []
         starts: list[Ints] = []
         idents: list[npt.NDArray[np.int64]] = []
-        found: list[Calls] = []
+        segments: list[Calls] = []
         after: list[Calls] = []
         threads: list[Calls] = []
         first = at = len(self)
@@ -143,16 +143,16 @@ class Launches:
                 self.restarts += restarts
             starts.append(start_ns)
             idents.append(correlation)
-            found.append(segment)
+            segments.append(segment)
             after.append(after_step)
             at += len(segment)
-        if found:
+        if segments:
             pid, ident, start_ns = np.concatenate(pids), np.concatenate(idents), np.concatenate(starts)
             index = Index(pid, ident)
             self.repeated += index.repeated if first == 0 else 0
             self._indexes.append((first, index, RepeatedIds(index, pid, ident, start_ns)))
             self.start_ns = np.concatenate([self.start_ns[:-1], start_ns, self.start_ns[-1:]])
-            self.segment = np.concatenate([self.segment[:-1], *found, self.segment[-1:]])
+            self.segment = np.concatenate([self.segment[:-1], *segments, self.segment[-1:]])
             self.thread = np.concatenate([self.thread[:-1], *threads, self.thread[-1:]])
             self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
 

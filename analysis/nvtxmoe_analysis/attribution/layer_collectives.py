@@ -42,7 +42,7 @@ class Part:
     each was launched or its node created), and
     the first kernel of each gap (``origin_segment``, ``graph``, ``first``)."""
 
-    found: pl.DataFrame
+    rows: pl.DataFrame
     first: pl.DataFrame
 
 
@@ -54,18 +54,18 @@ class Collectives:
         wanted: whether the export has any; if not, nothing is looked for.
     """
 
-    def __init__(self, segments: Segments, *, wanted: bool) -> None:
-        self._wanted = wanted
+    def __init__(self, segments: Segments, *, infer: bool) -> None:
+        self._infer = infer
         self._segments = segments
-        self._after = layer_before(segments) if wanted else np.zeros(0, dtype=np.int32)
+        self._after = layer_before(segments) if infer else np.zeros(0, dtype=np.int32)
 
     def pick(self, batch: PlacedBatch, classes: npt.NDArray[np.int8]) -> Part:
         """The part of a batch; ``classes`` as of ``KernelClasses.of``."""
-        if not self._wanted or batch.kind != KERNEL:
+        if not self._infer or batch.kind != KERNEL:
             return Part(_NO_FOUND, _NO_FIRST)
         in_step = (batch.place == IN_LAYER) | (batch.place == IN_STEP)
         at = np.flatnonzero(in_step & (classes == COLLECTIVE))
-        found = pl.DataFrame(
+        collectives = pl.DataFrame(
             {
                 "step_row": batch.step_row[at],
                 "layer": batch.layer[at],
@@ -91,18 +91,18 @@ class Collectives:
             .group_by("origin_segment", "graph")
             .agg(pl.col("first").min())
         )
-        return Part(found, first)
+        return Part(collectives, first)
 
     def frame(self, parts: list[Part]) -> pl.DataFrame:
         """All of them: COLUMNS, in the order in which they ran; ``layer`` -1 and ``phase`` 0 where tied to none."""
-        found = pl.concat([_NO_FOUND, *(part.found for part in parts)])
+        collectives = pl.concat([_NO_FOUND, *(part.rows for part in parts)])
         first = (
             pl.concat([_NO_FIRST, *(part.first for part in parts)])
             .group_by("origin_segment", "graph")
             .agg(pl.col("first").min())
         )
-        found = found.join(first, on=["origin_segment", "graph"], how="left", maintain_order="left")
-        origin_segment = found["origin_segment"].to_numpy()
+        collectives = collectives.join(first, on=["origin_segment", "graph"], how="left", maintain_order="left")
+        origin_segment = collectives["origin_segment"].to_numpy()
         inferred = (
             (pl.col("layer") < 0)
             & (pl.col("origin_order") == pl.col("first")).fill_null(False)
@@ -111,7 +111,7 @@ class Collectives:
             )  # the graph was captured during the layer too
         )
         return (
-            found.with_columns(
+            collectives.with_columns(
                 after=pl.Series(self._after[origin_segment], dtype=pl.Int32),
                 gap_ns=pl.Series(self._segments.start_ns(origin_segment), dtype=pl.Int64),
             )
@@ -131,24 +131,24 @@ def layer_before(segments: Segments) -> npt.NDArray[np.int32]:
     """
     after = np.full(len(segments.step), -1, dtype=np.int32)
     thread = segments.keys >> TIME_BITS
-    here, before = slice(1, None), slice(0, -1)
+    current, before = slice(1, None), slice(0, -1)
     follows = (
-        (thread[here] == thread[before])
-        & (segments.layer[here] < 0)
+        (thread[current] == thread[before])
+        & (segments.layer[current] < 0)
         & (segments.layer[before] >= 0)
-        & (segments.step[here] == segments.step[before])
-        & ~(segments.crossing[here] | segments.crossing[before])
-        & ~(segments.idle[here] | segments.idle[before])
+        & (segments.step[current] == segments.step[before])
+        & ~(segments.crossing[current] | segments.crossing[before])
+        & ~(segments.idle[current] | segments.idle[before])
     )
     at = np.flatnonzero(follows)
     after[at + 1] = segments.layer[at]
-    told = np.flatnonzero(segments.phase == PHASE_COLLECTIVE)
-    if len(told):
+    collective_segments = np.flatnonzero(segments.phase == PHASE_COLLECTIVE)
+    if len(collective_segments):
         pid = np.zeros(len(thread), dtype=np.int64)
         # Numbered, because a whole process id does not fit above a layer's 32 bits.
         pid[1:] = dense(segments.tids[thread[1:]] >> nsys_tables.TID_BITS)[1] + 1
         key = (pid << 32) | np.maximum(after, 0)
-        after[np.isin(key, (pid[told] << 32) | segments.layer[told])] = -1
+        after[np.isin(key, (pid[collective_segments] << 32) | segments.layer[collective_segments])] = -1
     return after
 
 

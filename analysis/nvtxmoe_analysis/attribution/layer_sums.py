@@ -42,9 +42,9 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
     kind, graph = in_layer["kind"].to_numpy(), in_layer["graph"].to_numpy()
     timed: dict[str, Ints] = {}
     for code, name in enumerate(TIMED_KINDS):
-        mine = np.flatnonzero(kind == code)
-        timed[f"{name}_count"] = np.bincount(cell[mine], minlength=len(cells))
-        timed[f"{name}_time_ns"] = sums(cell[mine], end[mine] - start[mine], len(cells))
+        operations = np.flatnonzero(kind == code)
+        timed[f"{name}_count"] = np.bincount(cell[operations], minlength=len(cells))
+        timed[f"{name}_time_ns"] = sums(cell[operations], end[operations] - start[operations], len(cells))
     by_graph = np.bincount(cell[graph], minlength=len(cells)) > 0
     by_call = np.bincount(cell[~graph], minlength=len(cells)) > 0
     return pl.DataFrame(
@@ -64,9 +64,9 @@ def cell_timings(in_layer: pl.DataFrame) -> pl.DataFrame:
 def _phase_times(cell: Ints, cells: int, in_layer: pl.DataFrame) -> dict[str, Ints]:
     """Kernel time of each cell by phase: the columns of PHASE_COLUMNS."""
     phases = len(PHASE_NAMES)
-    mine = np.flatnonzero(in_layer["kind"].to_numpy() == TIMED_KINDS.index("kernel"))
-    lasted = (in_layer["end"] - in_layer["start"]).to_numpy()[mine]
-    key = cell[mine] * phases + in_layer["phase"].to_numpy()[mine]
+    kernels = np.flatnonzero(in_layer["kind"].to_numpy() == TIMED_KINDS.index("kernel"))
+    lasted = (in_layer["end"] - in_layer["start"]).to_numpy()[kernels]
+    key = cell[kernels] * phases + in_layer["phase"].to_numpy()[kernels]
     table = sums(key, lasted, cells * phases).reshape(cells, phases)
     return {f"{phase}_ns": table[:, code] for code, phase in enumerate(PHASE_NAMES)}
 

@@ -70,9 +70,9 @@ class Generations:
         clone = self.named[at] >= 0
         total += nodes_disordered(graph[clone], self.node[at][clone], self.named[at][clone])
         paired = self.paired[at]
-        whole = np.isin(graph, graph[paired])
+        complete_graphs = np.isin(graph, graph[paired])
         numbered = self.node[at] >= GRAPH_SPAN  # else ids tell no graph
-        return total + int(np.count_nonzero(numbered & whole & ~paired))
+        return total + int(np.count_nonzero(numbered & complete_graphs & ~paired))
 
 
 def generations(export: Export) -> Generations:
@@ -96,7 +96,7 @@ def generations(export: Export) -> Generations:
         .sort("pid", "node", "start", "is_clone", "row")
     )
     times = pl.col("is_clone").not_().cast(pl.Int64).cum_sum().over("pid", "node")
-    rows = rows.with_columns(times=times).with_columns(begun=_begun())
+    rows = rows.with_columns(times=times).with_columns(begun=_graph_capture_start_ns())
     # A clone's own creation row comes right before the row that names its original: both are one generation.
     same_id = (pl.col("pid").shift(-1) == pl.col("pid")) & (pl.col("node").shift(-1) == pl.col("node"))
     paired = (~pl.col("is_clone") & same_id & pl.col("is_clone").shift(-1)).fill_null(False)
@@ -123,7 +123,7 @@ def generations(export: Export) -> Generations:
     )
 
 
-def _begun() -> pl.Expr:
+def _graph_capture_start_ns() -> pl.Expr:
     """The first creation of the row's graph: of all its nodes that were created as often as this one."""
     created = pl.when(~pl.col("is_clone")).then("start")
     return created.min().over("pid", pl.col("node") // GRAPH_SPAN, "times")

@@ -78,8 +78,8 @@ class Segments:
         thread[thread == len(self.tids)] = 0
         known = self.tids[thread] == tid
         keys = (thread.astype(np.int64) << TIME_BITS) | relative_ns(time_ns, self.origin_ns)
-        found = np.searchsorted(self.keys, keys, side="right") - 1
-        return np.where(known, found, 0).astype(np.int32)
+        segment = np.searchsorted(self.keys, keys, side="right") - 1
+        return np.where(known, segment, 0).astype(np.int32)
 
     def start_ns(self, segment: npt.NDArray[np.int32]) -> Ints:
         """When each segment begins (ns); of segment 0, which has no beginning, it means nothing."""
@@ -89,8 +89,8 @@ class Segments:
 
 def relative_ns(time_ns: Ints, origin_ns: int) -> Ints:
     """Times (any 64 bits) after an origin, from 1; what is earlier is 0, and what TIME_BITS can't hold the most."""
-    least, most = max(origin_ns - 1, _INT64.min), min(origin_ns + (1 << TIME_BITS) - 2, _INT64.max)
-    relative: Ints = np.clip(time_ns, least, most) - origin_ns + 1
+    least, latest = max(origin_ns - 1, _INT64.min), min(origin_ns + (1 << TIME_BITS) - 2, _INT64.max)
+    relative: Ints = np.clip(time_ns, least, latest) - origin_ns + 1
     return relative
 
 
@@ -238,8 +238,8 @@ def _crossing_clusters(level: Ints, index: Ints, is_open: Bools) -> Ints:
     order = np.lexsort((np.arange(len(level)), level))
     opened, closed = order[0::2], order[1::2]
     wrong = opened[index[opened] != index[closed]]
-    found: Ints = np.unique(_clusters(level, is_open)[wrong])
-    return found
+    clusters: Ints = np.unique(_clusters(level, is_open)[wrong])
+    return clusters
 
 
 def _clusters(level: Ints, is_open: Bools) -> Ints:
@@ -308,5 +308,5 @@ def _walk_unusual(
 
 
 def _with_empty(values: npt.NDArray[Any], empty: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    whole: npt.NDArray[Any] = np.concatenate([np.array([empty]), values]).astype(dtype)
-    return whole
+    extended: npt.NDArray[Any] = np.concatenate([np.array([empty]), values]).astype(dtype)
+    return extended

@@ -30,15 +30,15 @@ class RepeatedIds:
         self._rows = np.flatnonzero(shared[first])
         self._first, self._start_ns = first[self._rows], start_ns[self._rows]
 
-    def choose(self, found: npt.NDArray[np.int32], time_ns: Ints) -> npt.NDArray[np.int32]:
+    def choose(self, rows: npt.NDArray[np.int32], time_ns: Ints) -> npt.NDArray[np.int32]:
         """The rows that ``Index.find`` found, -1 for none; of repeated keys the last row before each time.
 
         Where no row is before the time, the row that ``Index.find`` found stays.
         """
         if not len(self._rows):
-            return found
-        asked = np.flatnonzero((found >= 0) & self._shared[found])
-        row = latest(self._first, self._start_ns, found[asked].astype(np.int64), time_ns[asked])
-        chosen: npt.NDArray[np.int32] = found.copy()
-        chosen[asked[row >= 0]] = self._rows[row[row >= 0]]
+            return rows
+        shared_rows = np.flatnonzero((rows >= 0) & self._shared[rows])
+        row = latest(self._first, self._start_ns, rows[shared_rows].astype(np.int64), time_ns[shared_rows])
+        chosen: npt.NDArray[np.int32] = rows.copy()
+        chosen[shared_rows[row >= 0]] = self._rows[row[row >= 0]]
         return chosen

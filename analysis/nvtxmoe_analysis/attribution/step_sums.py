@@ -55,7 +55,7 @@ class Work:
     by_name: pl.DataFrame
 
 
-def sum_batch(batch: PlacedBatch, classes: npt.NDArray[np.int8], kept: npt.NDArray[np.bool_] | None) -> Work:
+def sum_batch(batch: PlacedBatch, classes: npt.NDArray[np.int8], kept_steps: npt.NDArray[np.bool_] | None) -> Work:
     """The sums of a batch.
 
     Parameters:
@@ -64,7 +64,7 @@ def sum_batch(batch: PlacedBatch, classes: npt.NDArray[np.int8], kept: npt.NDArr
     """
     step, slot = steps_and_slots(batch, classes)
     duration = batch.duration
-    return Work(_by_step(step, slot, duration), _by_name(batch, step, slot, duration, kept))
+    return Work(_by_step(step, slot, duration), _by_name(batch, step, slot, duration, kept_steps))
 
 
 def steps_and_slots(batch: PlacedBatch, classes: npt.NDArray[np.int8]) -> tuple[Ints, Ints]:
@@ -84,7 +84,7 @@ def steps_and_slots(batch: PlacedBatch, classes: npt.NDArray[np.int8]) -> tuple[
 
 
 def outside_layers(
-    step: Ints, slot: Ints, kept: npt.NDArray[np.bool_] | None
+    step: Ints, slot: Ints, kept_steps: npt.NDArray[np.bool_] | None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[Any]]:
     """Positions of the work outside layers, and which of it is inside the selection.
 
@@ -92,23 +92,23 @@ def outside_layers(
         step, slot: as of :func:`steps_and_slots`.
         kept: by row of the step, whether it is inside the selection; None for all.
     """
-    if kept is not None:
-        kept = np.append(kept, np.False_)  # -1 finds it
+    if kept_steps is not None:
+        kept_steps = np.append(kept_steps, np.False_)  # -1 finds it
     # What was launched before the first step belongs to none; idle batches are a rank's own work all the same.
     at = np.flatnonzero((slot >= 0) & (slot != LAYERS_SLOT) & ((step >= 0) | (slot == IDLE_SLOT)))
-    return at, np.ones(len(at), dtype=np.bool_) if kept is None else kept[step[at]]
+    return at, np.ones(len(at), dtype=np.bool_) if kept_steps is None else kept_steps[step[at]]
 
 
 def _by_step(step: Ints, slot: Ints, duration: Ints) -> pl.DataFrame:
-    told = np.flatnonzero((step >= 0) & (slot >= 0))
-    keys, index = dense(step[told] * len(SLOTS) + slot[told])
-    return pl.DataFrame({"key": keys, "time_ns": sums(index, duration[told], len(keys))}, schema=BY_STEP)
+    numbered = np.flatnonzero((step >= 0) & (slot >= 0))
+    keys, index = dense(step[numbered] * len(SLOTS) + slot[numbered])
+    return pl.DataFrame({"key": keys, "time_ns": sums(index, duration[numbered], len(keys))}, schema=BY_STEP)
 
 
 def _by_name(
-    batch: PlacedBatch, step: Ints, slot: Ints, duration: Ints, kept: npt.NDArray[np.bool_] | None
+    batch: PlacedBatch, step: Ints, slot: Ints, duration: Ints, kept_steps: npt.NDArray[np.bool_] | None
 ) -> pl.DataFrame:
-    at, inside = outside_layers(step, slot, kept)
+    at, inside = outside_layers(step, slot, kept_steps)
     names = batch.name.gather(at).to_numpy()
     name, name_index = dense(names)
     pids, pid_index = dense(batch.pid[at])
@@ -150,13 +150,13 @@ def add(parts: Sequence[Work]) -> Work:
     )
 
 
-def in_steps(done: Work, *, kept: bool = False) -> pl.DataFrame:
+def in_steps(done: Work, *, only_kept: bool = False) -> pl.DataFrame:
     """Work in steps outside layers: ``name``, ``kind``, ``operations``, ``time_ns``, sorted by name and kind.
 
     Parameters:
         kept: only of steps inside the selection.
     """
-    inside = pl.col("kept") if kept else pl.lit(True)
+    inside = pl.col("kept") if only_kept else pl.lit(True)
     return (
         done.by_name.filter((pl.col("slot") < len(STEP_PHASES)) & inside)
         .group_by("name", "kind")

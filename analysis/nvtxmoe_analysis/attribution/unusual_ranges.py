@@ -61,16 +61,16 @@ class _Open:
         self._last = NONE
         self.rising = 0
 
-    def add(self, one: int) -> None:
-        self._before[one], self._after[one] = self._last, NONE
+    def add(self, row: int) -> None:
+        self._before[row], self._after[row] = self._last, NONE
         if self._last != NONE:
-            self._after[self._last] = one
-        self.rising += self._rises(self._last, one)
-        self._last = one
+            self._after[self._last] = row
+        self.rising += self._rises(self._last, row)
+        self._last = row
 
-    def remove(self, one: int) -> None:
-        before, after = self._before.pop(one), self._after.pop(one)
-        self.rising += self._rises(before, after) - self._rises(before, one) - self._rises(one, after)
+    def remove(self, row: int) -> None:
+        before, after = self._before.pop(row), self._after.pop(row)
+        self.rising += self._rises(before, after) - self._rises(before, row) - self._rises(row, after)
         if before != NONE:
             self._after[before] = after
         if after != NONE:
@@ -92,20 +92,20 @@ def open_ranges(
             opens.
         kind, layer, closes: [ranges].
     """
-    told = {STEP: _Latest(), LAYER: _Latest(), PHASE: _Latest()}
+    latest_of = {STEP: _Latest(), LAYER: _Latest(), PHASE: _Latest()}
     ranges = _Open(closes)
     idle = 0
-    for one, opening in zip(index.tolist(), is_open.tolist(), strict=True):
-        of = int(kind[one])
-        which = [told[STEP]] if of == STEP else []
+    for row, opening in zip(index.tolist(), is_open.tolist(), strict=True):
+        of = int(kind[row])
+        which = [latest_of[STEP]] if of == STEP else []
         if of in {LAYER, PHASE}:
             # A phase names its layer, so that it counts where no layer range is around it.
-            which = [told[PHASE], *([told[LAYER]] if of == LAYER or layer[one] >= 0 else [])]
+            which = [latest_of[PHASE], *([latest_of[LAYER]] if of == LAYER or layer[row] >= 0 else [])]
         for latest in which:
-            (latest.add if opening else latest.remove)(one)
-        (ranges.add if opening else ranges.remove)(one)
+            (latest.add if opening else latest.remove)(row)
+        (ranges.add if opening else ranges.remove)(row)
         idle += (of == IDLE) * (1 if opening else -1)
-        yield Seen(told[STEP].get(), told[LAYER].get(), told[PHASE].get(), idle > 0, ranges.rising > 0)
+        yield Seen(latest_of[STEP].get(), latest_of[LAYER].get(), latest_of[PHASE].get(), idle > 0, ranges.rising > 0)
 
 
 def number_crossing(starts: Ints, ends: Ints) -> int:
@@ -133,9 +133,9 @@ def _most_of_spans(values: Ints, first: Ints, last: Ints) -> Ints:
     tables = [values]
     while (half := 1 << (len(tables) - 1)) * 2 <= len(values):
         tables.append(np.maximum(tables[-1][:-half], tables[-1][half:]))
-    found = np.full(len(first), -np.iinfo(np.int64).max, dtype=np.int64)
+    most = np.full(len(first), -np.iinfo(np.int64).max, dtype=np.int64)
     length = last - first
     for power, table in enumerate(tables):
-        mine = np.flatnonzero((length >> power) == 1)
-        found[mine] = np.maximum(table[first[mine]], table[last[mine] - (1 << power)])
-    return found
+        of_power = np.flatnonzero((length >> power) == 1)
+        most[of_power] = np.maximum(table[first[of_power]], table[last[of_power] - (1 << power)])
+    return most

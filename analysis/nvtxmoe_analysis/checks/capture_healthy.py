@@ -33,40 +33,40 @@ def check(results: RunMetrics) -> Check:
     changed = _changed_program(metas)
     unrecorded = _unrecorded(metas)
     if unrecorded or not all(state.healthy for state in states):
-        return failed(NAME, " ".join([*sentences(states), *unrecorded, *changed]), **_figures(states))
+        return failed(NAME, " ".join([*sentences(states), *unrecorded, *changed]), **_evidence(states))
     if changed:
         return warned(NAME, " ".join(["No process reports a failure or a loss.", *changed]), processes=len(states))
     return passed(NAME, "No process reports a failure or a loss.", processes=len(states))
 
 
 def _changed_program(metas: Sequence[Meta]) -> list[str]:
-    said = {text for meta in metas if isinstance(text := meta.raw.get("changed_program"), str)}
-    return [f"Capture changed the program that ran: {_clause(text)[:MOST_TEXT]}." for text in sorted(said)]
+    reasons = {text for meta in metas if isinstance(text := meta.raw.get("changed_program"), str)}
+    return [f"Capture changed the program that ran: {_one_line(text)[:MOST_TEXT]}." for text in sorted(reasons)]
 
 
 def _unrecorded(metas: Sequence[Meta]) -> list[str]:
     """Experts of classes that no hook sees, by class; each rank of the run has the same ones."""
-    said = [classes for meta in metas if isinstance(classes := meta.raw.get("unrecorded_experts"), dict)]
-    names = sorted({_clause(name)[:MOST_TEXT] for classes in said for name in classes})
+    unrecorded_classes = [classes for meta in metas if isinstance(classes := meta.raw.get("unrecorded_experts"), dict)]
+    names = sorted({_one_line(name)[:MOST_TEXT] for classes in unrecorded_classes for name in classes})
     return [f"Experts of these classes are not recorded: {', '.join(names[:MOST_NAMES])}."] if names else []
 
 
 def sentences(states: Sequence[CaptureState]) -> list[str]:
     """What went wrong, a sentence a kind; empty when nothing did."""
-    found = [
-        f"No counts of {'layer' if len(layers) == 1 else 'layers'} {spans(layers)}: {_clause(reason)}."
+    texts = [
+        f"No counts of {'layer' if len(layers) == 1 else 'layers'} {spans(layers)}: {_one_line(reason)}."
         for reason, layers in _hidden(states).items()
     ]
     lost = _lost(states)
     if lost:
-        found.append(f"Capture lost {', '.join(f'{_clause(what)} ({count:,})' for what, count in lost.items())}.")
+        texts.append(f"Capture lost {', '.join(f'{_one_line(what)} ({count:,})' for what, count in lost.items())}.")
     failures = _failures(states)
     if failures:
-        found.append(f"Hooks that failed: {'; '.join(f'{hook}: {_clause(why)}' for hook, why in failures.items())}.")
-    return found
+        texts.append(f"Hooks that failed: {'; '.join(f'{hook}: {_one_line(why)}' for hook, why in failures.items())}.")
+    return texts
 
 
-def _figures(states: Sequence[CaptureState]) -> Mapping[str, JsonValue]:
+def _evidence(states: Sequence[CaptureState]) -> Mapping[str, JsonValue]:
     return {
         "processes": len(states),
         "hidden_layers": {str(layer): reason for reason, layers in _hidden(states).items() for layer in layers},
@@ -77,11 +77,13 @@ def _figures(states: Sequence[CaptureState]) -> Mapping[str, JsonValue]:
 
 def _hidden(states: Sequence[CaptureState]) -> dict[str, list[int]]:
     """Layers by reason, in order; tensor-parallel ranks hide the same ones."""
-    found: dict[str, set[int]] = {}
+    layers_by_reason: dict[str, set[int]] = {}
     for state in states:
         for layer, reason in state.hidden.items():
-            found.setdefault(reason, set()).add(layer)
-    return {reason: sorted(layers) for reason, layers in sorted(found.items(), key=lambda item: min(item[1]))}
+            layers_by_reason.setdefault(reason, set()).add(layer)
+    return {
+        reason: sorted(layers) for reason, layers in sorted(layers_by_reason.items(), key=lambda item: min(item[1]))
+    }
 
 
 def _lost(states: Sequence[CaptureState]) -> dict[str, int]:
@@ -96,6 +98,6 @@ def _failures(states: Sequence[CaptureState]) -> dict[str, str]:
     return {hook: why for state in reversed(states) for hook, why in state.failures.items()}
 
 
-def _clause(text: str) -> str:
+def _one_line(text: str) -> str:
     """Without what would end the sentence, on one line."""
     return " ".join(text.split()).rstrip(".")

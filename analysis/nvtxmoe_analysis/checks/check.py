@@ -23,24 +23,24 @@ class Check:
     name: str
     status: str
     message: str
-    figures: Mapping[str, JsonValue] = field(default_factory=dict)
+    evidence: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
-def passed(name: str, message: str, **figures: JsonValue) -> Check:
+def passed(name: str, message: str, **evidence: JsonValue) -> Check:
     """A check that found nothing wrong."""
-    return Check(name, PASS, message, figures)
+    return Check(name, PASS, message, evidence)
 
 
-def failed(name: str, message: str, **figures: JsonValue) -> Check:
+def failed(name: str, message: str, **evidence: JsonValue) -> Check:
     """A check that found the capture incomplete."""
-    return Check(name, FAIL, message, figures)
+    return Check(name, FAIL, message, evidence)
 
 
-def warned(name: str, message: str, **figures: JsonValue) -> Check:
+def warned(name: str, message: str, **evidence: JsonValue) -> Check:
     """A check that found something worth knowing."""
-    return Check(name, WARN, message, figures)
+    return Check(name, WARN, message, evidence)
 
 
-def not_applicable(name: str, message: str, **figures: JsonValue) -> Check:
+def not_applicable(name: str, message: str, **evidence: JsonValue) -> Check:
     """A check that had nothing to look at."""
-    return Check(name, NOT_APPLICABLE, message, figures)
+    return Check(name, NOT_APPLICABLE, message, evidence)

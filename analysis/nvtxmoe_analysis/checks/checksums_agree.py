@@ -19,19 +19,21 @@ def check(results: RunMetrics) -> Check:
     sampled tokens (topk_agrees) and sums (counts_sum) check their counts.
     """
     seen = [report.events.checksums for report in results.reports]
-    marks, checked, broken = (sum(getattr(one, name) for one in seen) for name in ("marks", "checked", "broken"))
-    figures = {"marks": marks, "checked": checked, "broken": broken}
+    marks, checked, broken = (
+        sum(getattr(checksums, name) for checksums in seen) for name in ("marks", "checked", "broken")
+    )
+    evidence = {"marks": marks, "checked": checked, "broken": broken}
     if broken:
         return failed(
             NAME,
             f"{broken:,} of {number(checked, 'mark')} of counts changed after capture: their checksums differ, and "
             "their counts are in no table.",
-            **figures,
+            **evidence,
         )
     if not checked:
         return not_applicable(
             NAME,
             "The marks of counts have no checksum (captured by an older nvtxmoe, or in the word form).",
-            **figures,
+            **evidence,
         )
-    return passed(NAME, f"{number(checked, 'mark')} of counts agree with their checksums.", **figures)
+    return passed(NAME, f"{number(checked, 'mark')} of counts agree with their checksums.", **evidence)

@@ -16,17 +16,17 @@ def check(results: RunMetrics) -> Check:
     """Collectives matched across ranks hold together in time. A warning only: every other number stands without it."""
     if not results.several_ranks:
         return not_applicable(NAME, "No rank works with another.")
-    said = describe(results.collective_split, results.reports)
-    residuals = [one["median_residual_us"] for one in said["by_report"] if "median_residual_us" in one]
-    figures: dict[str, JsonValue] = {
-        "verdict": said["verdict"],
-        "collectives_compared": said["collectives_compared"],
-        "contradictions": said["contradictions"],
-        "not_simultaneous_kernels": said["not_simultaneous_kernels"],
-        "closest_us": said["closest_us"],
+    clock_report = describe(results.collective_split, results.reports)
+    residuals = [part["median_residual_us"] for part in clock_report["by_report"] if "median_residual_us" in part]
+    evidence: dict[str, JsonValue] = {
+        "verdict": clock_report["verdict"],
+        "collectives_compared": clock_report["collectives_compared"],
+        "contradictions": clock_report["contradictions"],
+        "not_simultaneous_kernels": clock_report["not_simultaneous_kernels"],
+        "closest_us": clock_report["closest_us"],
         "median_residual_us": max(residuals, default=None),
     }
-    if said["verdict"] == NOTHING:
-        return not_applicable(NAME, said["statement"], **figures)
-    good = said["verdict"] in (AGREE, CORRECTED)
-    return (passed if good else warned)(NAME, said["statement"], **figures)
+    if clock_report["verdict"] == NOTHING:
+        return not_applicable(NAME, clock_report["statement"], **evidence)
+    good = clock_report["verdict"] in (AGREE, CORRECTED)
+    return (passed if good else warned)(NAME, clock_report["statement"], **evidence)

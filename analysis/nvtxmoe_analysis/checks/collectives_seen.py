@@ -23,18 +23,18 @@ def check(results: RunMetrics) -> Check:
         exchanged += sum(m.tp_size == 1 and int(m.raw.get("dp_size") or 1) > 1 for m in sharing)
         ranges += report.collective_ranges
         inferred += int(report.collectives["inferred"].sum())
-    figures = {"processes_that_share_layers": shared, "collective_ranges": ranges, "inferred": inferred}
+    evidence = {"processes_that_share_layers": shared, "collective_ranges": ranges, "inferred": inferred}
     if not shared:
-        return not_applicable(NAME, "No rank shares a layer with another.", **figures)
+        return not_applicable(NAME, "No rank shares a layer with another.", **evidence)
     if not (ranges or inferred) and exchanged == shared:
-        told = "Data-parallel ranks exchange tokens inside their layers; no collective was seen right after a layer."
-        return passed(NAME, told, **figures)
+        message = "Data-parallel ranks exchange tokens inside their layers; no collective was seen right after a layer."
+        return passed(NAME, message, **evidence)
     if not ranges:
         tied = f"; {inferred:,} right after a layer are tied to it, in collective_inferred_ns" if inferred else ""
         return warned(
             NAME,
             f"No moe.collective range: reductions of MoE results after their layers count outside them{tied}. The time "
             "of a collective includes waiting for other ranks.",
-            **figures,
+            **evidence,
         )
-    return passed(NAME, f"{number(ranges, 'moe.collective range')}.", **figures)
+    return passed(NAME, f"{number(ranges, 'moe.collective range')}.", **evidence)

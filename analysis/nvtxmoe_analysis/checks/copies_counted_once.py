@@ -43,11 +43,11 @@ def check(results: RunMetrics) -> Check:
     )
     same = pairs.filter(pl.col("same"), pl.col("steps") >= FEWEST_STEPS).sort("group", "group_other")
     if len(same):
-        one, other, _, number, _ = same.row(0)
+        first, other, _, number, _ = same.row(0)
         ranks = {group: min(meta.rank for meta in metas if meta.tp_group == group) for group in groups}
         return failed(
             NAME,
-            f"All {number:,} counts of ranks {ranks.get(one, one)} and {ranks.get(other, other)} are equal, but "
+            f"All {number:,} counts of ranks {ranks.get(first, first)} and {ranks.get(other, other)} are equal, but "
             "moe.meta has them in different tensor-parallel groups: their tokens are counted more than once.",
             groups=len(groups),
             equal=len(same),

@@ -39,19 +39,19 @@ def check(results: RunMetrics) -> Check:
                 examples += first_cells(pl.concat([table.cells.filter(alone), stray]))
             if table is report.events.counts:
                 assignments += int(table.matrix[np.flatnonzero(alone.to_numpy())].sum(dtype=np.int64))
-    figures = {"counts": cells, "without_step": lost, "before_window": early, "assignments_left_out": assignments}
+    evidence = {"counts": cells, "without_step": lost, "before_window": early, "assignments_left_out": assignments}
     left_out = f"{number(assignments, 'assignment')} left out of the tables."
     if lost:
         return failed(
             NAME,
             f"{lost:,} of {cells:,} counts belong to no captured step, the first {examples[0]}: {left_out}",
-            **figures,
+            **evidence,
         )
     if early:
-        return warned(NAME, f"{number(early, 'count')} of steps before the capture window: {left_out}", **figures)
+        return warned(NAME, f"{number(early, 'count')} of steps before the capture window: {left_out}", **evidence)
     if not cells:
-        return not_applicable(NAME, "No counts in the capture.", **figures)
-    return passed(NAME, "Every count belongs to a captured step.", **figures)
+        return not_applicable(NAME, "No counts in the capture.", **evidence)
+    return passed(NAME, "Every count belongs to a captured step.", **evidence)
 
 
 def _before_window(report: CaptureFacts, cells: pl.DataFrame) -> int:

@@ -24,24 +24,24 @@ def check(results: RunMetrics) -> Check:
     example = ""
     worst = 0
     for report in results.reports:
-        found = _distances(report)
-        bad = found.filter(~pl.col("after").is_between(-MOST_BEFORE_NS, MOST_AFTER_NS))
-        cells += len(found)
+        distances = _distances(report)
+        bad = distances.filter(~pl.col("after").is_between(-MOST_BEFORE_NS, MOST_AFTER_NS))
+        cells += len(distances)
         wrong += len(bad)
         if len(bad) and not example:
             rank, step, layer, worst = bad.select("rank", "step", "layer", "after").row(0)
             place = f"{abs(worst) / 1e9:,.3f} s {'before' if worst < 0 else 'after'}"
             example = f"that of rank {rank} step {step} layer {layer} begins {place} its step"
-    figures: dict[str, JsonValue] = {"cells": cells, "wrong": wrong, "first_after_step_ns": worst}
+    evidence: dict[str, JsonValue] = {"cells": cells, "wrong": wrong, "first_after_step_ns": worst}
     if wrong:
         return failed(
             NAME,
             f"In {wrong:,} of {cells:,} (rank, step, layer) the times of GPU work do not fit their step: {example}.",
-            **figures,
+            **evidence,
         )
     if not cells:
-        return not_applicable(NAME, "No GPU work in a layer.", **figures)
-    return passed(NAME, "GPU work begins after the step that launched it.", **figures)
+        return not_applicable(NAME, "No GPU work in a layer.", **evidence)
+    return passed(NAME, "GPU work begins after the step that launched it.", **evidence)
 
 
 def _distances(report: CaptureFacts) -> pl.DataFrame:

@@ -55,24 +55,24 @@ def check(results: RunMetrics) -> Check:
         return failed(NAME, f"moe.meta contradicts itself: {'; '.join(wrong[:MOST_WRONG])}.", contradictions=len(wrong))
     if not layers:
         return not_applicable(NAME, "No process tells how it took the expert ids.")
-    figures: dict[str, JsonValue] = {
-        **{way: spans(sorted(found)) for way, found in sorted(layers.items())},
+    evidence: dict[str, JsonValue] = {
+        **{way: spans(sorted(numbers)) for way, numbers in sorted(layers.items())},
         "recomputed_tokens": tokens,
         "ambiguous_tokens": sum(ambiguous.values()),
         "ambiguous_by_layer": {str(layer): count for layer, count in sorted(ambiguous.items())},
     }
     if unknown := sorted(layers.keys() - KNOWN):
         ways = ", ".join(unknown)
-        return warned(NAME, f"Expert ids were taken in a way that this nvtxmoe does not know: {ways}.", **figures)
+        return warned(NAME, f"Expert ids were taken in a way that this nvtxmoe does not know: {ways}.", **evidence)
     if schema.RECOMPUTED not in layers:
-        return passed(NAME, "The expert ids are those that routers or kernels chose.", **figures)
+        return passed(NAME, "The expert ids are those that routers or kernels chose.", **evidence)
     recomputed = sorted(layers[schema.RECOMPUTED])
-    told = sentence(recomputed, tokens, sum(ambiguous.values()))
+    message = sentence(recomputed, tokens, sum(ambiguous.values()))
     if 0 < tokens < counted:
-        told += f" The last moe.meta tells of {tokens:,} of the {counted:,} tokens."
+        message += f" The last moe.meta tells of {tokens:,} of the {counted:,} tokens."
     if not results.direct:
-        told += f" {ROUTER_OUTSIDE}"
-    return warned(NAME, told, **figures)
+        message += f" {ROUTER_OUTSIDE}"
+    return warned(NAME, message, **evidence)
 
 
 def _counted(report: CaptureFacts, pid: int, meta: Meta) -> int:
@@ -89,11 +89,11 @@ def sentence(layers: list[int], tokens: int, ambiguous: int) -> str:
         tokens: of these layers, each layer's added up.
     """
     of = f"{'layer' if len(layers) == 1 else 'layers'} {spans(layers)}"
-    found = f"The expert ids of {of} are recomputed from router logits, because the kernel does not show its own"
+    text = f"The expert ids of {of} are recomputed from router logits, because the kernel does not show its own"
     if not tokens:
-        return f"{found}; no process tells how many of the tokens are ambiguous."
+        return f"{text}; no process tells how many of the tokens are ambiguous."
     share = f" ({100 * ambiguous / tokens:.2g} %)" if ambiguous else ""
     return (
-        f"{found}; {ambiguous:,}{share} of {number(tokens, 'token')}, each layer's added up, are ambiguous: "
+        f"{text}; {ambiguous:,}{share} of {number(tokens, 'token')}, each layer's added up, are ambiguous: "
         "the last chosen expert's score equals the next one's or differs by rounding only."
     )

@@ -22,7 +22,7 @@ def check(results: RunMetrics) -> Check:
     Versions that did not count idle batches: a data-parallel rank may then have fewer steps than batches.
     Data-parallel ranks of vLLM run in lockstep: with their idle batches known, their numbers of batches are equal.
     """
-    judged, wrong, taken = 0, [], {}
+    judged, wrong, last_batch = 0, [], {}
     for report in results.reports:
         for pid, file in report.events.journals.items():
             if not file.ended or file.batches is None:
@@ -34,17 +34,22 @@ def check(results: RunMetrics) -> Check:
             if steps > expected or (steps < expected and (not parallel or file.idle_batches is not None)):
                 wrong.append(f"{file.path.name} has {number(steps, 'step')}, its end record {expected:,}")
             if parallel and file.idle_batches is not None:
-                taken[file.path.name] = file.batches
-    if len(set(taken.values())) > 1:
-        fewest, most = min(taken, key=lambda name: taken[name]), max(taken, key=lambda name: taken[name])
-        wrong.append(f"{fewest} ends after batch {taken[fewest]:,}, {most} after batch {taken[most]:,}")
-    figures: dict[str, JsonValue] = {"journals": judged, "wrong": len(wrong)}
+                last_batch[file.path.name] = file.batches
+    if len(set(last_batch.values())) > 1:
+        fewest, last_ended = (
+            min(last_batch, key=lambda name: last_batch[name]),
+            max(last_batch, key=lambda name: last_batch[name]),
+        )
+        wrong.append(
+            f"{fewest} ends after batch {last_batch[fewest]:,}, {last_ended} after batch {last_batch[last_ended]:,}"
+        )
+    evidence: dict[str, JsonValue] = {"journals": judged, "wrong": len(wrong)}
     if wrong:
         more = f"; and {len(wrong) - MOST_TOLD:,} more" if len(wrong) > MOST_TOLD else ""
-        return failed(NAME, f"Steps of journals are missing: {'; '.join(wrong[:MOST_TOLD])}{more}.", **figures)
+        return failed(NAME, f"Steps of journals are missing: {'; '.join(wrong[:MOST_TOLD])}{more}.", **evidence)
     if not judged:
-        return not_applicable(NAME, "No journal whose end record contains its number of steps.", **figures)
-    return passed(NAME, f"{number(judged, 'journal')} with as many steps as recorded.", **figures)
+        return not_applicable(NAME, "No journal whose end record contains its number of steps.", **evidence)
+    return passed(NAME, f"{number(judged, 'journal')} with as many steps as recorded.", **evidence)
 
 
 def _in_lockstep(report: CaptureFacts, pid: int) -> bool:

@@ -29,14 +29,14 @@ def check(results: RunMetrics) -> Check:
     files = [file for report in results.reports for file in report.events.journals.values()]
     if not files:
         return not_applicable(NAME, "No journal among the inputs.")
-    figures: dict[str, JsonValue] = {
+    evidence: dict[str, JsonValue] = {
         "journals": len(files),
         "not_ended": [file.path.name for file in files if not file.ended],
         "truncated": [file.path.name for file in files if file.truncated],
     }
-    if said := unfinished(files):
-        return failed(NAME, said, **figures)
-    return passed(NAME, f"{number(len(files), 'journal')}, each with its end.", **figures)
+    if message := unfinished(files):
+        return failed(NAME, message, **evidence)
+    return passed(NAME, f"{number(len(files), 'journal')}, each with its end.", **evidence)
 
 
 def unfinished(files: Sequence[JournalFile]) -> str:

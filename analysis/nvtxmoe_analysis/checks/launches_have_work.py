@@ -25,7 +25,7 @@ def check(results: RunMetrics) -> Check:
     launches = sum(report.launches.number for report in results.reports)
     silent = pl.concat([_silent_steps(report) for report in results.reports])
     lost = pl.concat([report.launches.lost.select(_source(report), pl.all()) for report in results.reports])
-    figures: dict[str, JsonValue] = {
+    evidence: dict[str, JsonValue] = {
         "launches": launches,
         "graph_launches": sum(report.launches.graphs for report in results.reports),
         "without_work": int((~lost["has_work"]).sum()),
@@ -34,19 +34,19 @@ def check(results: RunMetrics) -> Check:
     }
     gone = pl.concat([lost, silent], how="diagonal")
     if gone.is_empty() and not launches:
-        return not_applicable(NAME, "No launch inside a step was recorded.", **figures)
+        return not_applicable(NAME, "No launch inside a step was recorded.", **evidence)
     if gone.is_empty():
-        return passed(NAME, f"All {number(launches, 'launch', 'launches')} in steps have their GPU work.", **figures)
+        return passed(NAME, f"All {number(launches, 'launch', 'launches')} in steps have their GPU work.", **evidence)
     first = gone.sort("report", "start").row(0, named=True)
-    figures["first"] = {k: first[k] for k in ("report", "rank", "step", "name", "start")}
-    figures["steps_affected"] = gone.select("report", "step_row").n_unique()
-    said = []
+    evidence["first"] = {k: first[k] for k in ("report", "rank", "step", "name", "start")}
+    evidence["steps_affected"] = gone.select("report", "step_row").n_unique()
+    problems = []
     if len(lost):
-        said.append(f"{len(lost):,} of {launches:,} launches in steps have lost GPU work")
+        problems.append(f"{len(lost):,} of {launches:,} launches in steps have lost GPU work")
     if len(silent):
-        said.append(f"{number(len(silent), 'step')} with tokens {'has' if len(silent) == 1 else 'have'} no launch")
+        problems.append(f"{number(len(silent), 'step')} with tokens {'has' if len(silent) == 1 else 'have'} no launch")
     return failed(
-        NAME, f"{' and '.join(said)}, {_beginning(first)}: the GPU half of the capture is not whole.", **figures
+        NAME, f"{' and '.join(problems)}, {_beginning(first)}: the GPU half of the capture is not whole.", **evidence
     )
 
 

@@ -27,10 +27,10 @@ def check(results: RunMetrics) -> Check:
                 if meta is None or layer not in meta.layers:
                     continue
                 compared += 1
-                told = _shape(meta, layer, physical=event == "moe.physical")
-                if told != (experts, top_k):
+                shape = _shape(meta, layer, physical=event == "moe.physical")
+                if shape != (experts, top_k):
                     wrong.append(
-                        f"layer {layer} of rank {meta.rank} has {told[0]} experts, top-{told[1]}, in moe.meta and "
+                        f"layer {layer} of rank {meta.rank} has {shape[0]} experts, top-{shape[1]}, in moe.meta and "
                         f"{experts} experts, top-{top_k}, in {event}"
                     )
     if wrong:
@@ -44,5 +44,7 @@ def check(results: RunMetrics) -> Check:
 
 
 def _shape(meta: Meta, layer: int, *, physical: bool) -> tuple[int, int]:
-    told = meta.layers[layer]
-    return (told.num_physical if physical and told.num_physical else told.num_experts), told.top_k
+    layer_meta = meta.layers[layer]
+    return (
+        layer_meta.num_physical if physical and layer_meta.num_physical else layer_meta.num_experts
+    ), layer_meta.top_k

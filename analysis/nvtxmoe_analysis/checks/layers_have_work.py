@@ -7,7 +7,7 @@ import polars as pl
 from nvtxmoe_analysis.attribution.placed import IMPLAUSIBLE, UNPLACED
 from nvtxmoe_analysis.checks.check import Check, failed, not_applicable, passed
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
-from nvtxmoe_analysis.facts.expected_cells import first_cells, wanted_cells
+from nvtxmoe_analysis.facts.expected_cells import expected_cells, first_cells
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 190
@@ -26,10 +26,10 @@ def check(results: RunMetrics) -> Check:
     cells, idle, examples = 0, 0, []
     without_experts = []
     for report in results.reports:
-        wanted = _wanted(report)
-        without_experts.append(_without_experts(report, wanted))
-        bare = wanted.join(report.worked, on=["pid", "step", "layer"], how="anti")
-        cells += len(wanted)
+        expected = _cells_with_work(report)
+        without_experts.append(_without_experts(report, expected))
+        bare = expected.join(report.worked, on=["pid", "step", "layer"], how="anti")
+        cells += len(expected)
         idle += len(bare)
         examples += first_cells(bare)
     if idle:
@@ -41,42 +41,42 @@ def check(results: RunMetrics) -> Check:
             without_work=idle,
             examples=list(examples[:3]),
         )
-    lacking = pl.concat(without_experts) if without_experts else pl.DataFrame()
-    if len(lacking):
+    gaps = pl.concat(without_experts) if without_experts else pl.DataFrame()
+    if len(gaps):
         return failed(
             NAME,
-            f"{len(lacking):,} of {cells:,} (rank, step, layer) with tokens have GPU work but no kernel of their "
-            f"experts, which other steps of the same layer have, the first {first_cells(lacking)[0]}. Capture again.",
+            f"{len(gaps):,} of {cells:,} (rank, step, layer) with tokens have GPU work but no kernel of their "
+            f"experts, which other steps of the same layer have, the first {first_cells(gaps)[0]}. Capture again.",
             cells=cells,
             without_work=0,
-            without_experts=len(lacking),
-            examples=list(first_cells(lacking)[:3]),
+            without_experts=len(gaps),
+            examples=list(first_cells(gaps)[:3]),
         )
     if not cells:
         return not_applicable(NAME, "No step with tokens and all of its GPU work.", cells=0, without_work=0)
     return passed(NAME, f"All {cells:,} (rank, step, layer) have GPU work.", cells=cells, without_work=0)
 
 
-def _without_experts(report: CaptureFacts, wanted: pl.DataFrame) -> pl.DataFrame:
+def _without_experts(report: CaptureFacts, expected: pl.DataFrame) -> pl.DataFrame:
     """Return the cells with GPU work but none of the phase ``experts``, of layers that have some in other steps.
 
     A rank that shares experts with others may get no token for its own: there such cells count only where they are
     more than half of a layer's.
     """
     layer = ["pid", "layer"]
-    worked = wanted.join(report.worked.select(*layer, "step", "experts_ns"), on=[*layer, "step"], how="inner")
+    worked = expected.join(report.worked.select(*layer, "step", "experts_ns"), on=[*layer, "step"], how="inner")
     bare = pl.col("experts_ns") == 0
     alone = [pid for pid, meta in report.metas.items() if int(meta.raw.get("ep_size") or 1) == 1]
-    most = pl.when(pl.col("pid").is_in(alone)).then(0.0).otherwise(0.5)
+    max_share = pl.when(pl.col("pid").is_in(alone)).then(0.0).otherwise(0.5)
     share = bare.mean().over(layer)
-    return worked.filter(bare & (share < 1) & (share > most)).select(wanted.columns)
+    return worked.filter(bare & (share < 1) & (share > max_share)).select(expected.columns)
 
 
-def _wanted(report: CaptureFacts) -> pl.DataFrame:
+def _cells_with_work(report: CaptureFacts) -> pl.DataFrame:
     """Of the cells of a whole capture those that lack nothing else: see operations_placed,
     operation_times and launches_have_work."""
-    cells = wanted_cells(report.events, report.steps)
+    cells = expected_cells(report.events, report.steps)
     if report.coverage["class"].is_in([UNPLACED, IMPLAUSIBLE]).any():
         return cells.clear()
-    whole = report.launches.by_step.group_by("pid", "step").agg(pl.col("whole").all())
-    return cells.join(whole.filter("whole"), on=["pid", "step"], how="semi")
+    complete_steps = report.launches.by_step.group_by("pid", "step").agg(pl.col("whole").all())
+    return cells.join(complete_steps.filter("whole"), on=["pid", "step"], how="semi")

@@ -19,29 +19,29 @@ def check(results: RunMetrics) -> Check:
     A layer may have ranges and not be in moe.meta: NVTXMOE_LAYERS leaves layers out. ``model_layers`` of moe.meta tells
     how many; without it, a range of an unnamed layer is worth knowing.
     """
-    processes = told = 0
+    processes = named_processes = 0
     wrong: list[str] = []
     unclear: list[str] = []
     for report in results.reports:
         for pid, meta in report.metas.items():
             processes += 1
-            told += type(meta.raw.get("num_layers")) is int
+            named_processes += type(meta.raw.get("num_layers")) is int
             ranged = {layer for of, layer in report.range_gaps.layers_seen if of == pid}
             problem, sure = _problem(meta, sorted(ranged - set(meta.layers)))
             if problem:
                 (wrong if sure else unclear).append(f"{problem} (rank {meta.rank})")
-    figures = {"processes": processes, "without_number": processes - told, "contradictions": len(wrong)}
+    evidence = {"processes": processes, "without_number": processes - named_processes, "contradictions": len(wrong)}
     if wrong:
-        return failed(NAME, f"Layers are missing from moe.meta: {wrong[0]}.", **figures)
+        return failed(NAME, f"Layers are missing from moe.meta: {wrong[0]}.", **evidence)
     if unclear:
         return warned(
             NAME,
             f"{unclear[0].capitalize()}. Its moe.meta does not contain whether NVTXMOE_LAYERS left them out.",
-            **figures,
+            **evidence,
         )
-    if not told:
-        return not_applicable(NAME, "No moe.meta contains the number of its layers.", **figures)
-    return passed(NAME, f"moe.meta of {number(told, 'process', 'processes')} names every layer.", **figures)
+    if not named_processes:
+        return not_applicable(NAME, "No moe.meta contains the number of its layers.", **evidence)
+    return passed(NAME, f"moe.meta of {number(named_processes, 'process', 'processes')} names every layer.", **evidence)
 
 
 def _problem(meta: Meta, unnamed: list[int]) -> tuple[str, bool]:

@@ -25,26 +25,28 @@ def check(results: RunMetrics) -> Check:
     """
     metas = [report.metas for report in results.reports]
     lists = sum(layer.local_experts is not None for of in metas for m in of.values() for layer in m.layers.values())
-    found = [text for group in expert_groups(metas) for text in _contradictions(group)]
-    figures: dict[str, JsonValue] = {"lists": lists, "contradictions": len(found)}
-    if found:
-        more = f"; and {len(found) - MOST_TOLD:,} more" if len(found) > MOST_TOLD else ""
-        return failed(NAME, f"local_experts of moe.meta can't be: {'; '.join(found[:MOST_TOLD])}{more}.", **figures)
+    contradictions = [text for group in expert_groups(metas) for text in _contradictions(group)]
+    evidence: dict[str, JsonValue] = {"lists": lists, "contradictions": len(contradictions)}
+    if contradictions:
+        more = f"; and {len(contradictions) - MOST_TOLD:,} more" if len(contradictions) > MOST_TOLD else ""
+        return failed(
+            NAME, f"local_experts of moe.meta can't be: {'; '.join(contradictions[:MOST_TOLD])}{more}.", **evidence
+        )
     if not lists:
-        return not_applicable(NAME, "No moe.meta contains local_experts.", **figures)
-    return passed(NAME, "local_experts name existing experts, each on one rank.", **figures)
+        return not_applicable(NAME, "No moe.meta contains local_experts.", **evidence)
+    return passed(NAME, "local_experts name existing experts, each on one rank.", **evidence)
 
 
 def _contradictions(group: ExpertGroup) -> Iterator[str]:
     for number in sorted({number for meta in group.metas for number in meta.layers}):
-        here = [(meta, meta.layers[number]) for meta in group.metas if number in meta.layers]
+        meta_layers = [(meta, meta.layers[number]) for meta in group.metas if number in meta.layers]
         where: dict[int, int] = {}
-        told = 0
-        for meta, layer in here:
+        listing_ranks = 0
+        for meta, layer in meta_layers:
             slots = _slots(layer)
             if layer.local_experts is None:
                 continue
-            told += 1
+            listing_ranks += 1
             at = f"layer {number} of rank {meta.rank}"
             outside = [expert for expert in layer.local_experts if not 0 <= expert < slots]
             twice = [expert for expert, times in Counter(layer.local_experts).items() if times > 1]
@@ -57,8 +59,8 @@ def _contradictions(group: ExpertGroup) -> Iterator[str]:
                 if shared:
                     yield f"expert {shared[0]} of layer {number} is on ranks {where[shared[0]]} and {meta.rank}"
                 where.update(dict.fromkeys(layer.local_experts, meta.rank))
-        if told == group.ep_size > 1 and (absent := _slots(here[0][1]) - len(where)) > 0:
-            yield f"{absent:,} of {_slots(here[0][1])} experts of layer {number} are on no rank"
+        if listing_ranks == group.ep_size > 1 and (absent := _slots(meta_layers[0][1]) - len(where)) > 0:
+            yield f"{absent:,} of {_slots(meta_layers[0][1])} experts of layer {number} are on no rank"
 
 
 def _slots(layer: Layer) -> int:

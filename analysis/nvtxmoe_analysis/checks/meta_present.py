@@ -20,15 +20,15 @@ def check(results: RunMetrics) -> Check:
     """moe.meta is there for each process with steps or counts."""
     speaking = 0
     silent: list[str] = []
-    whole = True
+    complete = True
     for report in results.reports:
         pids = set(report.steps["pid"].to_list()) | set(report.events.counts.cells["pid"].to_list())
         speaking += len(pids)
         mute = sorted(pids - set(report.metas))
         silent += [_named(report, pid, [*pids, *report.metas]) for pid in mute]
-        whole &= not mute or not (report.events.problems["blobs_missing"] or report.events.damaged)
+        complete &= not mute or not (report.events.problems["blobs_missing"] or report.events.damaged)
     if silent:
-        why = " The capture began after the process announced itself." if whole else " Payloads are missing."
+        why = " The capture began after the process announced itself." if complete else " Payloads are missing."
         return failed(
             NAME,
             f"No moe.meta from {', '.join(silent)}: its ranks, layers and parallel groups are unknown."

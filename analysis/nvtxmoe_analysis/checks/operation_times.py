@@ -36,23 +36,23 @@ def check(results: RunMetrics) -> Check:
     total, lost = int(coverage["operations"].sum()), int(bad["operations"].sum())
     in_steps = sum(report.implausible_in_steps for report in results.reports)
     reasons: dict[str, JsonValue] = {REASONS[reason]: count for reason, count in bad.rows()}
-    figures: dict[str, JsonValue] = {
+    evidence: dict[str, JsonValue] = {
         "operations": total,
         "implausible": lost,
         "implausible_in_steps": in_steps,
         "reasons": reasons,
     }
     if not total:
-        return not_applicable(NAME, "No GPU operation in the capture.", **figures)
-    apart = [report.source.name for report in results.reports if not report.clocks_agree]
-    if apart:
+        return not_applicable(NAME, "No GPU operation in the capture.", **evidence)
+    sources = [report.source.name for report in results.reports if not report.clocks_agree]
+    if sources:
         # Their starts are not judged one by one, so nothing vouches for the time of any of them.
         return failed(
             NAME,
-            f"Most GPU operations of {', '.join(apart)} start at impossible times for their launch calls: the GPU's "
+            f"Most GPU operations of {', '.join(sources)} start at impossible times for their launch calls: the GPU's "
             "times do not fit the CPU's. Durations do not depend on it; waits and idle times do.",
-            **figures,
-            clocks_differ=list[JsonValue](apart),
+            **evidence,
+            clocks_differ=list[JsonValue](sources),
         )
     overlapping = sum(report.disordered["overlapping"] for report in results.reports)
     if overlapping > MOST_OVERLAPPING * total:
@@ -60,15 +60,15 @@ def check(results: RunMetrics) -> Check:
             NAME,
             f"{overlapping:,} of {number(total, 'GPU operation')} go on while two later ones of their stream have "
             "begun: no GPU does that, so durations or starts are not those of the run.",
-            **figures,
+            **evidence,
             overlapping=overlapping,
         )
     if not lost:
-        return passed(NAME, f"The times of all {number(total, 'GPU operation')} are possible.", **figures)
+        return passed(NAME, f"The times of all {number(total, 'GPU operation')} are possible.", **evidence)
     listed = ", ".join(f"{REASONS[reason]} {count:,}" for reason, count in bad.rows())
-    said = (
+    message = (
         f"{lost:,} of {number(total, 'GPU operation')} {'has' if lost == 1 else 'have'} impossible times "
         f"({listed}; {in_steps:,} launched in steps): no sum includes them."
     )
     serious = in_steps or lost > MOST_SHARE * total
-    return (failed if serious else warned)(NAME, said, **figures)
+    return (failed if serious else warned)(NAME, message, **evidence)

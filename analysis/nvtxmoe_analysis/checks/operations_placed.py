@@ -31,10 +31,15 @@ def check(results: RunMetrics) -> Check:
     lost = int(unplaced["operations"].sum())
     reasons: dict[str, JsonValue] = {REASONS[r]: {"operations": n, "time_ns": t} for r, n, t in unplaced.rows()}
     calls = sum(report.repeated_calls for report in results.reports)
-    figures: dict[str, JsonValue] = {"operations": total, "unplaced": lost, "reasons": reasons, "repeated_calls": calls}
+    evidence: dict[str, JsonValue] = {
+        "operations": total,
+        "unplaced": lost,
+        "reasons": reasons,
+        "repeated_calls": calls,
+    }
     if lost:
         listed = ", ".join(f"{REASONS[r]} {n:,}" for r, n, _ in unplaced.rows())
-        return failed(NAME, f"{lost:,} of {total:,} GPU operations are unplaced: {listed}.", **figures)
+        return failed(NAME, f"{lost:,} of {total:,} GPU operations are unplaced: {listed}.", **evidence)
     if not total:
-        return not_applicable(NAME, "No GPU operation in the capture.", **figures)
-    return passed(NAME, f"All {number(total, 'GPU operation')} have their place.", **figures)
+        return not_applicable(NAME, "No GPU operation in the capture.", **evidence)
+    return passed(NAME, f"All {number(total, 'GPU operation')} have their place.", **evidence)

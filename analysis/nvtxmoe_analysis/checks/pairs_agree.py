@@ -34,10 +34,10 @@ def check(results: RunMetrics) -> Check:
                     f"layer {row['layer']} of rank {row['rank']}, steps {row['first_step']} to {row['last_step']}: "
                     f"{total:,} pairs, not {expected:,} ({row['num_tokens']:,} tokens, top-{k})"
                 )
-    figures = {"spans": spans, "wrong": wrong, "empty": empty}
+    evidence = {"spans": spans, "wrong": wrong, "empty": empty}
     if wrong:
         used = " Co-selection of their layers is that of the sampled tokens." if empty else ""
-        return failed(NAME, f"{wrong:,} of {spans:,} moe.pairs have a wrong sum, the first {first}.{used}", **figures)
+        return failed(NAME, f"{wrong:,} of {spans:,} moe.pairs have a wrong sum, the first {first}.{used}", **evidence)
     if not spans:
-        return not_applicable(NAME, "No moe.pairs of a layer that moe.meta contains.", **figures)
-    return passed(NAME, f"{number(spans, 'span')} of moe.pairs add up to their tokens.", **figures)
+        return not_applicable(NAME, "No moe.pairs of a layer that moe.meta contains.", **evidence)
+    return passed(NAME, f"{number(spans, 'span')} of moe.pairs add up to their tokens.", **evidence)

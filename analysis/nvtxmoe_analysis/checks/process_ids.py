@@ -19,26 +19,30 @@ def check(results: RunMetrics) -> Check:
     Processes of one id are told apart by their moe.meta marks, calls of one correlation id by time: an operation
     belongs to the last call before it.
     """
-    processes, again = 0, []
+    processes, reused = 0, []
     for report in results.reports:
         processes += len(report.metas)
-        again += [f"{process_name(pid)} of {report.source.name}" for pid in sorted(report.events.lives.begins_ns)]
+        reused += [f"{process_name(pid)} of {report.source.name}" for pid in sorted(report.events.lives.begins_ns)]
     repeated = sum(report.repeated_calls for report in results.reports)
-    listed: list[JsonValue] = [*again]
-    figures: dict[str, JsonValue] = {"processes": processes, "used_again": listed, "repeated_correlation_ids": repeated}
-    said = []
-    if again:
-        said.append(
-            f"Several processes had one id, one after the other ({', '.join(again)}): their moe.meta marks tell them "
+    listed: list[JsonValue] = [*reused]
+    evidence: dict[str, JsonValue] = {
+        "processes": processes,
+        "used_again": listed,
+        "repeated_correlation_ids": repeated,
+    }
+    problems = []
+    if reused:
+        problems.append(
+            f"Several processes had one id, one after the other ({', '.join(reused)}): their moe.meta marks tell them "
             "apart."
         )
     if repeated:
-        said.append(
+        problems.append(
             f"{number(repeated, 'CUDA call')} {'repeats' if repeated == 1 else 'repeat'} a correlation id of an "
             "earlier call of the process: each operation counts to the last such call before it."
         )
-    if said:
-        return warned(NAME, " ".join(said), **figures)
+    if problems:
+        return warned(NAME, " ".join(problems), **evidence)
     if not processes:
-        return not_applicable(NAME, "No moe.meta.", **figures)
-    return passed(NAME, "No process id and no correlation id was used again.", **figures)
+        return not_applicable(NAME, "No moe.meta.", **evidence)
+    return passed(NAME, "No process id and no correlation id was used again.", **evidence)

@@ -13,11 +13,11 @@ NAME = "profiler_warnings"
 
 def check(results: RunMetrics) -> Check:
     """nsys reports no lost events. A warning only: captures with such a report have been found complete."""
-    found = sorted({text for report in results.reports for text in report.warnings})
-    if found:
+    warnings = sorted({text for report in results.reports for text in report.warnings})
+    if warnings:
         return warned(
             NAME,
-            f"nsys says: {' '.join(found)} The other checks tell whether anything is missing.",
-            messages=list(found),
+            f"nsys says: {' '.join(warnings)} The other checks tell whether anything is missing.",
+            messages=list(warnings),
         )
     return passed(NAME, "nsys reported no lost events.", messages=[])

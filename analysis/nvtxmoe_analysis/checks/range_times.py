@@ -25,16 +25,18 @@ def check(results: RunMetrics) -> Check:
         bad.update(report.implausible_ranges)
     unclosed = sum(report.unclosed_ranges for report in results.reports)
     reasons: dict[str, JsonValue] = dict(sorted(bad.items()))
-    figures: dict[str, JsonValue] = {"implausible": bad.total(), "unclosed": unclosed, "reasons": reasons}
-    said = []
+    evidence: dict[str, JsonValue] = {"implausible": bad.total(), "unclosed": unclosed, "reasons": reasons}
+    problems = []
     if bad:
         listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(bad.items()))
-        said.append(
+        problems.append(
             f"{number(bad.total(), 'NVTX range')} {'has' if bad.total() == 1 else 'have'} impossible times ({listed}): "
             "work launched in them counts outside them."
         )
     if unclosed:
-        said.append(f"{number(unclosed, 'layer, phase or idle range')} {'has' if unclosed == 1 else 'have'} no end.")
-    if said:
-        return failed(NAME, " ".join(said), **figures)
-    return passed(NAME, "The times of all NVTX ranges are possible.", **figures)
+        problems.append(
+            f"{number(unclosed, 'layer, phase or idle range')} {'has' if unclosed == 1 else 'have'} no end."
+        )
+    if problems:
+        return failed(NAME, " ".join(problems), **evidence)
+    return passed(NAME, "The times of all NVTX ranges are possible.", **evidence)

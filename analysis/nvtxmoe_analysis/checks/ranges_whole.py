@@ -19,7 +19,7 @@ def check(results: RunMetrics) -> Check:
     """
     gaps = [report.range_gaps for report in results.reports]
     layers, phases, bare = (sum(getattr(gap, name) for gap in gaps) for name in ("layers", "phases", "bare_phases"))
-    figures: dict[str, JsonValue] = {"layers": layers, "phases": phases, "bare_phases": bare}
+    evidence: dict[str, JsonValue] = {"layers": layers, "phases": phases, "bare_phases": bare}
     texts = []
     if layers:
         texts.append(f"{number(layers, 'layer range')} missing in steps whose other layers have theirs")
@@ -29,8 +29,8 @@ def check(results: RunMetrics) -> Check:
         texts.append(f"{number(bare, 'phase range')} without the range of the layer around")
     if texts:
         return failed(
-            NAME, f"{'; '.join(texts)}: work launched there counts outside the layer or phase.".capitalize(), **figures
+            NAME, f"{'; '.join(texts)}: work launched there counts outside the layer or phase.".capitalize(), **evidence
         )
     if not any(gap.seen for gap in gaps):
-        return not_applicable(NAME, "No NVTX range of a step, layer or phase.", **figures)
-    return passed(NAME, "Every step has the ranges of its layers and phases.", **figures)
+        return not_applicable(NAME, "No NVTX range of a step, layer or phase.", **evidence)
+    return passed(NAME, "Every step has the ranges of its layers and phases.", **evidence)

@@ -22,7 +22,7 @@ def check(results: RunMetrics) -> Check:
     lost = results.lost_steps
     behind = [gap for gap in lost.gaps if not gap.inside]
     missing = sum(gap.steps for gap in behind)
-    figures: dict[str, JsonValue] = {"ranks_compared": lost.compared, "missing": missing}
+    evidence: dict[str, JsonValue] = {"ranks_compared": lost.compared, "missing": missing}
     if behind:
         shared = (
             f" Steps {lost.shared[0]:,} to {lost.shared[1]:,} are on all ranks (--steps "
@@ -33,9 +33,9 @@ def check(results: RunMetrics) -> Check:
         return failed(
             NAME,
             f"{number(missing, 'step')} missing that other ranks have: {listed(behind)}.{shared}",
-            **figures,
+            **evidence,
             examples=[[gap.rank, gap.first, gap.last] for gap in behind[:MOST_GAPS]],
         )
     if not lost.compared:
-        return not_applicable(NAME, "No ranks that run the same batches.", **figures)
-    return passed(NAME, f"{number(lost.compared, 'rank')} have the same first and last step.", **figures)
+        return not_applicable(NAME, "No ranks that run the same batches.", **evidence)
+    return passed(NAME, f"{number(lost.compared, 'rank')} have the same first and last step.", **evidence)

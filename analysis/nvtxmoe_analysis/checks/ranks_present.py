@@ -20,15 +20,15 @@ def check(results: RunMetrics) -> Check:
     present = sorted({meta.rank for meta in metas})
     world_size = max(meta.world_size for meta in metas)
     missing = sorted(set(range(world_size)) - set(present))
-    figures: dict[str, JsonValue] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
+    evidence: dict[str, JsonValue] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
     sizes = sorted({meta.world_size for meta in metas})
     if len(sizes) > 1:
-        return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **figures)
+        return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **evidence)
     if missing:
         return failed(
             NAME,
             f"{number(len(missing), 'rank')} of {world_size} missing: {', '.join(map(str, missing))}. "
             f"Give every rank's {'journal' if results.direct else 'report'}.",
-            **figures,
+            **evidence,
         )
-    return passed(NAME, f"All {number(world_size, 'rank')} present.", **figures)
+    return passed(NAME, f"All {number(world_size, 'rank')} present.", **evidence)

@@ -21,18 +21,18 @@ def check(results: RunMetrics) -> Check:
     One that is belongs to another place or time, so the GPU time of some (rank, step, layer) is another one's. Each
     batch of rows is looked at on its own, so rows that changed places over a million rows are not seen.
     """
-    found: Counter[str] = Counter()
+    disorders: Counter[str] = Counter()
     for report in results.reports:
-        found.update({name: report.disordered[name] for name in _NAMES})
-    figures: dict[str, JsonValue] = {name: found[name] for name in _NAMES}
-    if found.total():
-        listed = ", ".join(number(found[name], text) for name, text in _NAMES.items() if found[name])
+        disorders.update({name: report.disordered[name] for name in _NAMES})
+    evidence: dict[str, JsonValue] = {name: disorders[name] for name in _NAMES}
+    if disorders.total():
+        listed = ", ".join(number(disorders[name], text) for name, text in _NAMES.items() if disorders[name])
         return failed(
             NAME,
             f"Out of order: {listed}. Rows of the export were exchanged or moved in time, so GPU time may be counted "
             "for another step or layer.",
-            **figures,
+            **evidence,
         )
     if not any(report.operations for report in results.reports):
-        return not_applicable(NAME, "No GPU operation in the capture.", **figures)
-    return passed(NAME, "CUDA calls, graph nodes and GPU operations are in order.", **figures)
+        return not_applicable(NAME, "No GPU operation in the capture.", **evidence)
+    return passed(NAME, "CUDA calls, graph nodes and GPU operations are in order.", **evidence)

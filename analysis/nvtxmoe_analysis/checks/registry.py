@@ -41,8 +41,8 @@ def check_modules() -> Mapping[str, CheckModule]:
     modules = {
         info.name: import_module(f"{checks.__name__}.{info.name}") for info in pkgutil.iter_modules(checks.__path__)
     }
-    found = {name: cast(CheckModule, module) for name, module in modules.items() if hasattr(module, "check")}
-    return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
+    check_by_name = {name: cast(CheckModule, module) for name, module in modules.items() if hasattr(module, "check")}
+    return dict(sorted(check_by_name.items(), key=lambda item: (item[1].ORDER, item[0])))
 
 
 def run_checks(results: RunMetrics) -> list[Check]:

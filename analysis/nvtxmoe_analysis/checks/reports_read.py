@@ -17,17 +17,17 @@ MOST_TOLD = 3
 def check(results: RunMetrics) -> Check:
     """No report is missing from the results because it could not be read."""
     total = len(results.reports) + len(results.failed)
-    figures: dict[str, JsonValue] = {"reports": total, "failed": [str(one.source) for one in results.failed]}
+    evidence: dict[str, JsonValue] = {"reports": total, "failed": [str(failure.source) for failure in results.failed]}
     if total == 1:
-        return not_applicable(NAME, "One report.", **figures)
+        return not_applicable(NAME, "One report.", **evidence)
     if results.failed:
-        told = "; ".join(one.error for one in results.failed[:MOST_TOLD])
+        shown_errors = "; ".join(failure.error for failure in results.failed[:MOST_TOLD])
         more = len(results.failed) - MOST_TOLD
         return failed(
             NAME,
             f"{number(len(results.failed), 'report')} of {total} could not be read. Rows of the ranks that were read "
             "are whole; sums over ranks, waiting and stragglers lack the others: "
-            f"{told}{f'; and {more} more' if more > 0 else ''}",
-            **figures,
+            f"{shown_errors}{f'; and {more} more' if more > 0 else ''}",
+            **evidence,
         )
-    return passed(NAME, f"All {total:,} reports were read.", **figures)
+    return passed(NAME, f"All {total:,} reports were read.", **evidence)

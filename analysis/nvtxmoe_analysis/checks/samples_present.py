@@ -22,25 +22,25 @@ def check(results: RunMetrics) -> Check:
 
     Not judged: a process whose moe.meta does not ask for moe.topk, and one whose journal has no end.
     """
-    wanted = missing = 0
+    sampled = missing = 0
     examples: list[str] = []
     for report in results.reports:
         for pid, meta in report.metas.items():
             cells, absent = _absent(report, pid, meta)
-            wanted += cells
+            sampled += cells
             missing += len(absent)
             examples += first_cells(absent)
     if missing:
         return failed(
             NAME,
-            f"{missing:,} of {wanted:,} (rank, step, layer) that sample_every of moe.meta selects lack sampled tokens "
+            f"{missing:,} of {sampled:,} (rank, step, layer) that sample_every of moe.meta selects lack sampled tokens "
             f"(moe.topk), the first {examples[0]}.",
-            cells=wanted,
+            cells=sampled,
             missing=missing,
         )
-    if not wanted:
+    if not sampled:
         return not_applicable(NAME, "No step is to be sampled.", cells=0, missing=0)
-    return passed(NAME, f"All {number(wanted, 'sampled cell')} have their tokens.", cells=wanted, missing=0)
+    return passed(NAME, f"All {number(sampled, 'sampled cell')} have their tokens.", cells=sampled, missing=0)
 
 
 def _absent(report: CaptureFacts, pid: int, meta: Meta) -> tuple[int, pl.DataFrame]:

@@ -21,12 +21,12 @@ def check(results: RunMetrics) -> Check:
     steps = sum(len(report.steps) for report in results.reports)
     unclosed = sum(report.steps["end"].null_count() for report in results.reports)
     started = sum(report.events.problems["start_end_steps"] for report in results.reports)
-    figures = {"steps": steps, "unclosed": unclosed}
+    evidence = {"steps": steps, "unclosed": unclosed}
     if not steps:
-        return failed(NAME, f"{no_step(started)}.", **figures)
+        return failed(NAME, f"{no_step(started)}.", **evidence)
     if unclosed:
-        return failed(NAME, f"{number(unclosed, 'step')} still open when the capture ended.", **figures)
-    return passed(NAME, f"{number(steps, 'step')}, each closed.", **figures)
+        return failed(NAME, f"{number(unclosed, 'step')} still open when the capture ended.", **evidence)
+    return passed(NAME, f"{number(steps, 'step')}, each closed.", **evidence)
 
 
 def no_step(started: int) -> str:

@@ -28,32 +28,32 @@ def check(results: RunMetrics) -> Check:
     lost = results.lost_steps
     holes = [gap for gap in lost.gaps if gap.inside]
     missing = sum(gap.steps for gap in holes)
-    figures: dict[str, JsonValue] = {
+    evidence: dict[str, JsonValue] = {
         "missing": missing,
         "gaps": len(holes),
         "begins_at": lost.begins_at,
         "not_judged": list(lost.idle_unknown),
     }
     if lost.windows:
-        figures["windows"] = [list(window) for window in lost.windows]
+        evidence["windows"] = [list(window) for window in lost.windows]
     if holes:
         return failed(
             NAME,
             f"{number(missing, 'step')} missing between captured steps: {listed(holes)}.",
-            **figures,
+            **evidence,
             examples=[[gap.rank, gap.first, gap.last] for gap in holes[:MOST_GAPS]],
         )
     if not lost.processes or len(lost.idle_unknown) >= lost.processes:
-        return not_applicable(NAME, "No rank whose batches are all numbered in the input.", **figures)
+        return not_applicable(NAME, "No rank whose batches are all numbered in the input.", **evidence)
     if lost.begins_at is not None:
         return warned(
             NAME,
             f"The capture begins with step {lost.begins_at:,} on all ranks: steps before it are outside the capture "
             "window, or lost.",
-            **figures,
+            **evidence,
         )
     where = f" inside of {number(len(lost.windows), 'window')}" if lost.windows else ""
-    return passed(NAME, f"No step number is missing{where}.", **figures)
+    return passed(NAME, f"No step number is missing{where}.", **evidence)
 
 
 def listed(gaps: Sequence[Gap]) -> str:

@@ -21,15 +21,15 @@ def check(results: RunMetrics) -> Check:
             [r.topk for r in results.reports],
             [r.metas for r in results.reports],
         ).agreement
-    figures = {"compared": agreement.compared, "differing": agreement.differing}
+    evidence = {"compared": agreement.compared, "differing": agreement.differing}
     if agreement.example is not None:
         first, other, step, layer = agreement.example
         return failed(
             NAME,
             f"{agreement.differing:,} of {agreement.compared:,} copies differ, the first between ranks {first} and "
             f"{other} at step {step} layer {layer}. The lowest rank's counts are used.",
-            **figures,
+            **evidence,
         )
     if not agreement.compared:
-        return not_applicable(NAME, "No tensor-parallel copies.", **figures)
-    return passed(NAME, f"All {agreement.compared:,} copies are equal; each counts once.", **figures)
+        return not_applicable(NAME, "No tensor-parallel copies.", **evidence)
+    return passed(NAME, f"All {agreement.compared:,} copies are equal; each counts once.", **evidence)

@@ -49,7 +49,7 @@ def _compare(report: CaptureFacts) -> tuple[int, int]:
     real = topk.experts >= 0
     slots = (place[:, None] * width + np.minimum(topk.experts, width - 1))[real]
     tally = np.bincount(slots, minlength=len(known) * width).reshape(len(known), width)
-    mine = known >= 0
-    stated = np.zeros((int(mine.sum()), width), dtype=np.int64)
-    stated[:, :-1] = counts.matrix[known[mine]]
-    return len(stated), int(np.any(tally[mine] != stated, axis=1).sum())
+    with_counts = known >= 0
+    stated = np.zeros((int(with_counts.sum()), width), dtype=np.int64)
+    stated[:, :-1] = counts.matrix[known[with_counts]]
+    return len(stated), int(np.any(tally[with_counts] != stated, axis=1).sum())

@@ -39,7 +39,7 @@ class Comparison:
         outcomes: of the gates.
     """
 
-    sides: tuple[Run, Run]
+    runs: tuple[Run, Run]
     kinds: tuple[Kind, ...]
     metrics: pl.DataFrame
     activations: pl.DataFrame
@@ -82,21 +82,21 @@ def compare(
         NvtxmoeError: a condition can't be read, a folder holds no results, or the runs can't be compared.
     """
     gates = [parse(text) for text in fail_if]
-    sides = open_runs(folder_a, folder_b)
+    runs = open_runs(folder_a, folder_b)
     random = np.random.default_rng(seed)
-    kinds = plan(*sides)
-    layers = sorted(sides[0].experts)
-    metrics = pl.concat([measure(metric, sides, kinds, layers, confidence) for metric in METRICS.values()])
-    activations, experts = compare_activations(sides, kinds, layers, confidence, random)
-    loads = workloads(sides, kinds)
+    kinds = plan(*runs)
+    layers = sorted(runs[0].experts)
+    metrics = pl.concat([measure(metric, runs, kinds, layers, confidence) for metric in METRICS.values()])
+    activations, experts = compare_activations(runs, kinds, layers, confidence, random)
+    loads = workloads(runs, kinds)
     return Comparison(
-        sides=sides,
+        runs=runs,
         kinds=tuple(kinds),
         metrics=metrics,
         activations=activations,
         experts=experts,
         workloads=loads,
-        notes=[*notes(sides, kinds, loads), *drift_notes(metrics, activations)],
+        notes=[*notes(runs, kinds, loads), *drift_notes(metrics, activations)],
         outcomes=[judge(gate, metrics, activations, rule, 1.0 - confidence) for gate in gates],
         options={
             "nvtxmoe": __version__,
@@ -111,40 +111,40 @@ def movers(rows: pl.DataFrame, value: str) -> pl.DataFrame:
     """Rows of single layers over all kinds of step, the largest movers first: significant ones, then by the size of
     their difference.
     """
-    mine = rows.filter(pl.col("layer_idx").is_not_null(), pl.col("step_kind") == ALL, pl.col(value).is_not_null())
-    return mine.sort(
+    layer_rows = rows.filter(pl.col("layer_idx").is_not_null(), pl.col("step_kind") == ALL, pl.col(value).is_not_null())
+    return layer_rows.sort(
         [pl.col("significant").fill_null(False), pl.col(value).abs(), pl.col("layer_idx")],
         descending=[True, True, False],
     )
 
 
-def document(found: Comparison) -> dict[str, Any]:
+def document(comparison: Comparison) -> dict[str, Any]:
     """The comparison as one JSON value; times in ns. Of single layers what all kinds of step together say."""
-    whole = pl.col("layer_idx").is_null()
-    first = found.experts.sort(
+    over_layers = pl.col("layer_idx").is_null()
+    first = comparison.experts.sort(
         [pl.col("significant").fill_null(False), pl.col("js_bits")], descending=True, maintain_order=True
     )
     return {
-        "a": side_of(found.sides[0]),
-        "b": side_of(found.sides[1]),
-        "failed": found.failed,
-        "gates": [_outcome(outcome) for outcome in found.outcomes],
-        "notes": found.notes,
-        "workloads": found.workloads,
-        "metrics": found.metrics.filter(whole).drop("layer_idx").to_dicts(),
-        "activations": found.activations.filter(whole).drop("layer_idx").to_dicts(),
+        "a": side_of(comparison.runs[0]),
+        "b": side_of(comparison.runs[1]),
+        "failed": comparison.failed,
+        "gates": [_outcome(outcome) for outcome in comparison.outcomes],
+        "notes": comparison.notes,
+        "workloads": comparison.workloads,
+        "metrics": comparison.metrics.filter(over_layers).drop("layer_idx").to_dicts(),
+        "activations": comparison.activations.filter(over_layers).drop("layer_idx").to_dicts(),
         "layers": {
             **{
-                name: movers(found.metrics.filter(pl.col("metric") == name), "difference")
+                name: movers(comparison.metrics.filter(pl.col("metric") == name), "difference")
                 .drop("metric", "step_kind")
                 .to_dicts()
                 for name, metric in METRICS.items()
                 if metric.whole is not None
             },
-            "js": movers(found.activations, "excess_bits").drop("step_kind").to_dicts(),
+            "js": movers(comparison.activations, "excess_bits").drop("step_kind").to_dicts(),
         },
         "experts": first.head(EXPERTS_LISTED).to_dicts(),
-        "options": found.options,
+        "options": comparison.options,
     }
 
 
@@ -163,11 +163,11 @@ def side_of(side: Run) -> dict[str, Any]:
 
 def _outcome(outcome: Outcome) -> dict[str, Any]:
     gate = asdict(outcome.gate)
-    said = {key: value for key, value in asdict(outcome).items() if key != "gate"}
-    return {"expression": gate.pop("text"), **gate, **said, "layers_failed": list(outcome.layers_failed)}
+    fields = {key: value for key, value in asdict(outcome).items() if key != "gate"}
+    return {"expression": gate.pop("text"), **gate, **fields, "layers_failed": list(outcome.layers_failed)}
 
 
-def write(found: Comparison, output: Path) -> list[Path]:
+def write(comparison: Comparison, output: Path) -> list[Path]:
     """Write the comparison into ``output/moe_comparison``: three tables as CSV and the document.
 
     Raises:
@@ -175,5 +175,9 @@ def write(found: Comparison, output: Path) -> list[Path]:
     """
     folder = output / FOLDER
     check_folder(folder)
-    tables = {STEM: found.metrics, f"{STEM}_activations": found.activations, f"{STEM}_experts": found.experts}
-    return write_set(folder, tables, {STEM: document(found)})
+    tables = {
+        STEM: comparison.metrics,
+        f"{STEM}_activations": comparison.activations,
+        f"{STEM}_experts": comparison.experts,
+    }
+    return write_set(folder, tables, {STEM: document(comparison)})

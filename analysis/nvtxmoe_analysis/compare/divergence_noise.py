@@ -95,7 +95,7 @@ class Scatter:
     @property
     def slope_variance(self) -> float:
         """Variance of the divergence to first order, bits squared: 0 where nothing differs."""
-        return float(sum(grown * (one**2).sum() for grown, one in zip(self.growth, self.slope, strict=True)))
+        return float(sum(grown * (slope**2).sum() for grown, slope in zip(self.growth, self.slope, strict=True)))
 
 
 def _square(inner: Floats) -> float:
@@ -103,8 +103,8 @@ def _square(inner: Floats) -> float:
     chance.
     """
     number = len(inner)
-    apart = float((inner**2).sum() - (np.diagonal(inner) ** 2).sum())
-    return max(0.0, apart * number / (number - 1.0))
+    off_diagonal = float((inner**2).sum() - (np.diagonal(inner) ** 2).sum())
+    return max(0.0, off_diagonal * number / (number - 1.0))
 
 
 def _directions(inner: Floats) -> float:
@@ -117,16 +117,18 @@ def scatter(a: RunShares, b: RunShares) -> Scatter:
     """Scatter of one layer."""
     middle = (a.shares + b.shares) / 2.0
     scale = np.divide(1.0, np.sqrt(middle), out=np.zeros_like(middle), where=middle > 0)
-    one, other = (run.pulls * scale / np.sqrt(len(run.pulls)) for run in (a, b))
+    pulls_a, other = (run.pulls * scale / np.sqrt(len(run.pulls)) for run in (a, b))
     slope_a, slope_b = js_gradient(a.shares, b.shares), js_gradient(b.shares, a.shares)
     return Scatter(
-        (one @ one.T, other @ other.T),
-        one @ other.T,
+        (pulls_a @ pulls_a.T, other @ other.T),
+        pulls_a @ other.T,
         (a.pulls @ slope_a / np.sqrt(len(a.pulls)), b.pulls @ slope_b / np.sqrt(len(b.pulls))),
     )
 
 
-def expected_noise(a: RunShares, b: RunShares, found: Scatter, random: np.random.Generator) -> tuple[float, float]:
+def expected_noise(
+    a: RunShares, b: RunShares, scatter_of_runs: Scatter, random: np.random.Generator
+) -> tuple[float, float]:
     """Divergence in bits that two samples of one distribution have, each worth what its run is worth, and its
     degrees of freedom as far as drawing single assignments goes.
 
@@ -134,17 +136,20 @@ def expected_noise(a: RunShares, b: RunShares, found: Scatter, random: np.random
     (I. J. Good, Biometrika 40, 1953), for unseen ones add to the noise of small samples.
     """
     middle = (a.shares + b.shares) / 2.0
-    worth = [_worth(run, trace, middle) for run, trace in zip((a, b), found.trace, strict=True)]
+    worth = [_worth(run, trace, middle) for run, trace in zip((a, b), scatter_of_runs.trace, strict=True)]
     pooled = (worth[0] * a.shares + worth[1] * b.shares) / (worth[0] + worth[1])
     counts = a.counts + b.counts
-    unseen = counts == 0
-    if unseen.any():
+    zero_counts = counts == 0
+    if zero_counts.any():
         missing = min(0.5, float((counts == 1).sum()) / float(counts.sum()))
-        pooled = np.where(unseen, missing / unseen.sum(), pooled * (1.0 - missing))
+        pooled = np.where(zero_counts, missing / zero_counts.sum(), pooled * (1.0 - missing))
     pooled /= pooled.sum()
     size = max(DRAWS, DRAWN_COUNTS // len(pooled))
-    drawn = [random.multinomial(max(1, round(one)), pooled, size=size).astype(np.float64) for one in worth]
-    bits = js_bits(*(one / one.sum(axis=1, keepdims=True) for one in drawn))
+    drawn = [
+        random.multinomial(max(1, round(expected_tokens)), pooled, size=size).astype(np.float64)
+        for expected_tokens in worth
+    ]
+    bits = js_bits(*(counts / counts.sum(axis=1, keepdims=True) for counts in drawn))
     mean, variance = float(bits.mean()), float(bits.var())
     return mean, 2.0 * mean**2 / variance if variance > 0 else math.inf
 

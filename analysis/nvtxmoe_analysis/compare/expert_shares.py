@@ -69,12 +69,12 @@ def share_moves(by_step: Floats) -> tuple[Floats, Floats]:
     return share, (by_step - by_step.sum(axis=1, keepdims=True) * share) / total
 
 
-def summed(cells: pl.DataFrame, places: int, width: int) -> Floats:
+def summed(cells: pl.DataFrame, cell_count: int, width: int) -> Floats:
     """Counts summed by ``place``, float64 [places, width]. Sums up to 2^53 are exact."""
     matrix = cells["counts"].list.to_array(width).to_numpy()
     place = cells["place"].to_numpy()
     order = np.argsort(place, kind="stable")
-    there, first = np.unique(place[order], return_index=True)
-    out = np.zeros((places, width))
-    out[there] = np.add.reduceat(matrix[order].astype(np.float64), first, axis=0)
+    filled, first = np.unique(place[order], return_index=True)
+    out = np.zeros((cell_count, width))
+    out[filled] = np.add.reduceat(matrix[order].astype(np.float64), first, axis=0)
     return out

@@ -38,7 +38,7 @@ class _Layer:
         scatter: None where nothing can be said about significance.
     """
 
-    found: float
+    bits: float
     noise: float = float("nan")
     freedom: float = float("nan")
     scatter: Scatter | None = None
@@ -55,7 +55,7 @@ class _Layer:
 
 
 def compare_activations(
-    sides: tuple[Run, Run],
+    runs: tuple[Run, Run],
     kinds: Sequence[Kind],
     layers: Sequence[int],
     confidence: float,
@@ -66,105 +66,105 @@ def compare_activations(
     """
     sure = [kind for kind in kinds if kind.silent is None]
     scopes = {ALL: sure or list(kinds), **{kind.name: [kind] for kind in kinds}}
-    cells = [by_kind_and_layer(side) for side in sides]
-    found: dict[str, list[_Layer]] = {name: [] for name in scopes}
+    cells = [by_kind_and_layer(side) for side in runs]
+    results: dict[str, list[_Layer]] = {name: [] for name in scopes}
     shares: list[tuple[RunShares, RunShares] | None] = []
     for layer in layers:
-        width = sides[0].experts[layer][0]
+        width = runs[0].experts[layer][0]
         for name, members in scopes.items():
-            a, b = (shares_of(members, one, run, layer, width) for run, one in enumerate(cells))
+            a, b = (shares_of(members, cells_of_run, run, layer, width) for run, cells_of_run in enumerate(cells))
             both = None if a is None or b is None else (a, b)
             silent = any(kind.silent for kind in members)
-            found[name].append(_Layer(float("nan")) if both is None else _layer(*both, silent, random))
+            results[name].append(_Layer(float("nan")) if both is None else _layer(*both, silent, random))
             if name == ALL:
                 shares.append(both)
-    rows = [_rows(name, members, found[name], layers, confidence) for name, members in scopes.items() if members]
-    undecided = _undecided([_mean(found[ALL]), *found[ALL]])[1:]
+    rows = [_rows(name, members, results[name], layers, confidence) for name, members in scopes.items() if members]
+    undecided = _undecided([_mean(results[ALL]), *results[ALL]])[1:]
     experts = [
-        _experts(layer, *both, one.scatter if not gone else None, confidence)
-        for layer, both, one, gone in zip(layers, shares, found[ALL], undecided, strict=True)
+        _experts(layer, *both, layer_result.scatter if not gone else None, confidence)
+        for layer, both, layer_result, gone in zip(layers, shares, results[ALL], undecided, strict=True)
         if both is not None
     ]
     return pl.concat([pl.DataFrame(schema=ACTIVATIONS), *rows]), _ranked(experts, 1.0 - confidence)
 
 
 def _layer(a: RunShares, b: RunShares, silent: bool, random: np.random.Generator) -> _Layer:
-    found = float(js_bits(a.shares, b.shares))
+    divergence = float(js_bits(a.shares, b.shares))
     if silent:
-        return _Layer(found)
+        return _Layer(divergence)
     scattered = scatter(a, b)
     noise, freedom = expected_noise(a, b, scattered, random)
-    return _Layer(found, noise, freedom, scattered)
+    return _Layer(divergence, noise, freedom, scattered)
 
 
 def _mean(layers: Sequence[_Layer]) -> _Layer:
     """The mean of layers. Their steps are the same ones, which their scatters together know."""
-    there = [one for one in layers if not np.isnan(one.found)]
-    if not there:
+    known = [result for result in layers if not np.isnan(result.bits)]
+    if not known:
         return _Layer(float("nan"))
-    found = float(np.mean([one.found for one in there]))
-    scatters = [one.scatter for one in there if one.scatter is not None]
-    if len(scatters) < len(there):
-        return _Layer(found)
-    noises = np.array([one.noise for one in there])
-    variance = (2.0 * noises**2 / np.array([one.freedom for one in there])).sum()
+    mean_bits = float(np.mean([result.bits for result in known]))
+    scatters = [result.scatter for result in known if result.scatter is not None]
+    if len(scatters) < len(known):
+        return _Layer(mean_bits)
+    noises = np.array([result.noise for result in known])
+    variance = (2.0 * noises**2 / np.array([result.freedom for result in known])).sum()
     freedom = 2.0 * noises.sum() ** 2 / variance if variance > 0 else float("inf")
-    return _Layer(found, float(noises.mean()), float(freedom), reduce(add, scatters))
+    return _Layer(mean_bits, float(noises.mean()), float(freedom), reduce(add, scatters))
 
 
 def _rows(
-    name: str, kinds: Sequence[Kind], found: Sequence[_Layer], layers: Sequence[int], confidence: float
+    name: str, kinds: Sequence[Kind], results: Sequence[_Layer], layers: Sequence[int], confidence: float
 ) -> pl.DataFrame:
-    whole = [_mean(found), *found]
-    values, noise = (np.array([getattr(one, what) for one in whole]) for what in ("found", "noise"))
+    all_results = [_mean(results), *results]
+    values, noise = (np.array([getattr(result, what) for result in all_results]) for what in ("bits", "noise"))
     columns = {"js_bits": values, "noise_bits": noise, "excess_bits": np.maximum(values - noise, 0.0)}
     silent = next((kind.silent for kind in kinds if kind.silent is not None), None)
-    reasons: list[str | None] = [silent] * len(whole)
+    reasons: list[str | None] = [silent] * len(all_results)
     if silent is None:
-        undecided = _undecided(whole)
-        count = np.array([sum(not np.isnan(one.found) for one in found), *[1] * len(found)])
-        error = np.array([_error(one, n) for one, n in zip(whole, count, strict=True)])
-        half = np.where(undecided, np.nan, error * student_t.quantile(confidence, _least(whole)))
+        undecided = _undecided(all_results)
+        count = np.array([sum(not np.isnan(result.bits) for result in results), *[1] * len(results)])
+        error = np.array([_error(result, n) for result, n in zip(all_results, count, strict=True)])
+        half = np.where(undecided, np.nan, error * student_t.quantile(confidence, _least(all_results)))
         columns |= {
             "ci_low": np.maximum(values - noise - half, 0.0),
             "ci_high": np.maximum(values - noise + half, 0.0),
-            "p_value": np.where(undecided, np.nan, [_p_value(one) for one in whole]),
+            "p_value": np.where(undecided, np.nan, [_p_value(result) for result in all_results]),
         }
         steps = (sum(kind.steps[0] for kind in kinds), sum(kind.steps[1] for kind in kinds))
         reasons = [
-            drift_reason("routing", name, steps, one.drift) if gone else None
-            for one, gone in zip(whole, undecided, strict=True)
+            drift_reason("routing", name, steps, result.drift) if gone else None
+            for result, gone in zip(all_results, undecided, strict=True)
         ]
     nothing = f"no {name} steps with counts in both runs"
-    reasons = [nothing if np.isnan(one) else why for one, why in zip(values, reasons, strict=True)]
+    reasons = [nothing if np.isnan(value) else why for value, why in zip(values, reasons, strict=True)]
     return finished(columns, ACTIVATIONS, layers, reasons, 1.0 - confidence, step_kind=name)
 
 
-def _least(whole: Sequence[_Layer]) -> Floats:
+def _least(all_results: Sequence[_Layer]) -> Floats:
     """Degrees of freedom of the divergence's own slope: the fewer cosines of the two runs, [layers]."""
-    return np.array([1.0 if one.scatter is None else min(one.scatter.between.shape) for one in whole])
+    return np.array([1.0 if result.scatter is None else min(result.scatter.between.shape) for result in all_results])
 
 
-def _undecided(whole: Sequence[_Layer]) -> Bools:
+def _undecided(all_results: Sequence[_Layer]) -> Bools:
     """Where drift of the routing leaves the divergence undecided. Drift of all layers together is drift of each."""
-    a, b = (np.array([one.drift[run] for one in whole]) for run in (0, 1))
+    a, b = (np.array([result.drift[run] for result in all_results]) for run in (0, 1))
     mean = drifts(a[:1], b[:1])
-    return np.concatenate([mean, drifts(a[1:], b[1:], max(1, len(whole) - 1)) | mean])
+    return np.concatenate([mean, drifts(a[1:], b[1:], max(1, len(all_results) - 1)) | mean])
 
 
-def _p_value(one: _Layer) -> float:
-    if one.scatter is None or np.isnan(one.found):
+def _p_value(result: _Layer) -> float:
+    if result.scatter is None or np.isnan(result.bits):
         return float("nan")
-    if one.noise <= 0:
-        return 1.0 if one.found <= 0 else 0.0
-    return noise_tail(one.found / one.noise, one.tail, one.scatter.noise_freedom)
+    if result.noise <= 0:
+        return 1.0 if result.bits <= 0 else 0.0
+    return noise_tail(result.bits / result.noise, result.tail, result.scatter.noise_freedom)
 
 
-def _error(one: _Layer, layers: int) -> float:
+def _error(result: _Layer, layers: int) -> float:
     """Standard error of the divergence in bits: its slope along the shares' scatter, and the noise's own."""
-    if one.scatter is None:
+    if result.scatter is None:
         return float("nan")
-    return float(np.sqrt(one.scatter.slope_variance / layers**2 + 2.0 * one.noise**2 / one.tail))
+    return float(np.sqrt(result.scatter.slope_variance / layers**2 + 2.0 * result.noise**2 / result.tail))
 
 
 def _experts(layer: int, a: RunShares, b: RunShares, scattered: Scatter | None, confidence: float) -> pl.DataFrame:
@@ -177,8 +177,8 @@ def _experts(layer: int, a: RunShares, b: RunShares, scattered: Scatter | None, 
             grown * np.square(run.pulls).sum(axis=0) / number
             for grown, run, number in zip(scattered.growth, (a, b), cosines, strict=True)
         ]
-        found = spread(np.stack(variances), np.array(cosines, dtype=np.float64)[:, None])
-        p, half = found.p_value(difference), found.half_width(confidence)
+        uncertainty = spread(np.stack(variances), np.array(cosines, dtype=np.float64)[:, None])
+        p, half = uncertainty.p_value(difference), uncertainty.half_width(confidence)
     return pl.DataFrame(
         {
             "layer_idx": np.full(len(difference), layer, dtype=np.int64),
@@ -198,9 +198,9 @@ def _ranked(experts: Sequence[pl.DataFrame], alpha: float) -> pl.DataFrame:
     """With Holm's adjustment over all experts of all layers."""
     if not experts:
         return pl.DataFrame(schema=EXPERTS)
-    whole = pl.concat(experts)
+    all_experts = pl.concat(experts)
     return (
-        whole.with_columns(p_adjusted=holm(whole["p_value"].to_numpy()[None])[0])
+        all_experts.with_columns(p_adjusted=holm(all_experts["p_value"].to_numpy()[None])[0])
         .with_columns(pl.when(pl.col(pl.Float64).is_finite()).then(pl.col(pl.Float64)))
         .with_columns(significant=pl.col("p_adjusted") < alpha)
         .select(*EXPERTS)

@@ -43,12 +43,12 @@ class Comparisons:
     @property
     def failed(self) -> bool:
         """Whether a gate failed in any result."""
-        return any(found.failed for found in self.results.values())
+        return any(comparison.failed for comparison in self.results.values())
 
     @property
     def undecided(self) -> list[Outcome]:
         """Gates that could not be decided, of all results."""
-        return [outcome for found in self.results.values() for outcome in found.undecided]
+        return [outcome for comparison in self.results.values() for outcome in comparison.undecided]
 
 
 def compare_many(
@@ -78,9 +78,9 @@ def compare_many(
     baseline, *names = names_of([base, *others])
     pairs = [compare(base, other, rule=rule, confidence=confidence, seed=seed) for other in others]
     alpha = 1.0 - confidence
-    whole = pl.col("layer_idx").is_null().alias("whole")
-    metrics = across([pair.metrics for pair in pairs], ("metric", "step_kind", whole), alpha)
-    activations = across([pair.activations for pair in pairs], ("step_kind", whole), alpha)
+    over_layers = pl.col("layer_idx").is_null().alias("whole")
+    metrics = across([pair.metrics for pair in pairs], ("metric", "step_kind", over_layers), alpha)
+    activations = across([pair.activations for pair in pairs], ("step_kind", over_layers), alpha)
     experts = across([pair.experts for pair in pairs], (), alpha)
     results = {}
     for i, (name, pair) in enumerate(zip(names, pairs, strict=True)):
@@ -91,10 +91,10 @@ def compare_many(
     return Comparisons(baseline, results)
 
 
-def as_comparisons(found: Comparison) -> Comparisons:
+def as_comparisons(comparison: Comparison) -> Comparisons:
     """Return one comparison as the only one of a baseline."""
-    baseline, name = names_of([side.folder for side in found.sides], alike="AB")
-    return Comparisons(baseline, {name: found})
+    baseline, name = names_of([side.folder for side in comparison.runs], same_names="AB")
+    return Comparisons(baseline, {name: comparison})
 
 
 def baseline_first(folders: Sequence[str | PathLike[str]], baseline: str | None) -> list[Path]:
@@ -107,19 +107,19 @@ def baseline_first(folders: Sequence[str | PathLike[str]], baseline: str | None)
         NvtxmoeError: one folder is given twice, or none has the baseline's name.
     """
     paths = [Path(folder) for folder in folders]
-    places: dict[Path, Path] = {}
+    folder_of_file: dict[Path, Path] = {}
     for path in paths:
         place = _named(path)
-        if place in places and len(paths) > 2:
+        if place in folder_of_file and len(paths) > 2:
             raise NvtxmoeError(
                 "given twice: p-values are adjusted for the number of results, and a copy would count as one more",
                 where=path,
                 remedy="Name each result once",
             )
-        places[place] = path
+        folder_of_file[place] = path
     if baseline is None:
         return paths
-    names = names_of(paths, alike="AB")
+    names = names_of(paths, same_names="AB")
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
         if baseline == name or _named(Path(baseline)) == _named(path):
             return [path, *paths[:i], *paths[i + 1 :]]
@@ -128,18 +128,18 @@ def baseline_first(folders: Sequence[str | PathLike[str]], baseline: str | None)
     )
 
 
-def names_of(folders: Sequence[Path], alike: Sequence[str] = ()) -> list[str]:
+def names_of(folders: Sequence[Path], same_names: Sequence[str] = ()) -> list[str]:
     """Return short names of folders: as many of the last parts of their paths as tell them apart.
 
     Parameters:
-        alike: the names if two are one folder.
+        same_names: the names if two are one folder.
     """
     parts = [_named(folder).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    return list(alike)
+    return list(same_names)
 
 
 def _named(folder: Path) -> Path:
@@ -160,22 +160,22 @@ def across(tables: Sequence[pl.DataFrame], family: Sequence[str | pl.Expr], alph
     p_values = rows["p_value"].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     adjusted = np.full(len(rows), np.nan)
     for group in rows.group_by(*family or [pl.lit(0)]).agg("_row")["_row"]:
-        places = group.to_numpy()
-        adjusted[places] = holm(p_values[places][None])[0]
+        members = group.to_numpy()
+        adjusted[members] = holm(p_values[members][None])[0]
     finished = rows.with_columns(p_adjusted=pl.Series(adjusted).fill_nan(None)).with_columns(
         significant=pl.col("p_adjusted") < alpha
     )
     return [finished.filter(_table=i).select(table.columns) for i, table in enumerate(tables)]
 
 
-def document(found: Comparisons) -> dict[str, Any]:
+def document(comparisons: Comparisons) -> dict[str, Any]:
     """Return the comparisons as one JSON value: each as ``compare.document`` has it, under the name of its result."""
-    first = next(iter(found.results.values()))
+    first = next(iter(comparisons.results.values()))
     return {
-        "baseline": {"name": found.baseline, **side_of(first.sides[0])},
-        "failed": found.failed,
-        "not_in_all": not_in_all(found),
-        "results": [{"name": name, **document_of(one)} for name, one in found.results.items()],
+        "baseline": {"name": comparisons.baseline, **side_of(first.runs[0])},
+        "failed": comparisons.failed,
+        "not_in_all": not_in_all(comparisons),
+        "results": [{"name": name, **document_of(pair)} for name, pair in comparisons.results.items()],
         "options": first.options,
     }
 
@@ -198,7 +198,7 @@ def not_in_all(found: Comparisons) -> list[str]:
     ]
 
 
-def write(found: Comparisons, output: Path) -> list[Path]:
+def write(compared: Comparisons, output: Path) -> list[Path]:
     """Write the comparisons into ``output/moe_comparison``: the files of ``compare.write``, the name of the result in
     the first column.
 
@@ -209,8 +209,8 @@ def write(found: Comparisons, output: Path) -> list[Path]:
     check_folder(folder)
     tables = {
         stem: pl.concat([
-            getattr(one, what).select(pl.lit(name).alias(RESULT), pl.all()) for name, one in found.results.items()
+            getattr(pair, what).select(pl.lit(name).alias(RESULT), pl.all()) for name, pair in compared.results.items()
         ])
         for stem, what in ((STEM, "metrics"), (f"{STEM}_activations", "activations"), (f"{STEM}_experts", "experts"))
     }  # fmt: skip
-    return write_set(folder, tables, {STEM: document(found)})
+    return write_set(folder, tables, {STEM: document(compared)})

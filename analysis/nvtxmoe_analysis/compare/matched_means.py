@@ -90,7 +90,9 @@ class LikeMeans:
         """See :class:`Means`."""
         layers = len(self.mass)
         of_group = np.arange(len(self.weight)) % layers
-        reach = [(self.centre - mean) * one[of_group] for mean, one in zip(self.mean_x, scale, strict=True)]
+        reach = [
+            (self.centre - mean) * scale_of_run[of_group] for mean, scale_of_run in zip(self.mean_x, scale, strict=True)
+        ]
         with np.errstate(divide="ignore", invalid="ignore"):
             through_slope = np.where(self.free, self.weight * (reach[1] - reach[0]) / self.squares, 0.0)
         out = []
@@ -98,9 +100,9 @@ class LikeMeans:
             rows = self.rows[run]
             g = rows.group
             off = rows.x - self.mean_x[run][g]
-            rest = (rows.y - self.mean_y[run][g] - self.slope[g] * off) * _enlarged(rows, len(self.weight))[g]
+            residual = (rows.y - self.mean_y[run][g] - self.slope[g] * off) * _enlarged(rows, len(self.weight))[g]
             direct = sign * self.weight[g] * scale[run][rows.layer] / self.number[run][g]
-            moved = np.where(self.weight[g] > 0, rest * (direct + through_slope[g] * off), 0.0)
+            moved = np.where(self.weight[g] > 0, residual * (direct + through_slope[g] * off), 0.0)
             out.append(_by_step(rows, moved, self.kind.steps[run], layers))
         return out[0], out[1]
 
@@ -122,8 +124,8 @@ class TokenMeans:
         for run, sign in ((0, -1.0), (1, 1.0)):
             rows = self.rows[run]
             layer = rows.layer
-            rest = rows.y - self.ratio[run][layer] * rows.x
-            moved = sign * (scale[run] * self.mass)[layer] * rest / self.tokens[run][layer]
+            residual = rows.y - self.ratio[run][layer] * rows.x
+            moved = sign * (scale[run] * self.mass)[layer] * residual / self.tokens[run][layer]
             out.append(_by_step(rows, moved, self.kind.steps[run], len(self.mass)))
         return out[0], out[1]
 
@@ -136,7 +138,7 @@ def like_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int
     """
     rows = _like_rows(kind, cells[0], 0, layers), _like_rows(kind, cells[1], 1, layers)
     groups = max(1, len(kind.classes)) * layers
-    number, x, y = ([_summed(one, what, groups) for one in rows] for what in ("one", "x", "y"))
+    number, x, y = ([_summed(rows_of_run, what, groups) for rows_of_run in rows] for what in ("one", "x", "y"))
     both = (number[0] > 0) & (number[1] > 0)
     weight = np.where(both, number[0] + number[1], 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -144,10 +146,10 @@ def like_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: int
         mean_y = [a / n for a, n in zip(y, number, strict=True)]
         # Sums of squares within each run, so that a difference of the runs is no slope.
         squares, products = np.zeros(groups), np.zeros(groups)
-        for one, mean in zip(rows, mean_x, strict=True):
-            off = one.x - mean[one.group]
-            squares += np.bincount(one.group, off * off, groups)
-            products += np.bincount(one.group, off * one.y, groups)
+        for rows_of_run, mean in zip(rows, mean_x, strict=True):
+            off = rows_of_run.x - mean[rows_of_run.group]
+            squares += np.bincount(rows_of_run.group, off * off, groups)
+            products += np.bincount(rows_of_run.group, off * rows_of_run.y, groups)
         total = number[0] + number[1]
         centre, level = (x[0] + x[1]) / total, np.abs((y[0] + y[1]) / total)
         fitted = np.where(squares > 1e-9 * total, products / squares, 0.0)
@@ -176,9 +178,12 @@ def token_means(kind: Kind, cells: tuple[pl.DataFrame, pl.DataFrame], layers: in
     """The sum over all steps of the kind per token. Kinds weigh as their tokens in both runs together."""
     rows = _token_rows(kind, cells[0], 0), _token_rows(kind, cells[1], 1)
     mass = np.full(layers, float(sum(kind.tokens)))
-    tokens = [np.bincount(one.layer, one.x, layers).astype(np.float64) for one in rows]
+    tokens = [np.bincount(rows_of_run.layer, rows_of_run.x, layers).astype(np.float64) for rows_of_run in rows]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = [np.bincount(one.layer, one.y, layers) / n for one, n in zip(rows, tokens, strict=True)]
+        ratio = [
+            np.bincount(rows_of_run.layer, rows_of_run.y, layers) / n
+            for rows_of_run, n in zip(rows, tokens, strict=True)
+        ]
     return TokenMeans(
         kind=kind,
         value=(mass * ratio[0], mass * ratio[1]),

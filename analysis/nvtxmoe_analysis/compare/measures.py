@@ -79,14 +79,14 @@ METRICS: Mapping[str, Metric] = {
 
 
 def measure(
-    metric: Metric, sides: tuple[Run, Run], kinds: Sequence[Kind], layers: Sequence[int], confidence: float
+    metric: Metric, runs: tuple[Run, Run], kinds: Sequence[Kind], layers: Sequence[int], confidence: float
 ) -> pl.DataFrame:
     """One metric of all layers together and of each, over all kinds of step and of each: ``tables.METRICS``.
 
     Differences are B's less A's. ``p_adjusted`` is Holm's over the layers of a kind; that of all layers is their own.
     Where a run has nothing of the metric in a kind of step that both have, no row.
     """
-    cells = [metric.cells(side) for side in sides]
+    cells = [metric.cells(side) for side in runs]
     a, b = cells
     if a is None or b is None or a.is_empty() or b.is_empty():
         return pl.DataFrame(schema=tables.METRICS)
@@ -100,13 +100,13 @@ def measure(
             by_kind[kind.name] = means(kind, of_kind, len(numbers) + 1)
     if not by_kind:
         return pl.DataFrame(schema=tables.METRICS)
-    sure = [name for name, found in by_kind.items() if found.kind.silent is None]
-    found = {name: _figures([means], confidence) for name, means in by_kind.items()}
-    whole = [by_kind[name] for name in sure or by_kind]
+    sure = [name for name, means in by_kind.items() if means.kind.silent is None]
+    estimates = {name: _estimates([means], confidence) for name, means in by_kind.items()}
+    kinds_of_mean = [by_kind[name] for name in sure or by_kind]
     # Of one kind, all steps are those of this kind.
-    of_all = found[whole[0].kind.name] if len(whole) == 1 else _figures(whole, confidence)
-    out = [_rows(metric, ALL, whole, of_all, numbers, confidence)]
-    out += [_rows(metric, name, [means], found[name], numbers, confidence) for name, means in by_kind.items()]
+    of_all = estimates[kinds_of_mean[0].kind.name] if len(kinds_of_mean) == 1 else _estimates(kinds_of_mean, confidence)
+    out = [_rows(metric, ALL, kinds_of_mean, of_all, numbers, confidence)]
+    out += [_rows(metric, name, [means], estimates[name], numbers, confidence) for name, means in by_kind.items()]
     return pl.concat(out)
 
 
@@ -116,10 +116,10 @@ def _prepared(metric: Metric, cells: pl.DataFrame, numbers: Mapping[int, int]) -
     if metric.whole is None:
         return cells.with_columns(y, layer=pl.lit(ALL_LAYERS, pl.Int64))
     of_step = y.sum() if metric.whole == "sum" else y.mean()
-    whole = cells.group_by(*KEY, "step_kind", maintain_order=True).agg(pl.col("num_tokens").max(), of_step)
+    all_layers = cells.group_by(*KEY, "step_kind", maintain_order=True).agg(pl.col("num_tokens").max(), of_step)
     names = ("step", "step_kind", "num_tokens", "layer", "y")
     each = cells.with_columns(y, layer=pl.col("layer_idx").replace_strict(dict(numbers), return_dtype=pl.Int64))
-    return pl.concat([whole.with_columns(layer=pl.lit(ALL_LAYERS, pl.Int64)).select(names), each.select(names)])
+    return pl.concat([all_layers.with_columns(layer=pl.lit(ALL_LAYERS, pl.Int64)).select(names), each.select(names)])
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class _Figures:
     relative: Uncertainty | None
 
 
-def _figures(kinds: Sequence[Means], confidence: float) -> _Figures:
+def _estimates(kinds: Sequence[Means], confidence: float) -> _Figures:
     """Of the steps of these kinds together."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mass: Floats = np.sum([means.mass for means in kinds], axis=0)
@@ -145,7 +145,9 @@ def _figures(kinds: Sequence[Means], confidence: float) -> _Figures:
         absolute = uncertainty(_moves(kinds, (1.0 / mass, 1.0 / mass)))
         relative = uncertainty(_moves(kinds, (1.0 / (mass * a), 1.0 / (mass * b))))
     undecided = relative.undecided
-    half, half_log = (np.where(undecided, np.nan, one.half_width(confidence)) for one in (absolute, relative))
+    half, half_log = (
+        np.where(undecided, np.nan, uncertainty.half_width(confidence)) for uncertainty in (absolute, relative)
+    )
     columns |= {
         "ci_low": b - a - half,
         "ci_high": b - a + half,
@@ -160,12 +162,12 @@ def _rows(
     metric: Metric,
     name: str,
     kinds: Sequence[Means],
-    figures: _Figures,
+    estimates: _Figures,
     numbers: Mapping[int, int],
     confidence: float,
 ) -> pl.DataFrame:
     """A row of all layers together and one of each; where a number is missing, with the reason."""
-    difference, relative = figures.columns["difference"], figures.relative
+    difference, relative = estimates.columns["difference"], estimates.relative
     reasons: list[str | None] = [None] * len(difference)
     if relative is not None:
         steps = (sum(means.kind.steps[0] for means in kinds), sum(means.kind.steps[1] for means in kinds))
@@ -175,7 +177,7 @@ def _rows(
     nothing = f"no {' or '.join(means.kind.name for means in kinds)} steps with like numbers of tokens in both runs"
     reasons = [silent or (nothing if gone else why) for gone, why in zip(np.isnan(difference), reasons, strict=True)]
     same = {"metric": metric.name, "unit": metric.unit, "step_kind": name}
-    return finished(figures.columns, tables.METRICS, list(numbers), reasons, 1.0 - confidence, **same)
+    return finished(estimates.columns, tables.METRICS, list(numbers), reasons, 1.0 - confidence, **same)
 
 
 def _moves(kinds: Sequence[Means], scale: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
@@ -183,6 +185,6 @@ def _moves(kinds: Sequence[Means], scale: tuple[Floats, Floats]) -> tuple[Floats
     clean = (np.where(np.isfinite(scale[0]), scale[0], 0.0), np.where(np.isfinite(scale[1]), scale[1], 0.0))
     by_kind = [means.moves(clean) for means in kinds]
     a, b = (
-        in_time_order([means.kind.numbers[run] for means in kinds], [one[run] for one in by_kind]) for run in (0, 1)
+        in_time_order([means.kind.numbers[run] for means in kinds], [moves[run] for moves in by_kind]) for run in (0, 1)
     )
     return a, b

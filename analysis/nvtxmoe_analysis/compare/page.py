@@ -26,13 +26,13 @@ TITLE = "Mixture-of-experts comparison"
 MOST_MOVERS = 10
 
 
-def write_page(found: Comparisons, path: Path) -> Path:
+def write_page(comparisons: Comparisons, path: Path) -> Path:
     """Write the page and return its path.
 
     Raises:
         NvtxmoeError: the file can't be written.
     """
-    text = page(found)
+    text = page(comparisons)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
@@ -42,46 +42,46 @@ def write_page(found: Comparisons, path: Path) -> Path:
     return path
 
 
-def page(found: Comparisons) -> str:
+def page(comparisons: Comparisons) -> str:
     """Return the HTML. It loads nothing, and runs no script but its own."""
     with unvalidated():
-        charts = dict(_charts(found))
+        charts = dict(_charts(comparisons))
         drawn = {name: (specification(chart.chart), chart) for name, (_, chart) in charts.items()}
     template = (files("nvtxmoe_analysis.compare") / "assets" / "page.html.jinja").read_text(encoding="utf-8")
-    first = next(iter(found.results.values()))
+    first = next(iter(comparisons.results.values()))
     return framed(
         template,
         drawn,
         title=TITLE,
-        subtitle=f"{listed(list(found.results))} compared with {found.baseline}",
-        sentences=[_sentence(found, name, one) for name, one in found.results.items()],
+        subtitle=f"{listed(list(comparisons.results))} compared with {comparisons.baseline}",
+        sentences=[_sentence(comparisons, name, comparison) for name, comparison in comparisons.results.items()],
         charts=charts,
-        figures=_figures(found),
-        movers=_movers(found),
-        sides=_sides(found),
-        gates=list(_gates(found)),
-        notes=[f"{whose}{note}" for note, whose in _notes(found)],
-        baseline=found.baseline,
-        several=len(found.results) > 1,
+        figures=_metrics_table(comparisons),
+        movers=_movers(comparisons),
+        sides=_runs_table(comparisons),
+        gates=list(_gates(comparisons)),
+        notes=[f"{whose}{note}" for note, whose in _notes(comparisons)],
+        baseline=comparisons.baseline,
+        several=len(comparisons.results) > 1,
         confidence=f"{100 * first.options['confidence']:g}",
     )
 
 
-def _charts(found: Comparisons) -> Iterator[tuple[str, tuple[str, Drawing]]]:
+def _charts(comparisons: Comparisons) -> Iterator[tuple[str, tuple[str, Drawing]]]:
     """Yield name, title and drawing of each chart that can be drawn."""
-    whole = change_chart(found)
-    if whole is not None:
-        yield "changes", ("Change of each metric", whole)
+    summary_chart = change_chart(comparisons)
+    if summary_chart is not None:
+        yield "changes", ("Change of each metric", summary_chart)
     for name, metric in METRICS.items():
-        chart = layer_chart(found, name) if metric.whole is not None and not metric.per_token else None
+        chart = layer_chart(comparisons, name) if metric.whole is not None and not metric.per_token else None
         if chart is not None:
             yield f"layers-{name}", (f"Change of {name} by layer", chart)
 
 
-def _sentence(found: Comparisons, name: str, one: Comparison) -> str:
+def _sentence(comparisons: Comparisons, name: str, comparison: Comparison) -> str:
     """Return what differs in a result, all layers and kinds of step together."""
-    whole = pl.col("layer_idx").is_null() & (pl.col("step_kind") == ALL)
-    rows, shares = one.metrics.filter(whole), one.activations.filter(whole)
+    over_layers = pl.col("layer_idx").is_null() & (pl.col("step_kind") == ALL)
+    rows, shares = comparison.metrics.filter(over_layers), comparison.activations.filter(over_layers)
     moved = [
         f"{row['metric']} {row['change_pct']:+.2f} %"
         for row in rows.iter_rows(named=True)
@@ -90,13 +90,13 @@ def _sentence(found: Comparisons, name: str, one: Comparison) -> str:
     if shares["significant"].fill_null(False).any():
         moved.append(f"shares of experts by {shares['excess_bits'][0]:.4f} bits above their noise")
     if moved:
-        return f"{name} differs from {found.baseline}: {listed(moved, 10)}."
+        return f"{name} differs from {comparisons.baseline}: {listed(moved, 10)}."
     unknown = rows["significant"].null_count()
     more = f"; of {number(unknown, 'metric')} this can't be told" if unknown else ""
-    return f"{name}: no difference from {found.baseline} was seen{more}."
+    return f"{name}: no difference from {comparisons.baseline} was seen{more}."
 
 
-def _figures(found: Comparisons) -> Table:
+def _metrics_table(comparisons: Comparisons) -> Table:
     """Return every metric of all layers together, by kind of step."""
     rows = [
         [
@@ -106,10 +106,10 @@ def _figures(found: Comparisons) -> Table:
             _ends(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"), _p(row["p_adjusted"]),
             DIFFERS[row["significant"]],
         ]
-        for row in without_repeats(metric_rows(found).to_dicts(), (RESULT, "metric"), "value_b")
+        for row in without_repeats(metric_rows(comparisons).to_dicts(), (RESULT, "metric"), "value_b")
     ]  # fmt: skip
-    for name, one in found.results.items():
-        whole = one.activations.filter(pl.col("layer_idx").is_null())
+    for name, comparison in comparisons.results.items():
+        over_layers = comparison.activations.filter(pl.col("layer_idx").is_null())
         rows += [
             [
                 name, "js", row["step_kind"],
@@ -119,17 +119,17 @@ def _figures(found: Comparisons) -> Table:
                 _ends(row["ci_low"], row["ci_high"], ".4f", " bits"), _p(row["p_adjusted"]),
                 DIFFERS[row["significant"]],
             ]
-            for row in without_repeats(whole.to_dicts(), (), "js_bits")
+            for row in without_repeats(over_layers.to_dicts(), (), "js_bits")
         ]  # fmt: skip
     columns = (RESULT, "metric", "steps", "baseline", "result value", "change", "interval", "p", "differs")
-    return Table(columns, rows, " ".join(not_in_all(found)))
+    return Table(columns, rows, " ".join(not_in_all(comparisons)))
 
 
-def _movers(found: Comparisons) -> Table:
+def _movers(comparisons: Comparisons) -> Table:
     """Return the experts that moved most."""
     rows = []
-    for name, one in found.results.items():
-        moved = one.experts.filter(pl.col("significant").fill_null(False)).head(MOST_MOVERS)
+    for name, comparison in comparisons.results.items():
+        moved = comparison.experts.filter(pl.col("significant").fill_null(False)).head(MOST_MOVERS)
         rows += [
             [
                 name, str(row["layer_idx"]), str(row["expert_id"]), f"{row['share_a_pct']:.2f} %",
@@ -142,11 +142,14 @@ def _movers(found: Comparisons) -> Table:
     return Table(columns, rows, f"At most {MOST_MOVERS} per result, the largest terms of the divergence first.")
 
 
-def _sides(found: Comparisons) -> Table:
-    first = next(iter(found.results.values()))
-    sides = {f"{found.baseline} (baseline)": first.sides[0], **{n: one.sides[1] for n, one in found.results.items()}}
+def _runs_table(comparisons: Comparisons) -> Table:
+    first = next(iter(comparisons.results.values()))
+    runs = {
+        f"{comparisons.baseline} (baseline)": first.runs[0],
+        **{n: comparison.runs[1] for n, comparison in comparisons.results.items()},
+    }
     rows = []
-    for name, run in sides.items():
+    for name, run in runs.items():
         side = side_of(run)
         gpu = "yes" if side["gpu_time"] else "no"
         rows.append([name, side["verdict"], f"{side['steps']:,}", str(side["ranks"]), str(side["layers"]), gpu])
@@ -154,21 +157,21 @@ def _sides(found: Comparisons) -> Table:
     return Table((RESULT, "capture", "steps", "ranks", "MoE layers", "GPU time", "folder"), rows)
 
 
-def _gates(found: Comparisons) -> Iterator[str]:
-    for name, one in found.results.items():
-        for outcome in one.outcomes:
+def _gates(comparisons: Comparisons) -> Iterator[str]:
+    for name, comparison in comparisons.results.items():
+        for outcome in comparison.outcomes:
             reason = f", {outcome.reason}" if outcome.reason else ""
             yield f"{name}: {outcome.gate.text}: {outcome.verdict}{reason}"
 
 
-def _notes(found: Comparisons) -> Iterator[tuple[str, str]]:
+def _notes(comparisons: Comparisons) -> Iterator[tuple[str, str]]:
     """Yield each note once, with the names of its results unless it is about all."""
     names: dict[str, list[str]] = defaultdict(list)
-    for name, one in found.results.items():
-        for note in one.notes:
+    for name, comparison in comparisons.results.items():
+        for note in comparison.notes:
             names[note].append(name)
-    for note, mine in names.items():
-        yield note, "" if len(mine) == len(found.results) else f"{listed(mine)}: "
+    for note, result_names in names.items():
+        yield note, "" if len(result_names) == len(comparisons.results) else f"{listed(result_names)}: "
 
 
 def _value(unit: str, value: float) -> str:

@@ -95,11 +95,11 @@ def plan(a: Run, b: Run) -> list[Kind]:
 
 
 def _pair(values: Iterable[T]) -> tuple[T, T]:
-    one, other = values
-    return one, other
+    first, other = values
+    return first, other
 
 
-def _classes(sides: list[pl.DataFrame]) -> dict[int, float]:
+def _classes(step_tables: list[pl.DataFrame]) -> dict[int, float]:
     """See ``Kind.classes``. Where each run has one number of tokens, but not the same, nothing tells what the number
     does, and the class is left out.
     """
@@ -108,7 +108,7 @@ def _classes(sides: list[pl.DataFrame]) -> dict[int, float]:
         frame.group_by("token_class").agg(
             pl.col("step").n_unique().alias("steps"), tokens.min().alias("least"), tokens.max().alias("most")
         )
-        for frame in sides
+        for frame in step_tables
     ]
     both = (
         of_each[0]
@@ -120,5 +120,5 @@ def _classes(sides: list[pl.DataFrame]) -> dict[int, float]:
             | (pl.col("least") == pl.col("least_b")),
         )
     )
-    means = pl.concat(sides).group_by("token_class").agg(tokens.mean())
+    means = pl.concat(step_tables).group_by("token_class").agg(tokens.mean())
     return dict(both.join(means, on="token_class").sort("token_class").select("token_class", "num_tokens").rows())

@@ -66,8 +66,8 @@ def open_runs(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> t
             differ.
     """
     loaded = load(folder_a), load(folder_b)
-    by_kind = all(one.has("layer_correlation") for one in loaded)
-    a, b = (_side(name, one, by_kind) for name, one in zip("AB", loaded, strict=True))
+    by_kind = all(results.has("layer_correlation") for results in loaded)
+    a, b = (_side(name, results, by_kind) for name, results in zip("AB", loaded, strict=True))
     _refuse_unlike(a, b)
     return a, b
 
@@ -75,8 +75,8 @@ def open_runs(folder_a: str | PathLike[str], folder_b: str | PathLike[str]) -> t
 def _side(name: str, loaded: Results, by_kind: bool) -> Run:
     try:
         experts = {
-            int(layer.removeprefix("layer_")): (int(said["num_experts"]), int(said["top_k"]))
-            for layer, said in loaded.document("summary").items()
+            int(layer.removeprefix("layer_")): (int(layer_summary["num_experts"]), int(layer_summary["top_k"]))
+            for layer, layer_summary in loaded.document("summary").items()
         }
     except (KeyError, TypeError, ValueError) as error:
         what = "damaged: it does not tell number of experts and top-k of each layer"
@@ -103,16 +103,16 @@ def _whole_cells(loaded: Results, experts: dict[int, tuple[int, int]]) -> pl.Dat
         NvtxmoeError: a cell has not as many counts as its layer has experts.
     """
     counts = loaded.frame("step_activations").filter(pl.col("step").is_not_null(), pl.col("counts").list.sum() > 0)
-    wanted = pl.col("layer_idx").replace_strict(
-        {n: said[0] for n, said in experts.items()}, default=None, return_dtype=pl.Int64
+    expected_width = pl.col("layer_idx").replace_strict(
+        {n: shape[0] for n, shape in experts.items()}, default=None, return_dtype=pl.Int64
     )
-    odd = counts.filter(pl.col("counts").list.len().cast(pl.Int64).ne_missing(wanted))
+    odd = counts.filter(pl.col("counts").list.len().cast(pl.Int64).ne_missing(expected_width))
     if len(odd):
         cell = odd.row(0, named=True)
-        said = experts.get(cell["layer_idx"], ("nothing",))[0]
+        num_experts = experts.get(cell["layer_idx"], ("nothing",))[0]
         raise NvtxmoeError(
             f"step {cell['step']} of layer {cell['layer_idx']} has counts of {len(cell['counts'])} experts, "
-            f"moe_summary.json says {said}",
+            f"moe_summary.json says {num_experts}",
             where=loaded.folder,
             remedy="Run `nvtxmoe analyze` again",
         )
@@ -130,11 +130,11 @@ def _refuse_unlike(a: Run, b: Run) -> None:
             where=b.folder,
             remedy="Compare runs of models of one shape, or choose the layers with `nvtxmoe analyze --layers`",
         )
-    for layer, said in a.experts.items():
-        for what, one, other in zip(("experts", "experts a token (top-k)"), said, b.experts[layer], strict=True):
-            if one != other:
+    for layer, shape in a.experts.items():
+        for what, count_a, other in zip(("experts", "experts a token (top-k)"), shape, b.experts[layer], strict=True):
+            if count_a != other:
                 raise NvtxmoeError(
-                    f"layer {layer} has {one} {what} in A and {other} in B",
+                    f"layer {layer} has {count_a} {what} in A and {other} in B",
                     where=b.folder,
                     remedy="Compare runs of models of one shape",
                 )

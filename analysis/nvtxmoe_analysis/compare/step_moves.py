@@ -53,9 +53,9 @@ class Uncertainty:
     def undecided(self) -> Bools:
         """Where drift leaves the difference undecided. Drift of all layers together is drift of each."""
         columns = len(self.drift[0])
-        whole = drifts(self.drift[0][:1], self.drift[1][:1])
+        of_mean = drifts(self.drift[0][:1], self.drift[1][:1])
         layers = drifts(self.drift[0][1:], self.drift[1][1:], max(1, columns - 1))
-        return np.concatenate([whole, layers | whole])
+        return np.concatenate([of_mean, layers | of_mean])
 
 
 def uncertainty(moves: tuple[Floats, Floats]) -> Uncertainty:
@@ -64,7 +64,7 @@ def uncertainty(moves: tuple[Floats, Floats]) -> Uncertainty:
     Parameters:
         moves: how much each step of each run moves it, in the order of the steps, float64 [steps, columns].
     """
-    powers = [np.square(cosine_sums(one)) for one in moves]
+    powers = [np.square(cosine_sums(series)) for series in moves]
     runs: list[LongRun] = [long_run(power) for power in powers]
     variances, degrees = zip(*(slowest(power) for power in powers), strict=True)
     return Uncertainty(

@@ -181,10 +181,10 @@ def _read(path: Path) -> _Commit | None:
     except UnicodeDecodeError:
         text = ""
     try:
-        found = json.loads(text)
-        names = [found["stage"], *found["write"], *found["remove"]]
-        if all(_is_plain(name) for name in names) and found["stage"].startswith(SET_PREFIX):
-            return _Commit(path.with_name(found["stage"]), tuple(found["write"]), tuple(found["remove"]))
+        journal = json.loads(text)
+        names = [journal["stage"], *journal["write"], *journal["remove"]]
+        if all(_is_plain(name) for name in names) and journal["stage"].startswith(SET_PREFIX):
+            return _Commit(path.with_name(journal["stage"]), tuple(journal["write"]), tuple(journal["remove"]))
     except (ValueError, KeyError, TypeError):
         pass
     raise NvtxmoeError("damaged: not a commit of nvtxmoe", where=path, remedy="Remove it, then run the analysis again")

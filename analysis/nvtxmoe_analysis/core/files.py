@@ -50,11 +50,11 @@ def check_folder(folder: Path) -> None:
 
 def reach(folder: Path) -> None:
     """Raise OSError if a folder cannot be made or written into, as far as permissions show it."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), there)
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), parent)
 
 
 def check_file(path: Path) -> None:
@@ -82,7 +82,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         OSError: it cannot be written.
     """
     check_file(path)
-    with _beside(path) as (stage, target):
+    with _staged(path) as (stage, target):
         yield stage
         stage.replace(target)
 
@@ -96,13 +96,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written, or a file or a folder that is not empty is at ``path``.
     """
-    with _beside(path) as (stage, target):
+    with _staged(path) as (stage, target):
         yield stage
         stage.rename(target)
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[tuple[Path, Path]]:
+def _staged(path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a name in a hidden folder beside the file to which ``path`` leads, and that file's own name."""
     target = Path(os.path.realpath(path))
     folder = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=target.parent))

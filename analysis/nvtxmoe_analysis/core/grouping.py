@@ -19,12 +19,12 @@ MOST_EXACT = 1 << 53
 
 def dense(key: Ints) -> tuple[Ints, Ints]:
     """Distinct keys in order, and the number of each row's key among them."""
-    least, most = int(key.min(initial=0)), int(key.max(initial=-1))
-    if most - least > SPARSE_FACTOR * len(key) + SPARSE_CONSTANT:
+    least, largest = int(key.min(initial=0)), int(key.max(initial=-1))
+    if largest - least > SPARSE_FACTOR * len(key) + SPARSE_CONSTANT:
         numbers, index = np.unique(key, return_inverse=True)
         return numbers.astype(np.int64), index.astype(np.int64)
     place = key - least if least else key
-    seen = np.zeros(most - least + 1, dtype=np.bool_)
+    seen = np.zeros(largest - least + 1, dtype=np.bool_)
     seen[place] = True
     number = np.cumsum(seen) - 1
     return np.flatnonzero(seen) + least, number[place]
@@ -61,7 +61,7 @@ def _together(key: Ints) -> npt.NDArray[np.intp]:
     distinct = pl.Series(key).unique().sort().to_list()
     if not 0 < len(distinct) <= FEW_KEYS:
         return np.argsort(key, kind="stable")
-    return np.concatenate([np.flatnonzero(key == one) for one in distinct])
+    return np.concatenate([np.flatnonzero(key == value) for value in distinct])
 
 
 def sums(index: Ints, values: Ints, groups: int) -> Ints:

@@ -26,6 +26,6 @@ def latest(keys: Ints, times: Ints, asked_keys: Ints, asked_times: Ints) -> Ints
     place = np.maximum.accumulate(np.where(asks[order], -1, np.arange(len(order))))
     row = np.where(place >= 0, order[place], -1)
     row[(row >= 0) & (key[row] != key[order])] = -1
-    found = np.empty(len(key), dtype=np.int64)
-    found[order] = row
-    return found[rows:]
+    latest_rows = np.empty(len(key), dtype=np.int64)
+    latest_rows[order] = row
+    return latest_rows[rows:]

@@ -14,8 +14,8 @@ class Progress:
         tell: called with what is being done and the part of it that is done, 0 to 1, or None where nobody knows.
     """
 
-    def __init__(self, tell: Callable[[str, float | None], None] | None = None) -> None:
-        self._tell = tell
+    def __init__(self, report_progress: Callable[[str, float | None], None] | None = None) -> None:
+        self._report_progress = report_progress
         self._what = ""
         self._done = self._total = 0
 
@@ -37,5 +37,5 @@ class Progress:
             self._report()
 
     def _report(self) -> None:
-        if self._tell is not None:
-            self._tell(self._what, min(1.0, self._done / self._total) if self._total else None)
+        if self._report_progress is not None:
+            self._report_progress(self._what, min(1.0, self._done / self._total) if self._total else None)

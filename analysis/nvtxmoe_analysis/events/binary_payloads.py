@@ -117,14 +117,18 @@ class Decoder:
             if length < HEADER_BYTES:
                 self._leave_out(about, f"{length} bytes, shorter than a payload's header")
                 continue
-            whole = joined(rows["blob"]).reshape(len(rows), length)
-            header = whole[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
+            payload_bytes = joined(rows["blob"]).reshape(len(rows), length)
+            header = payload_bytes[:, :HEADER_BYTES].copy().view(HEADER_DTYPE)[:, 0]
             right = self._right_headers(header, length, about)
             for schema, offset in np.unique(header[right][["schema", "offset_bytes"]]).tolist():
-                mine = np.flatnonzero(right & (header["schema"] == schema) & (header["offset_bytes"] == offset))
-                alike = len(mine) == len(rows)
-                data = np.ascontiguousarray(whole[:, offset:] if alike else whole[mine, offset:])
-                part = about if alike else about[mine]
+                rows_of_schema = np.flatnonzero(
+                    right & (header["schema"] == schema) & (header["offset_bytes"] == offset)
+                )
+                all_rows = len(rows_of_schema) == len(rows)
+                data = np.ascontiguousarray(
+                    payload_bytes[:, offset:] if all_rows else payload_bytes[rows_of_schema, offset:]
+                )
+                part = about if all_rows else about[rows_of_schema]
                 yield from self._of_one_schema(domain, schema, data, part)
 
     def _of_one_schema(
@@ -201,9 +205,9 @@ class Decoder:
             self._depth += 1
             if self._depth > MOST_DEPTH:
                 raise self._bad_schema(schema, f"lies {self._depth} schemas deep")
-            found = [layout for d in self._definitions.get(key, ()) for layout in self._compile(domain, d)]
+            layouts = [layout for d in self._definitions.get(key, ()) for layout in self._compile(domain, d)]
             self._depth -= 1
-            self._layouts[key] = list(dict.fromkeys(found))
+            self._layouts[key] = list(dict.fromkeys(layouts))
             if len(self._layouts[key]) > MOST_LAYOUTS:
                 raise self._bad_schema(schema, f"is defined in {len(self._layouts[key]):,} ways")
         return self._layouts[key]
@@ -268,8 +272,8 @@ def joined(blobs: pl.Series) -> npt.NDArray[np.uint8]:
         return np.zeros(0, dtype=np.uint8)
     _, offsets, data = column.buffers()
     bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    whole = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
-    return whole[bounds[0] : bounds[-1]]
+    content = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
+    return content[bounds[0] : bounds[-1]]
 
 
 def _fits(layout: Layout, size_bytes: int, sample: bytes) -> bool:
@@ -292,8 +296,8 @@ def _padding_bytes(dtype: np.dtype[Any]) -> int:
     if dtype.fields is None:
         return 0
     fields = [field for field, *_ in dtype.fields.values()]
-    own = dtype.itemsize - sum(field.itemsize for field in fields)
-    return own + sum(map(_padding_bytes, fields))
+    tail_bytes = dtype.itemsize - sum(field.itemsize for field in fields)
+    return tail_bytes + sum(map(_padding_bytes, fields))
 
 
 def _struct(definition: _Definition, fields: tuple[np.dtype[np.generic], ...]) -> np.dtype[np.generic] | None:
@@ -338,4 +342,4 @@ def _read_definitions(export: Export) -> dict[tuple[int, int], list[_Definition]
         seen[key] += 1
         if fields:
             definitions[key][_Definition(row["schemaId"], row["type"], row["payloadSize"], tuple(fields))] = None
-    return {key: list(found) for key, found in definitions.items()}
+    return {key: list(layouts) for key, layouts in definitions.items()}

@@ -40,9 +40,9 @@ def whole_marks(groups: Mapping[str, Groups], words: pl.DataFrame) -> tuple[dict
     """
     marks = len(words.filter(pl.col("name").is_in(SEALED)))
     checked = wrong = 0
-    kept: dict[str, Groups] = dict(groups)
+    checked_groups: dict[str, Groups] = dict(groups)
     for event in SEALED:
-        kept[event] = []
+        checked_groups[event] = []
         for rows, array in groups[event]:
             marks += len(rows)
             bad = broken(array)
@@ -50,8 +50,8 @@ def whole_marks(groups: Mapping[str, Groups], words: pl.DataFrame) -> tuple[dict
                 checked += len(rows)
                 wrong += int(bad.sum())
             if bad is None or not bad.any():
-                kept[event].append((rows, array))
+                checked_groups[event].append((rows, array))
             elif not bad.all():
                 good = np.flatnonzero(~bad)
-                kept[event].append((rows[good], array[good]))
-    return kept, Checksums(marks, checked, wrong)
+                checked_groups[event].append((rows[good], array[good]))
+    return checked_groups, Checksums(marks, checked, wrong)

@@ -90,14 +90,14 @@ def decode_events(export: Export, nvtx: pl.DataFrame) -> Events:
 
     Where a process id was used again, ``pid`` tells the processes apart (``process_lives``).
     """
-    events = _decode_told(export, nvtx, Lives())
+    events = _decode_with_lives(export, nvtx, Lives())
     lives = lives_of(events.all_metas)
-    return _decode_told(export, nvtx, lives) if lives else events
+    return _decode_with_lives(export, nvtx, lives) if lives else events
 
 
-def _decode_told(export: Export, nvtx: pl.DataFrame, lives: Lives) -> Events:
-    steps = lives.told(step_ranges(nvtx))  # in the order of the rows' own processes, as attribution numbers them
-    nvtx = lives.told(nvtx)
+def _decode_with_lives(export: Export, nvtx: pl.DataFrame, lives: Lives) -> Events:
+    steps = lives.with_life(step_ranges(nvtx))  # in the order of the rows' own processes, as attribution numbers them
+    nvtx = lives.with_life(nvtx)
     blobs = read_payloads(export, nvtx)
     is_word = (pl.col("eventType") == nsys_tables.NVTX_MARK) & pl.col("name").str.starts_with(schema.WORD_PREFIX)
     words = plausible(assemble(nvtx.filter(is_word)))
@@ -106,7 +106,7 @@ def _decode_told(export: Export, nvtx: pl.DataFrame, lives: Lives) -> Events:
     groups = {name: list(decoder.groups(binary.filter(pl.col("name") == name))) for name in PAYLOAD_EVENTS}
     if decoder.first_error is not None and not any(groups.values()) and words.events.is_empty():
         raise decoder.first_error  # none can be read: it is the export, not a mark
-    spelled = lives.told(words.events.with_columns(pid=pid_of("globalTid")))
+    spelled = lives.with_life(words.events.with_columns(pid=pid_of("globalTid")))
     events = decode(export.source, groups, spelled, steps)
     return replace(
         events,

@@ -92,38 +92,42 @@ class _Reader:
     def _add(self, records: Records, number: int) -> None:
         kind = (records.event.astype(np.int64) << 32) | records.size_bytes
         order = np.argsort(kind, kind="stable")
-        alike = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
-        for mine in alike:
-            self._budget.spend(_NAMES[int(records.event[mine[0]])], len(mine), int(records.size_bytes[mine[0]]))
+        by_kind = np.split(order, np.flatnonzero(np.diff(kind[order])) + 1) if len(order) else []
+        for indices in by_kind:
+            self._budget.spend(
+                _NAMES[int(records.event[indices[0]])], len(indices), int(records.size_bytes[indices[0]])
+            )
         samples: list[npt.NDArray[np.int64]] = []
-        for mine in alike:
-            if _NAMES[int(records.event[mine[0]])] == schema.TOPK:
-                samples.append(mine)  # of as many sizes as there are numbers of tokens
+        for indices in by_kind:
+            if _NAMES[int(records.event[indices[0]])] == schema.TOPK:
+                samples.append(indices)  # of as many sizes as there are numbers of tokens
             else:
-                self._add_alike(records, mine, number)
+                self._add_alike(records, indices, number)
         if samples:
             self._add_samples(records, np.concatenate(samples), number)
         self._rows += len(records)
 
-    def _add_samples(self, records: Records, mine: npt.NDArray[np.int64], number: int) -> None:
-        starts, sizes = records.place[mine].tolist(), records.size_bytes[mine].tolist()
+    def _add_samples(self, records: Records, indices: npt.NDArray[np.int64], number: int) -> None:
+        starts, sizes = records.place[indices].tolist(), records.size_bytes[indices].tolist()
         blobs = [records.raw[start : start + size] for start, size in zip(starts, sizes, strict=True)]
-        rows = self._rows_of(records, mine, number, schema.TOPK)
+        rows = self._rows_of(records, indices, number, schema.TOPK)
         blob = pl.Series("blob", blobs, dtype=pl.Binary)
         self._spelled.append(rows.with_columns(blob, name=pl.lit(schema.TOPK)).select(*_SPELLED))
 
-    def _add_alike(self, records: Records, mine: npt.NDArray[np.int64], number: int) -> None:
+    def _add_alike(self, records: Records, indices: npt.NDArray[np.int64], number: int) -> None:
         """Add records of one event and size."""
-        name = _NAMES[int(records.event[mine[0]])]
-        self.groups[name].append((self._rows_of(records, mine, number, name), _array(name, records.payloads(mine))))
+        name = _NAMES[int(records.event[indices[0]])]
+        self.groups[name].append(
+            (self._rows_of(records, indices, number, name), _array(name, records.payloads(indices)))
+        )
 
-    def _rows_of(self, records: Records, mine: npt.NDArray[np.int64], number: int, name: str) -> pl.DataFrame:
+    def _rows_of(self, records: Records, indices: npt.NDArray[np.int64], number: int, name: str) -> pl.DataFrame:
         return pl.DataFrame(
             {
-                "row": self._rows + mine,
-                "pid": np.full(len(mine), number),
+                "row": self._rows + indices,
+                "pid": np.full(len(indices), number),
                 # Of moe.meta the last one counts, whatever the clock did meanwhile.
-                "start": self._rows + mine if name == schema.META else records.time_ns[mine],
+                "start": self._rows + indices if name == schema.META else records.time_ns[indices],
             }
         )
 

@@ -68,8 +68,8 @@ class Meta:
 
     def emits(self, event: str) -> bool:
         """Whether the process was asked to send an event; one that does not say sends all."""
-        asked = self.raw.get("emit")
-        return not isinstance(asked, list) or event in asked
+        emitted = self.raw.get("emit")
+        return not isinstance(emitted, list) or event in emitted
 
     @property
     def tp_group(self) -> int:
@@ -111,13 +111,13 @@ def _meta(source: Path, pid: int, text: bytes) -> Meta:
 
 
 def _windows(value: object) -> tuple[tuple[int, int | None], ...]:
-    found = []
+    windows = []
     for bounds in value if isinstance(value, list) else [] if value is None else [value]:
         first, last = bounds if isinstance(bounds, list) and len(bounds) == 2 else (None, None)
         if type(first) is not int or not (last is None or type(last) is int) or not 0 <= first < 1 << 62:
             raise NvtxmoeError(f"damaged payload: windows is {shown(value)}, not pairs of a first and a last step")
-        found.append((first, last))
-    return tuple(found)
+        windows.append((first, last))
+    return tuple(windows)
 
 
 def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
@@ -133,11 +133,11 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least: int = 0, most: int = MOST) -> int:
+def _number(entry: dict[str, Any], key: str, absent: int | None = None, *, least: int = 0, largest: int = MOST) -> int:
     value = absent if entry.get(key) is None else entry[key]
-    if type(value) is not int or not least <= value <= most:
-        found = shown(value) if key in entry else "absent"
-        raise NvtxmoeError(f"damaged payload: {key} is {found}, not a number from {least} to {most}")
+    if type(value) is not int or not least <= value <= largest:
+        value_text = shown(value) if key in entry else "absent"
+        raise NvtxmoeError(f"damaged payload: {key} is {value_text}, not a number from {least} to {largest}")
     return value
 
 
@@ -164,7 +164,7 @@ def _layer(entry: dict[str, Any]) -> Layer:
 
 
 def _known(entry: dict[str, Any], key: str) -> int | None:
-    return None if entry.get(key) is None else _number(entry, key, most=1 << 62)
+    return None if entry.get(key) is None else _number(entry, key, largest=1 << 62)
 
 
 def _truth(entry: dict[str, Any], key: str) -> bool | None:

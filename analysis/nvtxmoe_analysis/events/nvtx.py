@@ -85,13 +85,13 @@ def _domains(export: Export) -> pl.DataFrame:
     names = export.strings(rows["textId"].drop_nulls().unique().to_list())
     registered = pl.col("textId").replace_strict(names, default=None, return_dtype=pl.String)
     rows = rows.select(pid_of("globalTid").alias("pid"), "domainId", pl.coalesce("text", registered).alias("name"))
-    ours = rows.filter(pl.col("name") == schema.DOMAIN).drop_nulls().unique(["pid", "domainId"])
-    if ours.is_empty():
+    moe_domains = rows.filter(pl.col("name") == schema.DOMAIN).drop_nulls().unique(["pid", "domainId"])
+    if moe_domains.is_empty():
         others = sorted(set(rows["name"].drop_nulls().to_list()))
-        found = f"domains found: {', '.join(others)}" if others else "no NVTX domain at all"
+        domains_text = f"domains found: {', '.join(others)}" if others else "no NVTX domain at all"
         raise NvtxmoeError(
-            f"no events of the NVTX domain {schema.DOMAIN} ({found})",
+            f"no events of the NVTX domain {schema.DOMAIN} ({domains_text})",
             where=export.source,
             remedy="Capture a program that emits nvtxmoe's events; nsys 2023.4 records none of nvtx 0.2.14 and newer",
         )
-    return ours.select("pid", "domainId")
+    return moe_domains.select("pid", "domainId")

@@ -42,7 +42,7 @@ class Lives:
         row = latest(keys, times, pid, time_ns)
         return pid + np.where(row >= 0, numbers[row] << LIFE_BIT, 0)
 
-    def told(self, frame: pl.DataFrame) -> pl.DataFrame:
+    def with_life(self, frame: pl.DataFrame) -> pl.DataFrame:
         """Rows (``pid``, ``start`` and others) with ``pid`` as :meth:`of` tells it."""
         if not self:
             return frame
@@ -75,5 +75,7 @@ def process_name(pid: int, others: Sequence[int] = ()) -> str:
         others: all processes of the report.
     """
     plain = pid & nsys_tables.PID_MASK
-    alike = sorted(one for one in set(others) | {pid} if one & nsys_tables.PID_MASK == plain)
-    return f"process {plain}" + (f" ({alike.index(pid) + 1} of {len(alike)} with this id)" if len(alike) > 1 else "")
+    same_id = sorted(full_pid for full_pid in set(others) | {pid} if full_pid & nsys_tables.PID_MASK == plain)
+    return f"process {plain}" + (
+        f" ({same_id.index(pid) + 1} of {len(same_id)} with this id)" if len(same_id) > 1 else ""
+    )

@@ -19,16 +19,16 @@ def recording_by_layer(meta: Meta) -> dict[int, str]:
     Raises:
         NvtxmoeError: the key ``recording`` is neither a word nor layers by word.
     """
-    told = meta.raw.get("recording")
-    if told is None:
+    declared = meta.raw.get("recording")
+    if declared is None:
         return {}
-    if isinstance(told, str):
-        found = dict.fromkeys(meta.layers, told)
-    elif isinstance(told, dict) and all(isinstance(layers, str) for layers in told.values()):
-        found = {layer: way for way, layers in told.items() for layer in _numbers(layers)}
+    if isinstance(declared, str):
+        by_layer = dict.fromkeys(meta.layers, declared)
+    elif isinstance(declared, dict) and all(isinstance(layers, str) for layers in declared.values()):
+        by_layer = {layer: way for way, layers in declared.items() for layer in _numbers(layers)}
     else:
-        raise NvtxmoeError(f"damaged payload: recording is {shown(told)}, not a word or layers by word")
-    return {layer: way for layer, way in sorted(found.items()) if layer not in meta.capture.hidden}
+        raise NvtxmoeError(f"damaged payload: recording is {shown(declared)}, not a word or layers by word")
+    return {layer: way for layer, way in sorted(by_layer.items()) if layer not in meta.capture.hidden}
 
 
 def recording_of(metas: Iterable[Meta]) -> dict[str, str]:
@@ -41,7 +41,7 @@ def recording_of(metas: Iterable[Meta]) -> dict[str, str]:
             continue  # the check ids_taken says it
         for layer, way in ways.items():
             layers.setdefault(way, set()).add(layer)
-    return {way: spans(sorted(found)) for way, found in sorted(layers.items())}
+    return {way: spans(sorted(numbers)) for way, numbers in sorted(layers.items())}
 
 
 def contradictions(meta: Meta) -> list[str]:
@@ -50,27 +50,27 @@ def contradictions(meta: Meta) -> list[str]:
     Raises:
         NvtxmoeError: see :func:`recording_by_layer` and :func:`recomputed_tokens`.
     """
-    told = meta.raw.get("recording")
+    declared = meta.raw.get("recording")
     ways = recording_by_layer(meta)
     tokens, ambiguous = recomputed_tokens(meta)
     recomputed = {layer for layer, way in ways.items() if way == schema.RECOMPUTED}
-    found: list[str] = []
-    if isinstance(told, Mapping):
-        named = [layer for layers in told.values() for layer in _numbers(layers)]
+    problems: list[str] = []
+    if isinstance(declared, Mapping):
+        named = [layer for layers in declared.values() for layer in _numbers(layers)]
         if twice := sorted(layer for layer, number in Counter(named).items() if number > 1):
-            found.append(f"recording names {_layers(twice)} in two ways")
+            problems.append(f"recording names {_layers(twice)} in two ways")
         if unknown := sorted(set(named) - set(meta.layers)):
-            found.append(f"recording names {_layers(unknown)}, which the model has not")
+            problems.append(f"recording names {_layers(unknown)}, which the model has not")
         if missing := sorted(set(meta.layers) - set(named) - set(meta.capture.hidden)):
-            found.append(f"recording does not name {_layers(missing)}")
+            problems.append(f"recording does not name {_layers(missing)}")
     if tokens and not recomputed:
-        found.append(f"{tokens:,} tokens are recomputed, and no layer is")
+        problems.append(f"{tokens:,} tokens are recomputed, and no layer is")
     if other := sorted(set(ambiguous) - recomputed):
         verb = "has" if len(other) == 1 else "have"
-        found.append(f"{_layers(other)} {verb} ambiguous tokens, and not recomputed ids")
+        problems.append(f"{_layers(other)} {verb} ambiguous tokens, and not recomputed ids")
     if sum(ambiguous.values()) > tokens:
-        found.append(f"{sum(ambiguous.values()):,} of {tokens:,} recomputed tokens are ambiguous")
-    return found
+        problems.append(f"{sum(ambiguous.values()):,} of {tokens:,} recomputed tokens are ambiguous")
+    return problems
 
 
 def _layers(numbers: list[int]) -> str:
@@ -95,14 +95,14 @@ def _is_count(value: Any) -> bool:
 
 def _numbers(text: str) -> list[int]:
     """Layers of ``0-3,5``."""
-    found: list[int] = []
+    numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         begin, end = _number(first), _number(last if dash else first)
         if end < begin:
             raise NvtxmoeError(f"damaged payload: {shown(part)} is no range of layers")
-        found += range(begin, end + 1)
-    return found
+        numbers += range(begin, end + 1)
+    return numbers
 
 
 def _number(text: str) -> int:

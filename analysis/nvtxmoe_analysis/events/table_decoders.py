@@ -99,10 +99,10 @@ def _word_counts(words: pl.DataFrame, experts: Mapping[tuple[int, int], int]) ->
         # One word holds two counts: an odd number of experts leaves one to spare.
         real = np.array([k if k in (room, room - 1) else room for k in known])
         for number in np.unique(real):
-            mine = real == number
+            of_dtype = real == number
             dtype = schema.counts_dtype(int(number))
-            array = stacked[mine][:, : dtype.itemsize].copy().view(dtype)[:, 0]
-            groups.append((rows.filter(pl.Series(mine)), array))
+            array = stacked[of_dtype][:, : dtype.itemsize].copy().view(dtype)[:, 0]
+            groups.append((rows.filter(pl.Series(of_dtype)), array))
     return groups
 
 
@@ -180,13 +180,13 @@ def _word_topk(words: pl.DataFrame, top_k: Mapping[tuple[int, int], int], padded
                 where=f"process {rows['pid'][at] & nsys_tables.PID_MASK}",
             )
         for k in sorted(set(known)):
-            mine = np.flatnonzero(np.array(known) == k)
+            of_k = np.flatnonzero(np.array(known) == k)
             dtype = schema.topk_dtype(k)
-            elements, rest = divmod(length, dtype.itemsize)
-            if rest and not padded:
+            elements, remainder = divmod(length, dtype.itemsize)
+            if remainder and not padded:
                 raise NvtxmoeError(f"damaged payload: moe.topk of {length} bytes, of top-{k}")
-            array = joined[mine, : elements * dtype.itemsize].reshape(-1).view(dtype).reshape(len(mine), elements)
-            groups.append((rows[mine], array))
+            array = joined[of_k, : elements * dtype.itemsize].reshape(-1).view(dtype).reshape(len(of_k), elements)
+            groups.append((rows[of_k], array))
     return groups
 
 
@@ -255,8 +255,8 @@ def require(array: npt.NDArray[Any], numbers: tuple[str, ...], lists: tuple[str,
     dtype = array.dtype
     missing = [f for f in (*numbers, *lists) if f not in (dtype.names or ())]
     if missing:
-        found = ", ".join(dtype.names) if dtype.names else str(dtype)
-        raise NvtxmoeError(f"the payload of {event} lacks {', '.join(missing)} (it has {found})")
+        fields = ", ".join(dtype.names) if dtype.names else str(dtype)
+        raise NvtxmoeError(f"the payload of {event} lacks {', '.join(missing)} (it has {fields})")
     wrong = [f for f in numbers if dtype[f].kind not in "iu"]
     wrong += [f for f in lists if dtype[f].base.kind not in ("f" if f == "weights" else "iu")]
     if wrong:

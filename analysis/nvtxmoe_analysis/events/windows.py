@@ -61,5 +61,5 @@ def _inside(
         for first, last in bounds:
             this = (pl.col("pid") == pid) & (pl.col(at_least) >= first)
             keep |= this if last is None else this & (pl.col(at_most) <= last)
-    kept: pl.Series = rows.select(keep=keep.fill_null(True))["keep"]
-    return kept
+    keep_rows: pl.Series = rows.select(keep=keep.fill_null(True))["keep"]
+    return keep_rows

@@ -29,7 +29,7 @@ from nvtxmoe_analysis.facts.launch_facts import LaunchFacts, launch_facts
 from nvtxmoe_analysis.facts.layer_rows import COLUMNS, layer_rows
 from nvtxmoe_analysis.facts.range_gaps import RangeGaps, range_gaps
 from nvtxmoe_analysis.facts.routing_features import cell_features, unevenness
-from nvtxmoe_analysis.facts.selection import Selection, marked, of_counts, of_operations, of_topk, ranks_of
+from nvtxmoe_analysis.facts.selection import Selection, marked, ranks_of, select_counts, select_operations, select_topk
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 from nvtxmoe_analysis.readers.session import KIND as JOURNAL
@@ -140,8 +140,8 @@ class CaptureFacts:
         """
         if self.epoch_ns is not None:
             return self.epoch_ns, "export"
-        said = [meta.epoch_ns for meta in self.metas.values() if meta.epoch_ns is not None]
-        return (max(said), "moe.meta") if said else (None, None)
+        epochs = [meta.epoch_ns for meta in self.metas.values() if meta.epoch_ns is not None]
+        return (max(epochs), "moe.meta") if epochs else (None, None)
 
     @property
     def direct(self) -> bool:
@@ -164,22 +164,22 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         if selection.narrows_work:
             # Which steps are kept must be known before work outside layers is added up.
             steps = _steps(decoding.result(), selection)
-            placed = attribute(export, segments, launches, progress, kept=steps["kept"].to_numpy())
+            placed = attribute(export, segments, launches, progress, selected=steps["kept"].to_numpy())
         else:
             placed = attribute(export, segments, launches, progress)
             steps = _steps(decoding.result(), selection)
         events = decoding.result()
         if events.lives:
             # Known only now, and rare: the work outside layers must be added up by process once more.
-            kept = steps["kept"].to_numpy() if selection.narrows_work else None
-            placed = attribute(export, segments, launches, progress, kept=kept, lives=events.lives)
+            kept_steps = steps["kept"].to_numpy() if selection.narrows_work else None
+            placed = attribute(export, segments, launches, progress, selected=kept_steps, lives=events.lives)
     keys = steps.with_row_index("step_row").select(pl.col("step_row").cast(pl.Int32), "pid", "rank", "step")
-    in_layer = _repeats_merged(of_operations(placed.in_layer, steps, selection), keys)
+    in_layer = _repeats_merged(select_operations(placed.in_layer, steps, selection), keys)
     timings = _keyed(cell_timings(in_layer), keys)
     of_steps = step_work(placed.work.by_step, _first_rows(keys)).join(
         keys, on="step_row", how="left", maintain_order="left"
     )
-    counts = of_counts(events.counts, steps, selection)
+    counts = select_counts(events.counts, steps, selection)
     direct = isinstance(export, Session)
     return CaptureFacts(
         source=export.source,
@@ -189,10 +189,10 @@ def read_capture(export: Export, selection: Selection, progress: Progress | None
         metas=events.metas,
         steps=steps,
         counts=counts,
-        topk=of_topk(events, steps, selection),
+        topk=select_topk(events, steps, selection),
         coverage=placed.coverage,
         outside_layers=_named(placed.outside_layers, placed.names),
-        outside_kept=_named(in_steps(placed.work, kept=True), placed.names),
+        outside_kept=_named(in_steps(placed.work, only_kept=True), placed.names),
         launches=launch_facts(
             launches.in_steps().with_columns(
                 partial=pl.col("call").is_in(placed.partial_graphs.astype("int64").tolist())
@@ -270,8 +270,8 @@ def _repeats_merged(in_layer: pl.DataFrame, keys: pl.DataFrame) -> pl.DataFrame:
 
 def _first_rows(keys: pl.DataFrame) -> pl.Series:
     """Of every step the first row that has its number."""
-    own = pl.col("step_row")
-    first = pl.when(pl.col("step").is_null()).then(own).otherwise(own.first().over("pid", "rank", "step"))
+    step_row = pl.col("step_row")
+    first = pl.when(pl.col("step").is_null()).then(step_row).otherwise(step_row.first().over("pid", "rank", "step"))
     return keys.select(first)["step_row"]
 
 

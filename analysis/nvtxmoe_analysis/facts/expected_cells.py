@@ -12,7 +12,7 @@ from nvtxmoe_analysis.events.decode import Events
 MOST_IN_FLIGHT = 32
 
 
-def wanted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
+def expected_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
     """``pid``, ``rank``, ``step``, ``layer``: each layer of its process for each numbered step that has tokens.
 
     A step whose payload is lost is taken to have some. Layers are those that moe.meta names or any counts have.
@@ -30,13 +30,13 @@ def counted_cells(events: Events, steps: pl.DataFrame) -> pl.DataFrame:
     journal without its end, what was in flight when its process was killed: the last step that any counts are of, and
     the next ``MOST_IN_FLIGHT``.
     """
-    wanted = _cells(steps, counted(events))
+    expected = _cells(steps, counted(events))
     open_ = [pid for pid, file in events.journals.items() if not file.ended]
     if not open_:
-        return wanted
+        return expected
     last = events.counts.cells.filter(pl.col("pid").is_in(open_)).group_by("pid").agg(last=pl.col("step").max())
     in_flight = (pl.col("step") - pl.col("last")).is_between(0, MOST_IN_FLIGHT).fill_null(False)
-    return wanted.join(last, on="pid", how="left", maintain_order="left").filter(~in_flight).drop("last")
+    return expected.join(last, on="pid", how="left", maintain_order="left").filter(~in_flight).drop("last")
 
 
 def counted_layers(events: Events) -> Counter[int]:
@@ -54,8 +54,8 @@ def counted(events: Events) -> set[tuple[int, int]]:
 def _layers(events: Events) -> set[tuple[int, int]]:
     """(pid, layer) that moe.meta names or any counts have."""
     seen = events.counts.cells.select("pid", "layer").unique().rows()
-    told = {(pid, layer) for pid, meta in events.metas.items() for layer in meta.layers}
-    return told | {(int(pid), int(layer)) for pid, layer in seen}
+    declared = {(pid, layer) for pid, meta in events.metas.items() for layer in meta.layers}
+    return declared | {(int(pid), int(layer)) for pid, layer in seen}
 
 
 def _cells(steps: pl.DataFrame, layers: set[tuple[int, int]]) -> pl.DataFrame:

@@ -46,15 +46,15 @@ def layer_rows(
         COLUMNS, sorted by KEY and ``gpu_start_ns`` (nulls first). ``pid`` is null where the GPU did nothing,
         ``step_row`` (of ``step_work``) where the step has no range.
     """
-    apart = pl.when(pl.col("step").is_null()).then("step_row").cast(pl.Int32).alias("apart")
+    unnumbered_step = pl.when(pl.col("step").is_null()).then("step_row").cast(pl.Int32).alias("apart")
     of_step = ["rank", "step", "apart"]
     key = [*KEY, "apart"]  # steps without a number are told apart by their range
-    steps = steps.with_row_index("step_row").with_columns(apart).filter("kept")
-    timings = timings.with_columns(apart)
+    steps = steps.with_row_index("step_row").with_columns(unnumbered_step).filter("kept")
+    timings = timings.with_columns(unnumbered_step)
     counted = cells.select(*KEY, pl.lit(None, pl.Int32).alias("apart"), "num_tokens")
     promised = steps.join(_layers_by_pid(cells, metas, selection), on="pid", how="inner")
     keys = pl.concat([promised.select(key), counted.select(key), timings.select(key)]).unique()
-    work_rows = step_work.select("rank", "step", apart, "step_row").unique(of_step, keep="first")
+    work_rows = step_work.select("rank", "step", unnumbered_step, "step_row").unique(of_step, keep="first")
     per_step = (
         steps.unique(of_step, keep="first")
         .drop("step_row")
@@ -77,9 +77,9 @@ def layer_rows(
 
 
 def _layers_by_pid(cells: pl.DataFrame, metas: Mapping[int, Meta], selection: Selection) -> pl.DataFrame:
-    told = [(pid, layer) for pid, meta in metas.items() for layer in meta.layers]
+    declared = [(pid, layer) for pid, meta in metas.items() for layer in meta.layers]
     counted = cells.select("pid", "layer").unique().rows()
-    pairs = sorted(set(told) | {(int(p), int(n)) for p, n in counted})
+    pairs = sorted(set(declared) | {(int(p), int(n)) for p, n in counted})
     if selection.layers is not None:
         pairs = [(pid, layer) for pid, layer in pairs if layer in selection.layers]
     return pl.DataFrame(pairs, schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")

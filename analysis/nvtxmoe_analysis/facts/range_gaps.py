@@ -68,12 +68,12 @@ def _layers_seen(events: Events) -> frozenset[tuple[int, int]]:
 
 def _bare(phases: pl.DataFrame, layers: pl.DataFrame) -> int:
     around = layers.select("globalTid", "start", of=pl.col("layer"), until=pl.col("end")).sort("start")
-    found = phases.sort("start").join_asof(
+    enclosing = phases.sort("start").join_asof(
         around, on="start", by="globalTid", strategy="backward", check_sortedness=False
     )
     # One that ends later crosses the layer: ``Segments.crossings`` counts it.
     inside = (pl.col("of") == pl.col("layer")) & (pl.col("start") < pl.col("until"))
-    return len(found.filter(~inside.fill_null(False)))
+    return len(enclosing.filter(~inside.fill_null(False)))
 
 
 def _in_steps(ranges: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
@@ -91,10 +91,10 @@ def _in_steps(ranges: pl.DataFrame, spans: pl.DataFrame) -> pl.DataFrame:
 
 def _layers_missing(runs: pl.DataFrame, events: Events) -> int:
     """Layer ranges that the step's other layers have and one has not."""
-    wanted = pl.DataFrame(sorted(counted(events)), schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")
-    some = runs.join(wanted, on=["pid", "layer"], how="semi")
+    counted_layers = pl.DataFrame(sorted(counted(events)), schema={"pid": pl.Int64, "layer": pl.Int64}, orient="row")
+    runs_of_pids = runs.join(counted_layers, on=["pid", "layer"], how="semi")
     # A layer without any may be replayed in this step; one whose work is nowhere is found by its lack of GPU work.
-    return int(some.select((pl.col("runs").max().over("pid", "span") - pl.col("runs")).sum()).item())
+    return int(runs_of_pids.select((pl.col("runs").max().over("pid", "span") - pl.col("runs")).sum()).item())
 
 
 def _phases_missing(phases: pl.DataFrame, runs: pl.DataFrame) -> int:

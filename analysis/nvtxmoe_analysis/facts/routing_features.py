@@ -48,10 +48,10 @@ def unevenness(counts: CountTable) -> pl.DataFrame:
 
 def _logs(matrix: Counts) -> Floats | None:
     """c log2 c of every count up to the largest; None where that would be a large table."""
-    most = int(matrix.max(initial=0))
-    if most > MOST_TABLED:
+    largest = int(matrix.max(initial=0))
+    if largest > MOST_TABLED:
         return None
-    return _times_log(np.arange(most + 1))
+    return _times_log(np.arange(largest + 1))
 
 
 def _times_log(counts: npt.NDArray[Any]) -> Floats:
@@ -94,14 +94,14 @@ def cell_features(counts: CountTable) -> pl.DataFrame:
     nothing), ``max_mean_ratio`` (null without assignments).
     """
     number = counts.cells["num_experts"].to_numpy()
-    total, squares, active, most, least = (np.zeros(len(counts), dtype=np.int64) for _ in range(5))
+    total, squares, active, largest, least = (np.zeros(len(counts), dtype=np.int64) for _ in range(5))
     for at in range(0, len(counts), CHUNK):
         block = counts.matrix[at : at + CHUNK].astype(np.int64)
         rows = slice(at, at + len(block))
         total[rows] = block.sum(axis=1)
         squares[rows] = np.einsum("ij,ij->i", block, block)
         active[rows] = np.count_nonzero(block, axis=1)
-        most[rows] = block.max(axis=1, initial=0)
+        largest[rows] = block.max(axis=1, initial=0)
         padded = np.arange(block.shape[1]) >= number[rows, None]
         least[rows] = np.where(padded, np.iinfo(np.int64).max, block).min(axis=1, initial=np.iinfo(np.int64).max)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -111,12 +111,12 @@ def cell_features(counts: CountTable) -> pl.DataFrame:
             {
                 "total": total,
                 "active_experts": active,
-                "max_count": most,
+                "max_count": largest,
                 "min_count": least,
                 "mean_count": total / number,
                 "std_dev": deviation,
-                "max_min_ratio": most / least,
-                "max_mean_ratio": most * number / total,
+                "max_min_ratio": largest / least,
+                "max_mean_ratio": largest * number / total,
             }
         )
     return frame.with_columns(

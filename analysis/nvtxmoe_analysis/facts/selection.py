@@ -72,8 +72,8 @@ class Selection:
             keep &= decode & ~prefill
         elif self.only == "mixed":
             keep &= prefill & decode
-        kept: pl.Series = steps.with_columns(keep=keep.fill_null(False))["keep"]
-        return kept
+        keep_steps: pl.Series = steps.with_columns(keep=keep.fill_null(False))["keep"]
+        return keep_steps
 
     def of_cells(self, cells: pl.DataFrame, kept_steps: pl.DataFrame) -> pl.Series:
         """Positions (Int64) of the cells kept.
@@ -95,7 +95,7 @@ class Selection:
         return at
 
 
-def of_operations(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
+def select_operations(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     """Operations inside the selection."""
     if selection.layers is not None:
         in_layer = in_layer.filter(pl.col("layer").is_in(list(selection.layers)))
@@ -106,8 +106,8 @@ def of_operations(in_layer: pl.DataFrame, steps: pl.DataFrame, selection: Select
 
 def marked(collectives: pl.DataFrame, steps: pl.DataFrame, selection: Selection) -> pl.DataFrame:
     """Operations with ``kept``: whether they are inside the selection."""
-    wanted = pl.lit(True) if selection.layers is None else pl.col("layer").is_in(list(selection.layers))
-    return collectives.with_columns(kept=wanted & steps["kept"].gather(collectives["step_row"]))
+    in_layers = pl.lit(True) if selection.layers is None else pl.col("layer").is_in(list(selection.layers))
+    return collectives.with_columns(kept=in_layers & steps["kept"].gather(collectives["step_row"]))
 
 
 def without_step(cells: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
@@ -117,11 +117,11 @@ def without_step(cells: pl.DataFrame, steps: pl.DataFrame) -> pl.Series:
     """
     numbered = steps.group_by("pid").agg(pl.col("step").is_not_null().all()).filter("step")["pid"].to_list()
     known = steps.select("pid", "step").unique().with_columns(known=pl.lit(True))
-    found = cells.select("pid", "step").join(known, on=["pid", "step"], how="left", maintain_order="left")
-    return found.select(pl.col("known").is_null() & pl.col("pid").is_in(numbered)).to_series()
+    joined = cells.select("pid", "step").join(known, on=["pid", "step"], how="left", maintain_order="left")
+    return joined.select(pl.col("known").is_null() & pl.col("pid").is_in(numbered)).to_series()
 
 
-def of_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:
+def select_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> CountTable:
     """Counts of captured steps inside the selection; the very table where nothing is left out."""
     alone = without_step(counts.cells, steps)
     if alone.any():
@@ -131,7 +131,7 @@ def of_counts(counts: CountTable, steps: pl.DataFrame, selection: Selection) -> 
     return counts.take(selection.of_cells(counts.cells, steps.filter("kept")))
 
 
-def of_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
+def select_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTable:
     """Sampled tokens of captured steps inside the selection, their runs with ``rank``."""
     known = pl.col("pid").replace_strict(ranks_of(events, steps), default=None, return_dtype=pl.Int64)
     topk = replace(events.topk, runs=events.topk.runs.with_columns(rank=known))
@@ -146,7 +146,7 @@ def of_topk(events: Events, steps: pl.DataFrame, selection: Selection) -> TopkTa
 def ranks_of(events: Events, steps: pl.DataFrame) -> dict[int, int]:
     """Rank by process, where an event has none itself: its moe.meta tells, else its steps or counts."""
     ranks = {pid: meta.rank for pid, meta in events.metas.items()}
-    for told in (steps, events.counts.cells):
-        by_pid = told.drop_nulls("rank").unique("pid", keep="first")
+    for cells in (steps, events.counts.cells):
+        by_pid = cells.drop_nulls("rank").unique("pid", keep="first")
         ranks |= dict(zip(by_pid["pid"].to_list(), by_pid["rank"].to_list(), strict=True))
     return ranks

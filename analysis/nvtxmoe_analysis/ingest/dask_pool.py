@@ -139,21 +139,21 @@ def _check_workers(client: Any, address: str) -> int:
             "the Dask cluster has no worker", where=address, remedy=f"Start some: `dask worker {address}`"
         ) from error
     try:
-        found: dict[str, tuple[str, str]] = client.run(versions)
+        by_worker: dict[str, tuple[str, str]] = client.run(versions)
     except Exception as error:
         raise NvtxmoeError(
             f"the workers of the Dask cluster can't run nvtxmoe: {' '.join(str(error).split())}",
             where=address,
             remedy=f"Install nvtxmoe {__version__} in their environment",
         ) from error
-    for worker, (theirs, polars) in found.items():
-        if (theirs, polars) != versions():
+    for worker, (version, polars) in by_worker.items():
+        if (version, polars) != versions():
             raise NvtxmoeError(
-                f"a worker has nvtxmoe {theirs} with polars {polars}; here are {__version__} and {pl.__version__}",
+                f"a worker has nvtxmoe {version} with polars {polars}; here are {__version__} and {pl.__version__}",
                 where=worker,
                 remedy="Install the same in both",
             )
-    return len(found)
+    return len(by_worker)
 
 
 def versions() -> tuple[str, str]:

@@ -63,8 +63,8 @@ def ingest(
         progress.begin(f"{len(tasks)} reports: {number_of_workers} at a time")
         outcomes = process_pool.run(tasks, number_of_workers, done)
     outcomes = [outcomes[order.index(i)] for i in range(len(tasks))]
-    facts = [one for one in outcomes if isinstance(one, CaptureFacts)]
-    failures = [one for one in outcomes if isinstance(one, Failure)]
+    facts = [outcome for outcome in outcomes if isinstance(outcome, CaptureFacts)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     if not facts:
         first, more = failures[0].error, len(failures) - 1
         raise NvtxmoeError(f"none of {more + 1} reports can be read, the first: {first}" if more else first)

@@ -72,11 +72,11 @@ def workers(paths: Sequence[Path], jobs: int | None = None) -> int:
         return max(1, min(jobs, len(paths)))
     if sum(size_bytes(path, unknown=0) for path in paths) < SMALL_BYTES:
         return 1
-    most = min(cores(), len(paths))
+    processes = min(cores(), len(paths))
     room = available_bytes()
     if room is None:
-        return most
+        return processes
     largest = sorted((needed_bytes(path) for path in paths), reverse=True)
-    while most > 1 and sum(largest[:most]) > SHARE * room:
-        most -= 1
-    return most
+    while processes > 1 and sum(largest[:processes]) > SHARE * room:
+        processes -= 1
+    return processes

@@ -71,7 +71,7 @@ class _Workers:
 
     def __init__(self, polars_threads: int) -> None:
         self._polars_threads = polars_threads
-        self._own = threading.local()
+        self._thread_state = threading.local()
         self._lock = threading.Lock()
         self._processes: dict[int, ProcessPoolExecutor] = {}
         self._stopped = False
@@ -98,12 +98,12 @@ class _Workers:
         )
 
     def _process(self) -> tuple[int, ProcessPoolExecutor]:
-        mine: tuple[int, ProcessPoolExecutor] | None = getattr(self._own, "process", None)
-        if mine is None:
+        worker: tuple[int, ProcessPoolExecutor] | None = getattr(self._thread_state, "process", None)
+        if worker is None:
             # Not forked: a fork of a process with threads may hang.
             process = ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin, initargs=(self._polars_threads,))
             try:
-                mine = process.submit(os.getpid).result(), process
+                worker = process.submit(os.getpid).result(), process
             except BrokenProcessPool as error:
                 if self._stopped:
                     raise StoppedError from error
@@ -111,15 +111,15 @@ class _Workers:
                     "a process that reads reports could not be started",
                     remedy="Give --jobs 1; a script of your own has to call it under `if __name__ == '__main__':`",
                 ) from error
-            self._own.process = mine
+            self._thread_state.process = worker
             with self._lock:
-                self._processes[mine[0]] = process
+                self._processes[worker[0]] = process
         if self._stopped:
             raise StoppedError
-        return mine
+        return worker
 
     def _drop(self, pid: int) -> None:
-        self._own.process = None
+        self._thread_state.process = None
         with self._lock:
             del self._processes[pid]
         if self._stopped:

@@ -101,10 +101,10 @@ def attempt(task: Task, progress: Progress | None = None) -> Outcome:
 
 def passes(error: BaseException) -> bool:
     """Whether an error may be gone when the same is done again: of the disk, the network, or a busy database."""
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno in _PASSING:
+    for cause in _chain(error):
+        if isinstance(cause, OSError) and cause.errno in _PASSING:
             return True
-        if isinstance(one, sqlite3.OperationalError) and any(text in str(one) for text in _PASSING_SQLITE):
+        if isinstance(cause, sqlite3.OperationalError) and any(text in str(cause) for text in _PASSING_SQLITE):
             return True
     return False
 
@@ -117,14 +117,14 @@ def described(error: BaseException, source: Path) -> str:
         return f"{error.filename or source}: {error.strerror or error}"
     if isinstance(error, MemoryError):
         return f"{source}: there is not enough memory to read it. Give --jobs 1, or a machine with more"
-    said = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"{source}: internal error, {said}. Analyse it alone with --debug and report it"
+    message = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{source}: internal error, {message}. Analyse it alone with --debug and report it"
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__

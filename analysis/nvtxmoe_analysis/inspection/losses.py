@@ -28,59 +28,59 @@ def losses(export: Export, events: Events | None, operations: int, calls: int, g
         calls: number of CUDA API calls.
         graph_tracing: see ``inspect.Inspected``.
     """
-    found = _payload_losses(export, events) + event_losses(events) if events else []
+    texts = _payload_losses(export, events) + event_losses(events) if events else []
     others = export.other_tables()
     if not (operations and calls) and others:
-        found.append(_lower(remedy(others, None).rstrip(".")))
+        texts.append(_lower(remedy(others, None).rstrip(".")))
     elif not operations and not calls:
-        found.append(f"no CUDA activity was recorded. {remedy((), export.cuda_asked()).rstrip('.')}")
+        texts.append(f"no CUDA activity was recorded. {remedy((), export.cuda_asked()).rstrip('.')}")
     elif not operations:
-        found.append(f"{calls:,} CUDA calls but no GPU operation")
+        texts.append(f"{calls:,} CUDA calls but no GPU operation")
     elif not calls:
-        found.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
+        texts.append(f"{operations:,} GPU operations but no CUDA call, so none can be placed in a step")
     if graph_tracing == "graph":
-        found.append("CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node")
+        texts.append("CUDA graphs were traced as a whole, without their kernels; capture with --cuda-graph-trace=node")
     elif graph_tracing not in {"node", "none used", "unknown"}:
-        found.append(
+        texts.append(
             "CUDA graphs were launched but none of their nodes recorded; capture with --cuda-graph-trace=node, from "
             "before the graphs are made"
         )
-    return found
+    return texts
 
 
 def _payload_losses(export: Export, events: Events) -> list[str]:
-    found = []
+    texts = []
     if count := events.problems["blobs_missing"]:
         remedy = (
             "export again with --include-blobs=true"
             if export.has_blob_column()
             else "this version of nsys has no column for them"
         )
-        found.append(f"{number(count, 'event')} lost the payload: {remedy}")
+        texts.append(f"{number(count, 'event')} lost the payload: {remedy}")
     if events.damaged:
-        found.append(f"{number(len(events.damaged), 'payload')} can't be read, the first is {events.damaged[0]}")
+        texts.append(f"{number(len(events.damaged), 'payload')} can't be read, the first is {events.damaged[0]}")
     if count := events.problems["words_truncated"] + events.problems["words_damaged"]:
-        found.append(f"{number(count, 'payload')} spelled as words broke off")
-    return found
+        texts.append(f"{number(count, 'payload')} spelled as words broke off")
+    return texts
 
 
 def event_losses(events: Events) -> list[str]:
     """Return what the events of an export or a session lack, one sentence each."""
-    found = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
+    texts = [text.rstrip(".") for text in sentences(list(events.capture_states().values()))]
     if events.steps.is_empty():
-        found.append(
+        texts.append(
             "no moe.step: no step was recorded"
             if events.journals
             else _lower(no_step(events.problems["start_end_steps"]))
         )
     if count := events.steps["end"].null_count() * (not events.journals):
-        found.append(f"{number(count, 'step')} still open when the capture ended")
+        texts.append(f"{number(count, 'step')} still open when the capture ended")
     pids_without_meta = sorted(set(events.steps["pid"].to_list()) - set(events.metas))
-    found += [f"{process_name(pid, pids_without_meta)} has steps but no moe.meta" for pid in pids_without_meta]
+    texts += [f"{process_name(pid, pids_without_meta)} has steps but no moe.meta" for pid in pids_without_meta]
     cells = counted_cells(events, events.steps)
     if missing_cells := len(cells.join(events.counts.cells, on=["pid", "step", "layer"], how="anti")):
-        found.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")
-    return found
+        texts.append(f"{missing_cells:,} of {len(cells):,} (rank, step, layer) have no counts")
+    return texts
 
 
 def missing_ranks(metas: Sequence[Meta]) -> list[str]:
@@ -96,19 +96,19 @@ def missing_ranks(metas: Sequence[Meta]) -> list[str]:
 
 
 def _rank_losses(members: Sequence[Meta]) -> list[str]:
-    found = []
+    texts = []
     sizes = sorted({meta.world_size for meta in members})
     ranks = Counter(meta.rank for meta in members)
     if len(sizes) > 1:
-        found.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
+        texts.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
     missing = sorted(set(range(sizes[-1])) - set(ranks))
     if missing:
         listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
-        found.append(f"world_size says {number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
+        texts.append(f"world_size says {number(sizes[-1], 'rank')}, {len(ranks)} found (without {listed})")
     repeated = sorted(rank for rank, times in ranks.items() if times > 1)
     if repeated:
-        found.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
-    return found
+        texts.append(f"more than one process says to be rank {', '.join(map(str, repeated))}: these are several runs")
+    return texts
 
 
 def reservations(export: Export) -> list[str]:

@@ -44,10 +44,10 @@ class Loads:
         return np.where(self.sums > 0, self.sums, np.nan)
 
     @cached_property
-    def most(self) -> Ints:
+    def largest(self) -> Ints:
         """Assignments of each step's most loaded unit."""
-        most: Ints = self.of.max(axis=1, initial=0)
-        return most
+        largest: Ints = self.of.max(axis=1, initial=0)
+        return largest
 
     @cached_property
     def unevenness(self) -> pl.DataFrame:
@@ -59,13 +59,13 @@ class Loads:
 
 def max_mean_ratio(load: Loads) -> Floats:
     """The most loaded unit over the mean unit: 1 is even, the number of units is all on one."""
-    return load.most * load.units / load.total
+    return load.largest * load.units / load.total
 
 
 def variation(load: Loads) -> Floats:
     """Coefficient of variation: population standard deviation over mean."""
-    found: Floats = load.of.std(axis=1) * load.units / load.total
-    return found
+    coefficient: Floats = load.of.std(axis=1) * load.units / load.total
+    return coefficient
 
 
 def entropy_bits(load: Loads) -> Floats:
@@ -90,7 +90,7 @@ def balancedness(load: Loads) -> Floats:
 
 def utilization(load: Loads) -> Floats:
     """SGLang's, of one layer: (mean + 1e-5) / (max + 1e-5) over GPUs. 1 where a step has no assignment."""
-    return (load.sums / load.units + SGLANG_EPSILON) / (load.most + SGLANG_EPSILON)
+    return (load.sums / load.units + SGLANG_EPSILON) / (load.largest + SGLANG_EPSILON)
 
 
 def imbalance_ratio(load: Loads) -> Floats:
@@ -100,4 +100,4 @@ def imbalance_ratio(load: Loads) -> Floats:
 
 def overload_factor(load: Loads) -> Floats:
     """Megatron-LM's: the most loaded rank over the count that each would have with even routing."""
-    return load.most / (load.total / load.units + MEGATRON_EPSILON)
+    return load.largest / (load.total / load.units + MEGATRON_EPSILON)

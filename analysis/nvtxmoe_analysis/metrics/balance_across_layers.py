@@ -41,11 +41,11 @@ class LayerSums:
     def add(self, steps: Ints, ranks: Ints) -> None:
         """One more layer."""
         if not np.array_equal(steps, self._steps):
-            both, mine, new = np.intersect1d(self._steps, steps, assume_unique=True, return_indices=True)
+            both, own_rows, new = np.intersect1d(self._steps, steps, assume_unique=True, return_indices=True)
             ranks = ranks[new]
             self._steps = both
-            self._rank_sum, self._rank_max = self._rank_sum[mine], self._rank_max[mine]
-            self._max_sum, self._utilization = self._max_sum[mine], self._utilization[mine]
+            self._rank_sum, self._rank_max = self._rank_sum[own_rows], self._rank_max[own_rows]
+            self._max_sum, self._utilization = self._max_sum[own_rows], self._utilization[own_rows]
         self._layers += 1
         self._rank_sum += ranks
         np.maximum(self._rank_max, ranks, out=self._rank_max)

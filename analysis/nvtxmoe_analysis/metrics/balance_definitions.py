@@ -80,8 +80,8 @@ class _Values:
 
     def joined(self, other: _Values) -> _Values:
         """Of both."""
-        least, most = min(self.least, other.least), max(self.most, other.most)
-        return _Values(self.number + other.number, self.total + other.total, least, most)
+        least, largest = min(self.least, other.least), max(self.most, other.most)
+        return _Values(self.number + other.number, self.total + other.total, least, largest)
 
 
 @dataclass
@@ -110,9 +110,9 @@ class _Part:
         self.placements += other.placements
         for over, units in other.units.items():
             self.units[over] |= units
-        for mine, theirs in ((self.steps, other.steps), (self.totals, other.totals)):
-            for metric, values in theirs.items():
-                mine[metric] = mine[metric].joined(values)
+        for own_values, other_values in ((self.steps, other.steps), (self.totals, other.totals)):
+            for metric, values in other_values.items():
+                own_values[metric] = own_values[metric].joined(values)
 
     def row(self, layer: int | None, metric: Metric, window: str, values: _Values) -> tuple[Any, ...]:
         """A row of the table: the mean of the values that there are, or the largest."""
@@ -180,22 +180,22 @@ def _load_balance_ratio(layer: int, total: Ints) -> tuple[Any, ...]:
 
 
 def _rows_of_all(parts: Mapping[int, _Part], pooled: Sequence[OfLayers]) -> Iterator[tuple[Any, ...]]:
-    whole = _Part()
+    of_all = _Part()
     for part in parts.values():
-        whole.join(part)
+        of_all.join(part)
     for metric in (*METRICS, BEFORE):
         by_step = np.zeros(0) if metric.pooled is None else _in_order(pooled, metric.pooled)
-        values = whole.steps[metric] if metric.pooled is None else _Values().plus(by_step)
-        yield whole.row(None, metric, STEPS, values)
+        values = of_all.steps[metric] if metric.pooled is None else _Values().plus(by_step)
+        yield of_all.row(None, metric, STEPS, values)
         if metric.of_total:
-            yield whole.row(None, metric, TOTAL, whole.totals[metric])
+            yield of_all.row(None, metric, TOTAL, of_all.totals[metric])
         if metric.project == SGLANG:
             for passes in SGLANG_WINDOWS:
-                yield whole.row(None, metric, f"last_{passes}", _Values().plus(by_step[-passes:]))
+                yield of_all.row(None, metric, f"last_{passes}", _Values().plus(by_step[-passes:]))
 
 
 def _in_order(pooled: Sequence[OfLayers], name: str) -> Floats:
     """The values of all expert groups by step."""
-    steps = np.concatenate([np.zeros(0, dtype=np.int64), *(one.steps for one in pooled)])
-    values: Floats = np.concatenate([np.zeros(0), *(getattr(one, name) for one in pooled)])
+    steps = np.concatenate([np.zeros(0, dtype=np.int64), *(part.steps for part in pooled)])
+    values: Floats = np.concatenate([np.zeros(0), *(getattr(part, name) for part in pooled)])
     return values[np.argsort(steps, kind="stable")]

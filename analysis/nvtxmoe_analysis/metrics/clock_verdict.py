@@ -28,14 +28,14 @@ def verdict(split: Split) -> str:
     sure enough for half of the collectives over several reports. ``contradicted``: within a report, ranks do end before
     the last began. ``nothing_to_compare``: no collective of several ranks was matched.
     """
-    lines = [one for one in split.aligned if one.line is not None]
-    if any(not one.fits for one in lines) or split.refused > split.across:
+    lines = [aligned for aligned in split.aligned if aligned.line is not None]
+    if any(not line.fits for line in lines) or split.refused > split.across:
         return NOT_ALIGNED
     if split.contradictions or (split.frame["reason"] == REASONS[NOT_SIMULTANEOUS]).any():
         return CONTRADICTED
     if not split.compared:
         return NOTHING
-    return CORRECTED if any(one.recorded_violations != 0 for one in lines) else AGREE
+    return CORRECTED if any(line.recorded_violations != 0 for line in lines) else AGREE
 
 
 def describe(split: Split, reports: Sequence[CaptureFacts]) -> dict[str, Any]:
@@ -57,41 +57,41 @@ def describe(split: Split, reports: Sequence[CaptureFacts]) -> dict[str, Any]:
 
 
 def _report(split: Split, reports: Sequence[CaptureFacts], number: int) -> dict[str, Any]:
-    one = split.aligned[number]
+    aligned = split.aligned[number]
     names = [str(report.source) for report in reports]
-    said = {
+    fields = {
         "report": names[number],
-        "reference": names[one.reference],
+        "reference": names[aligned.reference],
         "recorded_by": reports[number].recorded_clock()[1],
     }
-    if one.line is None or one.against is None:
-        return {**said, "aligned_by": "its own time"}
+    if aligned.line is None or aligned.against is None:
+        return {**fields, "aligned_by": "its own time"}
     return {
-        **said,
-        "aligned_by": "recorded clocks" if one.recorded_violations == 0 else "collectives",
-        "compared_with": names[one.against],
-        "collectives": one.line.bounds,
-        "offset_ns": one.line.offset_ns,
-        "offset_at_ns": one.line.origin_ns,
-        "drift_ppm": 1e6 * one.line.drift,
-        "median_residual_us": one.median_residual_ns / 1e3,
-        "most_residual_us": one.most_residual_ns / 1e3,
-        "fits": one.fits,
-        "recorded_offset_ns": one.recorded_ns,
-        "recorded_violations": one.recorded_violations,
-        "correction_us": None if one.recorded_ns is None else (one.line.offset_ns - one.recorded_ns) / 1e3,
+        **fields,
+        "aligned_by": "recorded clocks" if aligned.recorded_violations == 0 else "collectives",
+        "compared_with": names[aligned.against],
+        "collectives": aligned.line.bounds,
+        "offset_ns": aligned.line.offset_ns,
+        "offset_at_ns": aligned.line.origin_ns,
+        "drift_ppm": 1e6 * aligned.line.drift,
+        "median_residual_us": aligned.median_residual_ns / 1e3,
+        "most_residual_us": aligned.most_residual_ns / 1e3,
+        "fits": aligned.fits,
+        "recorded_offset_ns": aligned.recorded_ns,
+        "recorded_violations": aligned.recorded_violations,
+        "correction_us": None if aligned.recorded_ns is None else (aligned.line.offset_ns - aligned.recorded_ns) / 1e3,
     }
 
 
 def statement(split: Split) -> str:
     """One or two sentences."""
-    lines = [one for one in split.aligned if one.line is not None]
-    said = verdict(split)
+    lines = [aligned for aligned in split.aligned if aligned.line is not None]
+    outcome = verdict(split)
     compared = number(split.compared, "collective")
-    if said == NOTHING:
+    if outcome == NOTHING:
         return "No collective of several ranks could be compared, so the clocks could not be checked."
-    if said == NOT_ALIGNED:
-        if not all(one.fits for one in lines):
+    if outcome == NOT_ALIGNED:
+        if not all(line.fits for line in lines):
             return (
                 "The reports' clocks could not be aligned: with every offset and drift, a rank ends a collective "
                 "before the last began."
@@ -100,27 +100,27 @@ def statement(split: Split) -> str:
             f"The reports' clocks could not be aligned well enough: they may be off by {_off(split)}. "
             f"{split.refused:,} of {split.refused + split.across:,} collectives over several reports are not split."
         )
-    if said == CONTRADICTED:
+    if outcome == CONTRADICTED:
         return (
             "In some collectives a rank ends before the last began, though one report has one clock: these kernels do "
             "not meet as assumed, or the GPUs' clocks were not converted well."
         )
     if not lines:
         return f"One clock; in {compared} no rank ends before the last began."
-    if said == AGREE:
+    if outcome == AGREE:
         return (
             f"By the reports' recorded clocks no rank ends one of {split.across:,} collectives before the last began; "
             f"they may be off by {_off(split)}."
         )
     start = f"The reports were aligned by {split.across:,} collectives; they may be off by {_off(split)}."
-    broken = sum(one.recorded_violations or 0 for one in lines)
-    if any(one.recorded_violations is None for one in lines):
+    broken = sum(line.recorded_violations or 0 for line in lines)
+    if any(line.recorded_violations is None for line in lines):
         return f"{start} Not every report has a recorded clock."
     return f"{start} By the recorded clocks alone, a rank would end {broken:,} of them before the last began."
 
 
 def _off(split: Split) -> str:
-    lines = [one for one in split.aligned if one.line is not None]
-    median = max(one.median_residual_ns for one in lines) / 1e3
-    most = max(one.most_residual_ns for one in lines) / 1e3
-    return f"{median:,.1f} us, at times {most:,.1f} us" if most > median + 0.05 else f"{median:,.1f} us"
+    lines = [aligned for aligned in split.aligned if aligned.line is not None]
+    median = max(line.median_residual_ns for line in lines) / 1e3
+    largest = max(line.most_residual_ns for line in lines) / 1e3
+    return f"{median:,.1f} us, at times {largest:,.1f} us" if largest > median + 0.05 else f"{median:,.1f} us"

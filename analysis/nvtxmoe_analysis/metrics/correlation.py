@@ -33,12 +33,12 @@ def correlate(reports: Sequence[CaptureFacts], sharing: Sharing | None) -> list[
     """
     # The threads are of use to one report alone too, within it.
     side_by_side = map if len(reports) == 1 else ordered_map
-    return list(side_by_side(lambda report: _of_report(report, sharing), reports))
+    return list(side_by_side(lambda report: _report_rows(report, sharing), reports))
 
 
-def _of_report(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
+def _report_rows(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
     layers = report.layers
-    features = _of_rows(_features(report, sharing), layers)
+    features = _features_of_rows(_features(report, sharing), layers)
     # Not joined but put beside: a join would copy all columns.
     tied = beside(layers, _collective_times(report), ["step_row", "layer"]).fill_null(0)
     of_step = beside(layers, _step_times(report), ["step_row"])
@@ -87,7 +87,7 @@ def step_kind() -> pl.Expr:
     )
 
 
-def _of_rows(features: pl.DataFrame, layers: pl.DataFrame) -> pl.DataFrame:
+def _features_of_rows(features: pl.DataFrame, layers: pl.DataFrame) -> pl.DataFrame:
     """The features (KEY and others) of each row of ``layers``, without KEY; of rows with one key the first counts."""
     if features.select(KEY).equals(layers.select(KEY)):  # as a rule: nothing is copied
         return features.drop(KEY)

@@ -81,8 +81,8 @@ class _Pair:
 
     @property
     def shuffles(self) -> int:
-        fewest, most, cells = ADJACENT_SHUFFLES if self.adjacent else OTHER_SHUFFLES
-        return min(most, max(fewest, cells // max(1, len(self.a.names) * len(self.b.names))))
+        fewest, max_shuffles, cells = ADJACENT_SHUFFLES if self.adjacent else OTHER_SHUFFLES
+        return min(max_shuffles, max(fewest, cells // max(1, len(self.a.names) * len(self.b.names))))
 
     @property
     def work_a_token(self) -> int:
@@ -97,18 +97,18 @@ def cross_layer(topk: TopkTable, layers: Sequence[int]) -> CrossLayer:
         layers: numbers of all MoE layers, rising: neighbours among them are adjacent.
     """
     order = {layer: at for at, layer in enumerate(layers)}
-    found = tokens_by_layer(topk)
+    tokens_of_layers = tokens_by_layer(topk)
     pairs = []
-    for first, second in combinations(found, 2):
-        a, b = found[first], found[second]
+    for first, second in combinations(tokens_of_layers, 2):
+        a, b = tokens_of_layers[first], tokens_of_layers[second]
         rows_a, rows_b = common_rows(a, b)
         if len(rows_a):
             pairs.append(_Pair(a, b, rows_a, rows_b, order.get(second, -1) - order.get(first, -1) == 1))
     share = {adjacent: WORK / max(1, sum(p.adjacent is adjacent for p in pairs)) for adjacent in (True, False)}
     compared: dict[int, tuple[tuple[Any, ...], pl.DataFrame | None]] = {}
     for at in sorted(range(len(pairs)), key=lambda at: not pairs[at].adjacent):  # those of one size share shuffles
-        most = max(TOKENS_A_PAIR, int(share[pairs[at].adjacent] / pairs[at].work_a_token))
-        compared[at] = _compare(pairs[at], evenly(len(pairs[at].rows_a), most))
+        max_tokens = max(TOKENS_A_PAIR, int(share[pairs[at].adjacent] / pairs[at].work_a_token))
+        compared[at] = _compare(pairs[at], evenly(len(pairs[at].rows_a), max_tokens))
     shuffled.cache_clear()
     rows = [compared[at][0] for at in range(len(pairs))]
     paths = [compared[at][1] for at in range(len(pairs))]

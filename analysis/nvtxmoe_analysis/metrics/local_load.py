@@ -51,10 +51,12 @@ def local_load(
         shared: counts of logical experts and of physical ones that belong to these cells, where data-parallel ranks
             share experts: ``data_parallel.Sharing.of``.
     """
-    held = _held(metas)
-    keyed = counts.cells.select("pid", "layer").join(held, on=["pid", "layer"], how="left", maintain_order="left")
+    experts_of_ranks = _experts_of_ranks(metas)
+    keyed = counts.cells.select("pid", "layer").join(
+        experts_of_ranks, on=["pid", "layer"], how="left", maintain_order="left"
+    )
     load = np.full((len(counts), len(LOADS)), -1, dtype=np.int64)
-    masks = [_mask(metas[pid].layers[layer]) for pid, layer in held.select("pid", "layer").iter_rows()]
+    masks = [_mask(metas[pid].layers[layer]) for pid, layer in experts_of_ranks.select("pid", "layer").iter_rows()]
     fill = _Fill(load, keyed["mask"], masks, blocks.to_numpy())
     known, eplb, alone = (keyed[name].fill_null(False).to_numpy() for name in ("known", "eplb", "alone"))
     logical = np.flatnonzero(known & alone & ~eplb)
@@ -62,9 +64,9 @@ def local_load(
     at, row = _physical_rows(counts, physical, known & alone & eplb)
     fill(at, physical.matrix, row)
     if shared is not None:
-        for found, wanted in zip(shared, (~eplb, eplb), strict=True):
-            here = (known & wanted)[found.at]
-            fill(found.at[here], found.matrix, found.rows[here])
+        for rows_of_counts, of_rank in zip(shared, (~eplb, eplb), strict=True):
+            with_counts = (known & of_rank)[rows_of_counts.at]
+            fill(rows_of_counts.at[with_counts], rows_of_counts.matrix, rows_of_counts.rows[with_counts])
     frame = pl.DataFrame(dict(zip(LOADS, load.T, strict=True)))
     return frame.select(
         keyed["local_experts"],
@@ -75,7 +77,7 @@ def local_load(
     )
 
 
-def _held(metas: Mapping[int, Meta]) -> pl.DataFrame:
+def _experts_of_ranks(metas: Mapping[int, Meta]) -> pl.DataFrame:
     """By ``pid`` and ``layer``: ``mask`` (position in this frame), ``local_experts`` (how many, null when unknown),
     ``known`` (whether it is), ``alone`` (whether only the rank's own tokens get to them), ``eplb``,
     ``expert_bytes``."""
@@ -107,15 +109,15 @@ def _mask(layer: Layer) -> Ints | None:
     return np.unique(np.array(layer.local_experts, dtype=np.int64))
 
 
-def _physical_rows(counts: CountTable, physical: CountTable, wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+def _physical_rows(counts: CountTable, physical: CountTable, cells_wanted: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
     """Positions of the wanted cells that have physical counts, and of those counts."""
-    if not len(physical) or not wanted.any():
+    if not len(physical) or not cells_wanted.any():
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
     key = ["pid", "step", "layer"]
-    cells = counts.cells.select(key).with_row_index("at").filter(pl.Series(wanted))
+    cells = counts.cells.select(key).with_row_index("at").filter(pl.Series(cells_wanted))
     rows = physical.cells.select(key).with_row_index("row").unique(key, keep="first")
-    found = cells.join(rows, on=key, how="inner").cast({"at": pl.Int64, "row": pl.Int64})
-    return found["at"].to_numpy(), found["row"].to_numpy()
+    joined = cells.join(rows, on=key, how="inner").cast({"at": pl.Int64, "row": pl.Int64})
+    return joined["at"].to_numpy(), joined["row"].to_numpy()
 
 
 class _Fill:
@@ -136,11 +138,11 @@ class _Fill:
         def chunk(first: int) -> None:
             part = slice(first, first + CHUNK)
             block = matrix[rows[part]] * allowed[which[part]]
-            here = at[part]
-            self._load[here, 0] = block.sum(axis=1, dtype=np.int64)
-            self._load[here, 1] = np.count_nonzero(block, axis=1)
-            self._load[here, 2] = block.max(axis=1, initial=0)
-            self._load[here, 3] = tiles(block, self._block_m[here])
+            cells_of_part = at[part]
+            self._load[cells_of_part, 0] = block.sum(axis=1, dtype=np.int64)
+            self._load[cells_of_part, 1] = np.count_nonzero(block, axis=1)
+            self._load[cells_of_part, 2] = block.max(axis=1, initial=0)
+            self._load[cells_of_part, 3] = tiles(block, self._block_m[cells_of_part])
 
         for _ in ordered_map(chunk, range(0, len(at), CHUNK)):
             pass
@@ -148,8 +150,8 @@ class _Fill:
     def _allowed(self, width: int) -> npt.NDArray[np.bool_]:
         """[masks, width]."""
         allowed = np.ones((len(self._masks) + 1, width), dtype=np.bool_)
-        for index, held in enumerate(self._masks):
-            if held is not None:
+        for index, mask in enumerate(self._masks):
+            if mask is not None:
                 allowed[index] = False
-                allowed[index, held[(held >= 0) & (held < width)]] = True
+                allowed[index, mask[(mask >= 0) & (mask < width)]] = True
         return allowed

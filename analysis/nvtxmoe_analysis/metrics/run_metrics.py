@@ -37,7 +37,7 @@ class RunMetrics(RunFacts):
     @classmethod
     def of(cls, facts: RunFacts, **changes: Any) -> RunMetrics:
         """Return the facts with metrics, and with other values of some fields."""
-        return cls(**{one.name: getattr(facts, one.name) for one in fields(facts)} | changes)
+        return cls(**{field.name: getattr(facts, field.name) for field in fields(facts)} | changes)
 
     @cached_property
     def correlation(self) -> pl.DataFrame:
@@ -72,8 +72,8 @@ class RunMetrics(RunFacts):
     @cached_property
     def stragglers(self) -> pl.DataFrame:
         """The rows of moe_straggler."""
-        kept = self.collective_split.frame.lazy().filter("kept")
-        return stragglers(self.correlation, self.rank_groups[EXPERT], kept)
+        kept_kernels = self.collective_split.frame.lazy().filter("kept")
+        return stragglers(self.correlation, self.rank_groups[EXPERT], kept_kernels)
 
     def prepare(self) -> None:
         """Compute what several outputs share, so that they can be built side by side."""

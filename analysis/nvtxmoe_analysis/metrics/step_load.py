@@ -51,16 +51,16 @@ def loads(results: RunFacts) -> Iterator[Load]:
         slots = replicas[1] if is_physical else experts
         placement = NO_META
         if at >= 0:
-            lacking = _lacking(groups[at], results)
-            found = place(groups[at], layer, slots.shape[1], physical=is_physical)
-            placement = Placement(reason=lacking) if lacking and found.rank_of is not None else found
+            missing_source = _missing_source(groups[at], results)
+            located = place(groups[at], layer, slots.shape[1], physical=is_physical)
+            placement = Placement(reason=missing_source) if missing_source and located.rank_of is not None else located
         ranks = None
         if placement.rank_of is not None:
             ranks = _by_rank(slots, placement.rank_of, groups[at].ep_size)
         yield Load(layer, at, steps, experts, slots, is_physical, ranks, placement)
 
 
-def _lacking(group: ExpertGroup, results: RunFacts) -> str | None:
+def _missing_source(group: ExpertGroup, results: RunFacts) -> str | None:
     """Why the tokens at hand are not all that the group's ranks served."""
     present = len(group.token_groups)
     if present < group.token_groups_expected:

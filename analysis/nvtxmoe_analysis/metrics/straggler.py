@@ -57,12 +57,12 @@ def stragglers(layers: pl.DataFrame, groups: pl.DataFrame, split: pl.DataFrame |
     )
     # The lowest rank of each group that is there stands for its collectives.
     lowest = tied.group_by("group_kind", "group").agg(lowest=pl.col("rank").min()).collect()
-    found = [pl.DataFrame(schema=SCHEMA)]
-    for here in some_steps(layers["step"]):
-        cells = _cells(known.filter(here).collect(), several)
-        joined = cells.join(_met(tied.filter(here).collect(), lowest, several), on=KEY, how="left")
-        found.append(joined.with_columns(pl.col("collectives").fill_null(0)).select(*SCHEMA).cast(SCHEMA))  # type: ignore[arg-type]
-    return pl.concat(found).sort(*KEY, "ranks_in_group")
+    parts = [pl.DataFrame(schema=SCHEMA)]
+    for in_chunk in some_steps(layers["step"]):
+        cells = _cells(known.filter(in_chunk).collect(), several)
+        joined = cells.join(_collective_sums(tied.filter(in_chunk).collect(), lowest, several), on=KEY, how="left")
+        parts.append(joined.with_columns(pl.col("collectives").fill_null(0)).select(*SCHEMA).cast(SCHEMA))  # type: ignore[arg-type]
+    return pl.concat(parts).sort(*KEY, "ranks_in_group")
 
 
 def some_steps(steps: pl.Series) -> Iterator[pl.Expr]:
@@ -71,13 +71,13 @@ def some_steps(steps: pl.Series) -> Iterator[pl.Expr]:
     parts = min(PARTS, 1 + len(steps) // ROWS_AT_ONCE)
     edges = distinct.gather_every(max(1, -(-len(distinct) // parts))).to_list()
     for first, after in pairwise([*edges, None]):
-        begun = pl.col("step") >= first
-        yield begun if after is None else begun & (pl.col("step") < after)
+        selected = pl.col("step") >= first
+        yield selected if after is None else selected & (pl.col("step") < after)
 
 
 def _cells(known: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
     """Of each (step, layer) of a group the ranks' own time."""
-    whole = pl.col("ranks") == pl.col("ranks_in_group")
+    all_ranks = pl.col("ranks") == pl.col("ranks_in_group")
     slowest = pl.col("own_ns") == pl.col("own_ns").max()
     return (
         known.join(several, on="rank")
@@ -89,13 +89,13 @@ def _cells(known: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
             pl.col("rank").filter(slowest).min().alias("slowest_rank"),
         )
         .with_columns(
-            excess_ns=pl.when(whole).then(pl.col("max_own_ns") - pl.col("mean_own_ns")),
-            slowest_rank=pl.when(whole).then("slowest_rank"),
+            excess_ns=pl.when(all_ranks).then(pl.col("max_own_ns") - pl.col("mean_own_ns")),
+            slowest_rank=pl.when(all_ranks).then("slowest_rank"),
         )
     )
 
 
-def _met(tied: pl.DataFrame, lowest: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
+def _collective_sums(tied: pl.DataFrame, lowest: pl.DataFrame, several: pl.DataFrame) -> pl.DataFrame:
     """Of each (step, layer) of a group the collectives that were split."""
     return (
         tied.join(lowest, on=["group_kind", "group"])
@@ -120,12 +120,12 @@ def once_a_step_ns(layers: pl.DataFrame, groups: pl.DataFrame, cells: pl.DataFra
     Parameters:
         layers, groups: as of :func:`stragglers`; cells: what it gave.
     """
-    own = layers.lazy().select(*CELL, "own_ns")
+    own_times = layers.lazy().select(*CELL, "own_ns")
     known = cells.filter(pl.col("excess_ns").is_not_null()).select(KEY)
-    found = [pl.DataFrame(schema={"step": pl.Int64, "group": pl.Int64, "excess": pl.Float64})]
-    for here in some_steps(layers["step"]):
+    parts = [pl.DataFrame(schema={"step": pl.Int64, "group": pl.Int64, "excess": pl.Float64})]
+    for in_chunk in some_steps(layers["step"]):
         of_step = (
-            own.filter(here)
+            own_times.filter(in_chunk)
             .collect()
             .join(groups.select("rank", "group"), on="rank")
             .join(known, on=KEY, how="semi")
@@ -134,6 +134,6 @@ def once_a_step_ns(layers: pl.DataFrame, groups: pl.DataFrame, cells: pl.DataFra
             .group_by("step", "group")
             .agg(excess=pl.col("own_ns").max() - pl.col("own_ns").mean())
         )
-        found.append(of_step)
+        parts.append(of_step)
     # Floats are added in one order, so that the last digit does not differ from run to run.
-    return float(pl.concat(found).sort("step", "group")["excess"].sum())
+    return float(pl.concat(parts).sort("step", "group")["excess"].sum())

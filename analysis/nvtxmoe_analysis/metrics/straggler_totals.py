@@ -38,13 +38,13 @@ def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dic
         layers: ``rank``, ``step``, ``layer_idx``, ``own_ns``, ``step_gpu_ns``; for ``by_routing`` the ranks' loads.
         groups: ``rank``, ``group``, ``size``.
     """
-    whole = cells.filter(pl.col("excess_ns").is_not_null())
-    excess, slowest = float(whole["excess_ns"].sum()), int(whole["max_own_ns"].sum())
-    steps = _step_time_ns(whole, layers, groups)
+    whole_cells = cells.filter(pl.col("excess_ns").is_not_null())
+    excess, slowest = float(whole_cells["excess_ns"].sum()), int(whole_cells["max_own_ns"].sum())
+    steps = _step_time_ns(whole_cells, layers, groups)
     return {
-        "cells": len(whole),
-        "cells_not_of_all_ranks": len(cells) - len(whole),
-        "mean_own_us": _us(whole["mean_own_ns"].sum()),
+        "cells": len(whole_cells),
+        "cells_not_of_all_ranks": len(cells) - len(whole_cells),
+        "mean_own_us": _us(whole_cells["mean_own_ns"].sum()),
         "max_own_us": _us(slowest),
         "excess_us": _us(excess),
         "perfect_balance": {
@@ -52,68 +52,68 @@ def cost(cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> dic
             "of_layers_pct": _pct(excess, slowest),
             "of_steps_pct": _pct(excess, steps),
             "steps_gpu_us": _us(steps),
-            "saves_us_if_ranks_met_once_a_step": _us(once_a_step_ns(layers, groups, whole)),
-            "by_routing": by_routing(whole, layers, groups),
+            "saves_us_if_ranks_met_once_a_step": _us(once_a_step_ns(layers, groups, whole_cells)),
+            "by_routing": by_routing(whole_cells, layers, groups),
             "bound": "upper: it assumes that ranks wait for the slowest after every layer and that nothing else runs "
             "meanwhile",
         },
-        **_of_waiting(whole),
-        "slowest_rank": _shares(whole["slowest_rank"], "cells"),
-        "per_layer": _per_layer(whole),
+        **_of_waiting(whole_cells),
+        "slowest_rank": _shares(whole_cells["slowest_rank"], "cells"),
+        "per_layer": _per_layer(whole_cells),
         "per_step": {
-            "steps": whole.select("step", "group").n_unique(),
-            "excess_us": _quantiles(whole.group_by("step", "group").agg(pl.col("excess_ns").sum())["excess_ns"]),
+            "steps": whole_cells.select("step", "group").n_unique(),
+            "excess_us": _quantiles(whole_cells.group_by("step", "group").agg(pl.col("excess_ns").sum())["excess_ns"]),
         },
     }
 
 
-def _step_time_ns(whole: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> float:
+def _step_time_ns(whole_cells: pl.DataFrame, layers: pl.DataFrame, groups: pl.DataFrame) -> float:
     """GPU time of the steps that have an excess: the mean over the group's ranks, added up."""
     times = layers.lazy().select("rank", "step", "step_gpu_ns")
-    parts = [times.filter(here).unique().collect() for here in some_steps(layers["step"])]
+    parts = [times.filter(in_chunk).unique().collect() for in_chunk in some_steps(layers["step"])]
     of_rank = pl.concat([times.clear().collect(), *parts]).join(groups, on="rank")
-    here = of_rank.join(whole.select("step", "group").unique(), on=["step", "group"], how="semi")
-    of_step = here.group_by("step", "group").agg(pl.col("step_gpu_ns").mean()).sort("step", "group")
+    step_times = of_rank.join(whole_cells.select("step", "group").unique(), on=["step", "group"], how="semi")
+    of_step = step_times.group_by("step", "group").agg(pl.col("step_gpu_ns").mean()).sort("step", "group")
     return float(of_step["step_gpu_ns"].sum())
 
 
-def _of_waiting(whole: pl.DataFrame) -> dict[str, float | None]:
+def _of_waiting(whole_cells: pl.DataFrame) -> dict[str, float | None]:
     """What ranks wait in the layers' collectives, and how much of that the excess explains.
 
     Were the ranks to begin a layer together, the mean rank would wait just the excess: what it waits beyond that comes
     from before the layer (attention, launches that come late), not from the layer's work.
     """
-    met = whole.filter(pl.col("collectives") > 0)
-    wait = float((met["wait_ns"] / met["ranks"]).sum())
+    matched = whole_cells.filter(pl.col("collectives") > 0)
+    wait = float((matched["wait_ns"] / matched["ranks"]).sum())
     return {
-        "wait_us_a_rank": _us(wait) if len(met) else None,
-        "excess_of_wait_pct": _pct(float(met["excess_ns"].sum()), wait) if len(met) else None,
+        "wait_us_a_rank": _us(wait) if len(matched) else None,
+        "excess_of_wait_pct": _pct(float(matched["excess_ns"].sum()), wait) if len(matched) else None,
     }
 
 
-def _per_layer(whole: pl.DataFrame) -> list[dict[str, Any]]:
-    found = []
-    for (layer,), mine in whole.sort(*KEY).group_by("layer_idx", maintain_order=True):
-        excess, slowest = float(mine["excess_ns"].sum()), int(mine["max_own_ns"].sum())
-        met = mine.filter(pl.col("collectives") > 0)
-        found.append(
+def _per_layer(whole_cells: pl.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for (layer,), layer_cells in whole_cells.sort(*KEY).group_by("layer_idx", maintain_order=True):
+        excess, slowest = float(layer_cells["excess_ns"].sum()), int(layer_cells["max_own_ns"].sum())
+        matched = layer_cells.filter(pl.col("collectives") > 0)
+        rows.append(
             {
                 "layer_idx": layer,
-                "cells": len(mine),
-                "mean_own_us": _us(mine["mean_own_ns"].sum()),
+                "cells": len(layer_cells),
+                "mean_own_us": _us(layer_cells["mean_own_ns"].sum()),
                 "max_own_us": _us(slowest),
                 "excess_us": _us(excess),
-                "excess_us_a_step": _quantiles(mine["excess_ns"]),
-                "largest": _largest(mine),
+                "excess_us_a_step": _quantiles(layer_cells["excess_ns"]),
+                "largest": _largest(layer_cells),
                 "of_layer_pct": _pct(excess, slowest),
-                "slowest_rank": _shares(mine["slowest_rank"], "cells")[0],
-                "collectives": int(mine["collectives"].sum()),
-                "wait_us": _us(met["wait_ns"].sum()) if len(met) else None,
-                "transfer_us": _us(met["transfer_ns"].sum()) if len(met) else None,
-                **_of_waiting(mine),
+                "slowest_rank": _shares(layer_cells["slowest_rank"], "cells")[0],
+                "collectives": int(layer_cells["collectives"].sum()),
+                "wait_us": _us(matched["wait_ns"].sum()) if len(matched) else None,
+                "transfer_us": _us(matched["transfer_ns"].sum()) if len(matched) else None,
+                **_of_waiting(layer_cells),
             }
         )
-    return sorted(found, key=lambda row: row["layer_idx"])
+    return sorted(rows, key=lambda row: row["layer_idx"])
 
 
 def _largest(cells: pl.DataFrame) -> dict[str, Any]:
@@ -122,20 +122,20 @@ def _largest(cells: pl.DataFrame) -> dict[str, Any]:
     return {"step": top["step"], "excess_us": _us(top["excess_ns"]), "rank": top["slowest_rank"]}
 
 
-def waiting(whole: pl.DataFrame) -> dict[str, Any]:
+def waiting(all_kernels: pl.DataFrame) -> dict[str, Any]:
     """Waiting and transfer of the collectives inside the selection (``kept``).
 
     Parameters:
-        whole: of the whole capture, see ``wait_transfer.Split.frame``.
+        all_kernels: of the whole capture, see ``wait_transfer.Split.frame``.
     """
-    parts = list(whole.iter_slices(ROWS_AT_ONCE)) or [whole]
+    parts = list(all_kernels.iter_slices(ROWS_AT_ONCE)) or [all_kernels]
     split = _totals(parts)
     return {
         **_sums(split),
         **_of_all(split),
         "not_split": [
-            {"reason": reason, **_left(mine), "meaning": MEANINGS[reason]}
-            for (reason,), mine in _grouped(split.filter(pl.col("reason").is_not_null()), "reason")
+            {"reason": reason, **_left(rows), "meaning": MEANINGS[reason]}
+            for (reason,), rows in _grouped(split.filter(pl.col("reason").is_not_null()), "reason")
         ],
         "in_layers": _sums(split.filter("in_layer")),
         "outside_layers": _sums(split.filter(~pl.col("in_layer"))),
@@ -144,8 +144,8 @@ def waiting(whole: pl.DataFrame) -> dict[str, Any]:
         "launched_eagerly": _sums(split.filter(~pl.col("graph"))),
         "launched_by_graphs": _sums(split.filter("graph")),
         "by_kernel": [
-            {"kernel_name": name, "group_kind": kind, "ranks": ranks, **_sums(mine)}
-            for (name, kind, ranks), mine in _grouped(split, "kernel_name", "group_kind", "ranks")
+            {"kernel_name": name, "group_kind": kind, "ranks": ranks, **_sums(rows)}
+            for (name, kind, ranks), rows in _grouped(split, "kernel_name", "group_kind", "ranks")
         ],
         "last_rank": _last_ranks(parts),
     }
@@ -154,12 +154,12 @@ def waiting(whole: pl.DataFrame) -> dict[str, Any]:
 def _totals(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
     """Kernels, their time, wait and transfer by all that :func:`waiting` tells them apart by."""
     step, start = ["rank", "step"], pl.col("start").min()
-    begun = pl.concat([part.group_by(step).agg(start) for part in parts]).group_by(step).agg(begun=start)
+    begin_times = pl.concat([part.group_by(step).agg(start) for part in parts]).group_by(step).agg(begun=start)
     by = ["in_layer", "first", "graph", "kernel_name", "group_kind", "ranks", "reason"]
     sums = ["kernels", "time_ns", "wait_ns", "transfer_ns"]
-    found = [
+    sums_of_parts = [
         part.filter("kept")
-        .join(begun, on=step, how="left", nulls_equal=True)
+        .join(begin_times, on=step, how="left", nulls_equal=True)
         .select(
             *("graph", "kernel_name", "group_kind", "ranks", "reason", "wait_ns", "transfer_ns"),
             in_layer=pl.col("layer").is_not_null(),
@@ -171,7 +171,7 @@ def _totals(parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
         .agg(pl.col(sums).sum())
         for part in parts
     ]
-    return pl.concat(found).group_by(by).agg(pl.col(sums).sum())
+    return pl.concat(sums_of_parts).group_by(by).agg(pl.col(sums).sum())
 
 
 def _last_ranks(parts: Sequence[pl.DataFrame]) -> list[dict[str, Any]]:
@@ -215,8 +215,8 @@ def _left(kernels: pl.DataFrame) -> dict[str, Any]:
 
 def _grouped(totals: pl.DataFrame, *by: str) -> list[tuple[tuple[Any, ...], pl.DataFrame]]:
     """Groups, those with the most kernels first."""
-    found = [(key, mine) for key, mine in totals.sort(by).group_by(by, maintain_order=True)]
-    return sorted(found, key=lambda item: -int(item[1]["kernels"].sum()))
+    groups = [(key, rows) for key, rows in totals.sort(by).group_by(by, maintain_order=True)]
+    return sorted(groups, key=lambda item: -int(item[1]["kernels"].sum()))
 
 
 def _shares(ranks: pl.Series, what: str) -> list[dict[str, Any]]:
@@ -227,8 +227,8 @@ def _shares(ranks: pl.Series, what: str) -> list[dict[str, Any]]:
 def _by_number(counts: pl.DataFrame, what: str) -> list[dict[str, Any]]:
     """Shares of a rank each (null: of none) and its number ``n``, those with the most first."""
     rank, total = counts.columns[0], int(counts["n"].sum())
-    found = counts.drop_nulls().sort(["n", rank], descending=[True, False])
-    return [{"rank": rank, what: n, "pct": _pct(n, total)} for rank, n in found.iter_rows()]
+    ranked = counts.drop_nulls().sort(["n", rank], descending=[True, False])
+    return [{"rank": rank, what: n, "pct": _pct(n, total)} for rank, n in ranked.iter_rows()]
 
 
 def _quantiles(ns: pl.Series) -> dict[str, float | None]:
@@ -239,5 +239,5 @@ def _us(ns: Any) -> float | None:
     return None if ns is None else round(float(ns) / 1e3, 3)
 
 
-def _pct(part: float, whole: float) -> float | None:
-    return 100.0 * part / whole if whole else None
+def _pct(part: float, total: float) -> float | None:
+    return 100.0 * part / total if total else None

@@ -57,23 +57,23 @@ def tokens_by_layer(topk: TopkTable) -> dict[int, LayerTokens]:
     length = int(topk.token.max(initial=0)) - min(0, int(topk.token.min(initial=0))) + 1
     base = number.to_numpy().astype(np.int64) * length
     runs = topk.runs.select("layer", "top_k").with_row_index("run")
-    found: dict[int, LayerTokens] = {}
-    for (layer,), mine in sorted(runs.partition_by("layer", as_dict=True).items()):
-        at = mine["run"].to_numpy()
-        part = topk.take(mine["run"].cast(pl.Int64))
+    by_layer: dict[int, LayerTokens] = {}
+    for (layer,), layer_runs in sorted(runs.partition_by("layer", as_dict=True).items()):
+        at = layer_runs["run"].to_numpy()
+        part = topk.take(layer_runs["run"].cast(pl.Int64))
         every: Ints = np.repeat(base[at], part.runs["tokens"].to_numpy()) + part.token.astype(np.int64)
-        tokens, chosen = every, part.experts[:, : max(mine["top_k"].to_list())]
+        tokens, chosen = every, part.experts[:, : max(layer_runs["top_k"].to_list())]
         if not (every[1:] > every[:-1]).all():
             tokens, first = np.unique(every, return_index=True)
             chosen = chosen[first]
         ordered = np.sort(chosen, axis=1)
-        whole = (chosen >= 0).all(axis=1) & (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
-        if not whole.all():
-            tokens, chosen = tokens[whole], chosen[whole]
+        complete = (chosen >= 0).all(axis=1) & (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
+        if not complete.all():
+            tokens, chosen = tokens[complete], chosen[complete]
         seen = np.bincount(chosen.reshape(-1)) > 0
         place = (np.cumsum(seen) - 1).astype(np.int32)
-        found[int(layer)] = LayerTokens(int(layer), tokens, place[chosen], np.flatnonzero(seen))
-    return found
+        by_layer[int(layer)] = LayerTokens(int(layer), tokens, place[chosen], np.flatnonzero(seen))
+    return by_layer
 
 
 def common_rows(a: LayerTokens, b: LayerTokens) -> tuple[Ints, Ints]:
@@ -85,9 +85,9 @@ def common_rows(a: LayerTokens, b: LayerTokens) -> tuple[Ints, Ints]:
     return in_a, in_b
 
 
-def evenly(rows: int, most: int) -> Ints:
-    """At most ``most`` positions among ``rows``, evenly spread; all where they are not more."""
-    return np.arange(rows) if rows <= most else np.arange(most) * rows // most
+def evenly(rows: int, count: int) -> Ints:
+    """At most ``count`` positions among ``rows``, evenly spread; all where they are not more."""
+    return np.arange(rows) if rows <= count else np.arange(count) * rows // count
 
 
 @dataclass(frozen=True)
@@ -155,13 +155,13 @@ def mutual_information_bits(pairs: Joint) -> float:
 def chance_bits(a: Ints, b: Ints, rounds: int) -> float:
     """Mean plug-in mutual information after the second layer's tokens were shuffled: what this sample shows without
     any connection. The experts of either layer keep their frequencies."""
-    found = 0.0
+    bits = 0.0
     of_a, of_b = np.bincount(a.reshape(-1)), np.bincount(b.reshape(-1))
     first, second = _by_choice(a), _by_choice(b)
     for at in range(1, rounds + 1):
         moved = second.take(shuffled(len(b), at), axis=1)
-        found += mutual_information_bits(_joint(first, moved, of_a, of_b))
-    return found / rounds
+        bits += mutual_information_bits(_joint(first, moved, of_a, of_b))
+    return bits / rounds
 
 
 @lru_cache(maxsize=MOST_SHUFFLES)

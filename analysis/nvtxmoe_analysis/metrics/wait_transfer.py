@@ -116,72 +116,74 @@ def _known(frame: pl.DataFrame) -> tuple[Bools, Bools]:
 
 
 def _filled(
-    found: CollectiveKernels,
+    kernels: CollectiveKernels,
     waits: Bools,
     tensor: Bools,
     groups: Mapping[str, pl.DataFrame],
     epochs: Sequence[int | None],
 ) -> _Filled:
-    chosen = _choose(found, waits, tensor, groups, len(epochs))
-    everything = [one for of_kind in chosen.met.values() for one in of_kind]
-    filled = _Filled(found, align(extents(found, everything, len(epochs)), epochs), chosen.reason)
-    for kind, of_kind in chosen.met.items():
-        for one in of_kind:
-            for some in _some(one):
-                filled.fill(list(groups).index(kind), some)
+    chosen = _choose(kernels, waits, tensor, groups, len(epochs))
+    everything = [matched for of_kind in chosen.matched.values() for matched in of_kind]
+    filled = _Filled(kernels, align(extents(kernels, everything, len(epochs)), epochs), chosen.reason)
+    for kind, of_kind in chosen.matched.items():
+        for matched in of_kind:
+            for part_of_matches in _in_parts(matched):
+                filled.fill(list(groups).index(kind), part_of_matches)
     return filled
 
 
-def _some(met: MatchedCollectives) -> Iterator[MatchedCollectives]:
+def _in_parts(matched: MatchedCollectives) -> Iterator[MatchedCollectives]:
     """Some collectives at a time."""
-    parts = 1 + met.rows.size // KERNELS_AT_ONCE
-    return (MatchedCollectives(rows) for rows in np.array_split(met.rows, parts))
+    parts = 1 + matched.rows.size // KERNELS_AT_ONCE
+    return (MatchedCollectives(rows) for rows in np.array_split(matched.rows, parts))
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    met: dict[str, list[MatchedCollectives]]
+    matched: dict[str, list[MatchedCollectives]]
     reason: Codes
 
 
 def _choose(
-    found: CollectiveKernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int
+    kernels: CollectiveKernels, waits: Bools, tensor: Bools, groups: Mapping[str, pl.DataFrame], reports: int
 ) -> _Chosen:
     """Which kind of group each name takes part in: the widest one in which its collectives hold together."""
-    reason = np.full(len(found), NOT_WAITING, dtype=np.int8)
-    reason[waits] = match(found, narrowed(np.flatnonzero(waits)), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
-    met: dict[str, list[MatchedCollectives]] = {}
-    most = int(found.family.max(initial=-1)) + 1
-    left, told = waits.copy(), np.zeros(len(found), dtype=np.bool_)
+    reason = np.full(len(kernels), NOT_WAITING, dtype=np.int8)
+    reason[waits] = match(kernels, narrowed(np.flatnonzero(waits)), pl.DataFrame(schema=SCHEMA))[1]  # as if in no group
+    matched_by_kind: dict[str, list[MatchedCollectives]] = {}
+    families = int(kernels.family.max(initial=-1)) + 1
+    left, judged = waits.copy(), np.zeros(len(kernels), dtype=np.bool_)
     for kind, of_kind in groups.items():
         rows = narrowed(np.flatnonzero(left & ~(tensor & (kind != TENSOR) & (TENSOR in groups))))
-        matched, why = match(found, rows, of_kind)
-        holds, breaks = _holding(extents(found, matched, reports), most)
-        family = found.family[rows]
+        matched, why = match(kernels, rows, of_kind)
+        holds, breaks = _holding(extents(kernels, matched, reports), families)
+        family = kernels.family[rows]
         fits = holds[family]
         off = breaks[family] & (why == SPLIT)
         why[off] = NOT_SIMULTANEOUS
         # A kernel that holds together in no group keeps the reason of the widest, or that it does not.
-        fresh = fits | off | ~told[rows]
+        fresh = fits | off | ~judged[rows]
         reason[rows[fresh]] = why[fresh]
-        told[rows] = True
+        judged[rows] = True
         left[rows[fits]] = False
-        kept = [_only(one, holds[found.family[one.rows[:, 0]]]) for one in matched]
-        met[kind] = _in_order(found, kept, rows[fits], of_kind, reason)
-    return _Chosen(met, reason)
+        aligned_matches = [
+            _only(matched_part, holds[kernels.family[matched_part.rows[:, 0]]]) for matched_part in matched
+        ]
+        matched_by_kind[kind] = _in_order(kernels, aligned_matches, rows[fits], of_kind, reason)
+    return _Chosen(matched_by_kind, reason)
 
 
 def _in_order(
-    found: CollectiveKernels, met: list[MatchedCollectives], rows: AnyInts, groups: pl.DataFrame, reason: Codes
+    kernels: CollectiveKernels, matched: list[MatchedCollectives], rows: AnyInts, groups: pl.DataFrame, reason: Codes
 ) -> list[MatchedCollectives]:
     """Of collectives outside layers those of steps in which the names come in the same order on all ranks."""
-    rows = rows[(found.layer[rows] < 0) & ((reason[rows] == SPLIT) | (reason[rows] == NUMBERS_DIFFER))]
-    reason[rows[~order_agrees(found, rows, groups)]] = ORDER_DIFFERS
-    return [_only(one, reason[one.rows[:, 0]] == SPLIT) for one in met]
+    rows = rows[(kernels.layer[rows] < 0) & ((reason[rows] == SPLIT) | (reason[rows] == NUMBERS_DIFFER))]
+    reason[rows[~order_agrees(kernels, rows, groups)]] = ORDER_DIFFERS
+    return [_only(part, reason[part.rows[:, 0]] == SPLIT) for part in matched]
 
 
-def _only(met: MatchedCollectives, these: Bools) -> MatchedCollectives:
-    return met if these.all() else MatchedCollectives(met.rows[these])
+def _only(matched: MatchedCollectives, these: Bools) -> MatchedCollectives:
+    return matched if these.all() else MatchedCollectives(matched.rows[these])
 
 
 def _holding(seen: CollectiveBounds, families: int) -> tuple[Bools, Bools]:
@@ -189,9 +191,9 @@ def _holding(seen: CollectiveBounds, families: int) -> tuple[Bools, Bools]:
     don't; neither of a family that has none."""
     holds, breaks = np.zeros(families, dtype=np.bool_), np.zeros(families, dtype=np.bool_)
     for family in seen.families():
-        mine = seen.of_family(family)
-        lines = (fit_line(*mine.bounds(int(a), int(b))) for a, b in np.argwhere(np.triu(mine.shared(), 1)))
-        broken = mine.contradictions(TOLERANCE_NS)
+        bounds = seen.of_family(family)
+        lines = (fit_line(*bounds.bounds(int(a), int(b))) for a, b in np.argwhere(np.triu(bounds.shared(), 1)))
+        broken = bounds.contradictions(TOLERANCE_NS)
         holds[family] = broken.mean() <= MOST_CONTRADICTIONS and all(line.fits for line in lines)
         breaks[family] = not holds[family]
     return holds, breaks
@@ -201,7 +203,7 @@ def _holding(seen: CollectiveBounds, families: int) -> tuple[Bools, Bools]:
 class _Filled:
     """The columns, filled in by :meth:`fill`."""
 
-    found: CollectiveKernels
+    kernels: CollectiveKernels
     aligned: Sequence[Aligned]
     reason: Codes
     compared: int = 0
@@ -212,7 +214,7 @@ class _Filled:
     _values: dict[str, AnyInts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        of_rank = self.found.rank.dtype
+        of_rank = self.kernels.rank.dtype
         types: dict[str, npt.DTypeLike] = {
             "group_kind": np.int8,
             "group": of_rank,
@@ -220,14 +222,14 @@ class _Filled:
             "last_rank": of_rank,
         }
         types |= {"wait_ns": np.int64, "transfer_ns": np.int64}
-        self._values = {name: np.zeros(len(self.found), dtype) for name, dtype in types.items()}
-        self._start = moved(self.found.start, self.found.report, self.aligned)
-        self._residual = residuals(self.found.start, self.found.report, self.aligned)
+        self._values = {name: np.zeros(len(self.kernels), dtype) for name, dtype in types.items()}
+        self._start = moved(self.kernels.start, self.kernels.report, self.aligned)
+        self._residual = residuals(self.kernels.start, self.kernels.report, self.aligned)
 
-    def fill(self, kind: int, met: MatchedCollectives) -> None:
+    def fill(self, kind: int, matched: MatchedCollectives) -> None:
         """Split collectives of one kind and size of groups."""
-        rows = met.rows[self._comparable(met.rows)]
-        start, rank = self._start[rows], self.found.rank[rows]
+        rows = matched.rows[self._comparable(matched.rows)]
+        start, rank = self._start[rows], self.kernels.rank[rows]
         end = start + self._duration(rows)
         last, first_end = start.max(axis=1), end.min(axis=1)
         several = self._several(rows)
@@ -253,34 +255,34 @@ class _Filled:
         self._values["group_kind"][rows] = kind
 
     def _duration(self, rows: AnyInts) -> Ints:
-        return self.found.end[rows] - self.found.start[rows]
+        return self.kernels.end[rows] - self.kernels.start[rows]
 
     def _several(self, rows: AnyInts) -> Bools:
         """Which collectives are over several reports."""
-        reports = self.found.report[rows]
+        reports = self.kernels.report[rows]
         several: Bools = (reports != reports[:, :1]).any(axis=1)
         return several
 
     def _comparable(self, rows: AnyInts) -> Bools:
         """Collectives whose ranks' clocks are known against each other; the others are told so."""
-        fits = np.array([one.fits for one in self.aligned])[self.found.report[rows]].all(axis=1)
-        most = np.maximum(MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE * self._duration(rows).mean(axis=1))
-        comparable: Bools = ~self._several(rows) | (fits & (self._residual[rows].max(axis=1) <= most))
+        fits = np.array([report.fits for report in self.aligned])[self.kernels.report[rows]].all(axis=1)
+        max_residual_ns = np.maximum(MOST_RESIDUAL_NS, MOST_RESIDUAL_SHARE * self._duration(rows).mean(axis=1))
+        comparable: Bools = ~self._several(rows) | (fits & (self._residual[rows].max(axis=1) <= max_residual_ns))
         self.refused += int((~comparable).sum())
         self.reason[rows[~comparable].ravel()] = NOT_ALIGNED
         return comparable
 
     def columns(self, kinds: list[str]) -> list[pl.Series]:
         """The columns of COLUMNS; what was filled in is gone then."""
-        ordinal = pl.Series(self.found.ordinal)
-        del self.found, self._start, self._residual
+        ordinal = pl.Series(self.kernels.ordinal)
+        del self.kernels, self._start, self._residual
         fine = pl.Series(self.reason == SPLIT)
-        found = {"ordinal": ordinal, "reason": _texts([None, *REASONS[1:]], self.reason)}
+        columns = {"ordinal": ordinal, "reason": _texts([None, *REASONS[1:]], self.reason)}
         for name in list(self._values):
             values = self._values.pop(name)
             column = _texts([*kinds, None], values) if name == "group_kind" else pl.Series(values)
-            found[name] = pl.select(pl.when(fine).then(column.cast(COLUMNS[name]))).to_series()
-        return [found[name].cast(dtype).alias(name) for name, dtype in COLUMNS.items()]
+            columns[name] = pl.select(pl.when(fine).then(column.cast(COLUMNS[name]))).to_series()
+        return [columns[name].cast(dtype).alias(name) for name, dtype in COLUMNS.items()]
 
 
 def _texts(texts: Sequence[str | None], numbers: npt.NDArray[np.integer[Any]]) -> pl.Series:

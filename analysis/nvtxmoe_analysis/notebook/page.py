@@ -68,10 +68,10 @@ def summary(
     names = "".join(f"<li><code>results.chart({escape(repr(n))})</code> {escape(t)}</li>" for n, t in charts.items())
     listed = ", ".join(f"<code>{escape(name)}</code>" for name in outputs)
     capture = f" &middot; capture {escape(verdict)}" if verdict else ""
-    lacking = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
+    reasons_html = "".join(f"<li>{escape(reason)}</li>" for reason in reasons)
     return (
         f"<div><p><b>nvtxmoe results</b> in <code>{escape(str(folder))}</code>{capture}</p>"
-        + (f"<ul>{lacking}</ul>" if lacking else "")
+        + (f"<ul>{reasons_html}</ul>" if reasons_html else "")
         + (f"<ol>{items}</ol>" if items else "<p>No finding.</p>")
         + f"<details><summary>Charts</summary><ul>{names}</ul></details>"
         + f"<details><summary>Tables and documents</summary><p>{listed}</p></details>"

@@ -47,7 +47,7 @@ MOST_FACTOR = 1000.0
 SUMS = ("cells", "assignments", "slots", "over_capacity", "empty_slots", "cells_over")
 
 
-def factors(given: Iterable[float]) -> tuple[float, ...]:
+def factors(extra_factors: Iterable[float]) -> tuple[float, ...]:
     """``CAPACITY_FACTORS`` and those given, rising.
 
     Raises:
@@ -55,7 +55,7 @@ def factors(given: Iterable[float]) -> tuple[float, ...]:
     """
     from nvtxmoe_analysis.run.run_facts import CAPACITY_FACTORS  # noqa: PLC0415  see registry
 
-    every = {*CAPACITY_FACTORS, *(float(factor) for factor in given)}
+    every = {*CAPACITY_FACTORS, *(float(factor) for factor in extra_factors)}
     for factor in every:
         if not 0 < factor <= MOST_FACTOR:
             raise NvtxmoeError(f"{factor:g} is no capacity factor", remedy=f"Give one up to {MOST_FACTOR:g}, as 1.1")
@@ -76,8 +76,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
         for factor in results.capacity_factors
     ]
     by_layer = pl.concat(parts).sort("layer_idx", "capacity_factor")
-    whole = by_layer.group_by("capacity_factor").agg(pl.col(SUMS).sum()).sort("capacity_factor")
-    both = pl.concat([by_layer, whole.select(pl.lit(None, pl.Int64).alias("layer_idx"), pl.all())])
+    all_layers = by_layer.group_by("capacity_factor").agg(pl.col(SUMS).sum()).sort("capacity_factor")
+    both = pl.concat([by_layer, all_layers.select(pl.lit(None, pl.Int64).alias("layer_idx"), pl.all())])
     return both.select(
         "layer_idx",
         "capacity_factor",
@@ -92,8 +92,8 @@ def build(results: RunMetrics) -> pl.DataFrame:
     )
 
 
-def _pct(part: str, whole: str) -> pl.Expr:
-    return pl.when(pl.col(whole) > 0).then(100.0 * pl.col(part) / pl.col(whole))
+def _pct(part: str, total: str) -> pl.Expr:
+    return pl.when(pl.col(total) > 0).then(100.0 * pl.col(part) / pl.col(total))
 
 
 def capacity(assignments: Ints, experts: Ints, factor: float) -> Ints:

@@ -43,7 +43,7 @@ def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
         "verdict": verdict(checks),
         "reasons": [check.message for check in checks if check.status == FAIL],
         "checks": [
-            {"name": c.name, "status": c.status, "message": c.message, "figures": dict(c.figures)} for c in checks
+            {"name": c.name, "status": c.status, "message": c.message, "figures": dict(c.evidence)} for c in checks
         ],
         "coverage": None if results.direct else coverage(results.reports),
         "selection": {
@@ -61,7 +61,8 @@ def validate(results: RunMetrics) -> tuple[list[Check], dict[str, Any]]:
         "options": results.options,
         "inputs": [_session(report) if report.direct else _input(report) for report in results.reports],
         "failed_inputs": [
-            {"path": str(one.source), "error": one.error, "attempts": one.attempts} for one in results.failed
+            {"path": str(failure.source), "error": failure.error, "attempts": failure.attempts}
+            for failure in results.failed
         ],
     }
 
@@ -79,16 +80,16 @@ def coverage(reports: Sequence[CaptureFacts]) -> dict[str, Any]:
     )
     classes: dict[str, Any] = {}
     for code, name in enumerate(CLASSES):
-        mine = total.filter(pl.col("class") == code)
-        if code == IMPLAUSIBLE and mine.is_empty():
+        of_class = total.filter(pl.col("class") == code)
+        if code == IMPLAUSIBLE and of_class.is_empty():
             continue
         classes[name] = {
-            **_sums(mine),
-            "kinds": {KINDS[k]: _sums(mine.filter(pl.col("kind") == k)) for k in mine["kind"].unique().sort()},
+            **_sums(of_class),
+            "kinds": {KINDS[k]: _sums(of_class.filter(pl.col("kind") == k)) for k in of_class["kind"].unique().sort()},
         }
-        reasons = [r for r in mine["reason"].unique().sort() if REASONS[r]]
+        reasons = [r for r in of_class["reason"].unique().sort() if REASONS[r]]
         if reasons or name == "unplaced":
-            classes[name]["reasons"] = {REASONS[r]: _sums(mine.filter(pl.col("reason") == r)) for r in reasons}
+            classes[name]["reasons"] = {REASONS[r]: _sums(of_class.filter(pl.col("reason") == r)) for r in reasons}
     in_steps = sum(classes[name]["time_ns"] for name in ("in_layer", "in_step", "unplaced"))
     placed = classes["in_layer"]["time_ns"] + classes["in_step"]["time_ns"]
     outside = (
@@ -131,13 +132,13 @@ def _input(report: CaptureFacts) -> dict[str, Any]:
         "gpu_operations": report.operations,
         "steps": len(report.steps),
         "processes": [
-            {"pid": pid & nsys_tables.PID_MASK, **_said(meta)}
+            {"pid": pid & nsys_tables.PID_MASK, **_identity_fields(meta)}
             for pid, meta in sorted(report.metas.items(), key=lambda item: item[1].rank)
         ],
     }
 
 
-def _said(meta: Meta) -> dict[str, Any]:
+def _identity_fields(meta: Meta) -> dict[str, Any]:
     return {**{k: meta.raw[k] for k in _SAID if k in meta.raw}, "layers": len(meta.layers)}
 
 
@@ -158,7 +159,7 @@ def _session(report: CaptureFacts) -> dict[str, Any]:
                 "truncated_tail": file.truncated,
                 "lost": dict(file.last_words.lost),
                 "failures": dict(file.last_words.failures),
-                **(_said(report.metas[number]) if number in report.metas else {}),
+                **(_identity_fields(report.metas[number]) if number in report.metas else {}),
             }
             for number, file in report.events.journals.items()
         ],
@@ -167,5 +168,5 @@ def _session(report: CaptureFacts) -> dict[str, Any]:
 
 def _pid(file: JournalFile, meta: Meta | None) -> int | None:
     """The process's id: a journal that was given another name tells it in moe.meta."""
-    said = meta.raw.get("pid") if meta is not None and file.pid is None else file.pid
-    return said if isinstance(said, int) else None
+    pid = meta.raw.get("pid") if meta is not None and file.pid is None else file.pid
+    return pid if isinstance(pid, int) else None

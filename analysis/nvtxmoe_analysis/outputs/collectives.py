@@ -90,5 +90,5 @@ def _numbers(values: pl.Series) -> AnyInts:
     if values.dtype == pl.String:
         number = codes(values)
         return np.where(number < 0, number.max(initial=-1) + 1, number)
-    most: int = values.max() or 0  # type: ignore[assignment]
-    return narrowed(values.fill_null(most + 1).to_numpy())
+    largest: int = values.max() or 0  # type: ignore[assignment]
+    return narrowed(values.fill_null(largest + 1).to_numpy())

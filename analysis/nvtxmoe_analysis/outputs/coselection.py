@@ -75,8 +75,8 @@ def _from_samples(results: RunMetrics) -> dict[int, Pairs]:
     topk = results.routing.topk
     out: dict[int, Pairs] = {}
     for layer in topk.runs["layer"].unique().to_list():
-        mine = topk.take((topk.runs["layer"] == layer).arg_true())
-        chosen = mine.experts.astype(np.int64)
+        layer_topk = topk.take((topk.runs["layer"] == layer).arg_true())
+        chosen = layer_topk.experts.astype(np.int64)
         number = max(1, int(chosen.max(initial=-1)) + 1)
         out[layer] = (*_counted(_coded(chosen, number), number * number, chosen.size), number, len(chosen))
     return out
@@ -130,10 +130,10 @@ def _spans(table: PairTable, metas: Mapping[int, Meta]) -> pl.DataFrame:
     return table.spans.with_row_index("at").with_columns(group=pl.coalesce(group, -1 - pl.col("rank")))
 
 
-def _added(one: Triangle, other: Triangle) -> Triangle:
+def _added(first: Triangle, other: Triangle) -> Triangle:
     """Sum of two squares, the smaller one filled up with zeros."""
-    size = max(len(one), len(other))
-    return sum((np.pad(part, (0, size - len(part))) for part in (one, other)), np.zeros((size, size), dtype=np.int64))
+    size = max(len(first), len(other))
+    return sum((np.pad(part, (0, size - len(part))) for part in (first, other)), np.zeros((size, size), dtype=np.int64))
 
 
 def _selected(spans: pl.DataFrame, selection: Selection) -> pl.DataFrame:

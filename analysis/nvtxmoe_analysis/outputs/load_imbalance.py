@@ -42,12 +42,14 @@ def build(results: RunMetrics) -> pl.DataFrame:
 
     ``timestamp_sec`` is null where the step's range was not captured.
     """
-    begun = results.steps.select("rank", "step", "timestamp_ns").unique(["rank", "step"], keep="first")
+    begin_times = results.steps.select("rank", "step", "timestamp_ns").unique(["rank", "step"], keep="first")
     # Divided by numpy: polars multiplies by a scalar's reciprocal, which rounds twice.
-    begun = begun.with_columns(timestamp_sec=pl.Series(begun["timestamp_ns"].to_numpy() / 1e9))
+    begin_times = begin_times.with_columns(timestamp_sec=pl.Series(begin_times["timestamp_ns"].to_numpy() / 1e9))
     cells, features = results.routing.counts.cells, results.features
     first, layers = runs(cells["rank"].to_numpy(), cells["step"].to_numpy())  # a step's layers stand together
-    steps = cells.select("rank", "step")[first].join(begun, on=["rank", "step"], how="left", maintain_order="left")
+    steps = cells.select("rank", "step")[first].join(
+        begin_times, on=["rank", "step"], how="left", maintain_order="left"
+    )
     table = pl.DataFrame(
         [
             cells["layer"].alias("layer_idx"),

@@ -65,8 +65,8 @@ class Results:
         self._read: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        there = ", ".join(name for name in declarations() if self.has(name))
-        return f"Results({str(self.folder)!r}: {there})"
+        present = ", ".join(name for name in declarations() if self.has(name))
+        return f"Results({str(self.folder)!r}: {present})"
 
     def has(self, name: str) -> bool:
         """Return whether the file of a frame or document is there.
@@ -96,8 +96,8 @@ class Results:
             raise no_such("frame", name, tables())
         if name not in self._read:
             self._read[name] = read_frame(self._present(name), tables()[name])
-        found: pl.DataFrame = self._read[name]
-        return found
+        frame: pl.DataFrame = self._read[name]
+        return frame
 
     def is_read(self, name: str) -> bool:
         """Return whether a table or document has been read and is kept."""
@@ -113,8 +113,8 @@ class Results:
             raise no_such("document", name, documents())
         if name not in self._read:
             self._read[name] = _read_document(self._present(name))
-        found: dict[str, Any] = self._read[name]
-        return found
+        document: dict[str, Any] = self._read[name]
+        return document
 
     def __getattr__(self, name: str) -> Any:
         """A table (``polars.DataFrame``) or document (``dict``) by its name."""
@@ -220,8 +220,8 @@ def _typed(texts: pl.Series) -> pl.Series:
     return unmark(texts)
 
 
-def _require(file: Path, declared: Table, found: list[str]) -> None:
-    missing = [name for name in declared.types if name not in found]
+def _require(file: Path, declared: Table, columns: list[str]) -> None:
+    missing = [name for name in declared.types if name not in columns]
     if missing:
         raise NvtxmoeError(
             f"no column {', '.join(missing)}: another version of nvtxmoe wrote it, or another program changed it",

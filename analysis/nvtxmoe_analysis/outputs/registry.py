@@ -35,15 +35,17 @@ def _modules() -> tuple[ModuleType, ...]:
 @cache
 def tables() -> Mapping[str, Table]:
     """Every table by name, in the order in which they are listed to people."""
-    found: list[Table] = [module.TABLE for module in _modules() if hasattr(module, "TABLE")]
-    return {table.name: table for table in sorted(found, key=lambda table: (table.order, table.name))}
+    declared: list[Table] = [module.TABLE for module in _modules() if hasattr(module, "TABLE")]
+    return {table.name: table for table in sorted(declared, key=lambda table: (table.order, table.name))}
 
 
 @cache
 def documents() -> Mapping[str, Document]:
     """Every JSON document by name, in the order in which they are listed to people."""
-    found: list[Document] = [module.DOCUMENT for module in _modules() if hasattr(module, "DOCUMENT")]
-    return {document.name: document for document in sorted(found, key=lambda one: (one.order, one.name))}
+    declared: list[Document] = [module.DOCUMENT for module in _modules() if hasattr(module, "DOCUMENT")]
+    return {
+        document.name: document for document in sorted(declared, key=lambda document: (document.order, document.name))
+    }
 
 
 def declarations() -> Mapping[str, Table | Document]:

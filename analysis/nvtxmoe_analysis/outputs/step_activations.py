@@ -42,11 +42,11 @@ def build(results: RunMetrics) -> pl.DataFrame:
     """
     counts = results.routing.counts
     frame = counts.cells.select("rank", "step", pl.col("layer").alias("layer_idx"), "num_tokens")
-    whole = frame.with_columns(counts=_lists(counts))
+    with_counts = frame.with_columns(counts=_lists(counts))
     by = ("rank", "step", "layer_idx")
     if in_order(*(frame[name].to_numpy() for name in by)):  # as a rule: a large table is not copied
-        return whole
-    return whole.sort(by, maintain_order=True)
+        return with_counts
+    return with_counts.sort(by, maintain_order=True)
 
 
 def _lists(counts: CountTable) -> pl.Series:

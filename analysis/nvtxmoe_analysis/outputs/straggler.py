@@ -59,18 +59,18 @@ def document(results: RunMetrics) -> dict[str, Any]:
     from nvtxmoe_analysis.run.parallel_groups import EXPERT  # noqa: PLC0415  see registry
 
     groups = results.rank_groups[EXPERT]
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "reason": _reason(results, groups),
         "ranks": sorted(groups["rank"].to_list()),
         "groups": [
-            {"group": group, "ranks": mine["rank"].to_list(), "ranks_in_group": int(mine["size"][0])}
-            for (group,), mine in groups.sort("group", "rank").group_by("group", maintain_order=True)
+            {"group": group, "ranks": members["rank"].to_list(), "ranks_in_group": int(members["size"][0])}
+            for (group,), members in groups.sort("group", "rank").group_by("group", maintain_order=True)
         ],
     }
     if not results.several_ranks:
-        return {**said, "straggler": None, "collectives": None, "clock": None}
+        return {**fields, "straggler": None, "collectives": None, "clock": None}
     return {
-        **said,
+        **fields,
         "straggler": cost(results.stragglers, results.correlation, groups),
         "collectives": waiting(results.collective_split.frame),
         "clock": describe(results.collective_split, results.reports),

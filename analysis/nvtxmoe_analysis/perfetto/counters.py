@@ -39,13 +39,13 @@ def load(results: RunMetrics, experts: int) -> Load:
         experts: how many of each layer's experts get a counter: those with the most assignments in all.
     """
     counts = results.routing.counts
-    begun = results.steps.select("rank", "step", "report", pl.col("start").alias("time"))
-    begun = begun.unique(["rank", "step"], keep="first", maintain_order=True)
+    begin_times = results.steps.select("rank", "step", "report", pl.col("start").alias("time"))
+    begin_times = begin_times.unique(["rank", "step"], keep="first", maintain_order=True)
     cells = (
         counts.cells.select("rank", "step", "layer", "num_tokens")
         .hstack(results.features.select("max_mean_ratio", "active_experts"))
         .with_row_index("row")
-        .join(begun, on=["rank", "step"], how="left", maintain_order="left")
+        .join(begin_times, on=["rank", "step"], how="left", maintain_order="left")
     )
     timed = cells.filter(pl.col("time").is_not_null())
     parts = [
@@ -53,13 +53,15 @@ def load(results: RunMetrics, experts: int) -> Load:
         for what in OF_LAYER
     ]
     for layer, total in results.totals.items():
-        mine = timed.filter(pl.col("layer") == layer)
+        layer_rows = timed.filter(pl.col("layer") == layer)
         hottest = np.lexsort((np.arange(len(total)), -total))[:experts]
         for expert in hottest[total[hottest] > 0].tolist():
-            column = counts.matrix[mine["row"].to_numpy(), expert] if expert < counts.matrix.shape[1] else None
+            column = counts.matrix[layer_rows["row"].to_numpy(), expert] if expert < counts.matrix.shape[1] else None
             if column is not None:
                 value = pl.Series(column.astype(np.float64))
-                parts.append(mine.select(*_KEY, expert=pl.lit(expert, pl.Int64), what=pl.lit("expert"), value=value))
+                parts.append(
+                    layer_rows.select(*_KEY, expert=pl.lit(expert, pl.Int64), what=pl.lit("expert"), value=value)
+                )
     return Load(pl.concat(parts).drop_nulls("value"), len(cells) - len(timed))
 
 
@@ -75,14 +77,14 @@ def packets(frame: pl.DataFrame, sequence: int) -> Iterator[bytes]:
     frame = frame.sort("time", "uuid", maintain_order=True)
     yield m.sequence_start(sequence, {})
     for part in frame.iter_slices(BLOCK_EVENTS):
-        whole, value = part["whole"].to_numpy(), part["value"].to_numpy()
+        is_integer, value = part["whole"].to_numpy(), part["value"].to_numpy()
         event = Message(
             m.TRACK_EVENT,
             [
                 Raw(number(m.TYPE, m.COUNTED)),
                 Numbers(m.TRACK, part["uuid"].to_numpy()),
-                Numbers(m.COUNTER, np.where(whole, value, 0).astype(np.int64), whole),
-                Doubles(m.DOUBLE_COUNTER, value, ~whole),
+                Numbers(m.COUNTER, np.where(is_integer, value, 0).astype(np.int64), is_integer),
+                Doubles(m.DOUBLE_COUNTER, value, ~is_integer),
             ],
         )
         head = Raw(number(m.SEQUENCE, sequence) + number(m.FLAGS, m.NEEDS_STATE))

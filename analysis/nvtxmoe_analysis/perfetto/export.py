@@ -118,7 +118,7 @@ def check_target(out: Path, inputs: Sequence[Path]) -> None:
     Raises:
         NvtxmoeError: it is so.
     """
-    if any(os.path.realpath(out) == os.path.realpath(one) for one in inputs):
+    if any(os.path.realpath(out) == os.path.realpath(path) for path in inputs):
         raise NvtxmoeError("input and output are the same", where=out, remedy="Name another output")
     try:
         check_file(out)

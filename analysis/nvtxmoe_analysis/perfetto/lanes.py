@@ -33,17 +33,17 @@ def lay(start: Ints, end: Ints, *, nested: bool = False) -> list[Ints]:
     begins, ends = start.tolist(), end.tolist()
     for row in rows.tolist():
         begin, stop = begins[row], ends[row]
-        for stack, told in zip(open_, events, strict=True):
+        for stack, lane_events in zip(open_, events, strict=True):
             while stack and ends[stack[-1]] <= begin:
-                told.append(stack.pop() * 2 + 1)
+                lane_events.append(stack.pop() * 2 + 1)
             if not stack or (nested and stop <= ends[stack[-1]]):
                 break
         else:
-            stack, told = [], []
+            stack, lane_events = [], []
             open_.append(stack)
-            events.append(told)
+            events.append(lane_events)
         stack.append(row)
-        told.append(row * 2)
-    for stack, told in zip(open_, events, strict=True):
-        told.extend(row * 2 + 1 for row in reversed(stack))
-    return [np.array(told, dtype=np.int64) for told in events]
+        lane_events.append(row * 2)
+    for stack, lane_events in zip(open_, events, strict=True):
+        lane_events.extend(row * 2 + 1 for row in reversed(stack))
+    return [np.array(lane_events, dtype=np.int64) for lane_events in events]

@@ -41,22 +41,27 @@ def _track(content: bytes) -> bytes:
 def process(uuid: int, pid: int, name: str, labels: Iterable[str]) -> bytes:
     """The track of a process: its children come in the order in which their ranks say."""
     labelled = b"".join(block(8, label) for label in labels)
-    told = number(1, pid) + block(6, name) + labelled
-    return _track(number(1, uuid) + block(3, told) + number(11, _EXPLICIT))
+    process_fields = number(1, pid) + block(6, name) + labelled
+    return _track(number(1, uuid) + block(3, process_fields) + number(11, _EXPLICIT))
 
 
 def track(uuid: int, parent: int, name: str, order: int, description: str = "") -> bytes:
     """A track of slices, or of other tracks. Those of one name and parent are shown as one."""
-    told = block(14, description) if description else b""
+    description_field = block(14, description) if description else b""
     return _track(
-        number(1, uuid) + number(5, parent) + block(2, name) + number(11, _EXPLICIT) + number(12, order) + told
+        number(1, uuid)
+        + number(5, parent)
+        + block(2, name)
+        + number(11, _EXPLICIT)
+        + number(12, order)
+        + description_field
     )
 
 
 def counter(uuid: int, parent: int, name: str, order: int, unit: str) -> bytes:
     """A track of a counter."""
-    told = number(1, uuid) + number(5, parent) + block(2, name) + number(12, order) + block(8, block(6, unit))
-    return _track(told)
+    fields = number(1, uuid) + number(5, parent) + block(2, name) + number(12, order) + block(8, block(6, unit))
+    return _track(fields)
 
 
 def clock(time_ns: int, unix_ns: int) -> bytes:

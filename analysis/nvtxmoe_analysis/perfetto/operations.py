@@ -89,7 +89,7 @@ def read_placed(
     segments = flatten(classify(push_pop(nvtx), step_ranges(nvtx)))
     launches = Launches(export, segments, progress)
     nodes, classes = GraphNodes(export, segments), KernelClasses(export)
-    kept = steps["kept"].to_numpy() if selection.narrows_work else None
+    kept_steps = steps["kept"].to_numpy() if selection.narrows_work else None
     outside = everything and selection.layers is None
     parts: list[pl.DataFrame] = []
     lost: list[Operations] = []
@@ -102,12 +102,12 @@ def read_placed(
         if left is not None:
             lost.append(left)
             frame = frame.join(left.frame.select("at"), on="at", how="anti", maintain_order="left")
-        parts.append(_inside(batch, frame, classes, kept, selection, outside=outside))
+        parts.append(_inside(batch, frame, classes, kept_steps, selection, outside=outside))
 
     for operations in _read(export, progress):
         place(operations, last=False)
     if lost:  # as attribution does it
-        launches.add({int(c) for one in lost for c in one.frame["correlationId"].drop_nulls().unique()})
+        launches.add({int(c) for batch in lost for c in batch.frame["correlationId"].drop_nulls().unique()})
         for operations in lost.copy():
             place(operations, last=True)
     frame = pl.concat([pl.DataFrame(schema={**COLUMNS, "name": pl.Int64}), *parts])
@@ -129,22 +129,22 @@ def _inside(
     batch: PlacedBatch,
     frame: pl.DataFrame,
     classes: KernelClasses,
-    kept: npt.NDArray[np.bool_] | None,
+    kept_steps: npt.NDArray[np.bool_] | None,
     selection: Selection,
     *,
     outside: bool,
 ) -> pl.DataFrame:
     """The operations of a batch that are wanted; ``frame`` has their columns, in the batch's order."""
     step, slot = steps_and_slots(batch, classes.of(batch.kind, batch.name))
-    wanted = batch.place == IN_LAYER
-    if kept is not None:
-        wanted &= np.append(kept, np.False_)[step]
+    selected = batch.place == IN_LAYER
+    if kept_steps is not None:
+        selected &= np.append(kept_steps, np.False_)[step]
     if selection.layers is not None:
-        wanted &= np.isin(batch.layer, list(selection.layers))
+        selected &= np.isin(batch.layer, list(selection.layers))
     if outside:
-        at, inside = outside_layers(step, slot, kept)
-        wanted[at] = inside
-    rows = np.flatnonzero(wanted)
+        at, inside = outside_layers(step, slot, kept_steps)
+        selected[at] = inside
+    rows = np.flatnonzero(selected)
     in_layer = batch.place[rows] == IN_LAYER
     columns = {
         "pid": batch.pid[rows],
@@ -153,7 +153,7 @@ def _inside(
         "phase": np.where(in_layer, batch.phase[rows], len(PHASE_NAMES) + slot[rows]),
         "graph": batch.graph[rows],
     }
-    taken = frame.select(
+    columns_of_frame = frame.select(
         pl.col("deviceId").alias("device"), pl.col("streamId").alias("stream"), "start", "end", "name"
     )[rows]
-    return pl.DataFrame(columns).hstack(taken).cast(COLUMNS)  # type: ignore[arg-type]
+    return pl.DataFrame(columns).hstack(columns_of_frame).cast(COLUMNS)  # type: ignore[arg-type]

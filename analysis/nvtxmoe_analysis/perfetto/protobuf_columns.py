@@ -181,9 +181,9 @@ class _Leaf:
 def varint_sizes(values: Ints) -> Ints:
     """Bytes that each number takes as a varint: ten where it is negative, as int64 fields have it."""
     sizes = np.ones(len(values), dtype=np.int64)
-    most = int(values.max(initial=0))
+    largest = int(values.max(initial=0))
     for digits in range(1, 9):
-        if most < 1 << 7 * digits:
+        if largest < 1 << 7 * digits:
             break
         sizes += values >= 1 << 7 * digits
     return np.where(values < 0, 10, sizes)
@@ -192,9 +192,9 @@ def varint_sizes(values: Ints) -> Ints:
 def _write_varints(out: Bytes, at: Ints, values: Ints, lengths: Ints) -> None:
     bits = values.astype(np.uint64)
     for digit in range(int(lengths.max(initial=0))):
-        mine = slice(None) if digit == 0 else np.flatnonzero(lengths > digit)
-        more = (lengths[mine] > digit + 1).astype(np.uint8) << 7
-        out[at[mine] + digit] = (bits[mine] >> 7 * digit & 0x7F).astype(np.uint8) | more
+        continued = slice(None) if digit == 0 else np.flatnonzero(lengths > digit)
+        more = (lengths[continued] > digit + 1).astype(np.uint8) << 7
+        out[at[continued] + digit] = (bits[continued] >> 7 * digit & 0x7F).astype(np.uint8) | more
 
 
 def interleave(groups: Sequence[tuple[Encoded, Ints]]) -> bytes:
@@ -203,12 +203,12 @@ def interleave(groups: Sequence[tuple[Encoded, Ints]]) -> bytes:
     Parameters:
         groups: messages, and the place of each in the order; the places of all groups are 0, 1, 2, ...
     """
-    total = sum(len(places) for _, places in groups)
+    total = sum(len(rows) for _, rows in groups)
     sizes = np.zeros(total, dtype=np.int64)
-    for encoded, places in groups:
-        sizes[places] = encoded.sizes
+    for encoded, rows in groups:
+        sizes[rows] = encoded.sizes
     ends = np.cumsum(sizes)
     out = np.empty(int(ends[-1]) if total else 0, dtype=np.uint8)
-    for encoded, places in groups:
-        encoded.write(out, ends[places] - sizes[places])
+    for encoded, rows in groups:
+        encoded.write(out, ends[rows] - sizes[rows])
     return out.tobytes()

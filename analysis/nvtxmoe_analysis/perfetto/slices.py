@@ -102,12 +102,12 @@ class _Columns:
         self._category, categories = _coded(frame["category"])
         self.interned: dict[int, Sequence[str]] = {m.CATEGORIES: categories, m.NAMES: texts, m.ARGUMENT_NAMES: names}
         self._arguments: list[_Argument] = []
-        told: list[str] = []
+        interned_texts: list[str] = []
         for ident, name in enumerate(names, start=1):
-            argument, more = _argument(ident, frame[name], len(told))
+            argument, more = _argument(ident, frame[name], len(interned_texts))
             self._arguments.append(argument)
-            told += more
-        self.interned[m.TEXTS] = told
+            interned_texts += more
+        self.interned[m.TEXTS] = interned_texts
 
     def parts(self, rows: Ints) -> list[Part]:
         """Of the events that begin these slices."""
@@ -132,7 +132,7 @@ class _Argument:
         return Message(m.ANNOTATION, [Raw(number(m.ARGUMENT_NAME, self.ident)), value], present)
 
 
-def _argument(ident: int, column: pl.Series, told: int) -> tuple[_Argument, list[str]]:
+def _argument(ident: int, column: pl.Series, first_text: int) -> tuple[_Argument, list[str]]:
     """An argument, and the texts that it needs; so many are told already."""
     present = column.is_not_null().to_numpy() if column.null_count() else None
     if column.dtype.is_float():
@@ -141,7 +141,7 @@ def _argument(ident: int, column: pl.Series, told: int) -> tuple[_Argument, list
         kind = m.ARGUMENT_BOOL if column.dtype == pl.Boolean else m.ARGUMENT_INT
         return _Argument(ident, kind, column.cast(pl.Int64).fill_null(0).to_numpy(), present), []
     codes, texts = _coded(column)
-    return _Argument(ident, m.ARGUMENT_TEXT, codes + told, present), texts
+    return _Argument(ident, m.ARGUMENT_TEXT, codes + first_text, present), texts
 
 
 def _coded(column: pl.Series) -> tuple[Ints, list[str]]:
@@ -149,8 +149,8 @@ def _coded(column: pl.Series) -> tuple[Ints, list[str]]:
     text = column.cast(pl.Categorical) if column.dtype == pl.String else column
     physical = text.to_physical().fill_null(0).to_numpy().astype(np.int64)
     used, codes = dense(physical)
-    told = np.flatnonzero(column.is_not_null().to_numpy())
+    with_value = np.flatnonzero(column.is_not_null().to_numpy())
     first = np.zeros(len(used), dtype=np.int64)
-    first[codes[told]] = told  # any row that has it
+    first[codes[with_value]] = with_value  # any row that has it
     texts = ["" if value is None else value for value in text.gather(first).cast(pl.String).to_list()]
     return codes + 1, texts

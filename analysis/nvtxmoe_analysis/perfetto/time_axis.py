@@ -43,17 +43,17 @@ def axis_of(results: RunMetrics) -> Axis:
     reports = results.reports
     epochs = [report.recorded_clock()[0] for report in reports]
     lines = [Aligned(i) for i in range(len(reports))] if results.direct else list(results.collective_split.aligned)
-    root = [one.reference if one.line is not None and one.fits else i for i, one in enumerate(lines)]
-    shift = [_shift(one, report) for one, report in zip(lines, reports, strict=True)]
+    root = [line.reference if line.line is not None and line.fits else i for i, line in enumerate(lines)]
+    shift = [_shift(line, report) for line, report in zip(lines, reports, strict=True)]
     clock = COLLECTIVES if any(r != i and lines[i].recorded_violations != 0 for i, r in enumerate(root)) else RECORDED
     known = [epochs[r] for r in root]
     unix: int | None = None
     if len(set(root)) == 1:
         offsets, unix = shift, known[0]
     else:
-        told = [epoch for epoch in known if epoch is not None]
-        if len(told) == len(known):
-            offsets, unix = [epoch + more for epoch, more in zip(told, shift, strict=True)], 0
+        known_epochs = [epoch for epoch in known if epoch is not None]
+        if len(known_epochs) == len(known):
+            offsets, unix = [epoch + more for epoch, more in zip(known_epochs, shift, strict=True)], 0
         else:
             offsets, clock = shift, NONE
     first = min(offsets)
@@ -65,12 +65,12 @@ def axis_of(results: RunMetrics) -> Axis:
     return Axis(tuple(offsets), unix if unix is not None and unix >= 0 else None, OWN if len(reports) == 1 else clock)
 
 
-def _shift(one: Aligned, report: CaptureFacts) -> int:
-    if one.line is None or not one.fits:
+def _shift(line: Aligned, report: CaptureFacts) -> int:
+    if line.line is None or not line.fits:
         return 0
     start = report.steps["start"].drop_nulls().to_numpy()
-    middle = int(start[len(start) // 2]) if len(start) else one.line.origin_ns
-    return int(one.line.at(np.array([middle], dtype=np.int64))[0])
+    middle = int(start[len(start) // 2]) if len(start) else line.line.origin_ns
+    return int(line.line.at(np.array([middle], dtype=np.int64))[0])
 
 
 def _first_times(report: CaptureFacts) -> Sequence[int]:

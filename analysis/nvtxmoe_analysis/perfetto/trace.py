@@ -119,7 +119,7 @@ def trace(
     for index, report in enumerate(results.reports):
         if report.direct:
             continue
-        mine = [one for one in processes if one.report == index]
+        report_processes = [process for process in processes if process.report == index]
         placed = read_placed(
             reopen(index),
             report.steps,
@@ -137,11 +137,11 @@ def trace(
             PHASES_TRACK: tracks.phases(report, placed),
             COLLECTIVES_TRACK: tracks.collectives(split),
         }
-        for one in mine:
+        for process in report_processes:
             for name, frame in frames.items():
-                own = frame.filter(pl.col("pid") == one.pid).drop("pid") if len(frame) else frame
-                yield from _of_threads(writer, name, one.uuid, own, axis.offsets_ns[index])
-        yield from _streams(writer, mine, placed, report, axis.offsets_ns[index])
+                process_rows = frame.filter(pl.col("pid") == process.pid).drop("pid") if len(frame) else frame
+                yield from _of_threads(writer, name, process.uuid, process_rows, axis.offsets_ns[index])
+        yield from _streams(writer, report_processes, placed, report, axis.offsets_ns[index])
 
 
 def _of_threads(writer: _Writer, name: str, parent: int, frame: pl.DataFrame, offset_ns: int) -> Iterator[bytes]:
@@ -178,11 +178,13 @@ def _streams(
     ways = pl.DataFrame({"graph": [False, True], "launched_by": pl.Series(["eager", "graph"], dtype=pl.Categorical)})
     numbers = pl.concat([report.steps["step"], pl.Series([None], dtype=pl.Int64)])  # the last one stands for no step
     streams = placed.frame.select("pid", "device", "stream").unique().sort("device", "stream", nulls_last=True)
-    for one in processes:
-        mine = streams.filter(pl.col("pid") == one.pid)
-        for order, (device, stream) in enumerate(mine.select("device", "stream").iter_rows(), start=len(_ORDER)):
+    for process in processes:
+        process_streams = streams.filter(pl.col("pid") == process.pid)
+        for order, (device, stream) in enumerate(
+            process_streams.select("device", "stream").iter_rows(), start=len(_ORDER)
+        ):
             rows = placed.frame.filter(
-                pl.col("pid") == one.pid,
+                pl.col("pid") == process.pid,
                 pl.col("device").eq_missing(pl.lit(device, pl.Int32)),
                 pl.col("stream").eq_missing(pl.lit(stream, pl.Int64)),
             )
@@ -205,7 +207,7 @@ def _streams(
                 "kernel_name",
             )
             title = f"GPU {_shown(device)} stream {_shown(stream)}"
-            yield from writer.slices(title, one.uuid, order, named, offset_ns, counted="operations")
+            yield from writer.slices(title, process.uuid, order, named, offset_ns, counted="operations")
 
 
 def _shown(number: int | None) -> str:
@@ -217,23 +219,23 @@ def _load(results: RunMetrics, axis: Axis, writer: _Writer, processes: list[_Pro
     load = counters.load(results, experts)
     writer.totals.untimed = load.untimed
     writer.totals.counter_values = len(load.frame)
-    for one in processes:
-        mine = load.frame.filter(pl.col("report") == one.report, pl.col("rank") == one.rank)
-        if mine.is_empty():
+    for process in processes:
+        rank_series = load.frame.filter(pl.col("report") == process.report, pl.col("rank") == process.rank)
+        if rank_series.is_empty():
             continue
         group = writer.uuid()
-        yield m.track(group, one.uuid, LOAD_TRACK, _ORDER[LOAD_TRACK])
+        yield m.track(group, process.uuid, LOAD_TRACK, _ORDER[LOAD_TRACK])
         key = ["layer", "what", "expert"]
-        shown = mine.select(key).unique(maintain_order=True)
+        shown = rank_series.select(key).unique(maintain_order=True)
         uuids: list[tuple[int, str, int, int]] = []
         for order, (layer, what, expert) in enumerate(counters.in_order(shown)):
             uuids.append((layer, what, expert, writer.uuid()))
             name, unit = counters.title(what, layer, expert)
             yield m.counter(uuids[-1][-1], group, name, order, unit)
         writer.totals.tracks += len(uuids)
-        told = pl.DataFrame(uuids, schema=[*key, "uuid"], orient="row")
-        values = mine.join(told, on=key, how="left", maintain_order="left").select(
-            (pl.col("time") + axis.offsets_ns[one.report]).alias("time"),
+        series_uuids = pl.DataFrame(uuids, schema=[*key, "uuid"], orient="row")
+        values = rank_series.join(series_uuids, on=key, how="left", maintain_order="left").select(
+            (pl.col("time") + axis.offsets_ns[process.report]).alias("time"),
             "uuid",
             "value",
             (pl.col("what") != "max_mean_ratio").alias("whole"),
@@ -243,29 +245,31 @@ def _load(results: RunMetrics, axis: Axis, writer: _Writer, processes: list[_Pro
 
 def _processes(results: RunMetrics, writer: _Writer) -> list[_Process]:
     """Processes that have anything inside the selection, by rank."""
-    found: set[tuple[int, int, int | None]] = set()
+    keys: set[tuple[int, int, int | None]] = set()
     for index, report in enumerate(results.reports):
         ranks = {pid: meta.rank for pid, meta in report.metas.items()}
         ranks |= dict(report.steps.select("pid", "rank").drop_nulls().unique().iter_rows())
         seen = set(report.steps.filter("kept")["pid"].to_list()) | set(report.counts.cells["pid"].to_list())
         if not results.selection.active:
             seen |= set(report.events.ranges["pid"].to_list())
-        found |= {(index, pid, ranks.get(pid)) for pid in seen}
-    ordered = sorted(found, key=lambda one: (one[2] is None, one[2] or 0, one[0], one[1]))
+        keys |= {(index, pid, ranks.get(pid)) for pid in seen}
+    ordered = sorted(keys, key=lambda process: (process[2] is None, process[2] or 0, process[0], process[1]))
     return [_Process(report, pid, rank, writer.uuid()) for report, pid, rank in ordered]
 
 
 def _named(results: RunMetrics, processes: list[_Process]) -> Iterator[bytes]:
     """The processes' own tracks. Ids that two hosts both have are replaced by numbers from 1 on."""
     reports = results.reports
-    pids = [one.pid if reports[one.report].direct else one.pid & nsys_tables.PID_MASK for one in processes]
+    pids = [
+        process.pid if reports[process.report].direct else process.pid & nsys_tables.PID_MASK for process in processes
+    ]
     distinct = len(set(pids)) == len(pids) and all(0 < pid <= _MOST_PID for pid in pids)
-    for index, (pid, one) in enumerate(zip(pids, processes, strict=True), start=1):
-        report = results.reports[one.report]
-        meta = report.metas.get(one.pid)
-        name = f"process {pid}" if one.rank is None else f"rank {one.rank}"
+    for index, (pid, process) in enumerate(zip(pids, processes, strict=True), start=1):
+        report = results.reports[process.report]
+        meta = report.metas.get(process.pid)
+        name = f"process {pid}" if process.rank is None else f"rank {process.rank}"
         labels = [report.source.name]
         for key in ("host", "device", "model"):
             value = None if meta is None else meta.raw.get(key)
             labels += [value] if isinstance(value, str) else []
-        yield m.process(one.uuid, pid if distinct else index, name, labels)
+        yield m.process(process.uuid, pid if distinct else index, name, labels)

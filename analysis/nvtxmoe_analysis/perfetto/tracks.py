@@ -30,10 +30,10 @@ def host_ranges(report: CaptureFacts, selection: Selection) -> pl.DataFrame:
     steps = report.steps.with_columns(step_row=pl.int_range(pl.len(), dtype=pl.Int64))
     if events.ranges.is_empty():
         return pl.DataFrame()
-    kept = steps.filter("kept", pl.col("start").is_not_null())
+    kept_steps = steps.filter("kept", pl.col("start").is_not_null())
     ranges = classify(events.ranges, report.steps)
     last = events.ranges.group_by("pid").agg(last=pl.max_horizontal(pl.col("start").max(), pl.col("end").max()))
-    bounds = kept.join(last, on="pid", how="left").select(
+    bounds = kept_steps.join(last, on="pid", how="left").select(
         "globalTid", "step", "start", pl.coalesce("end", "last").alias("step_end"), pl.col("start").alias("step_start")
     )
     inside = (
@@ -52,20 +52,20 @@ def host_ranges(report: CaptureFacts, selection: Selection) -> pl.DataFrame:
         pl.when(pl.col("kind") == LAYER).then(pl.format("layer {}", shown)).otherwise(phase).alias("name"),
         "step", layer.alias("layer"), *(pl.lit(None, pl.Int64).alias(name) for name in _TOKENS),
     )  # fmt: skip
-    own = kept.select(
+    step_ranges = kept_steps.select(
         "pid", "globalTid", "start", "end", pl.lit(STEP, pl.Int32).alias("kind"),
         pl.format("step {}", pl.col("step").cast(pl.String).fill_null("?")).alias("name"),
         "step", pl.lit(None, pl.Int64).alias("layer"), *_TOKENS,
     )  # fmt: skip
-    wanted = report.steps.filter("kept")["pid"].unique() if selection.narrows_work else ranges["pid"].unique()
+    shown_pids = report.steps.filter("kept")["pid"].unique() if selection.narrows_work else ranges["pid"].unique()
     idle = ranges.filter(
-        pl.col("kind") == IDLE, pl.col("pid").is_in(wanted.to_list()), pl.lit(not selection.narrows_steps)
+        pl.col("kind") == IDLE, pl.col("pid").is_in(shown_pids.to_list()), pl.lit(not selection.narrows_steps)
     ).select(
         "pid", "globalTid", "start", "end", "kind", pl.lit("idle").alias("name"),
         *(pl.lit(None, pl.Int64).alias(name) for name in ("step", "layer", *_TOKENS)),
     )  # fmt: skip
     return (
-        pl.concat([part.cast({"kind": pl.Int32, "layer": pl.Int64}) for part in (own, idle, inside)])
+        pl.concat([part.cast({"kind": pl.Int32, "layer": pl.Int64}) for part in (step_ranges, idle, inside)])
         .join(last, on="pid", how="left", maintain_order="left")
         .with_columns(open=pl.when(pl.col("end").is_null()).then(True), end=pl.coalesce("end", "last"))
         .with_columns(category=pl.lit(HOST), end=pl.max_horizontal("start", "end"))
@@ -105,7 +105,7 @@ def layers(report: CaptureFacts) -> pl.DataFrame:
 
 def phases(report: CaptureFacts, placed: Placed) -> pl.DataFrame:
     """The GPU's extent of every phase of a (step, layer), and the sum of its operations' durations."""
-    found = (
+    phases = (
         placed.frame.filter(pl.col("layer") >= 0)
         .group_by("pid", "step_row", "layer", "phase")
         .agg(
@@ -116,13 +116,13 @@ def phases(report: CaptureFacts, placed: Placed) -> pl.DataFrame:
         )
         .sort("start", "layer", "phase")
     )
-    return found.select(
+    return phases.select(
         "pid",
         "start",
         "end",
         pl.col("phase").replace_strict(dict(enumerate(PHASES)), return_dtype=pl.String).alias("name"),
         pl.lit(MOE).alias("category"),
-        report.steps["step"].gather(found["step_row"]).alias("step"),
+        report.steps["step"].gather(phases["step_row"]).alias("step"),
         pl.col("layer").cast(pl.Int64),
         "operations",
         "time_ns",
@@ -137,7 +137,7 @@ def collectives(split: pl.DataFrame) -> pl.DataFrame:
     """
     texts = split["kernel_name"].unique().to_list()
     names = pl.col("kernel_name").replace_strict({text: short_name(text) for text in texts}, return_dtype=pl.String)
-    whole = split.select(
+    slices_whole = split.select(
         "pid", "start", "end", names.alias("name"), pl.lit(COLLECTIVE).alias("category"),
         "step", "layer", "kernel_name", "inferred", "ordinal", "phase", "wait_ns", "transfer_ns", "last_rank",
         "group_kind", "group", "ranks", "reason",
@@ -152,4 +152,4 @@ def collectives(split: pl.DataFrame) -> pl.DataFrame:
         "pid", middle.alias("start"), "end", pl.lit("transfer").alias("name"), pl.lit(COLLECTIVE).alias("category"),
         "step", "layer",
     )  # fmt: skip
-    return pl.concat([whole, wait, transfer], how="diagonal")
+    return pl.concat([slices_whole, wait, transfer], how="diagonal")

@@ -53,15 +53,15 @@ def at_batch(predictor: Predictor, tokens: int) -> AtBatch:
     phase = predictor.phases[DECODE]
     if phase.reason is not None:
         raise NvtxmoeError(f"no model of decode: {phase.reason}")
-    today = [one for one in predictor.today if one is not None]
+    today = [layout for layout in predictor.today if layout is not None]
     if len(today) < len(predictor.today):
         raise NvtxmoeError("no time at another batch: today's placement is not known")
     layers = predictor.run.layers
     seen = _seen(layers)
     if not len(seen) or not seen[0] <= tokens <= seen[-1]:
-        told = f"{seen[0]} to {seen[-1]}" if len(seen) else "none"
+        sizes = f"{seen[0]} to {seen[-1]}" if len(seen) else "none"
         raise NvtxmoeError(
-            f"a batch of {tokens} tokens: decode was seen with {told} (of batches with {LEAST_STEPS} steps or more)",
+            f"a batch of {tokens} tokens: decode was seen with {sizes} (of batches with {LEAST_STEPS} steps or more)",
             remedy="Name a batch in between, or capture one",
         )
     source, means, without = _predict(phase, layers, today, seen, tokens)
@@ -77,12 +77,12 @@ def at_batch(predictor: Predictor, tokens: int) -> AtBatch:
 
 def _seen(layers: Sequence[LayerData]) -> Ints:
     """Return the batches of decode that have steps enough in every layer."""
-    found: set[int] | None = None
-    for one in layers:
-        sizes, many = np.unique(one.tokens[~one.prefill], return_counts=True)
+    sizes_seen: set[int] | None = None
+    for layer in layers:
+        sizes, many = np.unique(layer.tokens[~layer.prefill], return_counts=True)
         enough = {int(size) for size in sizes[many >= LEAST_STEPS]}
-        found = enough if found is None else found & enough
-    return np.array(sorted(found or ()), dtype=np.int64)
+        sizes_seen = enough if sizes_seen is None else sizes_seen & enough
+    return np.array(sorted(sizes_seen or ()), dtype=np.int64)
 
 
 def _predict(
@@ -91,48 +91,48 @@ def _predict(
     """Return the batch that stands in, each layer's time, and that without each block: [layers], [layers, blocks]."""
     source = int(seen[np.searchsorted(seen, tokens)])
     means, without = np.zeros(len(layers)), np.zeros((len(layers), phase.blocks.number))
-    for at, (one, layout) in enumerate(zip(layers, today, strict=True)):
+    for at, (layer, layout) in enumerate(zip(layers, today, strict=True)):
         slopes, speed = phase.model.slopes[at], phase.model.speed
-        decode = ~one.prefill & np.isin(one.tokens, seen)
-        block = phase.blocks.of(one.steps[decode])
-        cost = phase.model.table(one.load.of(decode)) @ slopes
-        level = (one.own_ns[decode] / speed - cost).mean(axis=1)
-        stand_in = one.tokens[decode] == source
-        thinned = _thinned(one, layout, decode, stand_in, tokens)
+        decode = ~layer.prefill & np.isin(layer.tokens, seen)
+        block = phase.blocks.of(layer.steps[decode])
+        cost = phase.model.table(layer.load.of(decode)) @ slopes
+        level = (layer.own_ns[decode] / speed - cost).mean(axis=1)
+        stand_in = layer.tokens[decode] == source
+        thinned = _thinned(layer, layout, decode, stand_in, tokens)
         change = phase.model.table(thinned) @ slopes - cost[stand_in]
-        own = one.own_ns[decode][stand_in]
+        own_ns = layer.own_ns[decode][stand_in]
         for left in range(-1, phase.blocks.number):
-            kept = block != left
-            moved = _level(one.tokens[decode], level, kept, seen, tokens) - _level(
-                one.tokens[decode], level, kept, seen, source
+            other_blocks = block != left
+            moved = _level(layer.tokens[decode], level, other_blocks, seen, tokens) - _level(
+                layer.tokens[decode], level, other_blocks, seen, source
             )
-            times = (own + speed * (change + moved)).max(axis=1)[kept[stand_in]]
+            times = (own_ns + speed * (change + moved)).max(axis=1)[other_blocks[stand_in]]
             mean = float(times.mean()) if len(times) else np.nan
             if left < 0:
                 means[at] = mean
             else:
                 without[at, left] = mean
-    held = np.isfinite(without).all(axis=0)
-    return source, means, without[:, held]
+    estimable = np.isfinite(without).all(axis=0)
+    return source, means, without[:, estimable]
 
 
-def _thinned(one: LayerData, layout: Layout, decode: Bools, stand_in: Bools, tokens: int) -> Load:
+def _thinned(layer: LayerData, layout: Layout, decode: Bools, stand_in: Bools, tokens: int) -> Load:
     """Return the load of the steps that stand in, with ``tokens`` of their tokens left."""
-    counts = one.counts[decode][stand_in].astype(np.int64)
-    number = one.tokens[decode][stand_in][:, None]
+    counts = layer.counts[decode][stand_in].astype(np.int64)
+    number = layer.tokens[decode][stand_in][:, None]
     if (number > tokens).any():
         random = np.random.default_rng(SEED)
         counts = random.hypergeometric(np.minimum(counts, number), number - np.minimum(counts, number), tokens)
-    return layout.load(counts, one.block_m[decode][stand_in], one.steps[decode][stand_in])
+    return layout.load(counts, layer.block_m[decode][stand_in], layer.steps[decode][stand_in])
 
 
-def _level(tokens: Ints, level: Floats, kept: Bools, seen: Ints, wanted: int) -> float:
+def _level(tokens: Ints, level: Floats, in_blocks: Bools, seen: Ints, batch_tokens: int) -> float:
     """Return the level at a batch, on the straight line between the means of its neighbours that were seen."""
-    at = np.searchsorted(seen, tokens[kept])
+    at = np.searchsorted(seen, tokens[in_blocks])
     many = np.bincount(at, minlength=len(seen))
-    sums = np.bincount(at, weights=level[kept], minlength=len(seen))
-    some = many > 0
-    return float(np.interp(wanted, seen[some], sums[some] / many[some]))
+    sums = np.bincount(at, weights=level[in_blocks], minlength=len(seen))
+    with_steps = many > 0
+    return float(np.interp(batch_tokens, seen[with_steps], sums[with_steps] / many[with_steps]))
 
 
 def _estimate(mean: float, without: Floats) -> Estimate:
@@ -145,6 +145,8 @@ def _check(phase: Phase, layers: Sequence[LayerData], today: Sequence[Layout], s
     for tokens in seen[1:-1]:
         others = seen[seen != tokens]
         _, means, _ = _predict(phase, layers, today, others, int(tokens))
-        measured = sum(float(one.own_ns[~one.prefill & (one.tokens == tokens)].max(axis=1).mean()) for one in layers)
+        measured = sum(
+            float(layer.own_ns[~layer.prefill & (layer.tokens == tokens)].max(axis=1).mean()) for layer in layers
+        )
         errors.append(abs(float(means.sum()) / measured - 1))
     return 100 * float(np.mean(errors)) if errors else None

@@ -38,13 +38,13 @@ class Blocks:
         The sequence of Thue and Morse (0110 1001 ...): half of every pair, and no workload that alternates falls into
         one half.
         """
-        ones = [bin(block).count("1") % 2 == 1 for block in range(self.number)]
-        return np.array(ones, dtype=np.bool_)
+        is_odd = [bin(block).count("1") % 2 == 1 for block in range(self.number)]
+        return np.array(is_odd, dtype=np.bool_)
 
     def of(self, steps: Ints) -> Ints:
         """Return the block of each of these steps, which are all among the phase's."""
-        found: Ints = self.block[np.searchsorted(self.steps, steps)]
-        return found
+        numbers: Ints = self.block[np.searchsorted(self.steps, steps)]
+        return numbers
 
 
 def cut(steps: Ints) -> Blocks:

@@ -76,8 +76,8 @@ def fit(layers: Sequence[LayerData], blocks: Blocks, chosen: Sequence[Bools], fo
     if not features:
         return CostModel(reason="all steps and ranks have the same load: what load costs can't be told")
     rows = [
-        rows_of(one, blocks, some if seen else np.zeros_like(some), table(one.load, features))
-        for one, some, seen in zip(layers, chosen, for_fit, strict=True)
+        rows_of(layer, blocks, steps if seen else np.zeros_like(steps), table(layer.load, features))
+        for layer, steps, seen in zip(layers, chosen, for_fit, strict=True)
     ]
     solver = _Solver(rows, blocks.number, len(layers[0].ranks), len(features), for_fit)
     return solver.model(features)
@@ -86,16 +86,16 @@ def fit(layers: Sequence[LayerData], blocks: Blocks, chosen: Sequence[Bools], fo
 def _features(layers: Sequence[LayerData], chosen: Sequence[Bools], for_fit: Bools) -> tuple[str, ...]:
     """Return the features that vary; of two that are equal in every row the active experts."""
     seen = [
-        table(one.load, FEATURES)[some].reshape(-1, 2)
-        for one, some, fits in zip(layers, chosen, for_fit, strict=True)
-        if fits and some.any()
+        table(layer.load, FEATURES)[steps].reshape(-1, 2)
+        for layer, steps, fits in zip(layers, chosen, for_fit, strict=True)
+        if fits and steps.any()
     ]
     if not seen:
         return ()
     varies = [any((values[:, at] != values[0, at]).any() for values in seen) for at in range(2)]
     if varies[0] and all(np.array_equal(values[:, 0], values[:, 1]) for values in seen):
         varies[0] = False
-    return tuple(name for name, some in zip(FEATURES, varies, strict=True) if some)
+    return tuple(name for name, does_vary in zip(FEATURES, varies, strict=True) if does_vary)
 
 
 class _Solver:
@@ -106,7 +106,9 @@ class _Solver:
         self._speed = np.ones(ranks)
         self._seen = for_fit.astype(np.float64)
         # Where ranks have tokens of their own (data parallelism), these cost time that no placement moves.
-        self._with_tokens = any(len(one.own_ns) and np.ptp(one.centred(one.own_tokens[:, None])) > 0 for one in rows)
+        self._with_tokens = any(
+            len(layer.own_ns) and np.ptp(layer.centred(layer.own_tokens[:, None])) > 0 for layer in rows
+        )
         self._others = ranks - 1 + int(self._with_tokens)
 
     def model(self, features: tuple[str, ...]) -> CostModel:
@@ -118,21 +120,21 @@ class _Solver:
             sums, scale = products(
                 self._rows, self._speed, slopes, others, self._blocks, with_tokens=self._with_tokens, clip=clip
             )
-            whole = sums.sum(axis=0)
-            if not self._told(whole.sum(axis=0)):
+            sums_of_layers = sums.sum(axis=0)
+            if not self._has_contrast(sums_of_layers.sum(axis=0)):
                 reason = "the ranks' loads differ in the same way in all steps: load and speed can't be told apart"
                 return CostModel(reason=reason)
             pull, between = self._pull(sums)
-            pooled, slopes, others = (one[0] for one in self._solve(whole[None], pull))
+            pooled, slopes, others = (solution[0] for solution in self._solve(sums_of_layers[None], pull))
             self._turn_speed(others)
             others = np.concatenate([np.zeros(len(self._speed) - 1), others[len(self._speed) - 1 :]])
             clip = CLIP * scale if scale > 0 else np.inf
         sums, _ = products(
             self._rows, self._speed, slopes, others, self._blocks, with_tokens=self._with_tokens, clip=clip
         )
-        held = np.flatnonzero(sums[:, :, -1, -1].any(axis=1))
-        without = sums.sum(axis=0)[None] - sums[held]
-        pooled, slopes, others = (one[0] for one in self._solve(sums.sum(axis=0)[None], pull))
+        used_blocks = np.flatnonzero(sums[:, :, -1, -1].any(axis=1))
+        without = sums.sum(axis=0)[None] - sums[used_blocks]
+        pooled, slopes, others = (solution[0] for solution in self._solve(sums.sum(axis=0)[None], pull))
         # A slope at its bound of 0 is as uncertain as one beside it: the scatter is that of slopes without a bound.
         _, free, _ = self._solve(sums.sum(axis=0)[None], pull, unbounded)
         _, free_out, others_out = self._solve(without, pull, unbounded)
@@ -147,17 +149,17 @@ class _Solver:
 
     def _contrasts(self, others: Floats) -> Floats:
         """Return each rank's relative speed, which add up to 0: [..., ranks]."""
-        told = others[..., : len(self._speed) - 1]
-        return np.concatenate([told, -told.sum(axis=-1, keepdims=True)], axis=-1)
+        free_contrasts = others[..., : len(self._speed) - 1]
+        return np.concatenate([free_contrasts, -free_contrasts.sum(axis=-1, keepdims=True)], axis=-1)
 
     def _parts(self, sums: Floats) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         """Return the products of features, of features with other columns, of these, and of both with the time."""
         k = self._features
         return sums[..., :k, :k], sums[..., :k, k:-1], sums[..., k:-1, k:-1], sums[..., :k, -1], sums[..., k:-1, -1]
 
-    def _told(self, whole: Floats) -> bool:
+    def _has_contrast(self, all_blocks: Floats) -> bool:
         """Return whether any feature varies beside the other columns."""
-        xx, xn, nn, _, _ = self._parts(whole)
+        xx, xn, nn, _, _ = self._parts(all_blocks)
         left = np.diagonal(xx - xn @ np.linalg.pinv(nn, hermitian=True) @ xn.T)
         return bool((left > LEAST_LEFT * np.maximum(np.diagonal(xx), 1e-300)).any())
 
@@ -173,7 +175,7 @@ class _Solver:
         """
         xx, xn, nn, xz, nz = self._parts(sums)
         inverse = np.linalg.pinv(nn.sum(axis=1), hermitian=True)
-        all_xx, all_xn, all_xz, all_nz = (one.sum(axis=1) for one in (xx, xn, xz, nz))
+        all_xx, all_xn, all_xz, all_nz = (sums.sum(axis=1) for sums in (xx, xn, xz, nz))
         pooled = least(
             all_xx - all_xn @ inverse @ all_xn.transpose(0, 2, 1),
             all_xz - (all_xn @ inverse @ all_nz[..., None])[..., 0],
@@ -196,25 +198,25 @@ class _Solver:
         """
         k, layers = self._features, len(self._rows)
         pull, between = np.full((layers, k), WHOLLY), np.zeros(k)
-        whole = sums.sum(axis=0)
-        pull *= np.maximum(np.diagonal(whole.sum(axis=0))[:k], 1.0)[None, :]
+        all_blocks = sums.sum(axis=0)
+        pull *= np.maximum(np.diagonal(all_blocks.sum(axis=0))[:k], 1.0)[None, :]
         if layers < 2:
             return pull, between
-        others = self._solve(whole[None], pull)[2][0]
+        others = self._solve(all_blocks[None], pull)[2][0]
         xx, xn, _, xz, _ = self._parts(sums)
-        own, left = xx.sum(axis=0), xz - xn @ others
-        inverse = np.linalg.pinv(own, hermitian=True)
+        own_gram, left = xx.sum(axis=0), xz - xn @ others
+        inverse = np.linalg.pinv(own_gram, hermitian=True)
         alone = np.einsum("lkj,lj->lk", inverse, left.sum(axis=0))
         scores = left - np.einsum("blkj,lj->blk", xx, alone)
         spread = np.einsum("lkj,blj->blk", inverse, scores)
-        held = max(2, int((sums[:, :, -1, -1] > 0).any(axis=1).sum()))
-        variance = (spread**2).sum(axis=0) * held / (held - 1)
-        variance[np.diagonal(own, axis1=1, axis2=2) <= 0] = np.inf
+        num_blocks = max(2, int((sums[:, :, -1, -1] > 0).any(axis=1).sum()))
+        variance = (spread**2).sum(axis=0) * num_blocks / (num_blocks - 1)
+        variance[np.diagonal(own_gram, axis1=1, axis2=2) <= 0] = np.inf
         for at in range(k):
             between[at] = spread_between(alone[:, at], variance[:, at])
             if between[at] > 0:
                 # With noise s^2 = variance x G the layer's own weight is G / s^2, the mean's 1 / between.
-                told = np.isfinite(variance[:, at]) & (self._seen > 0)
-                noise = variance[told, at] * np.diagonal(own[told], axis1=1, axis2=2)[:, at]
-                pull[told, at] = noise / between[at]
+                estimable = np.isfinite(variance[:, at]) & (self._seen > 0)
+                noise = variance[estimable, at] * np.diagonal(own_gram[estimable], axis1=1, axis2=2)[:, at]
+                pull[estimable, at] = noise / between[at]
         return pull, between

@@ -29,19 +29,19 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
         batches: decode at other batches.
     """
     run = prediction.run
-    found = verdict(prediction)
+    answer = verdict(prediction)
     return {
         "verdict": {
-            "answer": found.answer,
-            "sentence": found.sentence,
-            "placement": found.placement,
-            "saves_at_most_ns": _rounded(found.at_most_ns),
-            "step_gpu_ns": _rounded(found.step_ns),
-            **_named("net_saved", found.saves),
-            "considered": found.considered,
+            "answer": answer.answer,
+            "sentence": answer.sentence,
+            "placement": answer.placement,
+            "saves_at_most_ns": _rounded(answer.at_most_ns),
+            "step_gpu_ns": _rounded(answer.step_ns),
+            **_named("net_saved", answer.saves),
+            "considered": answer.considered,
             "phases": {
                 name: {**_named("saved", one.saves), "saves_at_most_ns": _rounded(one.at_most_ns)}
-                for name, one in found.phases.items()
+                for name, one in answer.phases.items()
             },
         },
         "options": {
@@ -53,39 +53,39 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
         },
         "run": {
             "ranks": list(run.layers[0].ranks),
-            "layers": [one.layer for one in run.layers],
+            "layers": [layer.layer for layer in run.layers],
             "cells": run.cells,
             "cells_dropped": run.dropped,
             "eplb": run.eplb,
             "monolithic": run.monolithic,
         },
         "phases": {name: _phase(prediction, phase) for name, phase in prediction.phases.items()},
-        "placements": [_placement(prediction, one) for one in prediction.placements],
-        "batches": [_batch(prediction, one) for one in batches],
+        "placements": [_placement(prediction, placement) for placement in prediction.placements],
+        "batches": [_batch(prediction, batch) for batch in batches],
     }
 
 
-def _batch(prediction: Prediction, one: AtBatch) -> dict[str, Any]:
-    layers = zip(prediction.run.layers, one.layers, strict=True)
+def _batch(prediction: Prediction, batch: AtBatch) -> dict[str, Any]:
+    layers = zip(prediction.run.layers, batch.layers, strict=True)
     return {
-        "tokens": one.tokens,
-        "from_tokens": one.from_tokens,
-        **_named("predicted", one.whole),
-        "check_error_pct": None if one.check_pct is None else round(one.check_pct, 2),
+        "tokens": batch.tokens,
+        "from_tokens": batch.from_tokens,
+        **_named("predicted", batch.whole),
+        "check_error_pct": None if batch.check_pct is None else round(batch.check_pct, 2),
         "layers": [{"layer_idx": layer.layer, **_named("predicted", estimate)} for layer, estimate in layers],
     }
 
 
 def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
     model, calibration = phase.model, phase.calibration
-    told = None
+    today_fields = None
     if calibration is not None:
-        told = {
+        today_fields = {
             "excess_predicted_ns": _rounded(calibration.predicted_ns),
             **_named("excess_measured", calibration.measured),
             "explained_pct": None if calibration.explained is None else round(100 * calibration.explained, 2),
         }
-    layers = [one.layer for one in prediction.run.layers]
+    layers = [layer.layer for layer in prediction.run.layers]
     return {
         "reason": phase.reason,
         "steps": phase.steps,
@@ -99,47 +99,49 @@ def _phase(prediction: Prediction, phase: Phase) -> dict[str, Any]:
         },
         "mean_slopes_ns": [_rounded(value) for value in model.pooled],
         "time_of_ranks": [round(float(value), 6) for value in model.speed],
-        "today": told,
+        "today": today_fields,
     }
 
 
-def _placement(prediction: Prediction, one: Valued) -> dict[str, Any]:
+def _placement(prediction: Prediction, placement: Valued) -> dict[str, Any]:
     options = prediction.options
-    whole = {
+    all_steps = {
         name: {**_named("saved", sums.saved()), **_named("predicted", sums.predicted())}
-        for name, sums in one.sums.items()
+        for name, sums in placement.sums.items()
     }
     steps: dict[str, Any] = {}
-    if one.sums:
+    if placement.sums:
         steps["all"] = {
-            **_named("saved", prediction.all_steps({name: sums.saved() for name, sums in one.sums.items()})),
-            **_named("net_saved", net(prediction, one)),
+            **_named("saved", prediction.all_steps({name: sums.saved() for name, sums in placement.sums.items()})),
+            **_named("net_saved", net(prediction, placement)),
         }
     return {
-        "name": one.name,
-        "label": one.label,
-        "reason": one.reason,
-        **whole,
+        "name": placement.name,
+        "label": placement.label,
+        "reason": placement.reason,
+        **all_steps,
         **steps,
-        "outside_pct": {name: round(100 * sums.outside, 2) for name, sums in one.sums.items()},
-        "tokens_max_mean": _max_mean(one),
-        "vllm_imbalance": round(imbalance(one.rank_tokens), 6) if len(one.rank_tokens) else None,
+        "outside_pct": {name: round(100 * sums.outside, 2) for name, sums in placement.sums.items()},
+        "tokens_max_mean": _max_mean(placement),
+        "vllm_imbalance": round(imbalance(placement.rank_tokens), 6) if len(placement.rank_tokens) else None,
         "moving": {
-            "experts": one.move.experts,
-            "bytes": one.move.moved_bytes,
-            "busiest_rank_bytes": one.move.busiest_bytes,
-            "ns_per_step": _rounded(one.move.ns_per_step(options.link_gbs, options.rearrange_every)),
-            "reason": one.move.reason,
+            "experts": placement.move.experts,
+            "bytes": placement.move.moved_bytes,
+            "busiest_rank_bytes": placement.move.busiest_bytes,
+            "ns_per_step": _rounded(placement.move.ns_per_step(options.link_gbs, options.rearrange_every)),
+            "reason": placement.move.reason,
         },
-        "layers": [_layer(prediction, one, at) for at in range(len(prediction.run.layers))] if one.sums else [],
+        "layers": [_layer(prediction, placement, at) for at in range(len(prediction.run.layers))]
+        if placement.sums
+        else [],
     }
 
 
-def _layer(prediction: Prediction, one: Valued, at: int) -> dict[str, Any]:
-    layout = one.layouts[at]
+def _layer(prediction: Prediction, placement: Valued, at: int) -> dict[str, Any]:
+    layout = placement.layouts[at]
     values = {
         name: {**_named("predicted", sums.predicted(at)), **_named("saved", sums.saved(at))}
-        for name, sums in one.sums.items()
+        for name, sums in placement.sums.items()
     }
     return {
         "layer_idx": prediction.run.layers[at].layer,
@@ -149,9 +151,9 @@ def _layer(prediction: Prediction, one: Valued, at: int) -> dict[str, Any]:
     }
 
 
-def _max_mean(one: Valued) -> float | None:
+def _max_mean(placement: Valued) -> float | None:
     """Return the mean over layers of the largest rank's tokens over the mean rank's."""
-    tokens = one.rank_tokens
+    tokens = placement.rank_tokens
     if not len(tokens) or not (tokens.sum(axis=1) > 0).all():
         return None
     return round(float((tokens.max(axis=1) / tokens.mean(axis=1)).mean()), 6)
@@ -183,34 +185,34 @@ def write(prediction: Prediction, folder: Path, text: str) -> tuple[list[Path], 
     """
     target = folder / FOLDER
     check_folder(target)
-    contents, lacking = files(prediction)
+    contents, omitted = files(prediction)
     contents["placement.json"] = text
     try:
         target.mkdir(parents=True, exist_ok=True)
         with staging(target) as stage:
             for name, content in contents.items():
                 (stage / name).write_text(content, encoding="utf-8")
-            replace_set(target, stage, list(contents), sorted(set(lacking)))
+            replace_set(target, stage, list(contents), sorted(set(omitted)))
     except OSError as error:
         raise cannot_write(error, target, "placements", "Make room, or make the folder writable") from error
-    return [target / name for name in contents], lacking
+    return [target / name for name in contents], omitted
 
 
 def files(prediction: Prediction) -> tuple[dict[str, str], Mapping[str, str]]:
     """Return the text of each file by its name, and why a file is lacking."""
     contents: dict[str, str] = {}
-    lacking: dict[str, str] = {}
-    for one in prediction.placements:
+    omitted: dict[str, str] = {}
+    for placement in prediction.placements:
         for form in forms().values():
-            name = f"{one.name}{form.SUFFIX}"
-            if one.reason is not None or any(layout is None for layout in one.layouts):
-                lacking[name] = one.reason or "the placement of some layers is not known"
+            name = f"{placement.name}{form.SUFFIX}"
+            if placement.reason is not None or any(layout is None for layout in placement.layouts):
+                omitted[name] = placement.reason or "the placement of some layers is not known"
                 continue
-            layers = zip(prediction.run.layers, one.layouts, strict=True)
+            layers = zip(prediction.run.layers, placement.layouts, strict=True)
             placed = {layer.layer: layout for layer, layout in layers if layout is not None}
             experts = {layer.layer: layer.experts for layer in prediction.run.layers}
             try:
-                contents[name] = form.dump(Placement(one.name, placed, experts))
+                contents[name] = form.dump(Placement(placement.name, placed, experts))
             except NvtxmoeError as error:
-                lacking[name] = error.what
-    return contents, lacking
+                omitted[name] = error.what
+    return contents, omitted

@@ -101,25 +101,28 @@ def products(
     wide = rows[0].features.shape[1] + len(speed) - 1 + int(with_tokens) + 1
     sums = np.zeros((blocks, len(rows), wide, wide))
     residuals = []
-    for at, one in enumerate(rows):
-        if not len(one.own_ns):
+    for at, layer in enumerate(rows):
+        if not len(layer.own_ns):
             continue
-        time = one.own_ns / speed[one.rank]
-        explained = one.centred((one.features @ slopes[at])[:, None])[:, 0]
-        fitted = one.level_means(time) + explained
+        time = layer.own_ns / speed[layer.rank]
+        explained = layer.centred((layer.features @ slopes[at])[:, None])[:, 0]
+        fitted = layer.level_means(time) + explained
         speeds = fitted[:, None] * (
-            (one.rank[:, None] == np.arange(len(speed) - 1)).astype(np.float64) - (one.rank[:, None] == len(speed) - 1)
+            (layer.rank[:, None] == np.arange(len(speed) - 1)).astype(np.float64)
+            - (layer.rank[:, None] == len(speed) - 1)
         )
-        more = [one.own_tokens[:, None]] if with_tokens else []
-        columns = one.centred(np.concatenate([one.features, speeds, *more, time[:, None]], axis=1))
-        root = np.sqrt(one.weight)
-        predicted = columns[:, : one.features.shape[1]] @ slopes[at] + columns[:, one.features.shape[1] : -1] @ others
+        more = [layer.own_tokens[:, None]] if with_tokens else []
+        columns = layer.centred(np.concatenate([layer.features, speeds, *more, time[:, None]], axis=1))
+        root = np.sqrt(layer.weight)
+        predicted = (
+            columns[:, : layer.features.shape[1]] @ slopes[at] + columns[:, layer.features.shape[1] : -1] @ others
+        )
         residual = (columns[:, -1] - predicted) * root
         residuals.append(np.abs(residual))
         columns *= root[:, None]
         columns[:, -1] = predicted * root + np.clip(residual, -clip, clip)
-        order = np.argsort(one.block, kind="stable")
-        edges = np.searchsorted(one.block[order], np.arange(blocks + 1))
+        order = np.argsort(layer.block, kind="stable")
+        edges = np.searchsorted(layer.block[order], np.arange(blocks + 1))
         for block in range(blocks):
             part = columns[order[edges[block] : edges[block + 1]]]
             sums[block, at] = part.T @ part

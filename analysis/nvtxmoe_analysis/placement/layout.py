@@ -50,8 +50,8 @@ class Layout:
     @classmethod
     def of_ranks(cls, ranks: Sequence[Sequence[int] | Ints]) -> Layout:
         """Return the placement in which each rank holds these experts."""
-        sizes = np.array([len(held) for held in ranks], dtype=np.int64)
-        return cls(np.concatenate([np.asarray(held, dtype=np.int64) for held in ranks]), sizes)
+        sizes = np.array([len(experts) for experts in ranks], dtype=np.int64)
+        return cls(np.concatenate([np.asarray(experts, dtype=np.int64) for experts in ranks]), sizes)
 
     @classmethod
     def equal(cls, order: Sequence[int] | Ints, ranks: int) -> Layout:
@@ -102,9 +102,9 @@ class Layout:
         if len(order) and (order.min() < 0 or order.max() >= experts):
             bad = int(order[(order < 0) | (order >= experts)][0])
             raise NvtxmoeError(f"expert {bad}, of {experts} experts")
-        lacking = np.flatnonzero(np.bincount(order, minlength=experts) == 0)
-        if len(lacking):
-            raise NvtxmoeError(f"no slot for expert {int(lacking[0])}")
+        missing_experts = np.flatnonzero(np.bincount(order, minlength=experts) == 0)
+        if len(missing_experts):
+            raise NvtxmoeError(f"no slot for expert {int(missing_experts[0])}")
         pairs = self.rank_of * experts + order
         if len(np.unique(pairs)) < len(pairs):
             raise NvtxmoeError("a rank that holds an expert twice")
@@ -124,17 +124,17 @@ class Layout:
         number, many = self.replicas
         several = np.flatnonzero(many > 1)
         if len(several):
-            whole, rest = np.divmod(slots[:, several], many[several].astype(np.int32))
+            per_replica, remainder = np.divmod(slots[:, several], many[several].astype(np.int32))
             turn = (number[several][None, :] + steps[:, None]) % many[several][None, :]
-            slots[:, several] = whole + (turn < rest)
+            slots[:, several] = per_replica + (turn < remainder)
         tiles = (slots + (block_m[:, None].astype(np.int32) - 1)) // block_m[:, None].astype(np.int32)
         return Load(self._by_rank(tiles), self._by_rank((slots > 0).astype(np.int32)), self._by_rank(slots))
 
     def _by_rank(self, slots: Counts) -> Ints:
         """Return the sums of each rank's slots: [steps, slots] to int64 [steps, ranks]; 0 where a rank has none."""
         out = np.zeros((len(slots), len(self.sizes)), dtype=np.int64)
-        first, some = np.cumsum(self.sizes) - self.sizes, self.sizes > 0
-        out[:, some] = np.add.reduceat(slots, first[some], axis=1, dtype=np.int64)
+        first, nonempty = np.cumsum(self.sizes) - self.sizes, self.sizes > 0
+        out[:, nonempty] = np.add.reduceat(slots, first[nonempty], axis=1, dtype=np.int64)
         return out
 
 

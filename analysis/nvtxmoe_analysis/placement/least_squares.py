@@ -16,19 +16,19 @@ def non_negative(gram: Floats, target: Floats) -> Floats:
     Parameters:
         gram: float64 [..., slopes, slopes], positive semidefinite, of one or two slopes. target: float64 [..., slopes].
     """
-    own = np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0.0)
+    squares = np.maximum(np.diagonal(gram, axis1=-2, axis2=-1), 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        alone = np.where(own > 0, np.maximum(target / own, 0.0), 0.0)
+        alone = np.where(squares > 0, np.maximum(target / squares, 0.0), 0.0)
     if gram.shape[-1] == 1:
         return alone
     both = gram[..., 0, 1]
-    determinant = own[..., 0] * own[..., 1] - both**2
-    told_apart = determinant > COLLINEAR * own[..., 0] * own[..., 1]
+    determinant = squares[..., 0] * squares[..., 1] - both**2
+    told_apart = determinant > COLLINEAR * squares[..., 0] * squares[..., 1]
     safe = np.where(told_apart, determinant, 1.0)
-    first = (own[..., 1] * target[..., 0] - both * target[..., 1]) / safe
-    second = (own[..., 0] * target[..., 1] - both * target[..., 0]) / safe
+    first = (squares[..., 1] * target[..., 0] - both * target[..., 1]) / safe
+    second = (squares[..., 0] * target[..., 1] - both * target[..., 0]) / safe
     inside = told_apart & (first >= 0) & (second >= 0)
-    gain = np.where(own > 0, alone * target, 0.0)  # what one slope alone takes off the sum of squares
+    gain = np.where(squares > 0, alone * target, 0.0)  # what one slope alone takes off the sum of squares
     first_alone = gain[..., 0] >= gain[..., 1]
     edge = np.stack([np.where(first_alone, alone[..., 0], 0.0), np.where(first_alone, 0.0, alone[..., 1])], axis=-1)
     slopes: Floats = np.where(inside[..., None], np.stack([first, second], axis=-1), edge)
@@ -47,11 +47,11 @@ def spread_between(slopes: Floats, variances: Floats) -> float:
     Parameters:
         slopes, variances: float64 [layers]; layers whose variance is not finite and positive do not count.
     """
-    told = np.isfinite(variances) & (variances > 0)
-    if told.sum() < 2:
+    usable = np.isfinite(variances) & (variances > 0)
+    if usable.sum() < 2:
         return 0.0
-    weight = 1.0 / variances[told]
-    mean = (weight * slopes[told]).sum() / weight.sum()
-    apart = (weight * (slopes[told] - mean) ** 2).sum() - (told.sum() - 1)
+    weight = 1.0 / variances[usable]
+    mean = (weight * slopes[usable]).sum() / weight.sum()
+    excess_variance = (weight * (slopes[usable] - mean) ** 2).sum() - (usable.sum() - 1)
     scale = weight.sum() - (weight**2).sum() / weight.sum()
-    return max(0.0, float(apart / scale)) if scale > 0 else 0.0
+    return max(0.0, float(excess_variance / scale)) if scale > 0 else 0.0

@@ -39,10 +39,10 @@ class Move:
 
 def moved(today: Sequence[Layout | None], new: Sequence[Layout], expert_bytes: Sequence[int | None]) -> Move:
     """Return what moves between two placements of all layers. An expert that its rank holds already stays."""
-    if any(one is None for one in today):
+    if any(layout is None for layout in today):
         return Move(None, None, None, "today's placement is not known")
     ranks = new[0].ranks
-    got, given, experts = np.zeros(ranks), np.zeros(ranks), 0
+    got, sent, experts = np.zeros(ranks), np.zeros(ranks), 0
     for before, after, size in zip(today, new, expert_bytes, strict=True):
         assert before is not None
         first_rank = {
@@ -52,7 +52,7 @@ def moved(today: Sequence[Layout | None], new: Sequence[Layout], expert_bytes: S
             for expert in np.setdiff1d(after.held(rank), before.held(rank)):
                 experts += 1
                 got[rank] += size or 0
-                given[first_rank[int(expert)]] += size or 0
+                sent[first_rank[int(expert)]] += size or 0
     if any(size is None for size in expert_bytes):
         return Move(experts, None, None, "the capture does not tell the bytes of an expert")
-    return Move(experts, int(got.sum()), int(max(got.max(), given.max())))
+    return Move(experts, int(got.sum()), int(max(got.max(), sent.max())))

@@ -47,12 +47,18 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     Parameters:
         fit_layers: the layers whose steps the fit may see; None for all.
     """
-    mine = [one.prefill == (name == PREFILL) for one in run.layers]
-    steps = np.unique(np.concatenate([one.steps[some] for one, some in zip(run.layers, mine, strict=True)]))
+    of_phase = [layer.prefill == (name == PREFILL) for layer in run.layers]
+    steps = np.unique(
+        np.concatenate([layer.steps[of_phase] for layer, of_phase in zip(run.layers, of_phase, strict=True)])
+    )
     blocks = cut(steps)
-    fits = [_half(one, some, blocks, ~blocks.for_value) for one, some in zip(run.layers, mine, strict=True)]
-    values = [_half(one, some, blocks, blocks.for_value) for one, some in zip(run.layers, mine, strict=True)]
-    for_fit = np.array([fit_layers is None or one.layer in fit_layers for one in run.layers])
+    fits = [
+        _half(layer, of_phase, blocks, ~blocks.for_value) for layer, of_phase in zip(run.layers, of_phase, strict=True)
+    ]
+    values = [
+        _half(layer, of_phase, blocks, blocks.for_value) for layer, of_phase in zip(run.layers, of_phase, strict=True)
+    ]
+    for_fit = np.array([fit_layers is None or layer.layer in fit_layers for layer in run.layers])
     if len(steps) < LEAST_STEPS:
         model = CostModel(reason=f"{len(steps)} steps, at least {LEAST_STEPS} needed")
     else:
@@ -61,8 +67,8 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     if model.features:
         rows = np.concatenate(
             [
-                model.table(one.load.of(some)).reshape(-1, len(model.features))
-                for one, some, used in zip(run.layers, fits, for_fit, strict=True)
+                model.table(layer.load.of(of_half)).reshape(-1, len(model.features))
+                for layer, of_half, used in zip(run.layers, fits, for_fit, strict=True)
                 if used
             ]
         )
@@ -72,8 +78,8 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     return Phase(name, len(steps), blocks, fits, values, valuer, calibration, model.reason)
 
 
-def _half(one: LayerData, some: Bools, blocks: Blocks, wanted: Bools) -> Bools:
+def _half(layer: LayerData, of_phase: Bools, blocks: Blocks, in_half: Bools) -> Bools:
     """Return the steps of a phase in the wanted blocks, bool [blocks]."""
-    chosen: Bools = some.copy()
-    chosen[some] = wanted[blocks.of(one.steps[some])]
+    chosen: Bools = of_phase.copy()
+    chosen[of_phase] = in_half[blocks.of(layer.steps[of_phase])]
     return chosen

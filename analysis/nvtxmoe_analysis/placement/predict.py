@@ -80,10 +80,10 @@ class Prediction:
     def all_steps(self, estimates: Mapping[str, Estimate]) -> Estimate:
         """Return the mean over the steps of all phases that have a value."""
         shares = {phase.name: self.run.steps[phase.name] for phase in self.valued_phases}
-        whole = sum(shares.values())
-        parts = [(shares[name] / whole, estimates[name]) for name in shares]
-        variances = [(share * one.error_ns) ** 2 for share, one in parts]
-        below = sum(one**2 / max(1.0, part.df) for one, (_, part) in zip(variances, parts, strict=True))
+        total = sum(shares.values())
+        parts = [(shares[name] / total, estimates[name]) for name in shares]
+        variances = [(share * estimate.error_ns) ** 2 for share, estimate in parts]
+        below = sum(variance**2 / max(1.0, part.df) for variance, (_, part) in zip(variances, parts, strict=True))
         df = sum(variances) ** 2 / below if below > 0 and np.isfinite(below) else min(part.df for _, part in parts)
         mean = sum(share * part.mean_ns for share, part in parts)
         return Estimate(float(mean), float(np.sqrt(sum(variances))), float(df))
@@ -92,13 +92,13 @@ class Prediction:
     def step_ns(self) -> float | None:
         """GPU time of a typical step, over the phases that have a value; None where unknown."""
         parts = [(self.run.steps[phase.name], self.run.step_ns[phase.name]) for phase in self.valued_phases]
-        if not parts or any(one is None for _, one in parts):
+        if not parts or any(estimate is None for _, estimate in parts):
             return None
-        return sum(many * (one or 0.0) for many, one in parts) / sum(many for many, _ in parts)
+        return sum(many * (estimate or 0.0) for many, estimate in parts) / sum(many for many, _ in parts)
 
     def find(self, name: str) -> Valued:
         """Return a placement by its name."""
-        return next(one for one in self.placements if one.name == name)
+        return next(placement for placement in self.placements if placement.name == name)
 
 
 class Predictor:
@@ -112,18 +112,20 @@ class Predictor:
         """
         self.options = options or Options()
         self.run = read_run(results)
-        known = [one.layer for one in self.run.layers]
-        lacking = [layer for layer in self.options.fit_layers or () if layer not in known]
-        if lacking or (self.options.fit_layers is not None and not self.options.fit_layers):
-            raise NvtxmoeError(f"no layer {lacking[0] if lacking else ''} among the results' layers to fit by")
+        known = [layer.layer for layer in self.run.layers]
+        unknown_layers = [layer for layer in self.options.fit_layers or () if layer not in known]
+        if unknown_layers or (self.options.fit_layers is not None and not self.options.fit_layers):
+            raise NvtxmoeError(
+                f"no layer {unknown_layers[0] if unknown_layers else ''} among the results' layers to fit by"
+            )
         self.phases = {name: phase_of(self.run, name, self.options.fit_layers) for name in PHASES}
-        self.today = [todays(one) for one in self.run.layers]
+        self.today = [todays(layer) for layer in self.run.layers]
 
     def place(self) -> Prediction:
         """Return the placements of all algorithms with their values."""
         return Prediction(self.run, self.options, self.phases, [self._algorithm(name) for name in algorithms()])
 
-    def value(self, given: Mapping[str, Mapping[int, Layout]]) -> Prediction:
+    def value(self, placements: Mapping[str, Mapping[int, Layout]]) -> Prediction:
         """Return today's placement and those from outside with their values.
 
         Parameters:
@@ -136,11 +138,11 @@ class Predictor:
             self.run,
             self.options,
             self.phases,
-            [self._algorithm(TODAY), *(self._given(name, by_layer) for name, by_layer in given.items())],
+            [self._algorithm(TODAY), *(self._given_placement(name, by_layer) for name, by_layer in placements.items())],
         )
 
-    def _given(self, name: str, by_layer: Mapping[int, Layout]) -> Valued:
-        known = {one.layer: at for at, one in enumerate(self.run.layers)}
+    def _given_placement(self, name: str, by_layer: Mapping[int, Layout]) -> Valued:
+        known = {layer.layer: at for at, layer in enumerate(self.run.layers)}
         layouts: list[Layout | None] = list(self.today)
         for layer, layout in by_layer.items():
             where = f"{name}, layer {layer}"
@@ -160,20 +162,22 @@ class Predictor:
         layouts = [module.place(self._routing(at)) for at in range(len(self.run.layers))]
         if name == TODAY:
             return self._valued(name, module.LABEL, layouts, {})
-        if any(one is None for one in layouts):
+        if any(layout is None for layout in layouts):
             reason = f"{self._redundant(0)} redundant experts do not fit {self.run.ranks} ranks"
             nowhere = Move(None, None, None, reason)
             return Valued(name, module.LABEL, [], {}, nowhere, np.zeros((0, 0)), reason)
-        return self._valued(name, module.LABEL, layouts, {at: one for at, one in enumerate(layouts) if one is not None})
+        return self._valued(
+            name, module.LABEL, layouts, {at: layout for at, layout in enumerate(layouts) if layout is not None}
+        )
 
     def _routing(self, at: int) -> Routing:
         """Return the steps of a layer by which placements are chosen: those of the fit."""
-        one = self.run.layers[at]
+        layer = self.run.layers[at]
         chosen = np.logical_or.reduce([phase.fits[at] for phase in self.phases.values()])
         return Routing(
-            one.counts[chosen],
-            one.block_m[chosen],
-            ~one.prefill[chosen],
+            layer.counts[chosen],
+            layer.block_m[chosen],
+            ~layer.prefill[chosen],
             self.run.ranks,
             self._redundant(at),
             self.today[at],
@@ -184,10 +188,13 @@ class Predictor:
             return self.options.redundant
         return self.run.ranks - self.run.layers[at].experts % self.run.ranks
 
-    def _valued(self, name: str, label: str, layouts: Sequence[Layout | None], given: Mapping[int, Layout]) -> Valued:
+    def _valued(
+        self, name: str, label: str, layouts: Sequence[Layout | None], known_layouts: Mapping[int, Layout]
+    ) -> Valued:
         layers = self.run.layers
         loads: dict[int, Load] = {
-            at: layout.load(layers[at].counts, layers[at].block_m, layers[at].steps) for at, layout in given.items()
+            at: layout.load(layers[at].counts, layers[at].block_m, layers[at].steps)
+            for at, layout in known_layouts.items()
         }
         sums = {phase.name: phase.valuer.value(loads) for phase in self.phases.values() if phase.reason is None}
         valued = [self._value_steps(at) for at in range(len(layers))]
@@ -196,7 +203,7 @@ class Predictor:
         ]
         known = [layout for layout in layouts if layout is not None]
         if len(known) == len(layouts):
-            move = moved(self.today, known, [one.expert_bytes for one in layers])
+            move = moved(self.today, known, [layer.expert_bytes for layer in layers])
         else:
             move = Move(None, None, None, "the placement of some layers is not known")
         return Valued(name, label, layouts, sums, move, np.stack(tokens))

@@ -108,22 +108,22 @@ def read_run(results: Results) -> RunData:
     rows = _rows(results)
     _refuse_without_group(results, rows)
     counts = results.frame(STEP_COUNTS)
-    processes = [one for source in document.get("inputs") or [] for one in source.get("processes") or []]
-    told = " ".join(str(one.get("recording")) for one in processes)
+    processes = [process for source in document.get("inputs") or [] for process in source.get("processes") or []]
+    recordings = " ".join(str(process.get("recording")) for process in processes)
     launches = pl.Enum(rows["launched_by"].drop_nulls().unique().sort().to_list())
     rows = rows.with_columns(launched=pl.col("launched_by").cast(launches).to_physical().cast(pl.Int64))
     by_layer = {key[0]: part for key, part in counts.group_by("layer_idx")}
-    found = [
+    data = [
         _layer(int(str(key[0])), part, by_layer[key[0]])
         for key, part in rows.group_by("layer_idx", maintain_order=True)
         if key[0] in by_layer
     ]
-    layers = sorted((one for one in found if one is not None and len(one.steps)), key=lambda one: one.layer)
+    layers = sorted((layer for layer in data if layer is not None and len(layer.steps)), key=lambda layer: layer.layer)
     cells = rows.select("step", "layer_idx").n_unique()
-    whole = rows.drop_nulls("local_experts").join(
+    with_all_experts = rows.drop_nulls("local_experts").join(
         counts.group_by("layer_idx").agg(width=pl.col("counts").list.len().max()), on="layer_idx"
     )
-    if not layers and len(whole) and (whole["local_experts"] >= whole["width"]).all():
+    if not layers and len(with_all_experts) and (with_all_experts["local_experts"] >= with_all_experts["width"]).all():
         raise NvtxmoeError(
             "no expert-parallel group: every rank holds all experts",
             where=results.folder,
@@ -135,7 +135,7 @@ def read_run(results: Results) -> RunData:
             where=results.folder,
             remedy="Analyse the reports of all ranks together",
         )
-    if len({one.ranks for one in layers}) > 1:
+    if len({layer.ranks for layer in layers}) > 1:
         raise NvtxmoeError(
             "layers are on different ranks (pipeline stages): one group of ranks is needed", where=results.folder
         )
@@ -145,9 +145,9 @@ def read_run(results: Results) -> RunData:
         step_ns,
         steps,
         cells,
-        cells - sum(len(one.steps) for one in layers),
-        any(bool(one.get("eplb")) for one in processes),
-        "sink" in told or "recomputed" in told,
+        cells - sum(len(layer.steps) for layer in layers),
+        any(bool(process.get("eplb")) for process in processes),
+        "sink" in recordings or "recomputed" in recordings,
     )
 
 
@@ -233,18 +233,18 @@ def _layer(layer: int, rows: pl.DataFrame, counts: pl.DataFrame) -> LayerData | 
         return None
     # Groups of tensor-parallel ranks have one row, data-parallel ones add up.
     width = int(str(counts["counts"].list.len().max()))
-    mine = (
+    layer_rows = (
         counts.filter(pl.col("rank").is_in(ranks.implode()) & (pl.col("counts").list.len() == width))
         .join(known.select("step").unique(), on="step", how="semi")
         .sort("step")
     )
-    if mine.is_empty():
+    if layer_rows.is_empty():
         return None
-    matrix = mine["counts"].explode().to_numpy().reshape(-1, width)
-    steps, first = np.unique(mine["step"].to_numpy(), return_index=True)
+    matrix = layer_rows["counts"].explode().to_numpy().reshape(-1, width)
+    steps, first = np.unique(layer_rows["step"].to_numpy(), return_index=True)
     if len(steps) < len(matrix):
         matrix = np.add.reduceat(matrix, first, axis=0)
-    tokens = np.add.reduceat(mine["num_tokens"].to_numpy(), first)
+    tokens = np.add.reduceat(layer_rows["num_tokens"].to_numpy(), first)
     known = known.filter(pl.col("step").is_in(pl.Series(steps).implode()))
 
     def table(name: str) -> Ints:
@@ -254,29 +254,31 @@ def _layer(layer: int, rows: pl.DataFrame, counts: pl.DataFrame) -> LayerData | 
     at = np.isin(steps, table("step")[:, 0])
     steps, matrix, tokens = steps[at], matrix[at], tokens[at]
     load = Load(table("local_expert_tiles"), table("local_active_experts"), table("local_activations"))
-    whole = load.rows.sum(axis=1) == matrix.sum(axis=1, dtype=np.int64)
+    complete = load.rows.sum(axis=1) == matrix.sum(axis=1, dtype=np.int64)
     slots = table("local_experts")[-1] if known["local_experts"].null_count() == 0 else np.zeros(len(ranks), np.int64)
-    if not whole.any():
+    if not complete.any():
         return None
     return LayerData(
         layer,
         tuple(ranks.to_list()),
-        steps[whole],
-        (known["prefill_tokens"].fill_null(0).to_numpy().reshape(-1, len(ranks)).sum(axis=1) > 0)[whole],
-        tokens[whole],
-        table("num_tokens")[whole],
-        table("block_m").max(axis=1)[whole],
-        matrix[whole],
-        known["own_ns"].to_numpy().reshape(-1, len(ranks)).astype(np.float64)[whole],
-        load.of(whole),
-        table("launched")[whole],
-        tuple(int(one) for one in slots),
+        steps[complete],
+        (known["prefill_tokens"].fill_null(0).to_numpy().reshape(-1, len(ranks)).sum(axis=1) > 0)[complete],
+        tokens[complete],
+        table("num_tokens")[complete],
+        table("block_m").max(axis=1)[complete],
+        matrix[complete],
+        known["own_ns"].to_numpy().reshape(-1, len(ranks)).astype(np.float64)[complete],
+        load.of(complete),
+        table("launched")[complete],
+        tuple(int(slot) for slot in slots),
         _expert_bytes(known),
     )
 
 
 def _expert_bytes(rows: pl.DataFrame) -> int | None:
     """Return the bytes of one expert's weights on a rank, where the capture tells them."""
-    told = rows.filter(pl.col("local_active_experts") > 0).select(pl.col("weight_bytes") // "local_active_experts")
-    value = told.to_series().drop_nulls().max()
+    with_experts = rows.filter(pl.col("local_active_experts") > 0).select(
+        pl.col("weight_bytes") // "local_active_experts"
+    )
+    value = with_experts.to_series().drop_nulls().max()
     return int(value) if isinstance(value, int) and value > 0 else None

@@ -39,7 +39,7 @@ def _solved(data: LayerData) -> Layout | None:
     rounded = np.rint(members)
     if np.abs(members - rounded).max() > ROUNDING or not ((rounded == 0) | (rounded == 1)).all():
         return None
-    held: list[Ints] = [np.flatnonzero(rounded[:, rank]) for rank in range(len(data.ranks))]
-    if (rounded.sum(axis=1) != 1).any() or not all(len(some) for some in held):
+    rank_experts: list[Ints] = [np.flatnonzero(rounded[:, rank]) for rank in range(len(data.ranks))]
+    if (rounded.sum(axis=1) != 1).any() or not all(len(experts) for experts in rank_experts):
         return None
-    return Layout.of_ranks(held)
+    return Layout.of_ranks(rank_experts)

@@ -82,7 +82,7 @@ class Sums:
 
 def _degrees(variances: Sequence[float], blocks: Sequence[int]) -> float:
     """Return Satterthwaite's degrees of freedom of a sum of independent variances."""
-    below = sum(one**2 / max(1, many - 1) for one, many in zip(variances, blocks, strict=True))
+    below = sum(variance**2 / max(1, many - 1) for variance, many in zip(variances, blocks, strict=True))
     return float(sum(variances) ** 2 / below) if below > 0 and np.isfinite(below) else float(min(blocks) - 1)
 
 
@@ -112,33 +112,33 @@ class Valuer:
         saved, predicted, steps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         without = np.zeros((len(self.layers), len(self.model.left_out[0])))
         beyond = cells = 0
-        for at, (one, some) in enumerate(zip(self.layers, self.chosen, strict=True)):
-            block = np.searchsorted(blocks, self.blocks.of(one.steps[some]))
-            own = one.own_ns[some]
-            today = own.max(axis=1)
+        for at, (layer, chosen) in enumerate(zip(self.layers, self.chosen, strict=True)):
+            block = np.searchsorted(blocks, self.blocks.of(layer.steps[chosen]))
+            own_ns = layer.own_ns[chosen]
+            today = own_ns.max(axis=1)
             load = loads.get(at)
-            change = self._change(one, some, load)
-            new = self._slowest(own, change, self.model.slopes[at], self.model.speed)
+            change = self._change(layer, chosen, load)
+            new = self._slowest(own_ns, change, self.model.slopes[at], self.model.speed)
             for sums, values in ((saved, today - new), (predicted, new), (steps, np.ones(len(new)))):
                 sums[at] = np.bincount(block, weights=values, minlength=len(blocks))
-            if not len(own):
+            if not len(own_ns):
                 continue
             for left, (slopes, speed) in enumerate(zip(*self.model.left_out, strict=True)):
-                without[at, left] = today.mean() - self._slowest(own, change, slopes[at], speed).mean()
+                without[at, left] = today.mean() - self._slowest(own_ns, change, slopes[at], speed).mean()
             if load is not None:
-                new_load = self.model.table(load.of(some))
+                new_load = self.model.table(load.of(chosen))
                 beyond += int(((new_load < self.seen[0]) | (new_load > self.seen[1])).any(axis=-1).sum())
-            cells += own.size
+            cells += own_ns.size
         return Sums(saved, predicted, steps, without, beyond / cells if cells else 0.0)
 
-    def _change(self, one: LayerData, some: Bools, load: Load | None) -> Floats:
+    def _change(self, layer: LayerData, chosen: Bools, load: Load | None) -> Floats:
         if load is None:
-            return np.zeros((int(some.sum()), len(one.ranks), len(self.model.features)))
-        return self.model.table(load.of(some)) - self.model.table(one.load.of(some))
+            return np.zeros((int(chosen.sum()), len(layer.ranks), len(self.model.features)))
+        return self.model.table(load.of(chosen)) - self.model.table(layer.load.of(chosen))
 
     @staticmethod
-    def _slowest(own: Floats, change: Floats, slopes: Floats, speed: Floats) -> Floats:
-        slowest: Floats = (own + speed * (change @ slopes)).max(axis=1)
+    def _slowest(own_ns: Floats, change: Floats, slopes: Floats, speed: Floats) -> Floats:
+        slowest: Floats = (own_ns + speed * (change @ slopes)).max(axis=1)
         return slowest
 
 
@@ -165,23 +165,23 @@ def calibrate(valuer: Valuer) -> Calibration:
     shape = (len(valuer.layers), len(blocks))
     measured, predicted, steps = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     differences, residuals = [], []
-    for at, (one, some) in enumerate(zip(valuer.layers, valuer.chosen, strict=True)):
-        own = one.own_ns[some]
-        if not len(own):
+    for at, (layer, chosen) in enumerate(zip(valuer.layers, valuer.chosen, strict=True)):
+        own_ns = layer.own_ns[chosen]
+        if not len(own_ns):
             continue
-        block: Ints = np.searchsorted(blocks, valuer.blocks.of(one.steps[some]))
+        block: Ints = np.searchsorted(blocks, valuer.blocks.of(layer.steps[chosen]))
         if model.features:
-            cost = model.table(one.load.of(some)) @ model.slopes[at]
-            level = (own / model.speed - cost).mean(axis=1, keepdims=True)
+            cost = model.table(layer.load.of(chosen)) @ model.slopes[at]
+            level = (own_ns / model.speed - cost).mean(axis=1, keepdims=True)
             fitted = model.speed * (level + cost)
         else:
-            fitted = np.repeat(own.mean(axis=1, keepdims=True), own.shape[1], axis=1)
-        difference = own - own.mean(axis=1, keepdims=True)
-        told = fitted - fitted.mean(axis=1, keepdims=True)
+            fitted = np.repeat(own_ns.mean(axis=1, keepdims=True), own_ns.shape[1], axis=1)
+        difference = own_ns - own_ns.mean(axis=1, keepdims=True)
+        centred_cost = fitted - fitted.mean(axis=1, keepdims=True)
         differences.append(difference)
-        residuals.append(difference - told)
+        residuals.append(difference - centred_cost)
         measured[at] = np.bincount(block, weights=difference.max(axis=1), minlength=len(blocks))
-        predicted[at] = np.bincount(block, weights=told.max(axis=1), minlength=len(blocks))
+        predicted[at] = np.bincount(block, weights=centred_cost.max(axis=1), minlength=len(blocks))
         steps[at] = np.bincount(block, minlength=len(blocks))
     none = np.zeros((len(valuer.layers), 0))
     sums = Sums(measured, predicted, steps, none, 0.0)
@@ -196,8 +196,8 @@ def _explained(differences: Sequence[Floats], residuals: Sequence[Floats]) -> fl
     """Return the share of squared differences that is not in the residuals; None where there is no difference."""
     if not differences:
         return None
-    apart, left = np.concatenate(differences), np.concatenate(residuals)
+    differences_all, left = np.concatenate(differences), np.concatenate(residuals)
     scale = MAD_TO_SIGMA * float(np.median(np.abs(left)))
-    kept = (np.abs(left) <= OUTLIER * scale).all(axis=1) if scale > 0 else np.ones(len(left), dtype=np.bool_)
-    whole = float((apart[kept] ** 2).sum())
-    return 1.0 - float((left[kept] ** 2).sum()) / whole if whole > 0 else None
+    inliers = (np.abs(left) <= OUTLIER * scale).all(axis=1) if scale > 0 else np.ones(len(left), dtype=np.bool_)
+    total = float((differences_all[inliers] ** 2).sum())
+    return 1.0 - float((left[inliers] ** 2).sum()) / total if total > 0 else None

@@ -56,11 +56,11 @@ class InPhase:
     at_most_ns: float | None
 
 
-def net(prediction: Prediction, one: Valued) -> Estimate:
+def net(prediction: Prediction, placement: Valued) -> Estimate:
     """Return what a placement saves per step over all valued phases, less what moving costs where that is known."""
-    gross = prediction.all_steps({name: sums.saved() for name, sums in one.sums.items()})
+    gross = prediction.all_steps({name: sums.saved() for name, sums in placement.sums.items()})
     options = prediction.options
-    moving = one.move.ns_per_step(options.link_gbs, options.rearrange_every) or 0.0
+    moving = placement.move.ns_per_step(options.link_gbs, options.rearrange_every) or 0.0
     return Estimate(gross.mean_ns - moving, gross.error_ns, gross.df)
 
 
@@ -74,20 +74,20 @@ def verdict(prediction: Prediction) -> Verdict:
     least = prediction.options.least_gain_pct / 100 * base
     measured = [one for one in prediction.phases.values() if one.calibration is not None]
     bound = _bound(prediction, prediction.valued_phases or measured)
-    others = [one for one in prediction.placements if one.name != TODAY and one.sums]
+    others = [placement for placement in prediction.placements if placement.name != TODAY and placement.sums]
     if not prediction.valued_phases or not others:
         return _without_model(prediction, base, least, bound, measured)
     confidence = 1 - (1 - CONFIDENCE) / len(others)
-    values = {one.name: net(prediction, one) for one in others}
+    values = {placement.name: net(prediction, placement) for placement in others}
     ends = {name: value.interval(confidence) for name, value in values.items()}
-    highest = max(others, key=lambda one: ends[one.name][1])
+    highest = max(others, key=lambda placement: ends[placement.name][1])
     at_most = max(0.0, min(ends[highest.name][1], bound))
     whose = "what equally fast ranks would save"
     if ends[highest.name][1] <= bound:
         whose = f"the upper end for {highest.label}, 95 % for all {len(others)} placements together"
-    best = max(others, key=lambda one: values[one.name].mean_ns)
+    best = max(others, key=lambda placement: values[placement.name].mean_ns)
     doubt = _doubt(prediction, best)
-    gains = [one for one in others if ends[one.name][0] >= least >= 0 and ends[one.name][0] > 0]
+    gains = [placement for placement in others if ends[placement.name][0] >= least >= 0 and ends[placement.name][0] > 0]
     if at_most < least:
         text = (
             f"Not worth it: rebalancing saves at most {_us(at_most)} per step ({whose}), {_pct(at_most, base)}"
@@ -95,7 +95,7 @@ def verdict(prediction: Prediction) -> Verdict:
         )
         return _verdict(prediction, NOT_WORTH, text, best, values, at_most, base)
     if gains and doubt is None:
-        chosen = max(gains, key=lambda one: values[one.name].mean_ns)
+        chosen = max(gains, key=lambda placement: values[placement.name].mean_ns)
         value = values[chosen.name]
         low, high = value.interval()
         text = (
@@ -176,7 +176,7 @@ def _bound(prediction: Prediction, phases: Sequence[Phase]) -> float:
 
     A placement without replicas makes ranks equal at best. Where today's has replicas, one without them saves work too.
     """
-    if any(sum(one.slots) > one.experts for one in prediction.run.layers):
+    if any(sum(layer.slots) > layer.experts for layer in prediction.run.layers):
         return np.inf
     if not phases:
         return np.inf
@@ -202,16 +202,16 @@ def _doubt(prediction: Prediction, best: Valued) -> str | None:
 
 
 def _left_out(prediction: Prediction) -> str:
-    lacking = [phase for phase in prediction.phases.values() if phase.reason and prediction.run.steps[phase.name]]
-    return "".join(f"; {phase.name} is not in it ({phase.reason})" for phase in lacking)
+    unvalued = [phase for phase in prediction.phases.values() if phase.reason and prediction.run.steps[phase.name]]
+    return "".join(f"; {phase.name} is not in it ({phase.reason})" for phase in unvalued)
 
 
-def _moving(prediction: Prediction, one: Valued) -> str:
+def _moving(prediction: Prediction, placement: Valued) -> str:
     options = prediction.options
-    moving = one.move.ns_per_step(options.link_gbs, options.rearrange_every)
+    moving = placement.move.ns_per_step(options.link_gbs, options.rearrange_every)
     if moving is not None:
         return f", net of {_us(moving)} for moving weights every {options.rearrange_every:,} steps"
-    reason = one.move.reason or "give --link-gbs"
+    reason = placement.move.reason or "give --link-gbs"
     return f", without what moving the weights costs ({reason})"
 
 

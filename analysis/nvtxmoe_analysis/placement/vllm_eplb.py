@@ -30,10 +30,10 @@ def considered(prediction: Prediction) -> list[str]:
         f"would fall by less than {100 * LEAST_FALL:.0f} %, but only on ROCm and without use_async; elsewhere it "
         "rearranges at each step_interval, whatever it gains."
     )
-    others = [one for one in prediction.placements if one.reason is None and one.name != TODAY]
+    others = [placement for placement in prediction.placements if placement.reason is None and placement.name != TODAY]
     if others:
-        like_eplb = next((one for one in others if one.name == EPLB), others[-1])
-        before, after = (imbalance(one.rank_tokens) for one in (prediction.find(TODAY), like_eplb))
+        like_eplb = next((placement for placement in others if placement.name == EPLB), others[-1])
+        before, after = (imbalance(placement.rank_tokens) for placement in (prediction.find(TODAY), like_eplb))
         fall = 1 - after / before
         verb = "would" if fall >= LEAST_FALL else "would not"
         threshold += f" Here max/mean goes from {before:.3f} to {after:.3f} ({like_eplb.label}): that test {verb} pass."
@@ -45,6 +45,8 @@ def considered(prediction: Prediction) -> list[str]:
     if prediction.run.monolithic:
         modular += " This run has a monolithic kernel."
     facts.append(modular)
-    ran, its = ("ran", "their kernels are") if prediction.run.eplb else ("did not run", "their kernels are not")
-    facts.append(f"EPLB maps ids and counts load in every layer: it {ran} here, so {its} in the times.")
+    ran, whose_kernels = (
+        ("ran", "their kernels are") if prediction.run.eplb else ("did not run", "their kernels are not")
+    )
+    facts.append(f"EPLB maps ids and counts load in every layer: it {ran} here, so {whose_kernels} in the times.")
     return facts

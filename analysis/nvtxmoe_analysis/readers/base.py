@@ -43,8 +43,8 @@ class Export(ABC):
         return [self.path]
 
     def _stamps(self) -> list[tuple[int, ...]]:
-        found = [file.stat() for file in self._files()]
-        return [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns) for one in found]
+        statuses = [file.stat() for file in self._files()]
+        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses]
 
     def require_unchanged(self) -> None:
         """Refuse what was read if a file was replaced or changed meanwhile: it may be of two captures.
@@ -150,13 +150,13 @@ class Export(ABC):
 
         Columns that rows are ``filtered`` by must be there too.
         """
-        wanted = list(columns) if columns is not None else [*table.columns, *table.optional]
-        schema: dict[str, type[pl.DataType]] = {c: pl.String if c in table.text else pl.Int64 for c in wanted}
+        selected_columns = list(columns) if columns is not None else [*table.columns, *table.optional]
+        schema: dict[str, type[pl.DataType]] = {c: pl.String if c in table.text else pl.Int64 for c in selected_columns}
         name = self._find(table)
         if name is None:
             return None, [], schema
         present = self._columns[name]
-        missing = [c for c in dict.fromkeys((*wanted, *filtered)) if c in table.columns and c not in present]
+        missing = [c for c in dict.fromkeys((*selected_columns, *filtered)) if c in table.columns and c not in present]
         if missing:
             raise NvtxmoeError(
                 f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)} "
@@ -164,7 +164,7 @@ class Export(ABC):
                 where=self.source,
                 remedy="Is it an Nsight Systems export of version 2023.4 or newer?",
             )
-        return name, [c for c in wanted if c in present], schema
+        return name, [c for c in selected_columns if c in present], schema
 
     def strings(self, ids: Collection[int]) -> dict[int, str]:
         """Texts of the given StringIds; unknown ids are left out."""
@@ -184,13 +184,15 @@ class Export(ABC):
         """Names of tables whose name is that of an absent table and a version, as NVTX_EVENTS_V2."""
         absent = [table.name for table in tables.VERSIONED if not self.has(table)]
         return tuple(
-            name for name in sorted(self._columns) if any(re.fullmatch(rf"{one}_?[vV]?[0-9]+", name) for one in absent)
+            name
+            for name in sorted(self._columns)
+            if any(re.fullmatch(rf"{table}_?[vV]?[0-9]+", name) for table in absent)
         )
 
     def cuda_asked(self) -> bool | None:
         """Whether the capture was asked to trace CUDA; None where the export does not contain that."""
-        asked = self.read(tables.CAPTURE_META).filter(pl.col("name").str.ends_with("COLLECT_CUDA_TRACE"))
-        return None if asked.is_empty() else bool((asked["value"] == "true").any())
+        settings = self.read(tables.CAPTURE_META).filter(pl.col("name").str.ends_with("COLLECT_CUDA_TRACE"))
+        return None if settings.is_empty() else bool((settings["value"] == "true").any())
 
     def _find(self, table: Table) -> str | None:
         for name in (table.name, *table.aliases):
@@ -207,10 +209,10 @@ class Export(ABC):
                 remedy="`nsys export` failed: export again with an nsys at least as new as the one that captured",
             )
         if tables.EXPORT_META.name not in self._columns and tables.STRINGS.name not in self._columns:
-            found = ", ".join(sorted(self._columns)[:8]) or "no table"
+            names = ", ".join(sorted(self._columns)[:8]) or "no table"
             raise NvtxmoeError(
                 f"not an Nsight Systems export: neither {tables.EXPORT_META.name} nor {tables.STRINGS.name} is there "
-                f"(found {found})",
+                f"(found {names})",
                 where=self.source,
                 remedy="Make one with `nsys export --type sqlite --include-blobs=true -o OUT.sqlite REPORT.nsys-rep`",
             )
@@ -219,14 +221,14 @@ class Export(ABC):
         """The columns of ``schema`` in its types; unsigned 64-bit ids of Parquet wrap to what SQLite stores."""
         columns = []
         for name, dtype in schema.items():
-            found = frame[name] if name in frame.columns else None
-            if found is None or found.null_count() == len(found):
+            values = frame[name] if name in frame.columns else None
+            if values is None or values.null_count() == len(values):
                 column = pl.repeat(None, len(frame), dtype=dtype, eager=True).alias(name)
-            elif found.dtype.is_integer() if dtype == pl.Int64 else found.dtype == dtype:
-                column = found.cast(dtype, wrap_numerical=True)
+            elif values.dtype.is_integer() if dtype == pl.Int64 else values.dtype == dtype:
+                column = values.cast(dtype, wrap_numerical=True)
             else:
-                wanted = "integers belong" if dtype == pl.Int64 else "text belongs"
-                raise self._bad_column(table, name, f"holds {found.dtype} where {wanted}")
+                expected_type = "integers belong" if dtype == pl.Int64 else "text belongs"
+                raise self._bad_column(table, name, f"holds {values.dtype} where {expected_type}")
             if name in table.filled and column.null_count():
                 raise self._bad_column(table, name, f"lacks a value in {column.null_count():,} of {len(column):,} rows")
             if name in tables.TIMES and not column.is_between(tables.LEAST_NS, tables.MOST_NS).all():

@@ -45,20 +45,22 @@ def in_folder(folder: Path) -> list[Path]:
         inside = sorted(folder.iterdir())
     except OSError:
         return []  # whoever opens it says what is wrong
-    found: dict[str, dict[str, Path]] = {}
+    paths_by_name: dict[str, dict[str, Path]] = {}
     for path in inside:
         if path.is_dir():
             if path.name.endswith(PARQUET_SUFFIX) or _holds_export(path):
                 name = path.name.removesuffix(PARQUET_SUFFIX)
-                name = path.name if PARQUET_SUFFIX in found.get(name, {}) else name  # X beside X_pqtdir is another
-                found.setdefault(name, {})[PARQUET_SUFFIX] = path
+                name = (
+                    path.name if PARQUET_SUFFIX in paths_by_name.get(name, {}) else name
+                )  # X beside X_pqtdir is another
+                paths_by_name.setdefault(name, {})[PARQUET_SUFFIX] = path
             continue
         for suffix in (CACHE_SUFFIX, SQLITE_SUFFIX, REPORT_SUFFIX):
             if path.name.endswith(suffix):
-                found.setdefault(path.name.removesuffix(suffix), {})[suffix] = path
+                paths_by_name.setdefault(path.name.removesuffix(suffix), {})[suffix] = path
                 break
     order = (SQLITE_SUFFIX, PARQUET_SUFFIX, REPORT_SUFFIX, CACHE_SUFFIX)
-    return [next(forms[suffix] for suffix in order if suffix in forms) for _, forms in sorted(found.items())]
+    return [next(forms[suffix] for suffix in order if suffix in forms) for _, forms in sorted(paths_by_name.items())]
 
 
 #: Tables of which every export of nsys has one at least.

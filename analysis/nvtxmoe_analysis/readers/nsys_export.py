@@ -44,9 +44,9 @@ def find_nsys(explicit: Path | None = None) -> Path:
     """
     named = str(explicit or os.environ.get(NSYS_ENV, ""))
     path = Path(named or "nsys").expanduser()
-    found = shutil.which(path.absolute() if named and path.is_file() else path)
-    if found:
-        return Path(found).absolute()
+    executable = shutil.which(path.absolute() if named and path.is_file() else path)
+    if executable:
+        return Path(executable).absolute()
     if named:
         raise _cannot_run(path, "it is not executable" if path.exists() else "no such file")
     raise NvtxmoeError(
@@ -74,8 +74,8 @@ def export_report(
     """
     fingerprint = _fingerprint(report)
     cache = _cache_path(report, cache_dir)
-    kept = [cache] if cache_dir else [_beside(report), cache]
-    for candidate in kept:
+    candidates = [cache] if cache_dir else [_export_path_beside(report), cache]
+    for candidate in candidates:
         if not force and _is_reusable(candidate, report, fingerprint, nsys):
             return candidate
     try:
@@ -103,13 +103,13 @@ def _fingerprint(report: Path) -> str:
     return digest.hexdigest()
 
 
-def _beside(report: Path) -> Path:
+def _export_path_beside(report: Path) -> Path:
     return report.with_name(report.stem + CACHE_SUFFIX)
 
 
 def _cache_path(report: Path, cache_dir: Path | None) -> Path:
     if cache_dir is None and os.access(report.parent, os.W_OK | os.X_OK):
-        return _beside(report)
+        return _export_path_beside(report)
     if cache_dir is None:
         cache_dir = cache_folder()
     # Reports of one name from several folders meet here.
@@ -120,12 +120,12 @@ def _cache_path(report: Path, cache_dir: Path | None) -> Path:
 def _is_reusable(cache: Path, report: Path, fingerprint: str, nsys: Path | None) -> bool:
     """Whether a kept export is whole, newer than its report, made of it, and with all that nsys can give."""
     try:
-        kept = cache.stat()
-        if not stat.S_ISREG(kept.st_mode):  # opening a FIFO would wait for a writer
+        status = cache.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for a writer
             return False
         if any(special_kind(cache.with_name(cache.name + suffix)) for suffix in COMPANIONS):
             return False
-        if kept.st_mtime_ns <= report.stat().st_mtime_ns:  # an equal time may hide a later write
+        if status.st_mtime_ns <= report.stat().st_mtime_ns:  # an equal time may hide a later write
             return False
     except OSError:
         return False
@@ -215,16 +215,16 @@ class _Result(NamedTuple):
     def reason(self) -> str:
         """nsys's own words: what its exporter says, else its exception, else its last line that says something."""
         lines = [line.strip() for line in re.split(r"[\r\n]+", self.text)]
-        said = [line for line in lines if line and not line.startswith(("Processing ", "usage:", "Try '"))]
+        messages = [line for line in lines if line and not line.startswith(("Processing ", "usage:", "Try '"))]
         for pattern in (
             r"Exportation error: (?!.*Throw in function)(.+)",
             r"\[.*tag_message\*?\] = (.+)",
             r"std::exception::what: (.+)",
         ):
-            for line in reversed(said):
+            for line in reversed(messages):
                 if match := re.match(pattern, line):
                     return match[1].rstrip(".")
-        return said[-1].rstrip(".") if said else "it printed nothing"
+        return messages[-1].rstrip(".") if messages else "it printed nothing"
 
 
 def _run(nsys: Path, *arguments: str) -> _Result:
@@ -255,16 +255,16 @@ def _knows_blobs(nsys: Path) -> bool:
 
 def _check(report: Path, part: Path, cache: Path, nsys: Path, result: _Result) -> None:
     """Raise unless the export is whole, whatever the exit status says."""
-    there = _table_names(part)
+    table_names = _table_names(part)
     if result.disk_full:
         raise NvtxmoeError(
             f"the disk is full; nsys export said: {result.reason}",
             where=cache.parent,
             remedy="Make room (an export takes several times its report) or give another folder with --cache-dir",
         )
-    if result.status == 0 and {META, NVTX} <= there:
+    if result.status == 0 and {META, NVTX} <= table_names:
         return
-    if result.status == 0 and META in there:
+    if result.status == 0 and META in table_names:
         raise NvtxmoeError(
             "the report has no NVTX events: it was captured without `-t nvtx`, or without nvtxmoe switched on",
             where=report,
@@ -279,20 +279,20 @@ def _failed(report: Path, nsys: Path, result: _Result) -> NvtxmoeError:
         writer = _version(rb"Report (\d+)@(\d+)@(\d+)", file.read(200))
     reader = _version(rb"version (\d+)\.(\d+)\.(\d+)", _run(nsys, "--version").text.encode())
     parse_error = "ProtobufParseException" in result.text
-    here = f"the nsys here ({_dotted(reader)}, {nsys})"
+    reader_text = f"the nsys here ({_dotted(reader)}, {nsys})"
     killed_by = -result.status if result.status < 0 else result.status - 128  # a wrapper says 128 + signal
     if killed_by > 0:
-        what = f"{here} was killed by signal {killed_by} while it exported"
+        what = f"{reader_text} was killed by signal {killed_by} while it exported"
         return NvtxmoeError(what, where=report, remedy=f"Give it more memory, or {_bring(report)}")
-    said = f"nsys export ended with status {result.status} and said: {result.reason}"
+    failure = f"nsys export ended with status {result.status} and said: {result.reason}"
     if writer and reader and writer > reader:
-        what = f"written by nsys {_dotted(writer)}, newer than {here}; {said}"
+        what = f"written by nsys {_dotted(writer)}, newer than {reader_text}; {failure}"
     elif parse_error and not (writer and reader):
-        what = f"damaged, or written by a newer nsys than {here}; {said}"
+        what = f"damaged, or written by a newer nsys than {reader_text}; {failure}"
     elif writer is None:
-        what = f"not a report that {here} knows; {said}"
+        what = f"not a report that {reader_text} knows; {failure}"
     else:
-        what = f"{here} could not export it whole, it may be damaged or cut short; {said}"
+        what = f"{reader_text} could not export it whole, it may be damaged or cut short; {failure}"
         return NvtxmoeError(what, where=report, remedy=f"Copy it again from the capture machine, or {_bring(report)}")
     newer = f"Set {NSYS_ENV} to an nsys at least as new as the one that captured it, or"
     return NvtxmoeError(what, where=report, remedy=f"{newer} {_bring(report)}")

@@ -72,7 +72,7 @@ class ParquetExport(Export):
                 where=self.source,
                 remedy=f"Name it: {reports[0]}" if len(reports) == 1 else f"Name one, as {reports[0]}",
             )
-        if not layout and any(is_session(one) for one in self.path.iterdir()):
+        if not layout and any(is_session(path) for path in self.path.iterdir()):
             raise NvtxmoeError("a folder of sessions", where=self.source, remedy="Name each session")
         if not layout:
             raise NvtxmoeError(
@@ -144,8 +144,8 @@ class ParquetExport(Export):
                             "blob": pl.Series(blob, dtype=pl.Binary),
                         }
                     )
-                    mine = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
-                    parts.append(frame.filter(mine).select("row", "blob"))
+                    in_domain = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
+                    parts.append(frame.filter(in_domain).select("row", "blob"))
                     rows += len(batch)
         except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error

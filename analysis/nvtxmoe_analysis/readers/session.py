@@ -92,13 +92,13 @@ def find_journals(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     folder = path if path.absolute().name == RANKS else path / RANKS
-    found = [file for file in folder.glob(f"*{SUFFIX}") if file.is_file()]
-    if not found:
-        inside = sorted(one for one in path.glob("*") if (one / RANKS).is_dir())
+    journals = [file for file in folder.glob(f"*{SUFFIX}") if file.is_file()]
+    if not journals:
+        inside = sorted(folder for folder in path.glob("*") if (folder / RANKS).is_dir())
         looked = f"no journals in it ({RANKS}/*{SUFFIX})"
         remedy = f"Give one of the sessions in it, as {inside[-1]}" if inside else "Give a session's folder"
         raise NvtxmoeError(looked, where=path, remedy=remedy)
-    return sorted(found, key=lambda file: (*_rank_and_pid(file), file.name))
+    return sorted(journals, key=lambda file: (*_rank_and_pid(file), file.name))
 
 
 def require_session(path: Path) -> None:
@@ -134,13 +134,13 @@ def session_folder(path: Path) -> Path:
 
 def pid_in_name(path: Path) -> int | None:
     """The process id that a journal's name tells."""
-    found = _NAME.fullmatch(path.name)
-    return int(found[2]) if found else None
+    match = _NAME.fullmatch(path.name)
+    return int(match[2]) if match else None
 
 
 def _rank_and_pid(path: Path) -> tuple[int, int]:
-    found = _NAME.fullmatch(path.name)
-    return (int(found[1]), int(found[2])) if found else (-1, -1)
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2])) if match else (-1, -1)
 
 
 def _numbered(paths: Sequence[Path]) -> dict[int, Path]:

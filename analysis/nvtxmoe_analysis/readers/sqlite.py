@@ -96,7 +96,7 @@ class SqliteExport(Export):
         at, high = self._rowid_span(name)
         while at <= high:
             yield at
-            (following,) = self._one(f'SELECT min(rowid) FROM "{name}" WHERE rowid >= {at + rows}', name)
+            (following,) = self._first_row(f'SELECT min(rowid) FROM "{name}" WHERE rowid >= {at + rows}', name)
             at = high + 1 if following is None else following
 
     def _query(self, name: str, columns: Sequence[str], only: tuple[str, Collection[int]] | None) -> str:
@@ -143,10 +143,10 @@ class SqliteExport(Export):
     def _find_span(self, name: str) -> tuple[int, int]:
         # Asked for apart, each end is one step in the tree; together they scan the table.
         query = f'SELECT (SELECT min(rowid) FROM "{name}"), (SELECT max(rowid) FROM "{name}")'
-        low, high = self._one(query, name)
+        low, high = self._first_row(query, name)
         return (1, 0) if low is None else (low, high)
 
-    def _one(self, query: str, name: str) -> tuple[Any, ...]:
+    def _first_row(self, query: str, name: str) -> tuple[Any, ...]:
         try:
             with self._lock:
                 row: tuple[Any, ...] = self._db.execute(query).fetchone()

@@ -12,7 +12,7 @@ from nvtxmoe._version import __version__
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.outputs.read import load
-from nvtxmoe_analysis.report.commands import beside
+from nvtxmoe_analysis.report.commands import output_folder
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.first_screen import Answer, answers
@@ -56,9 +56,9 @@ class Advice:
 def advise(source: Source) -> Advice:
     """Return the findings of a results folder with the four answers."""
     ledger = Ledger(source)
-    found = findings(ledger)
+    listed = findings(ledger)
     box = trust(source)
-    return Advice(found, answers(found, ledger, box), ledger.steady, box)
+    return Advice(listed, answers(listed, ledger, box), ledger.steady, box)
 
 
 def text_of(advice: Advice) -> str:
@@ -76,7 +76,7 @@ def write_findings(folder: Path) -> tuple[Advice, Path]:
         NvtxmoeError: the folder has no results, or the file can't be written.
     """
     source = Source(load(folder))
-    output = beside(source.loaded.folder)
+    output = output_folder(source.loaded.folder)
     check_folder(output)
     advice = advise(source)
     try:

@@ -42,20 +42,20 @@ def batches(ledger: Ledger) -> Batches:
 
 def per_token(ledger: Ledger) -> Sentence:
     """Return what a token costs in the usual and in the largest batch of the capture."""
-    found = batches(ledger)
-    if found.larger is None:
+    sizes = batches(ledger)
+    if sizes.larger is None:
         return sentence(
             "lower time per token: this capture has no batch of twice the usual {} tokens, so how much lower is not "
             "known.",
-            str(found.tokens),
+            str(sizes.tokens),
         )
-    usual, larger = (_at(ledger, tokens) for tokens in (found.tokens, found.larger))
+    usual, larger = (_at(ledger, tokens) for tokens in (sizes.tokens, sizes.larger))
     text = (
         "less time per token. In this capture MoE layers take {} per step of {} tokens and {} per step of {}: {} times "
         "the time for {} times the tokens."
     )
-    more = f"{found.larger / found.tokens:.2g}"
-    return sentence(text, usual, str(found.tokens), larger, str(found.larger), ratio(larger, usual), more)
+    more = f"{sizes.larger / sizes.tokens:.2g}"
+    return sentence(text, usual, str(sizes.tokens), larger, str(sizes.larger), ratio(larger, usual), more)
 
 
 def _at(ledger: Ledger, tokens: int) -> SourcedNumber:

@@ -55,32 +55,37 @@ def log_ticks(low: float, high: float) -> list[float]:
     return [first, *between, last]
 
 
-def row_height(rows: int, *, most: int = 22, total: int = 560, least: int = 4) -> int:
+def row_height(rows: int, *, max_height: int = 22, total: int = 560, least: int = 4) -> int:
     """Return pixels per row, so that many rows still fit on a page."""
-    return max(least, min(most, total // max(1, rows)))
+    return max(least, min(max_height, total // max(1, rows)))
 
 
-def thinned(frame: pl.DataFrame, by: Sequence[str], most: int) -> pl.DataFrame:
-    """Keep at most ``most`` rows per group: every k-th in the frame's order, from the first on."""
+def thinned(frame: pl.DataFrame, by: Sequence[str], max_rows: int) -> pl.DataFrame:
+    """Keep at most ``max_rows`` rows per group: every k-th in the frame's order, from the first on."""
     size = pl.len().over(*by)
     number = pl.int_range(pl.len()).over(*by)
-    every = ((size + most - 1) // most).cast(pl.Int64)
+    every = ((size + max_rows - 1) // max_rows).cast(pl.Int64)
     return frame.filter(number % every == 0)
 
 
 def table(
-    columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole: str, total: int | None = None, which: str = ""
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    file_name: str,
+    total: int | None = None,
+    which: str = "",
 ) -> Table:
     """Return a text table, cut to ``TABLE_ROWS``.
 
     Parameters:
-        whole: the file that has all rows.
+        file_name: the file that has all rows.
         total: number of all rows, if ``rows`` are only a part.
         which: the order, such as ``by time``.
     """
     number = len(rows) if total is None else total
     shown = [["" if cell is None else str(cell) for cell in row] for row in rows[:TABLE_ROWS]]
-    note = f"All of it is in {whole}."
+    note = f"All of it is in {file_name}."
     if number > len(shown):
         note = f"The first {len(shown):,} of {number:,} rows{f' {which}' if which else ''}. {note}"
     return Table(columns, shown, note)

@@ -94,21 +94,21 @@ def finding_records(source: Source) -> list[FindingRecord]:
     return records(findings(ledger), ledger.steady)
 
 
-def records(found: Sequence[Finding], steady: Steady | None) -> list[FindingRecord]:
+def records(findings: Sequence[Finding], steady: Steady | None) -> list[FindingRecord]:
     """Return findings as records, in their order.
 
     Parameters:
         steady: the steady steps that their numbers are of.
     """
     sets = {} if steady is None else {numbers: name for name, numbers in reversed(list(steady.sets.items()))}
-    return [_record(finding, id, sets) for finding, id in zip(found, _ids(found), strict=True)]
+    return [_record(finding, id, sets) for finding, id in zip(findings, _ids(findings), strict=True)]
 
 
-def _ids(found: Sequence[Finding]) -> list[str]:
+def _ids(findings: Sequence[Finding]) -> list[str]:
     """Return an id per finding: its own, with a number from the second finding of a kind on."""
     seen: Counter[str] = Counter()
     ids = []
-    for finding in found:
+    for finding in findings:
         seen[finding.id] += 1
         ids.append(finding.id if seen[finding.id] == 1 else f"{finding.id}-{seen[finding.id]}")
     return ids

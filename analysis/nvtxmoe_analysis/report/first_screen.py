@@ -60,9 +60,9 @@ class Answer:
 def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[Answer]:
     """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
     first = next((finding for finding in findings if finding.kind in (COST, VERDICT)), None)
-    found = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first, ledger)]
+    answers = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first, ledger)]
     certainty = _certainty(findings, first, ledger, trust)
-    return [*found, certainty] if trust.complete else [certainty, *found]
+    return [*answers, certainty] if trust.complete else [certainty, *answers]
 
 
 def _problem(first: Finding | None, ledger: Ledger) -> Answer:

@@ -17,11 +17,11 @@ PNG_SCALE = 2
 
 def image_files(stem: str, spec: Mapping[str, Any], data: Mapping[str, pl.DataFrame]) -> dict[str, bytes]:
     """Return SVG and PNG of a chart by file name, on white, as it looks when the page opens."""
-    whole = {**spec, "datasets": {name: rows_of(frame) for name, frame in data.items()}}
-    if whole.get("width") == "container":
-        whole["width"] = CONTAINER
+    full_spec = {**spec, "datasets": {name: rows_of(frame) for name, frame in data.items()}}
+    if full_spec.get("width") == "container":
+        full_spec["width"] = CONTAINER
     config = {**CONFIG["light"], "background": "white"}
-    text = json.dumps(whole)
+    text = json.dumps(full_spec)
     return {
         f"{stem}.svg": vl_convert.vegalite_to_svg(text, config=config).encode(),
         f"{stem}.png": vl_convert.vegalite_to_png(text, config=config, scale=PNG_SCALE),

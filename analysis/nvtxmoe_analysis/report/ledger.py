@@ -31,7 +31,7 @@ class Ledger:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.found: list[Finding] = []
+        self.findings: list[Finding] = []
         self._places: dict[tuple[object, ...], pl.Series] = {}
 
     @cached_property

@@ -26,7 +26,7 @@ def best_models(ledger: Ledger) -> list[dict[str, Any]]:
         return []
     best = model.filter(pl.col("role") == "best").unique(["layer_idx", "step_kind"], keep="first", maintain_order=True)
     layer = costliest_layer(rows)
-    found = []
+    models = []
     for kind in KINDS:
         of_kind = best.filter(
             (pl.col("step_kind") == kind) & (pl.col("layer_idx").is_null() | (pl.col("layer_idx") == layer))
@@ -34,8 +34,8 @@ def best_models(ledger: Ledger) -> list[dict[str, Any]]:
         ranked = sorted(
             of_kind.iter_rows(named=True), key=lambda row: (row["status"] != EXPLAINS, row["layer_idx"] is not None)
         )
-        found += ranked[:1]
-    return found
+        models += ranked[:1]
+    return models
 
 
 def sentence_of(row: dict[str, Any]) -> str:

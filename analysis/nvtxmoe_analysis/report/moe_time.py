@@ -84,8 +84,8 @@ def waiting(ledger: Ledger) -> SourcedNumber | None:
     if ledger.steady is None or frame is None or some_layers(ledger):
         return None
     wait, uneven = ledger.per_step(COLLECTIVES, "wait_ns"), moe_parts(ledger).get("uneven")
-    rest = wait if uneven is None else difference(wait, uneven)
-    return rest if rest.value > 0 else None
+    remaining = wait if uneven is None else difference(wait, uneven)
+    return remaining if remaining.value > 0 else None
 
 
 def long_wait(ledger: Ledger) -> SourcedNumber | None:
@@ -118,9 +118,9 @@ def outside(ledger: Ledger) -> dict[str, SourcedNumber]:
     return {name: classes[name] for name in ranked if classes[name].value > 0}
 
 
-def longest(classes: Mapping[str, SourcedNumber], step: SourcedNumber, most: int) -> Sentence:
+def longest(classes: Mapping[str, SourcedNumber], step: SourcedNumber, max_classes: int) -> Sentence:
     """Return the first classes in words, with their shares of a step."""
-    text, first = "{} ({}) for {}", list(classes.items())[:most]
+    text, first = "{} ({}) for {}", list(classes.items())[:max_classes]
     return together([sentence(text, time, percent(time, step), CLASS_WORDS.get(name, name)) for name, time in first])
 
 

@@ -174,18 +174,18 @@ def sentence(template: str, *values: SourcedNumber | Sentence | str | int) -> Se
         ValueError: more values than ``{}``.
     """
     parts: list[str | SourcedNumber] = []
-    rest = list(values)
+    unused = list(values)
     for text, hole, _, _ in Formatter().parse(template):
         if text:
             parts.append(text)
         if hole is not None:
-            value = rest.pop(0)
+            value = unused.pop(0)
             parts += (
                 value.parts
                 if isinstance(value, Sentence)
                 else [value if isinstance(value, SourcedNumber) else str(value)]
             )
-    if rest:
+    if unused:
         raise ValueError(f"more values than places in {template!r}")
     return Sentence(tuple(parts))
 

@@ -23,9 +23,9 @@ def outlying(frame: pl.DataFrame) -> pl.DataFrame:
     """
     if not set(STEP) <= set(frame.columns):
         return frame.clear()
-    own = pl.col(own_column(frame))
-    others = (own.sum().over(STEP) - own) / (pl.len().over(STEP) - 1)
-    relative = frame.select("layer_idx", relative=pl.when(others > 0).then(own / others))
+    own_ns = pl.col(own_column(frame))
+    others = (own_ns.sum().over(STEP) - own_ns) / (pl.len().over(STEP) - 1)
+    relative = frame.select("layer_idx", relative=pl.when(others > 0).then(own_ns / others))
     usual = pl.col("relative").median().over("layer_idx")
     return frame.filter(relative.select((pl.col("relative") > OUTLYING * usual).fill_null(False)).to_series())
 

@@ -33,19 +33,19 @@ class Source:
         """A frame of ``outputs.registry.tables``, or None where it is absent, damaged, has no row (unless it need have
         none), or lacks one of these columns, as in a folder of an older version; the reason is then in ``absent``."""
         try:
-            found = self.loaded.frame(name)
+            frame = self.loaded.frame(name)
         except NvtxmoeError as error:
             self._without(name, _clause(error))
             return None
-        missing = [column for column in columns if column not in found.columns]
+        missing = [column for column in columns if column not in frame.columns]
         if missing:
             self._without(name, f"it has no column {', '.join(missing)}: another version of nvtxmoe wrote it")
-        elif rows and found.is_empty():
+        elif rows and frame.is_empty():
             self._without(name, "it has no row")
         else:
-            cut = self._cut(name, found)
+            cut = self._cut(name, frame)
             if not cut:
-                return found
+                return frame
             self._without(name, cut)
         return None
 
@@ -59,22 +59,22 @@ class Source:
                     return "it is damaged: its last line is cut"
         totals = [layer.get("total_activations") for layer in self.document("summary").values()]
         if name == "activations" and totals and all(isinstance(total, int) for total in totals):
-            counted, whole = frame["activation_count"].sum(), sum(totals)
-            if counted < whole:
-                return f"it is damaged: it counts {counted:,} of the {whole:,} assignments of {self.file('summary')}"
+            counted, total = frame["activation_count"].sum(), sum(totals)
+            if counted < total:
+                return f"it is damaged: it counts {counted:,} of the {total:,} assignments of {self.file('summary')}"
         return ""
 
     def document(self, name: str) -> dict[str, Any]:
         """A JSON document; empty where it is absent or damaged, with the reason in ``absent``."""
         try:
-            found = self.loaded.document(name)
+            document = self.loaded.document(name)
         except NvtxmoeError as error:
             self._without(name, _clause(error))
             return {}
-        if not fits(name, found):
+        if not fits(name, document):
             self._without(name, OTHER)
             return {}
-        return found
+        return document
 
     def why(self, name: str) -> str:
         """Return why a frame or document can't be used, as a clause."""

@@ -12,9 +12,9 @@ from nvtxmoe_analysis.report.trust import processes
 def filters(ledger: Ledger) -> list[str]:
     """Return the filters in force in words, such as ``first step 0``."""
     chosen = _selection(ledger)
-    given = {name: chosen.get(name) for name in ("first_step", "last_step", "only", "layers", "ranks")}
-    given["skip_first"] = chosen.get("skip_first") or None
-    return [f"{name.replace('_', ' ')} {value}" for name, value in given.items() if value is not None]
+    settings = {name: chosen.get(name) for name in ("first_step", "last_step", "only", "layers", "ranks")}
+    settings["skip_first"] = chosen.get("skip_first") or None
+    return [f"{name.replace('_', ' ')} {value}" for name, value in settings.items() if value is not None]
 
 
 def some_layers(ledger: Ledger) -> bool:

@@ -84,13 +84,13 @@ class Steady:
 
 def ranges(numbers: Iterable[int]) -> list[list[int]]:
     """Return numbers as ``[first, last]`` of consecutive ones."""
-    found: list[list[int]] = []
+    spans: list[list[int]] = []
     for number in sorted(numbers):
-        if found and number == found[-1][1] + 1:
-            found[-1][1] = number
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
         else:
-            found.append([number, number])
-    return found
+            spans.append([number, number])
+    return spans
 
 
 def steady(source: Source) -> Steady | None:
@@ -165,6 +165,6 @@ def _outlying(steps: pl.DataFrame) -> pl.Series:
     regular = sized.filter(~pl.col("slow_way"))
     usual = regular.group_by("size").agg(usual=pl.col("time").median(), many=pl.len())
     known = usual.filter(pl.col("many") >= LEAST_STEPS)
-    whole = known["usual"].max() if len(known) else regular["time"].median()
+    usual_of_all = known["usual"].max() if len(known) else regular["time"].median()
     joined = sized.join(known.select("size", "usual"), on="size", how="left", maintain_order="left")
-    return joined.select(pl.col("time") > OUTLYING * pl.col("usual").fill_null(whole)).to_series()
+    return joined.select(pl.col("time") > OUTLYING * pl.col("usual").fill_null(usual_of_all)).to_series()

@@ -109,26 +109,31 @@ def _recording(source: Source) -> list[Sentence]:
     if frame is None or not frame["step_recording_ns"].sum():
         return []
     ledger, once = Ledger(source), ("rank", "step")
-    own, whole = (ledger.take("layer_correlation", c, "sum", once=once) for c in ("step_recording_ns", "step_gpu_ns"))
+    recording_kernel, step_time = (
+        ledger.take("layer_correlation", c, "sum", once=once) for c in ("step_recording_ns", "step_gpu_ns")
+    )
     return [
         sentence(
-            "In this capture nvtxmoe's own kernel took {} of GPU time in steps, {} of it.", own, percent(own, whole)
+            "In this capture nvtxmoe's own kernel took {} of GPU time in steps, {} of it.",
+            recording_kernel,
+            percent(recording_kernel, step_time),
         )
     ]
 
 
 def _cost(overhead_numbers: Mapping[str, Any]) -> str:
     """Return the numbers of ``measured_overhead`` in words; unknown keys unchanged."""
-    rest = dict(overhead_numbers)
+    unknown_numbers = dict(overhead_numbers)
     ci, gpu, share, cpu, how = (
-        rest.pop(key, None) for key in ("gpu_us_a_step_ci95", "gpu_us_a_step", "gpu_pct", "cpu_us_a_step", "measured")
+        unknown_numbers.pop(key, None)
+        for key in ("gpu_us_a_step_ci95", "gpu_us_a_step", "gpu_pct", "cpu_us_a_step", "measured")
     )
     interval = f" (95 % CI {ci[0]} to {ci[1]})" if isinstance(ci, list) and len(ci) == 2 else ""
     parts = [
         f"{gpu} us of GPU time a step{interval}" if gpu is not None else "",
         f"{share} % of the step's GPU time" if share is not None else "",
         f"{cpu} us of CPU time a step" if cpu is not None else "",
-        *(f"{key} {value}" for key, value in rest.items()),
+        *(f"{key} {value}" for key, value in unknown_numbers.items()),
     ]
     where = f", measured elsewhere on the same set-up: {how}" if how else ""
     return f"Recording cost {', '.join(part for part in parts if part)}{where}."

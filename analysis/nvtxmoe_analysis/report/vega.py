@@ -19,10 +19,10 @@ from nvtxmoe_analysis.core.files import whole_file
 @cache
 def bundle() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script that defines no global names."""
-    return f"(() => {{\n{_kept() or _made()}\n}})();"
+    return f"(() => {{\n{_stored_script() or _made()}\n}})();"
 
 
-def _kept() -> str | None:
+def _stored_script() -> str | None:
     """The script as an earlier process made it with this version of vl-convert; None where there is none, whole."""
     with suppress(OSError, ValueError, RuntimeError, NvtxmoeError):
         refuse_special(_path())

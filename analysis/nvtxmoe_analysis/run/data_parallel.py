@@ -60,8 +60,8 @@ class Shared:
 
     def gathered(self, cells: pl.DataFrame) -> Gathered:
         """Of cells with KEY; ``share`` is null where a rank's experts are its own."""
-        found = cells.select(KEY).with_row_index("at").join(self.keys.with_row_index("key"), on=KEY)
-        at, key, tokens = (found[name].cast(pl.Int64).to_numpy() for name in ("at", "key", "num_tokens"))
+        joined = cells.select(KEY).with_row_index("at").join(self.keys.with_row_index("key"), on=KEY)
+        at, key, tokens = (joined[name].cast(pl.Int64).to_numpy() for name in ("at", "key", "num_tokens"))
         return Gathered(at, self.matrix, key, tokens)
 
 
@@ -113,8 +113,8 @@ def sharing(reports: Sequence[CaptureFacts], tables: tuple[CountTable, CountTabl
 def _groups(metas: Sequence[Meta]) -> pl.DataFrame:
     """Ranks that share experts over several tensor-parallel groups, all of which are here: ``rank``, ``group`` (the
     tensor-parallel one), ``share``, ``position`` (of the group in its share, from 0), ``groups`` (in the share)."""
-    own = [(meta.rank, meta.tp_group, meta.tp_size) for meta in metas]
-    ranks = pl.DataFrame(own, schema=dict.fromkeys(("rank", "group", "tp_size"), pl.Int64), orient="row")
+    memberships = [(meta.rank, meta.tp_group, meta.tp_size) for meta in metas]
+    ranks = pl.DataFrame(memberships, schema=dict.fromkeys(("rank", "group", "tp_size"), pl.Int64), orient="row")
     return (
         rank_groups(metas)[EXPERT]
         .rename({"group": "share"})
@@ -171,10 +171,10 @@ def _shared(table: CountTable, groups: pl.DataFrame, idle: pl.DataFrame) -> Shar
     np.add.at(tokens, key, table.cells["num_tokens"].to_numpy()[row])
     keys = pl.DataFrame({name: column[at] for name, column, at in zip(KEY, columns, of_key, strict=True)})
     silent = keys.select("share", "step").with_row_index("key").join(idle, on=["share", "step"])
-    there = (rows >= 0) | (np.arange(width) >= in_share[:, None])
-    there[silent["key"].to_numpy(), silent["position"].to_numpy()] = True
-    whole = np.flatnonzero(there.all(axis=1))
-    return Shared(keys.with_columns(num_tokens=pl.Series(tokens))[whole], _added(table.matrix, rows[whole]))
+    has_counts = (rows >= 0) | (np.arange(width) >= in_share[:, None])
+    has_counts[silent["key"].to_numpy(), silent["position"].to_numpy()] = True
+    complete = np.flatnonzero(has_counts.all(axis=1))
+    return Shared(keys.with_columns(num_tokens=pl.Series(tokens))[complete], _added(table.matrix, rows[complete]))
 
 
 def _added(matrix: Counts, rows: Ints) -> Counts:
@@ -182,6 +182,6 @@ def _added(matrix: Counts, rows: Ints) -> Counts:
     largest = int(matrix.max(initial=0)) * rows.shape[1]
     added = np.zeros((len(rows), matrix.shape[1]), dtype=np.uint32 if largest < 1 << 32 else np.int64)
     for of_group in rows.T:
-        there = np.flatnonzero(of_group >= 0)
-        added[there] += matrix[of_group[there]].astype(added.dtype)
+        has_group = np.flatnonzero(of_group >= 0)
+        added[has_group] += matrix[of_group[has_group]].astype(added.dtype)
     return added

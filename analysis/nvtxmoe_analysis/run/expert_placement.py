@@ -57,8 +57,8 @@ class Placement:
 def expert_groups(metas: Iterable[Mapping[int, Meta]]) -> list[ExpertGroup]:
     """The groups of a run, from moe.meta of all reports. Without expert parallelism a tensor-parallel group is one."""
     every = sorted((meta for report in metas for meta in report.values()), key=lambda meta: meta.rank)
-    found = rank_groups(every)
-    kinds = {kind: dict(found[kind].select("rank", "group").iter_rows()) for kind in (EXPERT, TENSOR)}
+    groups = rank_groups(every)
+    kinds = {kind: dict(groups[kind].select("rank", "group").iter_rows()) for kind in (EXPERT, TENSOR)}
     members: dict[tuple[str, int], list[Meta]] = defaultdict(list)
     for meta in every:
         kind = EXPERT if size(meta, "ep_size", 1) > 1 else TENSOR
@@ -89,13 +89,13 @@ def place(group: ExpertGroup, layer: int, slots: int, *, physical: bool) -> Plac
         rank = size(meta, "ep_rank", 0)
         if rank >= group.ep_size:
             return Placement(reason=f"moe.meta says ep_rank {rank} of ep_size {group.ep_size}")
-        told = meta.layers[layer].local_experts if layer in meta.layers else None
-        held = np.array([e for e in told or () if 0 <= e < slots], dtype=np.int64)
-        twice = held[(rank_of[held] >= 0) & (rank_of[held] != rank)]
+        declared = meta.layers[layer].local_experts if layer in meta.layers else None
+        experts = np.array([e for e in declared or () if 0 <= e < slots], dtype=np.int64)
+        twice = experts[(rank_of[experts] >= 0) & (rank_of[experts] != rank)]
         if len(twice):
             both = sorted((int(rank_of[twice[0]]), rank))
             return Placement(reason=f"expert {twice[0]} is on ranks {both[0]} and {both[1]}")
-        rank_of[held] = rank
+        rank_of[experts] = rank
     if (rank_of >= 0).all():
         return Placement(rank_of, LOCAL_EXPERTS)
     linear = linear_placement(slots, group.ep_size)

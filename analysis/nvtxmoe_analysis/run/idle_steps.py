@@ -33,8 +33,8 @@ def idle_steps(events: Events) -> pl.DataFrame:
     owner, number = np.append(pid, -1), np.append(step, ABSENT)
     before, after = (np.where(owner[at] == pid[first], number[at], ABSENT) for at in (first - 1, first + size))
     begin = np.where(before != ABSENT, before + 1, after - size)
-    told = (before != UNKNOWN) & (begin >= 0)  # an unknown number after them fits none of these
-    told &= (before == ABSENT) | (after == ABSENT) | (after == begin + size)
-    first, size, begin = first[told], size[told], begin[told]
+    numbered = (before != UNKNOWN) & (begin >= 0)  # an unknown number after them fits none of these
+    numbered &= (before == ABSENT) | (after == ABSENT) | (after == begin + size)
+    first, size, begin = first[numbered], size[numbered], begin[numbered]
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
     return pl.DataFrame({"pid": np.repeat(pid[first], size), "step": np.repeat(begin, size) + place})

@@ -103,43 +103,43 @@ def lost_steps(reports: Sequence[CaptureFacts]) -> LostSteps:
     processes: list[_Process] = []
     gaps: list[Gap] = []
     for position, report in enumerate(reports):
-        found, holes = _of_report(position, report)
-        processes += found
+        of_report, holes = _of_report(position, report)
+        processes += of_report
         gaps += holes
     groups = _groups(processes)
     shared: list[tuple[int, int]] = []
     begins: list[int] = []
     for group in groups:
-        begin = min(one.first for one in group if one.first is not None)
-        end = max(one.last for one in group if one.last is not None)
+        begin = min(process.first for process in group if process.first is not None)
+        end = max(process.last for process in group if process.last is not None)
         begins.append(begin)
-        gaps += [gap for one in group for gap in _ends(one, begin, end)]
+        gaps += [gap for process in group for gap in _ends(process, begin, end)]
         shared.append(
             (
-                max(end + 1 if one.first is None else one.first for one in group),
-                min(begin - 1 if one.last is None else one.last for one in group),
+                max(end + 1 if process.first is None else process.first for process in group),
+                min(begin - 1 if process.last is None else process.last for process in group),
             )
         )
     common = (max(first for first, _ in shared), min(last for _, last in shared)) if shared else (0, -1)
-    known = tuple(sorted({window for one in processes for window in one.windows}, key=lambda one: one[0]))
+    known = tuple(sorted({window for process in processes for window in process.windows}, key=lambda window: window[0]))
     first = min(begins, default=0)
     cut = first > 0 and not reports[0].direct and bool(inside(first - 1, first - 1, known))
     return LostSteps(
         gaps=tuple(sorted(gaps, key=lambda gap: (gap.rank is None, gap.rank, gap.report, gap.pid, gap.first))),
-        processes=sum(one.first is not None for one in processes),
+        processes=sum(process.first is not None for process in processes),
         compared=sum(len(group) for group in groups if len(group) > 1),
         begins_at=first if cut else None,
         shared=common if common[0] <= common[1] else None,
-        idle_unknown=tuple(sorted(one.rank or 0 for one in processes if not one.idle_known)),
+        idle_unknown=tuple(sorted(process.rank or 0 for process in processes if not process.idle_known)),
         windows=known,
     )
 
 
 def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], list[Gap]]:
     unnumbered = set(report.steps.filter(pl.col("step").is_null())["pid"].to_list())
-    taken = pl.concat([report.steps.select("pid", "step").drop_nulls(), idle_steps(report.events)])
-    taken = taken.unique().sort("pid", "step").with_columns(before=pl.col("step").shift(1).over("pid"))
-    extent = {pid: (first, last) for pid, first, last in _extent(taken).iter_rows()}
+    steps_seen = pl.concat([report.steps.select("pid", "step").drop_nulls(), idle_steps(report.events)])
+    steps_seen = steps_seen.unique().sort("pid", "step").with_columns(before=pl.col("step").shift(1).over("pid"))
+    extent = {pid: (first, last) for pid, first, last in _extent(steps_seen).iter_rows()}
     ranks = ranks_of(report.events, report.steps)
     processes = []
     for pid in sorted({*extent, *report.metas}):
@@ -157,10 +157,10 @@ def _of_report(position: int, report: CaptureFacts) -> tuple[list[_Process], lis
                 open_end=journal is not None and (journal.truncated or not journal.ended),
             )
         )  # fmt: skip
-    known = {one.pid for one in processes if one.idle_known}
+    known = {process.pid for process in processes if process.idle_known}
     holes = [
         Gap(position, pid, ranks.get(pid), first, last, inside=True)
-        for pid, step, before in taken.filter(pl.col("step") > pl.col("before") + 1).iter_rows()
+        for pid, step, before in steps_seen.filter(pl.col("step") > pl.col("before") + 1).iter_rows()
         if pid in known
         for first, last in inside(before + 1, step - 1, _windows(report, pid))
     ]
@@ -183,8 +183,8 @@ def _begin(windows: Sequence[Window]) -> int:
     return windows[0][0] if windows else 0
 
 
-def _extent(taken: pl.DataFrame) -> pl.DataFrame:
-    return taken.group_by("pid", maintain_order=True).agg(first=pl.col("step").min(), last=pl.col("step").max())
+def _extent(steps_seen: pl.DataFrame) -> pl.DataFrame:
+    return steps_seen.group_by("pid", maintain_order=True).agg(first=pl.col("step").min(), last=pl.col("step").max())
 
 
 def _idle_known(report: CaptureFacts, meta: Meta | None) -> bool:
@@ -197,25 +197,25 @@ def _idle_known(report: CaptureFacts, meta: Meta | None) -> bool:
 def _groups(processes: Sequence[_Process]) -> list[list[_Process]]:
     """Processes that run the same batches. Those without moe.meta, and of unknown idle batches, are alone."""
     members: dict[Hashable, list[_Process]] = defaultdict(list)
-    for one in processes:
-        if one.meta is None or not one.idle_known:
-            members[one.report, one.pid].append(one)
-        elif one.meta.raw.get("vllm") is not None and data_parallel_size(one.meta) > 1:
-            members["lockstep"].append(one)
+    for process in processes:
+        if process.meta is None or not process.idle_known:
+            members[process.report, process.pid].append(process)
+        elif process.meta.raw.get("vllm") is not None and data_parallel_size(process.meta) > 1:
+            members["lockstep"].append(process)
         else:
-            members["engine", one.meta.rank // ranks_per_engine(one.meta)].append(one)
-    return [group for group in members.values() if any(one.first is not None for one in group)]
+            members["engine", process.meta.rank // ranks_per_engine(process.meta)].append(process)
+    return [group for group in members.values() if any(process.first is not None for process in group)]
 
 
-def _ends(one: _Process, begin: int, end: int) -> list[Gap]:
+def _ends(process: _Process, begin: int, end: int) -> list[Gap]:
     """Steps that other ranks of the group have, before the first and after the last step of this one."""
-    if one.first is None or one.last is None:
-        parts = [] if one.open_end else [(begin, end)]
+    if process.first is None or process.last is None:
+        parts = [] if process.open_end else [(begin, end)]
     else:
-        parts = [(begin, one.first - 1), *([] if one.open_end else [(one.last + 1, end)])]
+        parts = [(begin, process.first - 1), *([] if process.open_end else [(process.last + 1, end)])]
     return [
-        Gap(one.report, one.pid, one.rank, *part, inside=False)
+        Gap(process.report, process.pid, process.rank, *part, inside=False)
         for first, last in parts
         if first <= last
-        for part in inside(first, last, one.windows)
+        for part in inside(first, last, process.windows)
     ]

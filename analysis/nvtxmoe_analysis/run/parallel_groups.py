@@ -29,17 +29,17 @@ def rank_groups(metas: Iterable[Meta]) -> dict[str, pl.DataFrame]:
     for meta in metas:
         for kind, (key, size) in _of_rank(meta).items():
             rows[kind].append((meta.rank, key, size))
-    return {kind: _frame(found) for kind, found in rows.items()}
+    return {kind: _frame(sets) for kind, sets in rows.items()}
 
 
 def distinct(groups: Mapping[str, pl.DataFrame]) -> dict[str, pl.DataFrame]:
     """Those kinds that have a group of several ranks and are not the same groups as a wider kind."""
-    kept: dict[str, pl.DataFrame] = {}
+    distinct_groups: dict[str, pl.DataFrame] = {}
     for kind, frame in groups.items():
         several = frame.filter(pl.col("size") > 1)
-        if len(several) and not any(several.equals(other) for other in kept.values()):
-            kept[kind] = several
-    return kept
+        if len(several) and not any(several.equals(other) for other in distinct_groups.values()):
+            distinct_groups[kind] = several
+    return distinct_groups
 
 
 def data_parallel_size(meta: Meta) -> int:
@@ -76,5 +76,5 @@ def _frame(rows: list[tuple[int, tuple[int, ...], int]]) -> pl.DataFrame:
     lowest: dict[tuple[int, ...], int] = {}
     for rank, key, _ in sorted(rows):
         lowest.setdefault(key, rank)
-    found = [(rank, lowest[key], size) for rank, key, size in sorted(rows)]
-    return pl.DataFrame(found, schema=SCHEMA, orient="row")
+    rows_sorted = [(rank, lowest[key], size) for rank, key, size in sorted(rows)]
+    return pl.DataFrame(rows_sorted, schema=SCHEMA, orient="row")

@@ -93,12 +93,12 @@ def _first_of_group(
 ) -> tuple[CountTable, Order, Agreement]:
     """Each cell once; which those are; what was left out."""
     parts = _in_groups([table.cells for table in tables], metas)
-    places = _by_least(parts, "group")
-    cells = Order(places, None).together(parts)
-    matrix = Stacked([tables[at].matrix for at in places], 0)
+    reports = _by_least(parts, "group")
+    cells = Order(reports, None).together(parts)
+    matrix = Stacked([tables[at].matrix for at in reports], 0)
     by = (cells[name].to_numpy() for name in ("group", "step", "layer"))
     if in_order(*by, strictly=True):  # one data-parallel rank a report, as a rule: nothing moves, nothing is left out
-        return CountTable(cells, matrix.whole()), Order(places, None), Agreement(0, 0, None)
+        return CountTable(cells, matrix.whole()), Order(reports, None), Agreement(0, 0, None)
     order = cell_order(cells)
     keys = [cells[name].to_numpy()[order] for name in ("group", "step", "layer")]
     fresh = np.ones(len(cells), dtype=np.bool_)
@@ -117,10 +117,10 @@ def _first_of_group(
         step, layer = int(keys[1][at]), int(keys[2][at])
         example = (int(ranks[first[at]]), int(ranks[at]), step, layer)
     agreement = Agreement(len(copies), len(differing), example)
-    taken = order[fresh]
-    if np.array_equal(taken, np.arange(len(cells))):
-        return CountTable(cells, matrix.whole()), Order(places, None), agreement
-    return CountTable(cells[taken], matrix.rows(taken)), Order(places, pl.Series(taken)), agreement
+    taken_rows = order[fresh]
+    if np.array_equal(taken_rows, np.arange(len(cells))):
+        return CountTable(cells, matrix.whole()), Order(reports, None), agreement
+    return CountTable(cells[taken_rows], matrix.rows(taken_rows)), Order(reports, pl.Series(taken_rows)), agreement
 
 
 def cell_order(cells: pl.DataFrame) -> npt.NDArray[np.int64]:
@@ -147,10 +147,10 @@ def cell_order(cells: pl.DataFrame) -> npt.NDArray[np.int64]:
 def _first_topk(tables: Sequence[TopkTable], metas: Sequence[dict[int, Meta]]) -> TopkTable:
     """Of the ranks of a group the lowest one's tokens, by rank, step and layer."""
     parts = _in_groups([table.runs for table in tables], metas)
-    places = _by_least(parts, "rank")
-    tables = [tables[at] for at in places]
+    reports = _by_least(parts, "rank")
+    tables = [tables[at] for at in reports]
     before = np.cumsum([0, *map(len, tables)]).tolist()
-    shifted = [parts[at].with_columns(pl.col("first") + by) for at, by in zip(places, before, strict=False)]
+    shifted = [parts[at].with_columns(pl.col("first") + by) for at, by in zip(reports, before, strict=False)]
     runs = pl.concat(shifted, rechunk=False)
     lowest = pl.col("rank") == pl.col("rank").min().over("group", "step", "layer")
     chosen = runs.with_row_index("at").filter(lowest).sort("rank", "step", "layer", "at")["at"]

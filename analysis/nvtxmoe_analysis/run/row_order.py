@@ -25,8 +25,8 @@ class Order:
 
     def together(self, parts: Sequence[pl.DataFrame]) -> pl.DataFrame:
         """Frames of the same rows, a frame a report, in this order: without a copy where all stay."""
-        whole = pl.concat([parts[report] for report in self.reports], rechunk=False)
-        return whole if self.rows is None else whole[self.rows]
+        stacked = pl.concat([parts[report] for report in self.reports], rechunk=False)
+        return stacked if self.rows is None else stacked[self.rows]
 
 
 def order_of(reports: Sequence[pl.DataFrame]) -> Order:
@@ -36,13 +36,13 @@ def order_of(reports: Sequence[pl.DataFrame]) -> Order:
     a rank is not known, the rows themselves are sorted. Of equal ones an earlier report's come first.
     """
     ranks = [report["rank"] for report in reports]
-    ends = [(one.min(), one.max()) for one in ranks]
-    known = [at for at, one in enumerate(ranks) if len(one)]
-    empty = [at for at, one in enumerate(ranks) if not len(one)]
+    ends = [(numbers.min(), numbers.max()) for numbers in ranks]
+    known = [at for at, numbers in enumerate(ranks) if len(numbers)]
+    empty = [at for at, numbers in enumerate(ranks) if not len(numbers)]
     if not any(ranks[at].null_count() for at in known):
-        places = sorted(known, key=lambda at: ends[at])
-        if all(ends[a][1] < ends[b][0] for a, b in pairwise(places)):  # type: ignore[operator]
-            return Order((*places, *empty), None)
+        report_order = sorted(known, key=lambda at: ends[at])
+        if all(ends[a][1] < ends[b][0] for a, b in pairwise(report_order)):  # type: ignore[operator]
+            return Order((*report_order, *empty), None)
     keys = pl.concat([report.select(*KEY, "gpu_start_ns") for report in reports])
     rows = keys.select(pl.arg_sort_by(*KEY, "gpu_start_ns", maintain_order=True)).to_series()
     return Order(tuple(range(len(reports))), rows)

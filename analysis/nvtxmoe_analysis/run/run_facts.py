@@ -14,7 +14,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.tables import CountTable, PairTable
 from nvtxmoe_analysis.facts.capture_facts import CaptureFacts
-from nvtxmoe_analysis.facts.selection import Selection, of_counts
+from nvtxmoe_analysis.facts.selection import Selection, select_counts
 from nvtxmoe_analysis.ingest.task import Failure
 from nvtxmoe_analysis.run.lost_steps import LostSteps, lost_steps
 from nvtxmoe_analysis.run.parallel_groups import rank_groups
@@ -74,7 +74,7 @@ class RunFacts:
         """moe.physical inside the selection, each cell once, as ``routing.counts``: what EPLB's replicas served."""
         tables = []
         for report in self.reports:
-            tables.append(of_counts(report.events.physical, report.steps, self.selection))
+            tables.append(select_counts(report.events.physical, report.steps, self.selection))
         return once_a_group(tables, [report.metas for report in self.reports])
 
     @cached_property
@@ -153,22 +153,22 @@ def merge(reports: Sequence[CaptureFacts], selection: Selection, options: dict[s
 
 
 def _lowest_rank(report: CaptureFacts) -> tuple[bool, int]:
-    told = [meta.rank for meta in report.metas.values()]
-    told += report.steps["rank"].drop_nulls().to_list() if not told else []
-    return not told, min(told, default=0)
+    ranks = [meta.rank for meta in report.metas.values()]
+    ranks += report.steps["rank"].drop_nulls().to_list() if not ranks else []
+    return not ranks, min(ranks, default=0)
 
 
 def _on_one_matrix(reports: Sequence[CaptureFacts], routing: Routing) -> list[CaptureFacts]:
     """The reports with their counts as parts of all counts, so that whoever drops the given ones has them once."""
-    found, start = list(reports), 0
+    changed, start = list(reports), 0
     for at in routing.order.reports if routing.order.rows is None else ():
         report = reports[at]
         end = start + len(report.counts)
         matrix = routing.counts.matrix[start:end, : report.counts.matrix.shape[1]]
-        mine = CountTable(report.counts.cells, matrix)
-        events = replace(report.events, counts=mine) if report.events.counts is report.counts else report.events
-        found[at], start = replace(report, counts=mine, events=events), end
-    return found
+        counts = CountTable(report.counts.cells, matrix)
+        events = replace(report.events, counts=counts) if report.events.counts is report.counts else report.events
+        changed[at], start = replace(report, counts=counts, events=events), end
+    return changed
 
 
 def _refuse_no_steps(reports: Sequence[CaptureFacts]) -> None:
@@ -184,12 +184,12 @@ def _refuse_no_steps(reports: Sequence[CaptureFacts]) -> None:
 
 def _refuse_empty(reports: Sequence[CaptureFacts], selection: Selection) -> None:
     """Raise when the filters leave nothing of a capture that holds something."""
-    kept = any(report.steps["kept"].any() or len(report.counts) for report in reports)
+    any_kept = any(report.steps["kept"].any() or len(report.counts) for report in reports)
     layers = {n for r in reports for m in r.metas.values() for n in m.layers}
     layers |= {n for r in reports for n in r.events.counts.cells["layer"].unique().to_list()}
     if selection.layers is not None and layers and not layers & selection.layers:
-        kept = False
-    if kept or not selection.active:
+        any_kept = False
+    if any_kept or not selection.active:
         return
     steps = pl.concat([report.steps.select("rank", "step") for report in reports]).drop_nulls()
     if steps.is_empty():

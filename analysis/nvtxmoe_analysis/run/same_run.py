@@ -55,24 +55,24 @@ def _refuse_models(reports: Sequence[CaptureFacts]) -> None:
     shapes: dict[int, tuple[tuple[int, int], str]] = {}
     for report in reports:
         for meta in report.metas.values():
-            here = f"{report.source} (rank {meta.rank})"
+            report_text = f"{report.source} (rank {meta.rank})"
             if (name := _hub_name(meta)) is not None:
-                names.setdefault(name, f"{here} of {name}")
+                names.setdefault(name, f"{report_text} of {name}")
             for layer_number, layer in meta.layers.items():
                 shape = layer.num_experts, layer.top_k
-                known, there = shapes.setdefault(layer_number, (shape, here))
+                known, first_report = shapes.setdefault(layer_number, (shape, report_text))
                 if known != shape:
                     raise NvtxmoeError(
                         f"the reports are of different models: layer {layer_number} has {known[0]} experts, "
-                        f"top-{known[1]}, in {there} and {shape[0]} experts, top-{shape[1]}, in {here}",
+                        f"top-{known[1]}, in {first_report} and {shape[0]} experts, top-{shape[1]}, in {report_text}",
                         remedy=APART,
                     )
     if len(names) > 1:
         raise NvtxmoeError(f"the reports are of different models: {_two(names)}", remedy=APART)
 
 
-def _two(told: dict[Any, str]) -> str:
-    return ", ".join(list(told.values())[:2])
+def _two(texts: dict[Any, str]) -> str:
+    return ", ".join(list(texts.values())[:2])
 
 
 def _hub_name(meta: Meta) -> str | None:
@@ -91,14 +91,16 @@ def _refuse_same_rank(reports: Sequence[CaptureFacts]) -> None:
             ranks |= set(frame.select("pid", "rank").drop_nulls().unique().rows())
         for pid, rank in sorted(ranks):
             file = report.events.journals.get(pid)
-            here = f"{report.source} ({process_name(pid, list(report.metas))})" if file is None else str(file.path)
+            process_text = (
+                f"{report.source} ({process_name(pid, list(report.metas))})" if file is None else str(file.path)
+            )
             if rank in seen:
                 raise NvtxmoeError(
-                    f"two processes say they are rank {rank}: {seen[rank]} and {here}",
+                    f"two processes say they are rank {rank}: {seen[rank]} and {process_text}",
                     remedy="Give each rank's report once, and reports of one run only"
                     + (" (are they copies of one report?)" if processes[rank] == pid else "")
                     if file is None
                     else "Give each journal once, and of an engine that started again the journals of one run, not the "
                     "folder",
                 )
-            seen[rank], processes[rank] = here, pid
+            seen[rank], processes[rank] = process_text, pid

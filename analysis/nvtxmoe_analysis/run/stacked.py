@@ -41,9 +41,9 @@ class Stacked:
         out = np.full([len(at), *width], self.fill, dtype=np.result_type(*self.parts))
         for number, part in enumerate(self.parts):
             to = order[bounds[number] : bounds[number + 1]]
-            here = part[at[to] - (ends[number] - len(part))]
+            part_rows = part[at[to] - (ends[number] - len(part))]
             if part.ndim > 1:
-                out[to, : part.shape[1]] = here
+                out[to, : part.shape[1]] = part_rows
             else:
-                out[to] = here
+                out[to] = part_rows
         return out

@@ -78,10 +78,10 @@ def unclipped(x: Floats, strata: Strata) -> Tables:
     return _tabulate(x, strata, np.ones(shape), np.zeros(shape), None)
 
 
-def _tabulate(x: Floats, strata: Strata, held: Floats, score: Floats, further: Floats | None) -> Tables:
+def _tabulate(x: Floats, strata: Strata, weights: Floats, score: Floats, further: Floats | None) -> Tables:
     features = x.shape[1]
-    columns = [held * x[:, j] for j in range(features)]
-    count = strata.cell_sums(held)
+    columns = [weights * x[:, j] for j in range(features)]
+    count = strata.cell_sums(weights)
     squares = np.empty((*count.shape, features, features))
     for j in range(features):
         for k in range(j, features):
@@ -144,21 +144,21 @@ def leave_out(tables: Tables) -> tuple[Floats, Floats]:
         share = np.where(others > 0.5, 1 / others, 0.0)
     sums = tables.sums.sum(axis=2, keepdims=True) - tables.sums
     # The strata's levels eliminated: [models, blocks, features(, features)].
-    whole = tables.squares.sum(axis=(1, 2))
-    squares = whole[:, None] - tables.squares.sum(axis=1)
+    all_squares = tables.squares.sum(axis=(1, 2))
+    squares = all_squares[:, None] - tables.squares.sum(axis=1)
     means = sums * share[..., None]
     squares = squares - np.einsum("msgj,msgk->mgjk", means, sums)
     pulls = np.einsum("msgj,msg->mgj", means, tables.push) - tables.pulls.sum(axis=1)
-    moves = np.where(_singular(squares, whole[:, None])[..., None], np.nan, solve(squares, pulls))
+    moves = np.where(_singular(squares, all_squares[:, None])[..., None], np.nan, solve(squares, pulls))
     return moves, -share * tables.push - np.einsum("msgj,mgj->msg", means, moves)
 
 
-def _singular(squares: Floats, whole: Floats) -> Bools:
+def _singular(squares: Floats, all_squares: Floats) -> Bools:
     """Whether next to nothing is left of a feature's squares, or of the second's beside the first: [...]."""
-    own, of = (np.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (squares, whole))
-    gone: Bools = np.any((own <= LEAST_LEFT * of) & (of > 0), axis=-1)
+    diagonal, of = (np.diagonal(matrix, axis1=-2, axis2=-1) for matrix in (squares, all_squares))
+    gone: Bools = np.any((diagonal <= LEAST_LEFT * of) & (of > 0), axis=-1)
     if squares.shape[-1] == 2:
-        both = np.prod(own, axis=-1)
+        both = np.prod(diagonal, axis=-1)
         gone = gone | (both - squares[..., 0, 1] ** 2 <= LEAST_LEFT * both)
     return gone
 

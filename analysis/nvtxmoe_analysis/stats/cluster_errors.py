@@ -43,8 +43,8 @@ class Errors:
     @property
     def largest(self) -> Floats:
         """The largest block's share of the variation, [models]."""
-        most: Floats = self.share.max(axis=1)
-        return most
+        largest: Floats = self.share.max(axis=1)
+        return largest
 
 
 def slope_errors(tables: Tables) -> Errors:
@@ -69,14 +69,14 @@ def slope_errors(tables: Tables) -> Errors:
             - tables.sums[..., :, None] * mean[..., None, :]
             + tables.held[..., None, None] * mean[..., :, None] * mean[..., None, :]
         ).sum(axis=1)
-        whole = products.sum(axis=1)
+        all_products = products.sum(axis=1)
         if products.shape[-1] == 1:
             turn = np.ones((len(products), 1))
             v = np.zeros(products.shape[:2])
         else:
-            turn = np.stack([-whole[:, 0, 1] / whole[:, 0, 0], np.ones(len(whole))], axis=-1)
-            v = np.einsum("mgk,mk->mg", products[:, :, 0], turn) / np.sqrt(whole[:, 0, 0])[:, None]
-        variation = np.einsum("mj,mjk,mk->m", turn, whole, turn)
+            turn = np.stack([-all_products[:, 0, 1] / all_products[:, 0, 0], np.ones(len(all_products))], axis=-1)
+            v = np.einsum("mgk,mk->mg", products[:, :, 0], turn) / np.sqrt(all_products[:, 0, 0])[:, None]
+        variation = np.einsum("mj,mjk,mk->m", turn, all_products, turn)
         size = np.sqrt(variation)[:, None]
         h = np.einsum("mj,mgjk,mk->mg", turn, products, turn) / variation[:, None]
         u = np.einsum("msgj,mj->msg", sums, turn) * np.sqrt(inverse)[..., None] / size[..., None]
@@ -84,11 +84,11 @@ def slope_errors(tables: Tables) -> Errors:
         free = -h[:, :, None] * h[:, None] - np.matmul(u.transpose(0, 2, 1), u) - v[:, :, None] * v[:, None]
         blocks = np.arange(h.shape[1])
         free[:, blocks, blocks] += h
-        taken = np.einsum("mgcj,mj->mgc", tables.columns, turn) / size[..., None]
-        free -= np.matmul(taken, taken.transpose(0, 2, 1))
-        own = free[:, blocks, blocks]
-        tied = own <= LEAST_FREE * h
-        scale = np.where(tied, 1.0, np.sqrt(h / own))
+        block_columns = np.einsum("mgcj,mj->mgc", tables.columns, turn) / size[..., None]
+        free -= np.matmul(block_columns, block_columns.transpose(0, 2, 1))
+        blocks_left = free[:, blocks, blocks]
+        tied = blocks_left <= LEAST_FREE * h
+        scale = np.where(tied, 1.0, np.sqrt(h / blocks_left))
         scores = np.einsum("mgj,mj->mg", pulls, turn) * scale
         pull = scores / variation[:, None]
         form = scale[:, :, None] * free * scale[:, None] / variation[:, None, None]

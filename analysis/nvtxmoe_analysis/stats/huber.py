@@ -178,8 +178,8 @@ def fit(
         )
         rests &= (np.abs(scale - before[2]) <= TOLERANCE[2] * scale) & (iteration > 0)
         # A Newton step: the clipped residuals change by the share that is not clipped.
-        held = np.count_nonzero(weights >= 1, axis=1) / y.shape[1]
-        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, held)[:, None]
+        inlier_share = np.count_nonzero(weights >= 1, axis=1) / y.shape[1]
+        moved = (weights * residuals) @ columns.T / np.maximum(LEAST_HELD, inlier_share)[:, None]
         rests &= np.abs(moved).max(axis=1, initial=0.0) <= TOLERANCE[0] * scale
         if np.count_nonzero(rests) < SETTLED * len(rests) and iteration < MOST_ITERATIONS - 1:
             coefficients = coefficients + moved

@@ -119,14 +119,14 @@ def slowest(power: Floats) -> tuple[Floats, Floats]:
     return SLOWEST_FACTOR * few.mean(axis=0), np.full(few.shape[1], float(len(few)))
 
 
-def drifts(one: Floats, other: Floats, tests: int = 1) -> Bools:
+def drifts(first: Floats, other: Floats, tests: int = 1) -> Bools:
     """Return whether drift leaves the difference of two runs undecided, [columns].
 
     Parameters:
         one, other: ``LongRun.drift`` of each run.
         tests: how many columns are looked at; evidence must be as many times stronger.
     """
-    undecided: Bools = (np.maximum(one, other) > DRIFT_OF_ONE * tests) | (one * other > DRIFT_OF_BOTH * tests)
+    undecided: Bools = (np.maximum(first, other) > DRIFT_OF_ONE * tests) | (first * other > DRIFT_OF_BOTH * tests)
     return undecided
 
 

@@ -92,8 +92,8 @@ def filtered(values: Floats, spectrum: list[Floats | None], strata: Strata) -> F
             continue
         gain = np.concatenate([np.ones((len(shape), 1)), shape**-0.5, np.zeros((len(shape), 1))], axis=1)
         gain = gain.reshape(len(gain), *[1] * (values.ndim - 2), size + 1)
-        here = values[..., start : start + size]
-        wave = np.fft.rfft(np.concatenate([here, here[..., ::-1]], axis=-1))
+        part = values[..., start : start + size]
+        wave = np.fft.rfft(np.concatenate([part, part[..., ::-1]], axis=-1))
         out[..., start : start + size] = np.fft.irfft(wave * gain, 2 * size)[..., :size]
     return out
 

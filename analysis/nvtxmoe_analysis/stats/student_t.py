@@ -59,8 +59,8 @@ def quantile(confidence: float, df: npt.ArrayLike) -> Floats:
         t = t + step
         if np.all(np.abs(step) <= ENOUGH * t):
             break
-    found: Floats = t
-    return found
+    quantiles: Floats = t
+    return quantiles
 
 
 def _log_gammas(freedom: Floats) -> tuple[Floats, Floats, Floats]:
@@ -129,5 +129,5 @@ def _log_gamma(values: Floats) -> Floats:
         x = np.where(low, x + 1, x)
     z = 1 / (x * x)
     series = (1 / 12 - z * (1 / 360 - z * (1 / 1260 - z * (1 / 1680 - z * (1 / 1188 - z * 691 / 360360))))) / x
-    found: Floats = (x - 0.5) * np.log(x) - x + np.log(2 * np.pi) / 2 + series - shift
-    return found
+    logarithm: Floats = (x - 0.5) * np.log(x) - x + np.log(2 * np.pi) / 2 + series - shift
+    return logarithm

@@ -33,21 +33,23 @@ def whitened(x: Floats, strata: Strata, model: Fit, tables: Tables, columns: Flo
     going = np.arange(len(x))
     for _ in range(TURNS):
         spectrum = spectra(calm[going], strata, skipped)
-        strength = [one.max(axis=1) / one.min(axis=1) for one in spectrum if one is not None]
-        some = np.max(strength, axis=0, initial=1.0) >= LEAST_MEMORY if strength else np.zeros(len(going), dtype=bool)
-        going = going[some]
+        strength = [values.max(axis=1) / values.min(axis=1) for values in spectrum if values is not None]
+        is_strong = (
+            np.max(strength, axis=0, initial=1.0) >= LEAST_MEMORY if strength else np.zeros(len(going), dtype=bool)
+        )
+        going = going[is_strong]
         if not len(going):
             break
-        parts = [None if one is None else one[some] for one in spectrum]
+        parts = [None if values is None else values[is_strong] for values in spectrum]
         fast = without(filtered(x[going], parts, strata), columns, strata)
         scale = np.sqrt((fast * fast).mean(axis=2))
         scale = np.where(scale > 0, scale, 1.0)
         fast = fast / scale[..., None]
         y = strata.centred(filtered(known[going], parts, strata))
-        found = fit(y, fast, strata, weights=model.weights[going], columns=columns)
+        refitted = fit(y, fast, strata, weights=model.weights[going], columns=columns)
         slopes = slopes.copy()
-        slopes[going] = found.slopes / scale
-        tables = tables.replaced(going, tabulate(fast, strata, found, columns).scaled(scale))
+        slopes[going] = refitted.slopes / scale
+        tables = tables.replaced(going, tabulate(fast, strata, refitted, columns).scaled(scale))
         left = known[going] - np.einsum("mf,mfn->mn", slopes[going], x[going])
         calm[going] = np.clip(left, -limit[going], limit[going])
     return slopes, tables

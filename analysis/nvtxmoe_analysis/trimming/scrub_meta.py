@@ -102,8 +102,8 @@ def scrub_text(text: bytes, where: str) -> bytes:
 
 
 def _scrub(raw: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in raw.items() if k in KNOWN_KEYS or (k != "host" and not _holds_text(v))}
-    clean = {k: _without_paths(_without_messages(v) if k == "capture" else v) for k, v in kept.items()}
+    known_keys = {k: v for k, v in raw.items() if k in KNOWN_KEYS or (k != "host" and not _holds_text(v))}
+    clean = {k: _without_paths(_without_messages(v) if k == "capture" else v) for k, v in known_keys.items()}
     run_id = clean.get("run_id")
     # It may be made of a host's or a user's name: a digest tells runs apart as well.
     if isinstance(run_id, str) and not _RUN_ID.fullmatch(run_id):

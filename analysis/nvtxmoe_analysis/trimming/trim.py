@@ -158,8 +158,8 @@ def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
     events = nvtx.filter(pl.col("name").str.contains(EVENT_PATTERN))
     ranges = events.filter(pl.col("eventType") == nsys_tables.NVTX_PUSH_POP)
     segments = flatten(classify(ranges, ranges.filter(pl.col("name") == schema.STEP)))
-    kept = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
-    frame = _read_with_rows(export, nsys_tables.NVTX).join(kept.to_frame(), on="row", how="semi")
+    kept_rows = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
+    frame = _read_with_rows(export, nsys_tables.NVTX).join(kept_rows.to_frame(), on="row", how="semi")
     where = f"{export.source}, table {nsys_tables.NVTX.name}"
     frame = _with_words(frame, events, where)
     if export.has_blob_column():
@@ -208,8 +208,8 @@ def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> 
     launches = frame.filter(in_step).filter(name.str.contains(nsys_tables.LAUNCH_PATTERN)).select("row")
     calls = frame.select("row", *_key("globalTid", 0))
     used = [calls.join(w, on=["pid", "correlationId"], how="semi").select("row") for w in worked]
-    kept = pl.concat([launches, *used]).unique()
-    return _in_order(frame.join(kept, on="row", how="semi"))
+    kept_rows = pl.concat([launches, *used]).unique()
+    return _in_order(frame.join(kept_rows, on="row", how="semi"))
 
 
 def _key(process: str, nameless: int) -> tuple[pl.Expr, pl.Expr]:
@@ -232,8 +232,8 @@ def _graph_nodes(export: Export, operations: list[pl.DataFrame], runtime: pl.Dat
         number = len(used)
         originals = used.select("pid", pl.col("originalGraphNodeId").alias("graphNodeId")).drop_nulls()
         used = frame.join(pl.concat([used.select(key), originals]), on=key, how="semi")
-    kept = pl.concat([used["row"], _made_during(frame, runtime)]).unique().alias("row")
-    return _in_order(frame.join(kept.to_frame(), on="row", how="semi")).drop("pid")
+    kept_rows = pl.concat([used["row"], _made_during(frame, runtime)]).unique().alias("row")
+    return _in_order(frame.join(kept_rows.to_frame(), on="row", how="semi")).drop("pid")
 
 
 def _made_during(nodes: pl.DataFrame, calls: pl.DataFrame) -> pl.Series:

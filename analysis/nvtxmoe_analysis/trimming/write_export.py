@@ -91,8 +91,8 @@ def check_target(out: Path, *inputs: Path) -> None:
             f"exists and isn't an export, so it isn't replaced ({error.what})", where=out, remedy=remedy
         ) from error
     # What a killed writer of ours left is hidden: it goes, or is finished.
-    there = [f for f in out.iterdir() if not f.name.startswith(STAGE_PREFIX)] if out.is_dir() else []
-    strangers = [f.name for f in there if f.suffix != ".parquet" or not f.is_file()]
+    entries = [f for f in out.iterdir() if not f.name.startswith(STAGE_PREFIX)] if out.is_dir() else []
+    strangers = [f.name for f in entries if f.suffix != ".parquet" or not f.is_file()]
     if strangers:
         raise NvtxmoeError(f"the folder holds other files too ({min(strangers)})", where=out, remedy=remedy)
 

@@ -25,9 +25,9 @@ class Collector:
     def view(self) -> RunView:
         """The run as it is now."""
         began = time.perf_counter()
-        found = run_view(read_all(self._folder), self._model)
-        found.collect_s = time.perf_counter() - began
-        return found
+        view = run_view(read_all(self._folder), self._model)
+        view.collect_s = time.perf_counter() - began
+        return view
 
     def collect(self) -> Iterator[Any]:
         """Families of prometheus_client. After a failure there are none, with one warning."""
@@ -42,10 +42,10 @@ class Collector:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: PLC0415  an extra
 
         view, families = self.view(), []
-        for one in SERIES:
-            made = CounterMetricFamily if one.kind == COUNTER else GaugeMetricFamily
-            family = made(PREFIX + one.name, one.what, labels=one.labels)
-            for labels, value in one.of(view, self._options):
+        for series in SERIES:
+            made = CounterMetricFamily if series.kind == COUNTER else GaugeMetricFamily
+            family = made(PREFIX + series.name, series.what, labels=series.labels)
+            for labels, value in series.of(view, self._options):
                 family.add_metric(labels, value)
             if family.samples:
                 families.append(family)

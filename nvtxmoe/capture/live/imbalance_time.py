@@ -63,9 +63,9 @@ class ImbalanceTime:
     def slope(self, layer: int, kind: str, features: Sequence[str]) -> Slope | None:
         """The first of these features that a layer has a slope of, else that all layers have; None where none has."""
         for key in ((layer, kind), (None, kind)):
-            for one in self._slopes.get(key, ()):
-                if one.feature in features and one.ns[1] > 0:
-                    return one
+            for slope in self._slopes.get(key, ()):
+                if slope.feature in features and slope.ns[1] > 0:
+                    return slope
         return None
 
     def lost_ns(
@@ -87,30 +87,30 @@ class ImbalanceTime:
         values = loads.astype(np.float64)
         steps, _, ranks = values.shape[:3]
         lost = np.full((len(BOUNDS), steps, len(layers)), np.nan)
-        wanted: Sequence[str] = list(OF_SHARED_RANKS if shared else OF_RANKS) if ranks > 1 else OF_EXPERTS
+        features: Sequence[str] = list(OF_SHARED_RANKS if shared else OF_RANKS) if ranks > 1 else OF_EXPERTS
         for place, layer in enumerate(layers):
             for kind in np.unique(kinds).tolist():
-                found = self.slope(layer, KINDS[kind], wanted)
-                if found is None:
+                slope = self.slope(layer, KINDS[kind], features)
+                if slope is None:
                     continue
-                here = np.flatnonzero(kinds == kind)
-                excess = _excess(found.feature, values[here, place], float(experts[place]))
-                lost[:, here, place] = np.maximum(np.array(found.ns)[:, None], 0.0) * excess
+                steps_of_kind = np.flatnonzero(kinds == kind)
+                excess = _excess(slope.feature, values[steps_of_kind, place], float(experts[place]))
+                lost[:, steps_of_kind, place] = np.maximum(np.array(slope.ns)[:, None], 0.0) * excess
         return lost
 
 
 def _excess(feature: str, values: Floats, experts: float) -> Floats:
     """How much of a feature is beyond what an even load has, [steps]; values are [steps, ranks, features]."""
     if values.shape[1] > 1:
-        one = values[:, :, OF_RANKS[feature]]
-        excess: Floats = one.max(axis=1) - one.mean(axis=1)
+        per_rank = values[:, :, OF_RANKS[feature]]
+        excess: Floats = per_rank.max(axis=1) - per_rank.mean(axis=1)
         return excess
-    total, most = values[:, 0, OF_RANKS["local_activations"]], values[:, 0, OF_RANKS["local_max_count"]]
+    total, largest = values[:, 0, OF_RANKS["local_activations"]], values[:, 0, OF_RANKS["local_max_count"]]
     even = total / experts
     if feature == "local_max_count":
-        over: Floats = most - even
+        over: Floats = largest - even
         return over
-    ratio: Floats = np.where(total > 0, most / np.where(total > 0, even, 1.0) - 1.0, 0.0)
+    ratio: Floats = np.where(total > 0, largest / np.where(total > 0, even, 1.0) - 1.0, 0.0)
     return ratio
 
 
@@ -135,6 +135,6 @@ def load(path: Path) -> ImbalanceTime:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"no moe_layer_model.json: {type(error).__name__}: {error}") from None
     usable = {*OF_RANKS, *OF_EXPERTS}
-    if not any(slope.feature in usable and slope.ns[1] > 0 for found in slopes.values() for slope in found):
+    if not any(slope.feature in usable and slope.ns[1] > 0 for features in slopes.values() for slope in features):
         raise ValueError(f"no layer has a slope of {', '.join(sorted(usable))}")
     return ImbalanceTime(slopes)

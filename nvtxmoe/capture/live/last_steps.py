@@ -62,14 +62,14 @@ class LastSteps:
         if first is None:
             return None
         activations = np.add.reduceat(counts, first, axis=2, dtype=np.uint32)
-        kept = [(place, self._at[number]) for place, number in enumerate(numbers) if number in self._at]
-        if kept:
-            steps, slots = (np.array(one, dtype=np.int64) for one in zip(*kept, strict=True))
-            here = np.ix_(slots, at)
-            kept_counts = counts if len(kept) == len(numbers) else counts[steps]
+        known_layers = [(place, self._at[number]) for place, number in enumerate(numbers) if number in self._at]
+        if known_layers:
+            steps, slots = (np.array(column, dtype=np.int64) for column in zip(*known_layers, strict=True))
+            cells = np.ix_(slots, at)
+            kept_counts = counts if len(known_layers) == len(numbers) else counts[steps]
             active = np.add.reduceat(kept_counts > 0, first, axis=2, dtype=np.uint32)
-            most = np.maximum.reduceat(kept_counts, first, axis=2)
-            self.loads[here] = np.stack([activations[steps], active, most], axis=3)
+            largest = np.maximum.reduceat(kept_counts, first, axis=2)
+            self.loads[cells] = np.stack([activations[steps], active, largest], axis=3)
         sums: Ints = activations.sum(axis=0, dtype=np.int64)
         return sums
 

@@ -62,8 +62,10 @@ class RankFacts:
 
     def layers_alike(self, other: RankFacts) -> bool:
         """Whether sums of the one can go on with those of the other."""
-        mine, theirs = ([(one.layer, one.experts, one.slots) for one in facts.layers] for facts in (self, other))
-        return mine == theirs and self.ep_size == other.ep_size
+        own_layers, other_layers = (
+            [(layer.layer, layer.experts, layer.slots) for layer in facts.layers] for facts in (self, other)
+        )
+        return own_layers == other_layers and self.ep_size == other.ep_size
 
 
 def rank_facts(meta: bytes) -> RankFacts:
@@ -86,7 +88,7 @@ def rank_facts(meta: bytes) -> RankFacts:
         ep_size=ep_size,
         dp_size=int(document.get("dp_size") or 1),
         eplb=eplb,
-        layers=tuple(sorted(layers, key=lambda one: one.layer)),
+        layers=tuple(sorted(layers, key=lambda layer: layer.layer)),
         hidden=len(capture.get("hidden_layers", ())),
         failed=len(capture.get("failures", ())),
         extra={key: str(document.get(key, "")) for key in ("nvtxmoe", "vllm", "model")},
@@ -109,5 +111,5 @@ def _blocks(local: list[int] | None, slots: int, ep_rank: int, ep_size: int) -> 
     sizes = np.full(ep_size, slots // ep_size, dtype=np.int64)
     sizes[: slots % ep_size] += 1
     first = np.cumsum(sizes) - sizes
-    mine = range(int(first[ep_rank]), int(first[ep_rank] + sizes[ep_rank]))
-    return first if sorted(local) == list(mine) else None
+    own_experts = range(int(first[ep_rank]), int(first[ep_rank] + sizes[ep_rank]))
+    return first if sorted(local) == list(own_experts) else None

@@ -59,11 +59,11 @@ class RunView:
 
 def run_view(snapshots: Sequence[Snapshot], model: ImbalanceTime | None = None) -> RunView:
     """Put snapshots together. Ranks that see the same tokens count once, data-parallel ranks are added."""
-    counting = [one for one in snapshots if "layers" in one.arrays]
-    alive = [one for one in counting if one.alive]
+    counting = [snapshot for snapshot in snapshots if "layers" in snapshot.arrays]
+    alive = [snapshot for snapshot in counting if snapshot.alive]
     by_layer: dict[int, int] = {}
-    for one in counting:
-        by_layer.update(zip(one.arrays["layers"].tolist(), one.arrays["experts"].tolist(), strict=True))
+    for snapshot in counting:
+        by_layer.update(zip(snapshot.arrays["layers"].tolist(), snapshot.arrays["experts"].tolist(), strict=True))
     layers = np.array(sorted(by_layer), dtype=np.int64)
     experts = np.array([by_layer[layer] for layer in layers.tolist()], dtype=np.int64)
     shape = len(layers), int(experts.max(initial=0))
@@ -72,7 +72,9 @@ def run_view(snapshots: Sequence[Snapshot], model: ImbalanceTime | None = None) 
         max_over_mean = _added(alive, "recent_max_over_mean", layers, (shape[0],)) / steps
         active = _added(alive, "recent_active", layers, (shape[0],)) / steps
     view = RunView(
-        ranks=sorted((one for one in snapshots if one.alive), key=lambda one: int(one.header["rank"])),
+        ranks=sorted(
+            (snapshot for snapshot in snapshots if snapshot.alive), key=lambda snapshot: int(snapshot.header["rank"])
+        ),
         layers=layers,
         experts=experts,
         counts=_added(counting, "counts", layers, shape).astype(np.int64),
@@ -83,15 +85,15 @@ def run_view(snapshots: Sequence[Snapshot], model: ImbalanceTime | None = None) 
         layer_balancedness=np.full(shape[0], np.nan),
         layer_lost_s=np.full(shape[0], np.nan),
     )
-    _of_last_steps(view, alive, model)
+    _add_last_steps(view, alive, model)
     return view
 
 
 def _added(snapshots: Sequence[Snapshot], name: str, layers: Ints, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     """Arrays of one name added up by layer; narrower ones have fewer experts."""
     total = np.zeros(shape, dtype=np.float64 if name == "recent_max_over_mean" else np.int64)
-    for one in snapshots:
-        at, values = np.searchsorted(layers, one.arrays["layers"]), one.arrays[name]
+    for snapshot in snapshots:
+        at, values = np.searchsorted(layers, snapshot.arrays["layers"]), snapshot.arrays[name]
         if values.ndim == 1:
             total[at] += values
         else:
@@ -100,8 +102,8 @@ def _added(snapshots: Sequence[Snapshot], name: str, layers: Ints, shape: tuple[
 
 
 def _rank_loads(counting: Sequence[Snapshot], layers: Ints) -> Ints | None:
-    sizes = {int(one.header["ep_size"]) for one in counting}
-    placed = all(all(one.header["placed"]) for one in counting)
+    sizes = {int(snapshot.header["ep_size"]) for snapshot in counting}
+    placed = all(all(snapshot.header["placed"]) for snapshot in counting)
     if len(sizes) != 1 or not placed or sizes == {1}:
         return None
     return _added(counting, "rank_loads", layers, (len(layers), *sizes)).astype(np.int64)
@@ -118,19 +120,19 @@ class _Joined:
     shared: bool
 
 
-def _of_last_steps(view: RunView, alive: Sequence[Snapshot], model: ImbalanceTime | None) -> None:
+def _add_last_steps(view: RunView, alive: Sequence[Snapshot], model: ImbalanceTime | None) -> None:
     """Balance over ranks, and the estimate: stages of a pipeline have other layers, engines the same ones."""
     stages: dict[bytes, list[Snapshot]] = {}
-    for one in alive:
-        stages.setdefault(one.arrays["layers"].tobytes(), []).append(one)
+    for snapshot in alive:
+        stages.setdefault(snapshot.arrays["layers"].tobytes(), []).append(snapshot)
     utilizations, lost, cells = [], [], [0, 0]
     for members in stages.values():
-        joined = [one for one in _joined(members) if len(one.kinds)]
+        joined = [stage for stage in _joined(members) if len(stage.kinds)]
         if not joined:
             continue
         at = np.searchsorted(view.layers, joined[0].layers)
         if joined[0].loads.shape[2] > 1:
-            by_step = np.concatenate([_utilization(one.loads[..., 0]) for one in joined])
+            by_step = np.concatenate([_utilization(stage.loads[..., 0]) for stage in joined])
             view.layer_balancedness[at] = by_step.mean(axis=0)
             utilizations.append((by_step.mean(), len(at)))
         if model is not None:
@@ -154,8 +156,10 @@ def _lost(model: ImbalanceTime, joined: Sequence[_Joined]) -> Floats:
     """[bounds, steps, layers]."""
     return np.concatenate(
         [
-            model.lost_ns(one.layers.tolist(), one.kinds, one.loads, one.experts.astype(np.float64), one.shared)
-            for one in joined
+            model.lost_ns(
+                stage.layers.tolist(), stage.kinds, stage.loads, stage.experts.astype(np.float64), stage.shared
+            )
+            for stage in joined
         ],
         axis=1,
     )
@@ -173,43 +177,49 @@ def _mean(lost: Floats) -> Floats:
 
 def _utilization(loads: npt.NDArray[Any]) -> Floats:
     """Mean over largest of ranks as SGLang has it: [steps, layers, ranks] -> [steps, layers]. 1 without a load."""
-    found: Floats = (loads.mean(axis=2) + EPSILON) / (loads.max(axis=2) + EPSILON)
-    return found
+    utilization: Floats = (loads.mean(axis=2) + EPSILON) / (loads.max(axis=2) + EPSILON)
+    return utilization
 
 
 def _joined(members: Sequence[Snapshot]) -> list[_Joined]:
     """The last steps of each group of ranks that share experts; none where a rank of a group is not here."""
     first = members[0].header
-    if not all(all(one.header["placed"]) for one in members):
+    if not all(all(snapshot.header["placed"]) for snapshot in members):
         return []
     sharing = int(first["dp_size"]) if int(first["ep_size"]) > int(first["tp_size"]) else 1
     if sharing == 1:
         return [
             _Joined(
-                one.arrays["layers"], one.arrays["experts"], one.arrays["last_kinds"], one.arrays["last_loads"], False
+                snapshot.arrays["layers"],
+                snapshot.arrays["experts"],
+                snapshot.arrays["last_kinds"],
+                snapshot.arrays["last_loads"],
+                False,
             )
-            for one in members
+            for snapshot in members
         ]
     return [_added_steps(members)] if len(members) == sharing else []
 
 
 def _added_steps(members: Sequence[Snapshot]) -> _Joined:
     """Steps of data-parallel ranks, which run in lockstep: a rank without a step was idle in it."""
-    horizon_ns = min(one.published_ns for one in members) - SLACK_NS
-    numbered = [one.arrays["last_numbers"] for one in members]
+    horizon_ns = min(snapshot.published_ns for snapshot in members) - SLACK_NS
+    numbered = [snapshot.arrays["last_numbers"] for snapshot in members]
     oldest = max((int(numbers[0]) for numbers in numbered if len(numbers) == MOST_STEPS), default=0)
     kinds: dict[int, int] = {}
-    for one in members:
-        numbers, begun, kind = (one.arrays[f"last_{name}"].tolist() for name in ("numbers", "begun_ns", "kinds"))
-        for number, begun_ns, code in zip(numbers, begun, kind, strict=True):
+    for snapshot in members:
+        numbers, begin_times_ns, kind = (
+            snapshot.arrays[f"last_{name}"].tolist() for name in ("numbers", "begun_ns", "kinds")
+        )
+        for number, begun_ns, code in zip(numbers, begin_times_ns, kind, strict=True):
             if number >= oldest and begun_ns <= horizon_ns:
                 kinds[number] = code if kinds.get(number, code) == code else KINDS.index("mixed")
     steps = np.array(sorted(kinds), dtype=np.int64)
     loads = np.zeros((len(steps), *members[0].arrays["last_loads"].shape[1:]), dtype=np.int64)
-    for one in members:
-        numbers = one.arrays["last_numbers"]
-        here = np.isin(numbers, steps)
-        loads[np.searchsorted(steps, numbers[here])] += one.arrays["last_loads"][here]
+    for snapshot in members:
+        numbers = snapshot.arrays["last_numbers"]
+        shared_steps = np.isin(numbers, steps)
+        loads[np.searchsorted(steps, numbers[shared_steps])] += snapshot.arrays["last_loads"][shared_steps]
     arrays = members[0].arrays
     codes = np.array([kinds[number] for number in steps.tolist()], dtype=np.int64)
     return _Joined(arrays["layers"], arrays["experts"], codes, loads, True)

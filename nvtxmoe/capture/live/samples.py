@@ -39,51 +39,51 @@ Sample = tuple[tuple[str, ...], float]
 Samples = Callable[[RunView, Options], Iterator[Sample]]
 
 
-def of_ranks(*names: str) -> Samples:
+def rank_samples(*names: str) -> Samples:
     """Return numbers of a snapshot, by rank."""
 
     def samples(view: RunView, _: Options) -> Iterator[Sample]:
-        for one in view.ranks:
+        for rank in view.ranks:
             for name in names:
-                yield (str(one.header["rank"]),), float(one.header[name])
+                yield (str(rank.header["rank"]),), float(rank.header[name])
 
     return samples
 
 
 def assignments(view: RunView, _: Options) -> Iterator[Sample]:
     """Yield what routers chose, by rank."""
-    for one in view.ranks:
-        if one.header["counts_layers"]:
-            yield (str(one.header["rank"]),), float(one.header["assignments"])
+    for rank in view.ranks:
+        if rank.header["counts_layers"]:
+            yield (str(rank.header["rank"]),), float(rank.header["assignments"])
 
 
 def tokens(view: RunView, _: Options) -> Iterator[Sample]:
     """Yield tokens, by rank and kind."""
-    for one in view.ranks:
-        if one.header["counts_tokens"]:
+    for rank in view.ranks:
+        if rank.header["counts_tokens"]:
             for kind in ("prefill", "decode"):
-                yield (str(one.header["rank"]), kind), float(one.header[f"{kind}_tokens"])
+                yield (str(rank.header["rank"]), kind), float(rank.header[f"{kind}_tokens"])
 
 
 def dropped(view: RunView, _: Options) -> Iterator[Sample]:
     """Yield steps without counts, by rank and who lost them."""
-    for one in view.ranks:
-        here = int(one.header["dropped"])
-        yield (str(one.header["rank"]), "metrics"), float(here)
-        yield (str(one.header["rank"]), "recorder"), float(max(0, int(one.header["missing"]) - here))
+    for rank in view.ranks:
+        dropped_rows = int(rank.header["dropped"])
+        yield (str(rank.header["rank"]), "metrics"), float(dropped_rows)
+        yield (str(rank.header["rank"]), "recorder"), float(max(0, int(rank.header["missing"]) - dropped_rows))
 
 
 def threads(view: RunView, _: Options) -> Iterator[Sample]:
     """Yield the processor time of our threads, by rank and thread."""
-    for one in view.ranks:
-        for name, seconds in sorted(one.header["thread_cpu_s"].items())[:MOST_THREADS]:
-            yield (str(one.header["rank"]), name), float(seconds)
+    for rank in view.ranks:
+        for name, seconds in sorted(rank.header["thread_cpu_s"].items())[:MOST_THREADS]:
+            yield (str(rank.header["rank"]), name), float(seconds)
 
 
 def info(view: RunView, _: Options) -> Iterator[Sample]:
     """Yield versions and model."""
-    for one in view.ranks[:1]:
-        extra = one.header["extra"]
+    for rank in view.ranks[:1]:
+        extra = rank.header["extra"]
         yield (extra["nvtxmoe"], extra["vllm"], extra["model"]), 1.0
 
 
@@ -115,12 +115,14 @@ def ends(hottest: bool) -> Samples:
         # One number for load and expert: argpartition keeps no order.
         keys = (-counts if hottest else counts) * width + np.arange(width)
         keys[np.arange(width) >= view.experts[:, None]] = np.iinfo(np.int64).max
-        found = np.argpartition(keys, top_k - 1, axis=1)[:, :top_k]
-        found = np.take_along_axis(found, np.argsort(np.take_along_axis(keys, found, 1), axis=1), 1)
-        loads, totals = np.take_along_axis(counts, found, 1), counts.sum(axis=1)
+        experts = np.argpartition(keys, top_k - 1, axis=1)[:, :top_k]
+        experts = np.take_along_axis(experts, np.argsort(np.take_along_axis(keys, experts, 1), axis=1), 1)
+        loads, totals = np.take_along_axis(counts, experts, 1), counts.sum(axis=1)
         for place in np.flatnonzero(totals).tolist():
-            layer, total, most = str(view.layers[place]), int(totals[place]), int(view.experts[place])
-            for expert, load in zip(found[place, :most].tolist(), loads[place, :most].tolist(), strict=True):
+            layer, total, num_experts = str(view.layers[place]), int(totals[place]), int(view.experts[place])
+            for expert, load in zip(
+                experts[place, :num_experts].tolist(), loads[place, :num_experts].tolist(), strict=True
+            ):
                 yield (layer, str(expert)), load / total
 
     return samples
@@ -152,13 +154,13 @@ def experts(view: RunView, options: Options) -> Iterator[Sample]:
             yield (str(layer), str(expert)), float(value)
 
 
-def one(value: Callable[[RunView], float | None]) -> Samples:
+def single(value: Callable[[RunView], float | None]) -> Samples:
     """Return a value without labels, unless it is not known."""
 
     def samples(view: RunView, _: Options) -> Iterator[Sample]:
-        found = value(view)
-        if found is not None:
-            yield (), float(found)
+        sample = value(view)
+        if sample is not None:
+            yield (), float(sample)
 
     return samples
 

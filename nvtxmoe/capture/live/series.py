@@ -69,11 +69,11 @@ SERIES = (
     Series("info", GAUGE, ("version", "vllm", "model"), "Always 1: what is recorded.", "1", _once, made.info),
     Series(
         "ranks", GAUGE, (), "Processes of this machine that record.", "1", _once,
-        made.one(lambda v: len(v.ranks)),
+        made.single(lambda v: len(v.ranks)),
     ),
     Series(
         "steps", COUNTER, _RANK, "Steps whose counts have arrived.", "ranks", _ranks,
-        made.of_ranks("steps"),
+        made.rank_samples("steps"),
     ),
     Series(
         "tokens", COUNTER, ("rank", "kind"),
@@ -92,11 +92,11 @@ SERIES = (
     ),
     Series(
         "hidden_layers", GAUGE, _RANK, "Layers whose routing can't be recorded.", "ranks", _ranks,
-        made.of_ranks("hidden"),
+        made.rank_samples("hidden"),
     ),
     Series(
         "failed_hooks", GAUGE, _RANK, "Hooks that failed and are off.", "ranks", _ranks,
-        made.of_ranks("failed"),
+        made.rank_samples("failed"),
     ),
     Series(
         "thread_cpu_seconds", COUNTER, ("rank", "thread"),
@@ -134,7 +134,7 @@ SERIES = (
         "eplb_balancedness", GAUGE, (),
         f"Mean over largest load of the expert-parallel ranks, mean over layers (SGLang's definition), {_STEPS}."
         " 1 is even.",
-        "1", _once, made.one(lambda v: v.balancedness),
+        "1", _once, made.single(lambda v: v.balancedness),
     ),
     Series(
         "layer_eplb_balancedness", GAUGE, _LAYER,
@@ -170,11 +170,11 @@ SERIES = (
     Series(
         "estimated_imbalance_coverage_ratio", GAUGE, (),
         "Share of the last steps' layers that the model gives an estimate of.", "1, with NVTXMOE_METRICS_MODEL",
-        _once, made.one(lambda v: v.covered if v.lost_s is not None else None),
+        _once, made.single(lambda v: v.covered if v.lost_s is not None else None),
     ),
     Series(
         "collect_seconds", GAUGE, (), "Time that reading the ranks' values took for this scrape.", "1", _once,
-        made.one(lambda v: v.collect_s),
+        made.single(lambda v: v.collect_s),
     ),
 )  # fmt: skip
 

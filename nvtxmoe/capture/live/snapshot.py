@@ -52,9 +52,9 @@ def write(path: Path, header: Mapping[str, Any], arrays: Mapping[str, npt.NDArra
     full = {**header, "pid": os.getpid(), "started": started(os.getpid()), "arrays": listed}
     text = json.dumps(full).encode()
     packed = b"".join((_LENGTH.pack(len(text)), text, *(array.tobytes() for array in arrays.values())))
-    beside = path.with_suffix(".part")
-    beside.write_bytes(packed)
-    beside.replace(path)
+    part_path = path.with_suffix(".part")
+    part_path.write_bytes(packed)
+    part_path.replace(path)
 
 
 def touch(path: Path) -> None:
@@ -83,8 +83,8 @@ def read(path: Path) -> Snapshot | None:
 
 def read_all(folder: Path) -> list[Snapshot]:
     """All snapshots of a folder, by file name."""
-    found = (read(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
-    return [one for one in found if one is not None]
+    snapshots = (read(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
+    return [snapshot for snapshot in snapshots if snapshot is not None]
 
 
 def started(pid: int) -> int | None:

@@ -56,7 +56,7 @@ class Totals:
     def __init__(self, facts: RankFacts) -> None:
         self.facts = facts
         self.steps = self.prefill_tokens = self.decode_tokens = self.missing = self.assignments = 0
-        self._begun: deque[Begun] = deque()
+        self._recent_steps: deque[Begun] = deque()
         self._last = -1
         self._at = {layer.layer: place for place, layer in enumerate(facts.layers)}
         layers, experts = len(facts.layers), max((layer.experts for layer in facts.layers), default=0)
@@ -67,31 +67,31 @@ class Totals:
         self._turned_s: float | None = None
         self._last_steps = LastSteps(layers, facts.ep_size)
 
-    def add(self, begun: Iterable[Begun], rows: Sequence[tuple[str, npt.NDArray[np.void]]], now_s: float) -> None:
+    def add(self, new_steps: Iterable[Begun], rows: Sequence[tuple[str, npt.NDArray[np.void]]], now_s: float) -> None:
         """Add what arrived.
 
         Parameters:
-            begun: steps in order; a step comes before its counts, or together with them.
+            new_steps: steps in order; a step comes before its counts, or together with them.
             rows: names of events with rows as ``nvtxmoe.formats.schema.counts_dtype`` has them, in order.
             now_s: a clock that does not go back.
         """
-        self._begun.extend(begun)
-        while len(self._begun) > MOST_WAITING:
-            self._begun.popleft()
+        self._recent_steps.extend(new_steps)
+        while len(self._recent_steps) > MOST_WAITING:
+            self._recent_steps.popleft()
             self.missing += 1
         if not rows:
             return
         self._turn(now_s)
         for first in range(0, len(rows), MOST_STEPS):
             part = rows[first : first + MOST_STEPS]
-            for _, one in part:
-                if len(one):
-                    self._arrived(int(one["step"][0]))
-            alike: dict[tuple[Any, ...], list[npt.NDArray[np.void]]] = {}
-            for event, one in part:
-                alike.setdefault((event, one["counts"].shape[1], one["layer"].tobytes()), []).append(one)
-            for (event, _, _), ones in alike.items():
-                self._add_alike(event, ones)
+            for _, row in part:
+                if len(row):
+                    self._arrived(int(row["step"][0]))
+            same_shape: dict[tuple[Any, ...], list[npt.NDArray[np.void]]] = {}
+            for event, row in part:
+                same_shape.setdefault((event, row["counts"].shape[1], row["layer"].tobytes()), []).append(row)
+            for (event, _, _), arrays in same_shape.items():
+                self._add_alike(event, arrays)
 
     def _turn(self, now_s: float) -> None:
         if self._turned_s is None:
@@ -103,13 +103,13 @@ class Totals:
         """The first rows of a step: it is among those that began."""
         if number == self._last:
             return
-        while self._begun and self._begun[0].step.number < number:
-            self._begun.popleft()
+        while self._recent_steps and self._recent_steps[0].step.number < number:
+            self._recent_steps.popleft()
             self.missing += 1
-        if not self._begun or self._begun[0].step.number != number:
+        if not self._recent_steps or self._recent_steps[0].step.number != number:
             return
         self._last = number
-        begun_ns, step = self._begun.popleft()
+        begun_ns, step = self._recent_steps.popleft()
         self.steps += 1
         self.prefill_tokens += step.prefill_tokens
         self.decode_tokens += step.decode_tokens
@@ -118,7 +118,7 @@ class Totals:
     def _add_alike(self, event: str, rows: list[npt.NDArray[np.void]]) -> None:
         known = [place for place, layer in enumerate(rows[0]["layer"].tolist()) if layer in self._at]
         at = np.array([self._at[int(rows[0]["layer"][place])] for place in known], dtype=np.int64)
-        counts = np.stack([one["counts"] for one in rows])
+        counts = np.stack([row["counts"] for row in rows])
         if len(known) < counts.shape[1]:
             counts = counts[:, known]
         if event == schema.COUNTS:  # 64 steps of 2**26 assignments fit into 32 bits, and take half the time of 64
@@ -132,20 +132,20 @@ class Totals:
             self._now.counts[at, : counts.shape[2]] += total
             self._now.add(at, counts, sums)
         if event == (schema.PHYSICAL if self.facts.eplb else schema.COUNTS):
-            self._add_loads([int(one["step"][0]) for one in rows], at, counts)
+            self._add_loads([int(row["step"][0]) for row in rows], at, counts)
 
     def _add_loads(self, numbers: list[int], at: npt.NDArray[np.int64], counts: npt.NDArray[Any]) -> None:
         by_slots: dict[int, list[int]] = {}
         for place, layer in enumerate(at.tolist()):
             if self.facts.layers[layer].slots == counts.shape[2] and self.facts.layers[layer].first_slots is not None:
                 by_slots.setdefault(counts.shape[2], []).append(place)
-        for places in by_slots.values():
-            facts = self.facts.layers[int(at[places[0]])]
+        for columns in by_slots.values():
+            facts = self.facts.layers[int(at[columns[0]])]
             sums = self._last_steps.add(
-                numbers, at[places], facts, counts if len(places) == counts.shape[1] else counts[:, places]
+                numbers, at[columns], facts, counts if len(columns) == counts.shape[1] else counts[:, columns]
             )
             if sums is not None:
-                self._loads[at[places]] += sums
+                self._loads[at[columns]] += sums
 
     def header(self) -> dict[str, Any]:
         """Numbers and facts, as JSON has them."""

@@ -10,7 +10,14 @@ import numpy as np
 
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, only_ids
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
+from nvtxmoe.capture.recording.routing_tensors import (
+    Cells,
+    RoutingTensors,
+    SameShapeTensors,
+    Sample,
+    StepCounts,
+    group_by_shape,
+)
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
@@ -73,13 +80,13 @@ class CpuCounter:
         """
         ids = list(only_ids(routed))
         ambiguous: list[tuple[int, int]] = []
-        for one in routed:
-            if isinstance(one, RouterLogits):
-                chosen = one.chosen(step.num_tokens)
-                ids.append(RoutingTensors(one.layer, one.num_experts, chosen.ids, chosen.weights))
-                ambiguous.append((one.layer, int(chosen.ambiguous.sum())))
-        cells = tuple(_cells(group, step.num_tokens) for group in alike(tuple(ids)))
-        samples = tuple(_sample(one, step.num_tokens) for one in ids) if sample else ()
+        for tensors in routed:
+            if isinstance(tensors, RouterLogits):
+                chosen = tensors.chosen(step.num_tokens)
+                ids.append(RoutingTensors(tensors.layer, tensors.num_experts, chosen.ids, chosen.weights))
+                ambiguous.append((tensors.layer, int(chosen.ambiguous.sum())))
+        cells = tuple(_cells(group, step.num_tokens) for group in group_by_shape(tuple(ids)))
+        samples = tuple(_sample(tensors, step.num_tokens) for tensors in ids) if sample else ()
         self._done.append(StepCounts(step, cells, samples, tuple(ambiguous)))
         if pairs is not None:
             pairs.add(step, tuple(ids))
@@ -108,10 +115,12 @@ def _cells(group: SameShapeTensors, num_tokens: int) -> Cells:
     return Cells(group.layers, group.top_k, counts, group.physical)
 
 
-def _sample(one: RoutingTensors, num_tokens: int) -> Sample:
-    rows = slice(one.start, one.start + num_tokens)
+def _sample(tensors: RoutingTensors, num_tokens: int) -> Sample:
+    rows = slice(tensors.start, tensors.start + num_tokens)
 
     def copied(tensor: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         return np.array(tensor[rows].numpy())
 
-    return Sample(one.layer, copied(one.ids), None if one.weights is None else copied(one.weights.float()))
+    return Sample(
+        tensors.layer, copied(tensors.ids), None if tensors.weights is None else copied(tensors.weights.float())
+    )

@@ -35,7 +35,14 @@ from nvtxmoe.capture.recording.logits_launch import (
 )
 from nvtxmoe.capture.recording.pair_counter import PairCounts
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, SameRuleLogits, alike_logits, only_ids
-from nvtxmoe.capture.recording.routing_tensors import Cells, RoutingTensors, SameShapeTensors, Sample, StepCounts, alike
+from nvtxmoe.capture.recording.routing_tensors import (
+    Cells,
+    RoutingTensors,
+    SameShapeTensors,
+    Sample,
+    StepCounts,
+    group_by_shape,
+)
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
@@ -113,9 +120,9 @@ class CudaCounter:
         self, histogram: Histogram | None = None, pairs: Pairs | None = None, recompute: Recompute | None = None
     ) -> None:
         self.dropped = 0
-        given = histogram is not None or recompute is not None
-        self._histogram, self._pairs = (histogram, pairs) if given else best_kernels()
-        self._recompute = recompute if given else best_recompute()
+        given_kernels = histogram is not None or recompute is not None
+        self._histogram, self._pairs = (histogram, pairs) if given_kernels else best_kernels()
+        self._recompute = recompute if given_kernels else best_recompute()
         self._plans: dict[Hashable, _Plan] = {}
         self._free: dict[Hashable, list[_Slot]] = {}
         self._pending: deque[_Pending] = deque()
@@ -146,7 +153,7 @@ class CudaCounter:
                     call(step.num_tokens)
             if pairs is not None:
                 self._add_pairs(plan, step, routed, pairs)
-            samples = [_sampled(one, step.num_tokens) for one in routed] if sample else ()
+            samples = [_sampled(tensors, step.num_tokens) for tensors in routed] if sample else ()
             if several:
                 for event, device in zip(slot.events, plan.devices, strict=True):
                     with _on(device):
@@ -200,11 +207,11 @@ class CudaCounter:
         for _ in self.drain(wait=True):
             pass
 
-    def warm_up_logits(self, one: RouterLogits) -> None:
+    def warm_up_logits(self, logits: RouterLogits) -> None:
         """Compile the kernel for logits like these now, likewise. Nothing of it is counted."""
         if self._recompute is None:
             return
-        self.submit(Step(-1, 0, 1, 1, 0, 1), (one,), sample=False)
+        self.submit(Step(-1, 0, 1, 1, 0, 1), (logits,), sample=False)
         for _ in self.drain(wait=True):
             pass
 
@@ -215,10 +222,10 @@ class CudaCounter:
 
     def _calls(self, plan: _Plan, slot: _Slot) -> tuple[Callable[[int], None], ...]:
         """The plan's launches into a slot, made once for a plan that comes again."""
-        found = plan.calls[slot.number] = tuple(
+        calls = plan.calls[slot.number] = tuple(
             self._call(*each) for each in zip(plan.groups, plan.launches, plan.tables, slot.outs, strict=True)
         )
-        return found
+        return calls
 
     def _call(
         self, group: SameShapeTensors | SameRuleLogits | None, launch: Launch | LogitsLaunch, table: Any, out: Any
@@ -237,8 +244,10 @@ class CudaCounter:
         """Before the step's event: until then the tables are held."""
         kernel = self._pairs
         # Pairs of recomputed layers cost operations of PyTorch in every step: who asks for pairs pays for them.
-        if any(isinstance(one, RouterLogits) for one in routed):
-            pairs.add(step, tuple(one.as_ids(step.num_tokens) for one in routed if isinstance(one, RouterLogits)))
+        if any(isinstance(tensors, RouterLogits) for tensors in routed):
+            pairs.add(
+                step, tuple(tensors.as_ids(step.num_tokens) for tensors in routed if isinstance(tensors, RouterLogits))
+            )
         if kernel is None or any(plan.groups) or len(plan.devices) > 1:
             pairs.add(step, only_ids(routed))
             return
@@ -253,7 +262,7 @@ class CudaCounter:
                 )
 
     def _make_plan(self, routed: tuple[Routed, ...], key: Hashable | None) -> _Plan:
-        ids, logits = alike(only_ids(routed)), alike_logits(routed)
+        ids, logits = group_by_shape(only_ids(routed)), alike_logits(routed)
         launches: tuple[Launch | LogitsLaunch, ...] = (
             *(_launch_of(group) for group in ids),
             *(launch_of(group) for group in logits),
@@ -272,7 +281,7 @@ class CudaCounter:
             tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),
             groups=plain,
             devices=devices,
-            free=self._free.setdefault((tuple((type(one), one.counted) for one in launches), devices), []),
+            free=self._free.setdefault((tuple((type(launch), launch.counted) for launch in launches), devices), []),
         )
         if key is not None and not any(plain):
             if len(self._plans) >= MOST_PLANS:
@@ -329,17 +338,21 @@ def _addresses(group: SameShapeTensors) -> Any:
     """Where each tensor's first own row is: int64 in pinned memory, which the kernel reads as it is."""
     import torch  # noqa: PLC0415
 
-    places = [ids.data_ptr() + start * ids.stride(0) * ids.element_size() for ids, start in group.tensors]
-    table = torch.empty(len(places), dtype=torch.int64, pin_memory=True)
-    table.numpy()[:] = places
+    addresses = [ids.data_ptr() + start * ids.stride(0) * ids.element_size() for ids, start in group.tensors]
+    table = torch.empty(len(addresses), dtype=torch.int64, pin_memory=True)
+    table.numpy()[:] = addresses
     return table
 
 
-def _sampled(one: Routed, num_tokens: int) -> tuple[int, Any, Any]:
-    if isinstance(one, RouterLogits):
-        one = one.as_ids(num_tokens)
-    rows = slice(one.start, one.start + num_tokens)
-    return one.layer, _to_host(one.ids[rows]), None if one.weights is None else _to_host(one.weights[rows])
+def _sampled(tensors: Routed, num_tokens: int) -> tuple[int, Any, Any]:
+    if isinstance(tensors, RouterLogits):
+        tensors = tensors.as_ids(num_tokens)
+    rows = slice(tensors.start, tensors.start + num_tokens)
+    return (
+        tensors.layer,
+        _to_host(tensors.ids[rows]),
+        None if tensors.weights is None else _to_host(tensors.weights[rows]),
+    )
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -90,31 +90,31 @@ class Graphs:
         if id(graph) in self._capturing:
             self._capturing.remove(id(graph))
 
-    def keep(self, one: Routed) -> None:
+    def keep(self, tensors: Routed) -> None:
         """A router chose while a graph is captured: hold its tensors under that graph."""
         of_graph = self._routed[self._capturing[-1]]
-        place = one.layer, one.token_offset
+        place = tensors.layer, tensors.token_offset
         if place in of_graph:
-            self._repeated.setdefault(self._capturing[-1], set()).add(one.layer)
+            self._repeated.setdefault(self._capturing[-1], set()).add(tensors.layer)
             return
-        if not self._has_room(one) and (less := one.without_weights()) is not one:
+        if not self._has_room(tensors) and (less := tensors.without_weights()) is not tensors:
             self.without_weights += 1
-            one = less
-        if not self._has_room(one):
+            tensors = less
+        if not self._has_room(tensors):
             self.without_ids += 1
             return
-        self._add(one, 1)
-        of_graph[place] = one
+        self._add(tensors, 1)
+        of_graph[place] = tensors
 
-    def _has_room(self, one: Routed) -> bool:
-        if isinstance(one, RouterLogits):
-            return self.logits_bytes + one.held_bytes <= MOST_LOGITS_BYTES
-        return self.held_bytes - self.logits_bytes + one.held_bytes <= MOST_HELD_BYTES
+    def _has_room(self, tensors: Routed) -> bool:
+        if isinstance(tensors, RouterLogits):
+            return self.logits_bytes + tensors.held_bytes <= MOST_LOGITS_BYTES
+        return self.held_bytes - self.logits_bytes + tensors.held_bytes <= MOST_HELD_BYTES
 
-    def _add(self, one: Routed, sign: int) -> None:
-        self.held_bytes += sign * one.held_bytes
-        if isinstance(one, RouterLogits):
-            self.logits_bytes += sign * one.held_bytes
+    def _add(self, tensors: Routed, sign: int) -> None:
+        self.held_bytes += sign * tensors.held_bytes
+        if isinstance(tensors, RouterLogits):
+            self.logits_bytes += sign * tensors.held_bytes
 
     def routed(self, key: int) -> tuple[Routed, ...]:
         """Return what a graph's replay leaves behind, each layer once per micro-batch."""
@@ -129,8 +129,8 @@ class Graphs:
         return self._repeated.get(key, set())
 
     def _forget(self, key: int) -> None:
-        for one in self._routed.pop(key, {}).values():
-            self._add(one, -1)
+        for tensors in self._routed.pop(key, {}).values():
+            self._add(tensors, -1)
         self._repeated.pop(key, None)
         self.gone += 1
 
@@ -139,10 +139,10 @@ class Graphs:
 _listeners: list[tuple[weakref.ref[Graphs], weakref.WeakMethod[Callable[[int], None]]]] = []
 
 
-def _told() -> list[tuple[Graphs, Callable[[int], None]]]:
+def _live_hooks() -> list[tuple[Graphs, Callable[[int], None]]]:
     """The listeners that live."""
-    found = [(graphs(), replayed()) for graphs, replayed in _listeners]
-    return [(graphs, replayed) for graphs, replayed in found if graphs is not None and replayed is not None]
+    live_hooks = [(graphs(), replayed()) for graphs, replayed in _listeners]
+    return [(graphs, replayed) for graphs, replayed in live_hooks if graphs is not None and replayed is not None]
 
 
 def hook_graphs(graphs: Graphs, on_replay: Callable[[int], None]) -> None:
@@ -157,33 +157,33 @@ def hook_graphs(graphs: Graphs, on_replay: Callable[[int], None]) -> None:
     """
     import torch  # noqa: PLC0415  only where there is a model
 
-    _listeners[:] = [one for one in _listeners if one[0]() is not None]
+    _listeners[:] = [listener for listener in _listeners if listener[0]() is not None]
     _listeners.append((weakref.ref(graphs), weakref.WeakMethod(on_replay)))
 
     def announce(graph: Any, *_: Any, **__: Any) -> Any:
-        for one, _replayed in _told():
-            one.announce()
+        for kept_graphs, _replayed in _live_hooks():
+            kept_graphs.announce()
         return graph
 
     def begin(graph: Any, _: Any) -> None:
-        for one, _replayed in _told():
-            one.begin(graph)
-            one.withdraw()
+        for kept_graphs, _replayed in _live_hooks():
+            kept_graphs.begin(graph)
+            kept_graphs.withdraw()
 
     def give_up(_: Any) -> None:
-        for one, _replayed in _told():
-            one.withdraw()
+        for kept_graphs, _replayed in _live_hooks():
+            kept_graphs.withdraw()
 
     def end(graph: Any) -> None:
-        for one, _replayed in _told():
-            one.end(graph)
+        for kept_graphs, _replayed in _live_hooks():
+            kept_graphs.end(graph)
 
     def replay(graph: Any, *_: Any, **__: Any) -> None:
         key = id(graph)
-        for one, replayed in _listeners:  # ``_told`` would make lists in every replay
-            tell = replayed()
-            if tell is not None and one() is not None:
-                tell(key)
+        for kept_graphs, replayed in _listeners:  # ``_live_hooks`` would make lists in every replay
+            notify = replayed()
+            if notify is not None and kept_graphs() is not None:
+                notify(key)
 
     owner = torch.cuda.CUDAGraph
     wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))
@@ -204,8 +204,10 @@ def _warn_of_earlier(owner: type) -> None:
 
     if REPLAY in REGISTRY or not torch.cuda.is_initialized():
         return
-    there = sum(issubclass(type(one), owner) for one in gc.get_objects())  # isinstance would wake lazy proxies
-    if there:
+    earlier_graphs = sum(
+        issubclass(type(item), owner) for item in gc.get_objects()
+    )  # isinstance would wake lazy proxies
+    if earlier_graphs:
         logger().warning(
-            "%d CUDA graphs were captured before nvtxmoe came: steps that replay them have no counts", there
+            "%d CUDA graphs were captured before nvtxmoe came: steps that replay them have no counts", earlier_graphs
         )

@@ -16,8 +16,8 @@ def raw_stream_function() -> Callable[[int], int] | None:
     """
     import torch  # noqa: PLC0415  only where there are tensors of a GPU
 
-    found: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
-    return found
+    stream_function: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return stream_function
 
 
 class CurrentStreams:

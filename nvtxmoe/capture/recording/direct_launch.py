@@ -17,10 +17,10 @@ Launcher = Callable[[int, int, int, int], None]
 class Prepared:
     """Launches of a compiled kernel, in the quickest of three ways that this Triton has."""
 
-    def __init__(self, compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, ...]) -> None:
-        self._run, self._rest = compiled[grid], rest
+    def __init__(self, compiled: Any, grid: tuple[int, int, int], trailing_arguments: tuple[Any, ...]) -> None:
+        self._run, self._trailing_arguments = compiled[grid], trailing_arguments
         self._raw_stream = raw_stream_function()
-        ways = direct_launcher(compiled, grid, rest), by_runner(self._run, rest)
+        ways = direct_launcher(compiled, grid, trailing_arguments), by_runner(self._run, trailing_arguments)
         self._ways = [] if self._raw_stream is None else [way for way in ways if way is not None]
 
     def __call__(self, device: torch.device, table: torch.Tensor, out: torch.Tensor, num_rows: int) -> None:
@@ -32,14 +32,14 @@ class Prepared:
                 del self._ways[0]
             else:
                 return
-        self._run(table, out, num_rows, *self._rest)
+        self._run(table, out, num_rows, *self._trailing_arguments)
 
 
 class _Mark:
     """Stands for an argument."""
 
 
-def direct_launcher(compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, ...]) -> Launcher | None:
+def direct_launcher(compiled: Any, grid: tuple[int, int, int], trailing_arguments: tuple[Any, ...]) -> Launcher | None:
     """Return what calls Triton's C launcher with the arguments that Triton itself would give it.
 
     Triton's own Python runs once, with marks for the arguments that change and without a launch, and tells where they
@@ -55,7 +55,7 @@ def direct_launcher(compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, 
         launch = launcher.launch
         launcher.launch = lambda *args: seen.append(args)
         try:
-            compiled[grid](table, out, rows, *rest, stream=stream)
+            compiled[grid](table, out, rows, *trailing_arguments, stream=stream)
         finally:
             launcher.launch = launch
     except Exception:  # another Triton
@@ -66,9 +66,9 @@ def direct_launcher(compiled: Any, grid: tuple[int, int, int], rest: tuple[Any, 
     if any(hasattr(arg, "calls") or hasattr(arg, "data_ptr") for arg in args):
         return None
     at = [place for place, arg in enumerate(args) if arg is stream]
-    own = table, out, rows
-    nested = [place for place, arg in enumerate(args) if isinstance(arg, tuple) and arg[:3] == own]
-    flat = [place for place in range(len(args)) if args[place : place + 3] == own]
+    argument_triple = table, out, rows
+    nested = [place for place, arg in enumerate(args) if isinstance(arg, tuple) and arg[:3] == argument_triple]
+    flat = [place for place in range(len(args)) if args[place : place + 3] == argument_triple]
     if len(at) != 1 or len(nested) + len(flat) != 1 or at[0] > (nested + flat)[0]:
         return None
     return _in_tuple(launch, args, at[0], nested[0]) if nested else _flat(launch, args, at[0], flat[0])
@@ -100,23 +100,23 @@ def _nobody_listens(arg: Any) -> bool:
     return getattr(arg, "calls", None) == []
 
 
-def by_runner(run: Callable[..., Any], rest: tuple[Any, ...]) -> Launcher:
+def by_runner(run: Callable[..., Any], trailing_arguments: tuple[Any, ...]) -> Launcher:
     """Return what launches through Triton's Python, with addresses and a stream as numbers.
 
     Of a tensor, Triton's launcher asks the driver in every launch whether the GPU can reach it.
     """
 
     def launch(table: int, out: int, rows: int, stream: int) -> None:
-        run(table, out, rows, *rest, stream=stream)
+        run(table, out, rows, *trailing_arguments, stream=stream)
 
     return launch
 
 
 def address_of(tensor: Any) -> int:
     """Return the address of memory that stays where it is; PyTorch is asked once."""
-    kept = vars(tensor)
-    address = kept.get("nvtxmoe_address")
+    attributes = vars(tensor)
+    address = attributes.get("nvtxmoe_address")
     if address is None:
-        address = kept["nvtxmoe_address"] = int(tensor.data_ptr())
-    found: int = address
-    return found
+        address = attributes["nvtxmoe_address"] = int(tensor.data_ptr())
+    typed_address: int = address
+    return typed_address

@@ -53,28 +53,28 @@ class LogitsLaunch:
 
 def launch_of(group: SameRuleLogits) -> LogitsLaunch:
     """The launch for layers that are alike."""
-    one = group.members[0]
+    logits = group.members[0]
     rows = min(member.own_rows for member in group.members)
-    kind = str(one.logits.dtype)
+    kind = str(logits.logits.dtype)
     return LogitsLaunch(
         layers=group.layers,
-        experts=one.num_experts,
-        top_k=one.top_k,
-        rule=one.rule,
-        biased=one.bias is not None,
+        experts=logits.num_experts,
+        top_k=logits.top_k,
+        rule=logits.rule,
+        biased=logits.bias is not None,
         kind=KINDS.index(kind) if kind in KINDS else -1,
-        row_stride=one.logits.stride(0),
+        row_stride=logits.logits.stride(0),
         parts=max(1, min(rows // ROWS_A_PART, MOST_PARTS)),
-        device=one.logits.device,
+        device=logits.logits.device,
     )
 
 
 def fits_kernel(group: SameRuleLogits) -> bool:
     """Whether the kernel can read the tensors of a group."""
-    one, launch = group.members[0], launch_of(group)
-    plain = one.logits.shape[1] == one.num_experts <= MOST_EXPERTS and one.logits.stride(1) == 1
-    bias = one.bias is None or (str(one.bias.dtype) == KINDS[0] and one.bias.is_contiguous())
-    return plain and bias and launch.kind >= 0 and one.table is None
+    logits, launch = group.members[0], launch_of(group)
+    plain = logits.logits.shape[1] == logits.num_experts <= MOST_EXPERTS and logits.logits.stride(1) == 1
+    bias = logits.bias is None or (str(logits.bias.dtype) == KINDS[0] and logits.bias.is_contiguous())
+    return plain and bias and launch.kind >= 0 and logits.table is None
 
 
 def addresses(group: SameRuleLogits) -> Any:
@@ -83,9 +83,9 @@ def addresses(group: SameRuleLogits) -> Any:
 
     table = torch.empty(len(group.members), 2, dtype=torch.int64, pin_memory=True)
     numbers = table.numpy()
-    for at, one in enumerate(group.members):
-        first = one.start * one.logits.stride(0) * one.logits.element_size()
-        numbers[at] = one.logits.data_ptr() + first, 0 if one.bias is None else one.bias.data_ptr()
+    for at, logits in enumerate(group.members):
+        first = logits.start * logits.logits.stride(0) * logits.logits.element_size()
+        numbers[at] = logits.logits.data_ptr() + first, 0 if logits.bias is None else logits.bias.data_ptr()
     return table
 
 
@@ -93,12 +93,12 @@ def torch_recompute(group: SameRuleLogits, out: torch.Tensor, num_tokens: int) -
     """Count a group with PyTorch's operations: some a layer, and one copy of the counts."""
     import torch  # noqa: PLC0415
 
-    one = group.members[0]
+    logits = group.members[0]
     with torch.inference_mode():
-        counts = torch.zeros(len(group.members), one.num_experts + 1, dtype=torch.int32, device=one.logits.device)
-        for row, one in zip(counts, group.members, strict=True):
-            found = one.chosen(num_tokens)
-            flat = found.ids.reshape(-1)
+        counts = torch.zeros(len(group.members), logits.num_experts + 1, dtype=torch.int32, device=logits.logits.device)
+        for row, logits in zip(counts, group.members, strict=True):
+            choice = logits.chosen(num_tokens)
+            flat = choice.ids.reshape(-1)
             row[:-1].scatter_add_(0, flat, torch.ones_like(flat, dtype=torch.int32))
-            row[-1] = found.ambiguous.sum()
+            row[-1] = choice.ambiguous.sum()
         out.copy_(counts.view(-1), non_blocking=True)

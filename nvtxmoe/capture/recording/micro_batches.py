@@ -50,15 +50,25 @@ def divide(routed: Sequence[Routed], num_tokens: int) -> Divided:
         routed: tensors of all layers and parts.
         num_tokens: scheduled tokens of the step; they come before its padding.
     """
-    offsets = sorted({one.token_offset for one in routed})
+    offsets = sorted({tensors.token_offset for tensors in routed})
     ends = [*offsets[1:], num_tokens]
     sizes = {offset: min(end, num_tokens) - offset for offset, end in zip(offsets, ends, strict=True)}
     sizes = {offset: size for offset, size in sizes.items() if size > 0}
-    layers = {one.layer for one in routed}
-    whole = {(one.layer, one.token_offset) for one in routed if one.own_rows >= sizes.get(one.token_offset, 0)}
-    complete = {layer for layer in layers if offsets[0] == 0 and all((layer, offset) in whole for offset in sizes)}
+    layers = {tensors.layer for tensors in routed}
+    whole_cells = {
+        (tensors.layer, tensors.token_offset)
+        for tensors in routed
+        if tensors.own_rows >= sizes.get(tensors.token_offset, 0)
+    }
+    complete = {
+        layer for layer in layers if offsets[0] == 0 and all((layer, offset) in whole_cells for offset in sizes)
+    }
     parts = tuple(
-        MicroBatch(offset, size, tuple(one for one in routed if one.token_offset == offset and one.layer in complete))
+        MicroBatch(
+            offset,
+            size,
+            tuple(tensors for tensors in routed if tensors.token_offset == offset and tensors.layer in complete),
+        )
         for offset, size in sizes.items()
     )
     return Divided(parts if complete else (), frozenset(layers - complete))
@@ -106,14 +116,14 @@ class Together:
             return counted
         step, parts = self._expected[number]
         arrived = self._arrived[number]
-        arrived.append(_kept(counted))
+        arrived.append(_copied_counts(counted))
         if len(arrived) != parts:
             return None
         del self._expected[number], self._arrived[number]
         return _added(step, arrived)
 
 
-def _kept(counted: StepCounts) -> StepCounts:
+def _copied_counts(counted: StepCounts) -> StepCounts:
     """A copy: the counter uses the memory of counts again when the next step is asked for."""
     return counted._replace(cells=tuple(replace(cells, counts=cells.counts.copy()) for cells in counted.cells))
 
@@ -127,12 +137,14 @@ def _added(step: Step, parts: Sequence[StepCounts]) -> StepCounts:
     }
     cells = tuple(
         Cells(
-            one.layers,
-            one.top_k,
-            np.stack([sum(rows[place, layer, one.physical] for place in range(len(parts))) for layer in one.layers]),
-            one.physical,
+            cells.layers,
+            cells.top_k,
+            np.stack(
+                [sum(rows[place, layer, cells.physical] for place in range(len(parts))) for layer in cells.layers]
+            ),
+            cells.physical,
         )
-        for one in parts[0].cells
+        for cells in parts[0].cells
     )
     samples = tuple(
         _joined([next(s for s in part.samples if s.layer == first.layer) for part in parts])
@@ -145,9 +157,9 @@ def _added(step: Step, parts: Sequence[StepCounts]) -> StepCounts:
 
 
 def _joined(samples: Sequence[Sample]) -> Sample:
-    known = [one.weights for one in samples if one.weights is not None]
+    known = [sample.weights for sample in samples if sample.weights is not None]
     return Sample(
         samples[0].layer,
-        np.concatenate([one.experts for one in samples]),
+        np.concatenate([sample.experts for sample in samples]),
         np.concatenate(known) if len(known) == len(samples) else None,
     )

@@ -41,13 +41,15 @@ class PairCounts:
         import torch  # noqa: PLC0415  only where there are tensors
 
         with torch.inference_mode():
-            for one in routed:
+            for tensors in routed:
                 # Sums of ones are exact in float32 up to 2**24.
-                (square,) = self._squares(step, (one.layer,), one.num_experts, one.ids.device, torch.float32)
-                ids = one.ids[one.start : one.start + step.num_tokens].to(torch.int64)
-                inside = (ids >= 0) & (ids < one.num_experts)  # an index out of range would end a GPU's context
-                chosen = torch.zeros(len(ids), one.num_experts, device=ids.device)
-                chosen.scatter_reduce_(1, ids.clamp(0, one.num_experts - 1), inside.to(chosen.dtype), "amax")
+                (square,) = self._squares(
+                    step, (tensors.layer,), tensors.num_experts, tensors.ids.device, torch.float32
+                )
+                ids = tensors.ids[tensors.start : tensors.start + step.num_tokens].to(torch.int64)
+                inside = (ids >= 0) & (ids < tensors.num_experts)  # an index out of range would end a GPU's context
+                chosen = torch.zeros(len(ids), tensors.num_experts, device=ids.device)
+                chosen.scatter_reduce_(1, ids.clamp(0, tensors.num_experts - 1), inside.to(chosen.dtype), "amax")
                 square.addmm_(chosen.t(), chosen)
 
     def add_group(
@@ -77,8 +79,8 @@ class PairCounts:
             span = self._spans[layers] = _Span(layers, step.number, step.number, 0, squares)
         span.last_step = step.number
         span.num_tokens += step.num_tokens
-        kept: torch.Tensor = span.squares
-        return kept
+        pair_squares: torch.Tensor = span.squares
+        return pair_squares
 
     def begin(self) -> None:
         """Close the spans, and begin new ones with the next step."""

@@ -43,9 +43,9 @@ class RowsByShape:
     def of(self, cells: Cells) -> PreparedRows:
         """Return the rows for counts of these layers."""
         key = (cells.layers, cells.top_k, cells.counts.shape[1])
-        found = self._rows.get(key)
-        if found is None:
+        rows = self._rows.get(key)
+        if rows is None:
             if len(self._rows) > MOST_PREPARED:
                 self._rows.clear()
-            found = self._rows[key] = PreparedRows(*key)
-        return found
+            rows = self._rows[key] = PreparedRows(*key)
+        return rows

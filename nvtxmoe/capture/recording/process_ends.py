@@ -28,10 +28,10 @@ def close_in_children(recorder: Recorder) -> None:
     reference = weakref.ref(recorder)
 
     def closed() -> None:
-        one = reference()
-        if one is not None:
-            one._closed, one.recorded, one._open = True, EveryStep(), False
-            one._lock = one.graphs.lock = threading.RLock()
+        recorder = reference()
+        if recorder is not None:
+            recorder._closed, recorder.recorded, recorder._open = True, EveryStep(), False
+            recorder._lock = recorder.graphs.lock = threading.RLock()
 
     os.register_at_fork(after_in_child=closed)
 
@@ -44,15 +44,15 @@ def drain_at_exit(recorder: Recorder) -> None:
     reference = weakref.ref(recorder)
 
     def drain() -> None:
-        one = reference()
-        if one is None or one._closed or not one._lock.acquire(timeout=EXIT_LOCK_S):
+        recorder = reference()
+        if recorder is None or recorder._closed or not recorder._lock.acquire(timeout=EXIT_LOCK_S):
             return
         try:
-            one._arrived()
+            recorder._arrived()
         except Exception:
             logger().info("the last counts could not be sent", exc_info=True)
         finally:
-            one._lock.release()
+            recorder._lock.release()
 
     atexit.register(drain)
     util.Finalize(None, drain, exitpriority=DRAIN_PRIORITY)  # children of multiprocessing leave without atexit

@@ -85,7 +85,7 @@ class Recorder:
         self._together = Together()
         self._pairs = PairCounts() if "pairs" in emit else None
         self._warmed: set[object] = set()  # kinds of logits that are compiled for
-        self._told: object = None
+        self._announced_changes: object = None
         self._sending = SendingThread()
         self._closed = False
         self._stopped: str | None = None  # what steps are lost as
@@ -95,11 +95,11 @@ class Recorder:
     def model_loaded(self, identity: Identity) -> None:
         """The layers are known. A second call replaces them (a model loaded again)."""
         if self._layers is not None:
-            there = sorted(layer.layer for layer in identity.layers)
-            if absent := sorted(self._layers - set(there)):
-                logger().warning("layers %s are asked for, and the model has %s", absent[:20], there)
-            kept = tuple(layer for layer in identity.layers if layer.layer in self._layers)
-            identity = replace(identity, layers=kept)
+            model_layers = sorted(layer.layer for layer in identity.layers)
+            if absent := sorted(self._layers - set(model_layers)):
+                logger().warning("layers %s are asked for, and the model has %s", absent[:20], model_layers)
+            recorded_layers = tuple(layer for layer in identity.layers if layer.layer in self._layers)
+            identity = replace(identity, layers=recorded_layers)
         first = self.identity is None
         self.identity = identity
         if first:
@@ -109,22 +109,22 @@ class Recorder:
             self.recorded = made if isinstance(made, EveryStep) else EveryStep(made)
             self._steps_a_send = self.recorded.steps_a_send
             self._sending.start(self)
-        self._wanted_changed()
+        self._announce_changes()
         self.tell_meta()
 
     def prepare_for_gpu(self) -> None:
         """Compile the counting now: else a request would wait for it."""
         compile_counting(self)
 
-    def prepare_for_logits(self, one: RouterLogits) -> None:
+    def prepare_for_logits(self, logits: RouterLogits) -> None:
         """Compile the recomputing of such logits during the warm-up, once a kind."""
         if self.warming_up:
-            compile_recomputing(self, one)
+            compile_recomputing(self, logits)
 
     def same_layers(self, identity: Identity) -> bool:
         """Whether a model has the layers of the one that is recorded."""
-        kept = [layer for layer in identity.layers if self._layers is None or layer.layer in self._layers]
-        return self.identity is not None and list(self.identity.layers) == kept
+        recorded_layers = [layer for layer in identity.layers if self._layers is None or layer.layer in self._layers]
+        return self.identity is not None and list(self.identity.layers) == recorded_layers
 
     def refuse_second_model(self) -> None:
         """Counts of another model in this process would be added to those of the first."""
@@ -138,7 +138,7 @@ class Recorder:
         self.end_step()
         self._stopped = f"steps after ranks or experts changed ({change})"
 
-    def _wanted_changed(self) -> None:
+    def _announce_changes(self) -> None:
         layers = () if self.identity is None else self.identity.layers
         self._expected = sum(self.records(layer.layer) for layer in layers)
         self._routing.forget_merged()
@@ -147,7 +147,7 @@ class Recorder:
         """A layer whose routing can't be seen: it gets no counts, never zeros. One warning a layer and reason."""
         if layer not in self.hidden:
             self.hidden[layer] = reason
-            self._wanted_changed()
+            self._announce_changes()
             logger().warning("layer %d: no expert counts are recorded: %s", layer, reason)
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class Recorder:
             return
         if self._stopped is not None:
             self._lose(self._stopped)
-            if self._changes() != self._told:
+            if self._changes() != self._announced_changes:
                 self.tell_meta()
             return
         if self.identity is None:
@@ -256,12 +256,12 @@ class Recorder:
         """Whether what this layer's router chooses now is to be kept."""
         return self._routing.listens(layer)
 
-    def routed(self, one: Routed) -> None:
+    def routed(self, tensors: Routed) -> None:
         """A router chose, or a kernel that routes inside itself was given logits.
 
         Only references are kept, until ``forward_done`` or as long as a graph lives.
         """
-        self._routing.add(one)
+        self._routing.add(tensors)
 
     def replayed(self, graph: int) -> None:
         """A CUDA graph is replayed, as part of the step's forward."""
@@ -278,7 +278,7 @@ class Recorder:
             self._count_micro_batches(step, routed, key)
             return
         if routed and tensors.rows < step.num_tokens:
-            routed, key = tuple(one for one in routed if self._whole(one, step)), None
+            routed, key = tuple(tensors for tensors in routed if self._has_all_tokens(tensors, step)), None
         if self._every_layer and len(routed) < self._expected:
             self._lose("steps in which a layer's routing was not seen")
         if not routed:
@@ -289,8 +289,8 @@ class Recorder:
 
     def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)
-        whole = len({one.layer for one in routed} - divided.incomplete)
-        if self._every_layer and whole < self._expected:
+        whole_layers = len({tensors.layer for tensors in routed} - divided.incomplete)
+        if self._every_layer and whole_layers < self._expected:
             self._lose("steps in which a layer's routing was not seen in every micro-batch")
         if not divided.parts:
             return
@@ -310,8 +310,8 @@ class Recorder:
     def _pairs_of(self, step: Step) -> PairCounts | None:
         return self._pairs if self.recorded.takes(step.number) else None
 
-    def _whole(self, one: Routed, step: Step) -> bool:
-        if one.own_rows >= step.num_tokens:
+    def _has_all_tokens(self, tensors: Routed, step: Step) -> bool:
+        if tensors.own_rows >= step.num_tokens:
             return True
         self._lose("layers with fewer rows than tokens")
         return False
@@ -335,7 +335,7 @@ class Recorder:
         elif not self.steps % self._steps_a_send or time.monotonic() >= self._send_at:
             with self._lock:
                 self._arrived()
-        if self._changes() != self._told:
+        if self._changes() != self._announced_changes:
             self.tell_meta()
 
     def abandon_step(self) -> None:
@@ -357,9 +357,9 @@ class Recorder:
         if self._counter is None or self.identity is None:
             return
         for counted in self._counter.drain(wait):
-            whole = self._together.add(counted)
-            if whole is not None:
-                self._events.send(whole, self.recorded)
+            whole_step = self._together.add(counted)
+            if whole_step is not None:
+                self._events.send(whole_step, self.recorded)
         if self._pairs is not None:
             for payload in self._pairs.arrived(self.identity.rank, wait):
                 for sink in self.recorded.of(int(payload["first_step"])):
@@ -379,7 +379,7 @@ class Recorder:
         """Send moe.meta to all sinks. Any thread may call it."""
         assert self.identity is not None
         with self._lock:  # the thread that sends changes what it lists
-            self._told = self._changes()
+            self._announced_changes = self._changes()
             for sink in self.recorded.sinks:
                 sink.meta(self._meta_for(sink, self.identity))
 

@@ -69,8 +69,8 @@ class RouterLogits:
 
     def as_ids(self, num_tokens: int) -> RoutingTensors:
         """The step's tokens as a router would have given them."""
-        found = self.chosen(num_tokens)
-        return RoutingTensors(self.layer, self.num_experts, found.ids, found.weights)
+        choice = self.chosen(num_tokens)
+        return RoutingTensors(self.layer, self.num_experts, choice.ids, choice.weights)
 
 
 #: What is known of a layer's routing in a step.
@@ -86,32 +86,41 @@ class SameRuleLogits:
     @property
     def layers(self) -> tuple[int, ...]:
         """Numbers of the layers."""
-        return tuple(one.layer for one in self.members)
+        return tuple(member.layer for member in self.members)
 
 
 def alike_logits(routed: Iterable[Routed]) -> tuple[SameRuleLogits, ...]:
     """Logits by rule, number of experts, top_k, dtypes, strides and device."""
     groups: dict[tuple[Any, ...], list[RouterLogits]] = {}
-    for one in routed:
-        if isinstance(one, RouterLogits):
-            shape = (one.num_experts, one.top_k, one.rule, one.logits.dtype, one.logits.stride(), one.logits.device)
-            key = (*shape, None if one.bias is None else one.bias.dtype, one.table is None)
-            groups.setdefault(key, []).append(one)
+    for logits in routed:
+        if isinstance(logits, RouterLogits):
+            shape = (
+                logits.num_experts,
+                logits.top_k,
+                logits.rule,
+                logits.logits.dtype,
+                logits.logits.stride(),
+                logits.logits.device,
+            )
+            key = (*shape, None if logits.bias is None else logits.bias.dtype, logits.table is None)
+            groups.setdefault(key, []).append(logits)
     return tuple(SameRuleLogits(tuple(members)) for members in groups.values())
 
 
 def only_ids(routed: Iterable[Routed]) -> tuple[RoutingTensors, ...]:
     """Those of which the router's own ids are held."""
-    return tuple(one for one in routed if isinstance(one, RoutingTensors))
+    return tuple(tensors for tensors in routed if isinstance(tensors, RoutingTensors))
 
 
 def overwritten(routed: Iterable[Routed]) -> set[int]:
     """Layers whose logits share memory: a compiled program used it again, so that it holds the last of them only."""
-    places = sorted(
-        (one.logits.data_ptr(), one.held_bytes, one.layer) for one in routed if isinstance(one, RouterLogits)
+    spans = sorted(
+        (logits.logits.data_ptr(), logits.held_bytes, logits.layer)
+        for logits in routed
+        if isinstance(logits, RouterLogits)
     )
-    found: set[int] = set()
-    for (at, size_bytes, layer), (following, _, other) in itertools.pairwise(places):
+    layers: set[int] = set()
+    for (at, size_bytes, layer), (following, _, other) in itertools.pairwise(spans):
         if following < at + size_bytes:
-            found |= {layer, other}
-    return found
+            layers |= {layer, other}
+    return layers

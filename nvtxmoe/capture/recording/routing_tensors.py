@@ -39,8 +39,8 @@ class RoutingTensors:
     @property
     def held_bytes(self) -> int:
         """Memory that this keeps from being used again."""
-        held = (None if self.lives_on else self.ids, self.weights, self.physical)
-        return sum(t.numel() * t.element_size() for t in held if t is not None)
+        tensors = (None if self.lives_on else self.ids, self.weights, self.physical)
+        return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
     @property
     def own_rows(self) -> int:
@@ -110,14 +110,17 @@ class SameShapeTensors:
     tensors: tuple[tuple[torch.Tensor, int], ...]
 
 
-def alike(routed: tuple[RoutingTensors, ...]) -> tuple[SameShapeTensors, ...]:
+def group_by_shape(routed: tuple[RoutingTensors, ...]) -> tuple[SameShapeTensors, ...]:
     """Tensors by their number of experts, top_k, dtype, strides and device; logical and physical ids apart."""
     groups: dict[tuple[Any, ...], list[tuple[int, torch.Tensor, int]]] = {}
-    for one in routed:
-        for ids, experts, physical in ((one.ids, one.num_experts, False), (one.physical, one.num_physical, True)):
+    for tensors in routed:
+        for ids, experts, physical in (
+            (tensors.ids, tensors.num_experts, False),
+            (tensors.physical, tensors.num_physical, True),
+        ):
             if ids is not None:
                 key = (experts, ids.shape[1], physical, ids.dtype, ids.stride(), ids.device)
-                groups.setdefault(key, []).append((one.layer, ids, one.start))
+                groups.setdefault(key, []).append((tensors.layer, ids, tensors.start))
     return tuple(
         SameShapeTensors(
             layers=tuple(layer for layer, _, _ in members),

@@ -47,20 +47,20 @@ def _send(recorder: weakref.ref[Recorder], asleep: threading.Lock, hook: Hook) -
     counter, before, wait_s = None, -1, IDLE_S
     while True:
         woken = asleep.acquire(timeout=wait_s)
-        one = recorder()
-        if one is None or one._closed:
+        counting_recorder = recorder()
+        if counting_recorder is None or counting_recorder._closed:
             return
         try:
-            if hook.failure is None and one._counter is not None:
-                if counter is not one._counter and one._counter.enter_thread():
-                    counter = one._counter
-                if counter is one._counter:
-                    one.send_arrived()
-            if wait_s == IDLE_S and not woken and one.steps == before and not one._open:
-                for sink in one.recorded.sinks:
+            if hook.failure is None and counting_recorder._counter is not None:
+                if counter is not counting_recorder._counter and counting_recorder._counter.enter_thread():
+                    counter = counting_recorder._counter
+                if counter is counting_recorder._counter:
+                    counting_recorder.send_arrived()
+            if wait_s == IDLE_S and not woken and counting_recorder.steps == before and not counting_recorder._open:
+                for sink in counting_recorder.recorded.sinks:
                     sink.pause()
         except Exception as error:  # serving is sacred
             hook.fail(error, 0)
-        wait_s = SOON_S if one.sends_soon and one.steps != before else IDLE_S
-        before = one.steps
-        del one
+        wait_s = SOON_S if counting_recorder.sends_soon and counting_recorder.steps != before else IDLE_S
+        before = counting_recorder.steps
+        del counting_recorder

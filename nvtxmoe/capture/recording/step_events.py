@@ -24,7 +24,7 @@ class StepEvents:
 
     def __init__(self, emit: Collection[str]) -> None:
         self.ambiguous = AmbiguousTokens()
-        self._wanted = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
+        self._emitted_events = {f"moe.{event}" for event in emit} & {schema.COUNTS, schema.PHYSICAL}
         self._prepared = RowsByShape()
 
     def send(self, counted: StepCounts, recorded: EveryStep) -> None:
@@ -33,7 +33,7 @@ class StepEvents:
         takers = recorded.of(step.number)
         for cells in counted.cells:
             event = schema.PHYSICAL if cells.physical else schema.COUNTS
-            if event in self._wanted:
+            if event in self._emitted_events:
                 rows = self._prepared.of(cells).filled(step, cells.counts)
                 for sink in takers:
                     sink.payloads(event, rows)

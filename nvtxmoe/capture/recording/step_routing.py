@@ -33,8 +33,8 @@ class StepTensors:
 
 
 def _tensors(routed: tuple[Routed, ...], key: Hashable | None) -> StepTensors:
-    rows = min((one.own_rows for one in routed), default=0)
-    return StepTensors(routed, key, rows, any(one.token_offset for one in routed))
+    rows = min((tensors.own_rows for tensors in routed), default=0)
+    return StepTensors(routed, key, rows, any(tensors.token_offset for tensors in routed))
 
 
 _NOTHING = StepTensors((), None, 0, divided=False)
@@ -51,12 +51,12 @@ class StepRouting:
 
     def __init__(
         self,
-        wanted: Callable[[int], bool],
+        is_recorded: Callable[[int], bool],
         hide: Callable[[int, str], None],
         lock: threading.RLock | None = None,
     ) -> None:
         self.graphs = Graphs(lock)
-        self._wanted = wanted
+        self._is_recorded = is_recorded
         self._hide = hide
         self._eager: dict[tuple[int, int], Routed] | None = None  # None: no forward runs
         self._replays: list[int] = []
@@ -66,24 +66,24 @@ class StepRouting:
 
     def listens(self, layer: int) -> bool:
         """Whether what a router chooses now is to be kept."""
-        return (self._eager is not None or self.graphs.capturing) and self._wanted(layer)
+        return (self._eager is not None or self.graphs.capturing) and self._is_recorded(layer)
 
     def begin(self) -> None:
         """A forward begins."""
         self._eager, self._replays = {}, []
 
-    def add(self, one: Routed) -> None:
+    def add(self, tensors: Routed) -> None:
         """A router chose: kept for this step, or under the graph that is being captured."""
-        if not self.listens(one.layer):
+        if not self.listens(tensors.layer):
             return
-        place = one.layer, one.token_offset
+        place = tensors.layer, tensors.token_offset
         if self.graphs.capturing:
-            self.graphs.keep(one)
+            self.graphs.keep(tensors)
         elif self._eager is not None and place in self._eager:
             del self._eager[place]
-            self._hide(one.layer, REPEATED)
+            self._hide(tensors.layer, REPEATED)
         elif self._eager is not None:
-            self._eager[place] = one
+            self._eager[place] = tensors
 
     def replayed(self, graph: int) -> None:
         """A graph is replayed as part of the forward."""
@@ -96,7 +96,7 @@ class StepRouting:
             return _NOTHING
         eager, replays = self._eager, tuple(self._replays)
         self._eager, self._replays = None, []
-        of_graphs = self._of_graphs(replays)
+        of_graphs = self._graph_tensors(replays)
         if not eager:
             return of_graphs
         return _tensors(self._together(of_graphs.routed, tuple(eager.values())), None)
@@ -105,7 +105,7 @@ class StepRouting:
         """What is wanted has changed."""
         self._merged.clear()
 
-    def _of_graphs(self, replays: tuple[int, ...]) -> StepTensors:
+    def _graph_tensors(self, replays: tuple[int, ...]) -> StepTensors:
         if self.graphs.gone != self._gone:  # keys may come again for other graphs
             self._gone = self.graphs.gone
             self._merged.clear()
@@ -120,10 +120,12 @@ class StepRouting:
             known = self._merged[replays] = _tensors(merged, next(self._keys))
         return known
 
-    def _together(self, some: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
-        places = {(one.layer, one.token_offset) for one in some} & {(one.layer, one.token_offset) for one in more}
-        for layer in {layer for layer, _ in places}:
+    def _together(self, first: tuple[Routed, ...], more: tuple[Routed, ...]) -> tuple[Routed, ...]:
+        recorded_twice = {(tensors.layer, tensors.token_offset) for tensors in first} & {
+            (tensors.layer, tensors.token_offset) for tensors in more
+        }
+        for layer in {layer for layer, _ in recorded_twice}:
             self._hide(layer, REPEATED)
-        for layer in overwritten((*some, *more)):
+        for layer in overwritten((*first, *more)):
             self._hide(layer, OVERWRITTEN)
-        return tuple(one for one in (*some, *more) if self._wanted(one.layer))
+        return tuple(tensors for tensors in (*first, *more) if self._is_recorded(tensors.layer))

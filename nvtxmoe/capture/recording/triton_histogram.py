@@ -61,10 +61,10 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
     prepared = launch.prepared.get("count")
     if prepared is None:
         bins = triton.next_power_of_2(launch.experts + 1)
-        rest = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes, BLOCK)
+        trailing_arguments = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes, BLOCK)
         layers = len(launch.layers)
-        compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *rest, num_warps=4)
+        compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *trailing_arguments, num_warps=4)
         # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
-        launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), rest)
+        launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), trailing_arguments)
         return
     prepared(launch.device, table, out, num_tokens)

@@ -42,11 +42,11 @@ def nvtxmoe_pairs(  # type: ignore[no-untyped-def]
     for first in range(tl.program_id(1) * block, total, tl.num_programs(1) * block):
         at = first + tl.arange(0, block)
         row = at // (width * width)
-        one, other = (at // width) % width, at % width
-        pair = (at < total) & (one < other) & (other < top_k)
-        some = tl.load(ids + row * row_stride + one, mask=pair, other=experts).to(tl.int32)
+        left, other = (at // width) % width, at % width
+        pair = (at < total) & (left < other) & (other < top_k)
+        first_id = tl.load(ids + row * row_stride + left, mask=pair, other=experts).to(tl.int32)
         more = tl.load(ids + row * row_stride + other, mask=pair, other=experts).to(tl.int32)
-        low, high = tl.minimum(some, more), tl.maximum(some, more)
+        low, high = tl.minimum(first_id, more), tl.maximum(first_id, more)
         pair = pair & (low >= 0) & (high < experts) & (low != high)
         tl.atomic_add(out + (layer * experts + low) * experts + high, 1, mask=pair)
 
@@ -61,10 +61,10 @@ def pairs(launch: Launch, table: torch.Tensor, squares: torch.Tensor, num_tokens
     prepared = launch.prepared.get("pairs")
     if prepared is None:
         width = triton.next_power_of_2(launch.top_k)
-        rest = (launch.row_stride, launch.top_k, width, launch.experts, launch.item_bytes, BLOCK)
+        trailing_arguments = (launch.row_stride, launch.top_k, width, launch.experts, launch.item_bytes, BLOCK)
         layers = len(launch.layers)
-        compiled = nvtxmoe_pairs[(layers, PROGRAMS)](table, squares, num_tokens, *rest, num_warps=4)
-        launch.prepared["pairs"] = compiled[(layers, PROGRAMS, 1)], rest
+        compiled = nvtxmoe_pairs[(layers, PROGRAMS)](table, squares, num_tokens, *trailing_arguments, num_warps=4)
+        launch.prepared["pairs"] = compiled[(layers, PROGRAMS, 1)], trailing_arguments
         return
-    run, rest = prepared
-    run(table, squares, num_tokens, *rest)
+    run, trailing_arguments = prepared
+    run(table, squares, num_tokens, *trailing_arguments)

@@ -47,10 +47,10 @@ def _close(last, following, top, scoring: tl.constexpr, exact: tl.constexpr, bia
     if biased:
         return (last == following) | (last - following <= (1.0 + tl.abs(last)) * BIASED_ROUNDING)
     if scoring == SOFTMAX:
-        some = _score(last - top, scoring)
-        return some - _score(following - top, scoring) <= some * ROUNDING
-    some = _score(last, scoring)
-    return some - _score(following, scoring) <= some * ROUNDING
+        upper = _score(last - top, scoring)
+        return upper - _score(following - top, scoring) <= upper * ROUNDING
+    upper = _score(last, scoring)
+    return upper - _score(following, scoring) <= upper * ROUNDING
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -114,11 +114,11 @@ def nvtxmoe_recompute(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
             of_group = tl.full([block, group_bins], NEVER, tl.float32)
             for number in range(groups):
                 member = (expert // (experts // groups) == number)[None, :]
-                mine = tl.where(member, values, NEVER)
-                best = tl.max(mine, axis=1)
+                candidates = tl.where(member, values, NEVER)
+                best = tl.max(candidates, axis=1)
                 if biased:
-                    at = _first_at(mine, best, expert, bins)
-                    best += tl.max(tl.where(expert[None, :] == at[:, None], NEVER, mine), axis=1)
+                    at = _first_at(candidates, best, expert, bins)
+                    best += tl.max(tl.where(expert[None, :] == at[:, None], NEVER, candidates), axis=1)
                 of_group = tl.where((group == number)[None, :], best[:, None], of_group)
             allowed = tl.zeros([block, bins], dtype=tl.int1)
             last = top
@@ -141,9 +141,9 @@ def nvtxmoe_recompute(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
             close = close | _close(last, tl.max(values, axis=1), top, scoring, exact, biased)
         counts += tl.sum((picked & inside).to(tl.int32), axis=0)
         unsure += (close & is_token).to(tl.int32)
-    own = out + (layer * parts + part) * (experts + 1)
-    tl.store(own + expert, counts, mask=expert < experts)
-    tl.store(own + experts, tl.sum(unsure, axis=0))
+    out_row = out + (layer * parts + part) * (experts + 1)
+    tl.store(out_row + expert, counts, mask=expert < experts)
+    tl.store(out_row + experts, tl.sum(unsure, axis=0))
 
 
 def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_tokens: int) -> None:
@@ -157,7 +157,7 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
     prepared = launch.prepared.get("recompute")
     if prepared is None:
         rule, bins = launch.rule, triton.next_power_of_2(launch.experts)
-        rest = (
+        trailing_arguments = (
             launch.row_stride,
             launch.top_k,
             launch.experts,
@@ -171,8 +171,8 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
             rule.top_groups,
             max(1, BLOCK // bins),
         )
-        compiled = nvtxmoe_recompute[grid](table, out, num_tokens, *rest, num_warps=4)
+        compiled = nvtxmoe_recompute[grid](table, out, num_tokens, *trailing_arguments, num_warps=4)
         if compiled is not None:  # Triton's interpreter gives nothing
-            launch.prepared["recompute"] = Prepared(compiled, grid, rest)
+            launch.prepared["recompute"] = Prepared(compiled, grid, trailing_arguments)
         return
     prepared(launch.device, table, out, num_tokens)

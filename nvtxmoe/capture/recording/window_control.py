@@ -93,14 +93,14 @@ class WindowControl:
         window.first, recorded_last = max(window.first, first), window.last
         self._end_pairs()
         window.last = min(recorded_last, last)
-        said = self.status()
+        status = self.status()
         self._recorder.tell_meta()
         failures = []
         for sink in window.sinks:
             sink.close(self._recorder.summary(sink))
             failures += [sink.failure] if isinstance(sink, JournalSink) and sink.failure is not None else []
         self._windows.forget(keep=True)
-        return {**said, "failure": failures[0] if failures else None}
+        return {**status, "failure": failures[0] if failures else None}
 
     def _open(self) -> Window:
         window = self._windows.current

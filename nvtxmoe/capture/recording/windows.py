@@ -52,13 +52,13 @@ class Window:
         else:
             self._idle.append([step, step])
 
-    def batches(self, taken: int) -> dict[str, int]:
+    def batches(self, batches_seen: int) -> dict[str, int]:
         """Numbers of batches and of idle ones among them.
 
         Parameters:
-            taken: batches of the process so far, for a window that is still open.
+            batches_seen: batches of the process so far, for a window that is still open.
         """
-        last = taken - 1 if self.last is None else self.last
+        last = batches_seen - 1 if self.last is None else self.last
         idle = sum(max(0, min(last, end) - max(self.first, begin) + 1) for begin, end in self._idle)
         return {"steps": max(0, last - self.first + 1), "idle_steps": idle}
 
@@ -214,9 +214,9 @@ class Windows(EveryStep):
         Raises:
             OSError, NvtxmoeError: its files can't be made.
         """
-        own = self._make_own(number)
+        own_sinks = self._make_own(number)
         with self._lock:
-            window = self.current = Window(number, self.taken, own, lost)
+            window = self.current = Window(number, self.taken, own_sinks, lost)
         return window
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ class JournalSink:
         self._writer = JournalWriter(self.path)
         self._pid = os.getpid()
         self._waiting = WaitingRecords()
-        self._begun: deque[tuple[int, Step]] = deque()  # appended to without the lock
+        self._pending_steps: deque[tuple[int, Step]] = deque()  # appended to without the lock
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._wake = threading.Event()
@@ -72,7 +72,7 @@ class JournalSink:
     def step_begins(self, step: Step) -> None:
         """A record, with the time at which the step began. It is encoded later: with what follows, or by the thread."""
         if not self._closed:
-            self._begun.append((time.time_ns(), step))
+            self._pending_steps.append((time.time_ns(), step))
 
     def step_ends(self) -> None:
         """Nothing: the next step's record tells."""
@@ -119,7 +119,7 @@ class JournalSink:
 
     def pause(self) -> None:
         """Wake the thread that writes."""
-        if self._waiting.size_bytes or self._begun:
+        if self._waiting.size_bytes or self._pending_steps:
             self._wake.set()
 
     def conclude(self, summary: Mapping[str, Any]) -> None:
@@ -130,11 +130,11 @@ class JournalSink:
     def _end(self, summary: Mapping[str, Any]) -> None:
         with self._lock:
             self._encode_begun()
-        said = {**summary, "lost": {**summary.get("lost", {})}}
+        summary_with_losses = {**summary, "lost": {**summary.get("lost", {})}}
         if self.dropped:
-            said["lost"]["the disk was slower than the events"] = self.dropped
+            summary_with_losses["lost"]["the disk was slower than the events"] = self.dropped
         with self._lock:
-            self._waiting.add(record("end", time.time_ns(), json.dumps(said).encode()))
+            self._waiting.add(record("end", time.time_ns(), json.dumps(summary_with_losses).encode()))
         self.flush()
 
     def close(self, summary: Mapping[str, Any]) -> None:
@@ -180,8 +180,8 @@ class JournalSink:
 
     def _encode_begun(self) -> None:
         """Add the records of the steps that have begun since. The lock is held."""
-        while self._begun:
-            time_ns, step = self._begun.popleft()
+        while self._pending_steps:
+            time_ns, step = self._pending_steps.popleft()
             self._append(record("step", time_ns, step.packed()))
 
 

@@ -46,7 +46,7 @@ class MetricsSink:
         self.failure: str | None = None
         self._options = options
         self._pid = os.getpid()
-        self._begun: deque[tuple[int, Step]] = deque()
+        self._pending_steps: deque[tuple[int, Step]] = deque()
         self._rows: deque[tuple[str, np.dtype[np.void], bytes]] = deque()
         self._dropped, self._dropped_last = 0, -1
         self._meta: bytes | None = None
@@ -66,7 +66,7 @@ class MetricsSink:
     def step_begins(self, step: Step) -> None:
         """Kept, with its time."""
         if self.failure is None:
-            self._begun.append((time.time_ns(), step))
+            self._pending_steps.append((time.time_ns(), step))
 
     def step_ends(self) -> None:
         """Nothing."""
@@ -113,7 +113,7 @@ class MetricsSink:
             except Exception as error:  # serving is sacred
                 self.failure = f"{type(error).__name__}: {error}"
                 self._rows.clear()
-                self._begun.clear()
+                self._pending_steps.clear()
                 logger().warning("live metrics stop: %s", self.failure)
 
     def _add_up(self) -> None:
@@ -122,11 +122,11 @@ class MetricsSink:
             self._read_meta(meta)
         # The rows first: their steps have begun before.
         rows = [self._rows.popleft() for _ in range(len(self._rows))]
-        begun = [Begun(*self._begun.popleft()) for _ in range(len(self._begun))]
-        wanted = (schema.COUNTS, schema.PHYSICAL)
-        counts = [(event, np.frombuffer(data, dtype)) for event, dtype, data in rows if event in wanted]
-        if self._totals is not None and (begun or counts):
-            self._totals.add(begun, counts, time.monotonic())
+        new_steps = [Begun(*self._pending_steps.popleft()) for _ in range(len(self._pending_steps))]
+        count_events = (schema.COUNTS, schema.PHYSICAL)
+        counts = [(event, np.frombuffer(data, dtype)) for event, dtype, data in rows if event in count_events]
+        if self._totals is not None and (new_steps or counts):
+            self._totals.add(new_steps, counts, time.monotonic())
             self._touched = True
 
     def _read_meta(self, meta: bytes) -> None:
@@ -151,13 +151,13 @@ class MetricsSink:
             snapshot.touch(self.path)
             return
         self._touched = False
-        own = {"dropped": self._dropped, "thread_cpu_s": thread_cpu_s()}
-        snapshot.write(self.path, {**self._totals.header(), **own}, self._totals.arrays())
+        sink_fields = {"dropped": self._dropped, "thread_cpu_s": thread_cpu_s()}
+        snapshot.write(self.path, {**self._totals.header(), **sink_fields}, self._totals.arrays())
 
 
 def thread_cpu_s() -> dict[str, float]:
     """Processor time of our threads in this process, in seconds, by what they do."""
-    found: dict[str, float] = {}
+    cpu_s: dict[str, float] = {}
     for thread in threading.enumerate():
         if thread.name.startswith(THREADS) and thread.native_id is not None:
             try:
@@ -165,8 +165,8 @@ def thread_cpu_s() -> dict[str, float]:
             except OSError:
                 continue
             name = thread.name.removeprefix(THREADS)
-            found[name] = found.get(name, 0.0) + int(times[0]) / 1e9
-    return found
+            cpu_s[name] = cpu_s.get(name, 0.0) + int(times[0]) / 1e9
+    return cpu_s
 
 
 def _run(reference: weakref.ref[MetricsSink], wake: threading.Event) -> None:

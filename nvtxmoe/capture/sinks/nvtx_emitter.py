@@ -120,14 +120,14 @@ class BinaryEmitter(_Ranges):
 
     def mark_rows(self, event: str, rows: Payload) -> None:
         """Emit all rows in one mark, or in as few as ``schema.MOST_PAYLOAD_BYTES`` allows."""
-        most = max(1, schema.MOST_PAYLOAD_BYTES // rows.dtype.itemsize)
-        if len(rows) <= most:
+        rows_per_mark = max(1, schema.MOST_PAYLOAD_BYTES // rows.dtype.itemsize)
+        if len(rows) <= rows_per_mark:
             if len(rows):
                 seal(rows)
                 self.mark(event, rows)
             return
-        for first in range(0, len(rows), most):
-            part = rows[first : first + most]
+        for first in range(0, len(rows), rows_per_mark):
+            part = rows[first : first + rows_per_mark]
             seal(part)
             self.mark(event, part)
 
@@ -152,12 +152,12 @@ class WordEmitter(_Ranges):
         return self._domain.get_event_attributes(message=name, category=category, payload=payload)
 
     def _reused(self, name: str, payload: int, category: str | None = None) -> Any:
-        kept = self._local.attributes
-        attributes = kept.get(name)
+        attributes_by_name = self._local.attributes
+        attributes = attributes_by_name.get(name)
         if attributes is None:
             # A payload of its own for each thread, so that nvtx's cache gives each a different object.
             first = -1 - threading.get_ident()
-            attributes = kept[name] = self._attributes(name, first, category)
+            attributes = attributes_by_name[name] = self._attributes(name, first, category)
         if attributes is not None:  # newer nvtx gives None where no tool listens
             attributes.payload = payload
         return attributes

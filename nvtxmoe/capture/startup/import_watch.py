@@ -93,8 +93,8 @@ _finder = _Finder()
 
 def watch(module: str, callback: Callable[[], None]) -> None:
     """Call back after ``module`` was imported, or now when it is there already."""
-    there = sys.modules.get(module)
-    if there is not None and not getattr(there.__spec__, "_initializing", False):
+    loaded = sys.modules.get(module)
+    if loaded is not None and not getattr(loaded.__spec__, "_initializing", False):
         called(callback)
         return
     _finder.watched[module] = callback

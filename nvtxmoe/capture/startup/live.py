@@ -71,15 +71,15 @@ def options_of(settings: Settings) -> Options:
 def _begin(settings: Settings) -> None:
     import prometheus_client  # noqa: F401, PLC0415  vLLM brings it
 
-    given = os.environ.get(LIVE_DIR)
-    folder = Path(given) if given else _make_folder()
+    live_dir = os.environ.get(LIVE_DIR)
+    folder = Path(live_dir) if live_dir else _make_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise OSError(f"{folder} can't be written to")
     collector = Collector(folder, options_of(settings), _model(settings))
     for module, attribute in ASKS_FOR_REGISTRY:
         import_watch.watch(module, _join_registry(module, attribute, collector, folder))
-    if not given:
+    if not live_dir:
         arguments = (folder, settings.metrics_host, settings.metrics_port, collector)
         threading.Thread(target=serve_if_nobody_does, args=arguments, name="nvtxmoe-look", daemon=True).start()
 
@@ -145,7 +145,7 @@ def serve_if_nobody_does(folder: Path, host: str, port: int, collector: Collecto
     while folder.exists():
         if (folder / SERVED).exists():
             return
-        if any(one.header["steps"] for one in read_all(folder)):
+        if any(snapshot.header["steps"] for snapshot in read_all(folder)):
             break
         time.sleep(LOOK_S)
     else:

@@ -77,9 +77,9 @@ def merge_at_exit(folder: Path, pid: int) -> None:
     shutil.rmtree(folder / CONTROL, ignore_errors=True)  # sockets of processes that were killed
     windows = sorted((folder / WINDOWS).glob("*"), key=lambda path: (len(path.name), path.name))
     open_windows = [window for window in windows if not (window / RESULTS).exists()]
-    journals = [one for one in (folder, *open_windows) if any((one / RANKS).glob(f"*{SUFFIX}"))]
-    for one in journals:
-        _merge(one)
+    journals = [session for session in (folder, *open_windows) if any((session / RANKS).glob(f"*{SUFFIX}"))]
+    for journal in journals:
+        _merge(journal)
     if not windows and not journals:
         _say_nothing_is_left(folder)
 
@@ -97,17 +97,17 @@ def _say_nothing_is_left(folder: Path) -> None:
 
 def _merge(folder: Path) -> None:
     """Merge the journals of a folder, in a process of its own."""
-    if lacking := [name for name in NEEDED if find_spec(name) is None]:
-        where = f"{', '.join(lacking)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
+    if missing_modules := [name for name in NEEDED if find_spec(name) is None]:
+        where = f"{', '.join(missing_modules)} not installed here; run where nvtxmoe is: nvtxmoe merge {folder}"
         print(f"nvtxmoe: {folder} is not merged: {where}", file=sys.stderr)  # noqa: T201
         return
     command = [sys.executable, "-c", COMMAND, "merge", "--json", str(folder)]
     environment = {key: value for key, value in os.environ.items() if key not in (SESSION_DIR, "NVTXMOE_ENABLE")}
     package = Path(__file__).parents[3]
-    ours = (str(package), str(package / "analysis"))  # the second in a checkout only
+    package_paths = (str(package), str(package / "analysis"))  # the second in a checkout only
     # An empty entry would be the working directory.
     inherited = environment.get("PYTHONPATH", "").split(os.pathsep)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (*inherited, *ours)))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (*inherited, *package_paths)))
     done = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )

@@ -42,7 +42,7 @@ def _switch(text: str) -> bool:
     raise ValueError("one of 1, true, yes, on, 0, false, no, off")
 
 
-def _whole(text: str) -> int:
+def _whole_number(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 12:
         raise ValueError("a whole number from 0, as 100; 0 turns token-level rows off")
     return int(text)
@@ -75,19 +75,19 @@ def _emits(text: str) -> frozenset[str]:
 
 
 def _layers(text: str) -> frozenset[int] | None:
-    wanted = "all, or a list as 0,3,8-11"
+    expected_form = "all, or a list as 0,3,8-11"
     if text.strip().lower() == "all":
         return None
-    found: set[int] = set()
+    layers: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isascii() or not first.isdigit() or (dash and not (last.isascii() and last.isdigit())):
-            raise ValueError(wanted)
+            raise ValueError(expected_form)
         low, high = int(first), int(last if dash else first)
         if high < low or high > _MOST_LAYER:
-            raise ValueError(wanted)
-        found.update(range(low, high + 1))
-    return frozenset(found)
+            raise ValueError(expected_form)
+        layers.update(range(low, high + 1))
+    return frozenset(layers)
 
 
 def _folder(text: str) -> Path:
@@ -138,7 +138,9 @@ class Settings:
         "auto",
         "nsys: NVTX events; moe: files, without nsys; both; live: metrics alone; auto: nsys under nsys, else moe",
     )
-    log_interval: int = _setting(_whole, 100, "token-level rows (experts and weights) every so many steps; 0: never")
+    log_interval: int = _setting(
+        _whole_number, 100, "token-level rows (experts and weights) every so many steps; 0: never"
+    )
     layers: frozenset[int] | None = _setting(_layers, None, "all, or a list of layers as 0,3,8-11")
     emit: frozenset[str] = _setting(_emits, DEFAULT_EMITS, f"a list of {', '.join(EMITS)}")
     verbose: bool = _setting(_switch, False, f"say what is hooked and written (also {OTHER_VERBOSE}=1)")
@@ -222,7 +224,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:  # also of numbers and lists that Python does not take
         raise NvtxmoeError(f"no TOML: {error}", where=path, remedy="Write lines as log_interval = 100") from error
-    found = {}
+    settings = {}
     for key, value in table.items():
         name = key.lower().removeprefix(PREFIX.lower())
         if name not in FIELDS:
@@ -233,12 +235,12 @@ def _from_file(path: Path) -> dict[str, Any]:
             text = _as_text(value)
         except (ValueError, RecursionError) as error:
             raise NvtxmoeError(f"not accepted: {error}", where=where, remedy="Give a shorter value") from error
-        found[name] = _parsed(name, text, where)
-    return found
+        settings[name] = _parsed(name, text, where)
+    return settings
 
 
 def _as_text(value: object) -> str:
     """A TOML value as the variable would spell it."""
     if isinstance(value, list):
-        return ",".join(_as_text(one) for one in value)
+        return ",".join(_as_text(item) for item in value)
     return str(value)

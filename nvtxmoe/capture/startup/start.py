@@ -41,8 +41,8 @@ def start() -> None:
     try:
         _begin(config.load())
     except Exception as error:  # serving is sacred
-        said = error if isinstance(error, NvtxmoeError) else f"{type(error).__name__}: {error}"
-        logger().warning("nothing is recorded: %s", said)
+        reason = error if isinstance(error, NvtxmoeError) else f"{type(error).__name__}: {error}"
+        logger().warning("nothing is recorded: %s", reason)
         os.environ[ENABLE] = "0"
 
 
@@ -88,11 +88,11 @@ def _hook(settings: Settings) -> None:
     from nvtxmoe.capture.vllm.adapters import choose  # noqa: PLC0415  vLLM is being imported
 
     log = logger(settings.verbose)
-    adapter, lacking = choose()
+    adapter, missing_clauses = choose()
     if adapter is None:
         import vllm  # noqa: PLC0415
 
-        clauses = "; ".join(f"{name}: {', '.join(missing)}" for name, missing in lacking.items())
+        clauses = "; ".join(f"{name}: {', '.join(missing)}" for name, missing in missing_clauses.items())
         log.warning("no adapter fits vLLM %s, nothing is recorded. Missing: %s", vllm.__version__, clauses)
         return
     adapter.install(make_capture(settings))
@@ -107,8 +107,8 @@ def make_capture(settings: Settings) -> Capture:
     from nvtxmoe.capture.sinks.nvtx_emitter import make_emitter  # noqa: PLC0415
     from nvtxmoe.capture.vllm.layer_hooks import Capture  # noqa: PLC0415  with all that it imports
 
-    wanted = sinks_of(settings)
-    emitter = make_emitter(settings.payload) if "nsys" in wanted else None
+    sinks = sinks_of(settings)
+    emitter = make_emitter(settings.payload) if "nsys" in sinks else None
 
     def make_sinks(identity: Identity) -> Sequence[Sink] | EveryStep:
         from nvtxmoe.capture.sinks.nvtx import NvtxSink  # noqa: PLC0415
@@ -122,8 +122,8 @@ def make_capture(settings: Settings) -> Capture:
         if has_windows(settings):
             from nvtxmoe.capture.startup.windows import make_windows  # noqa: PLC0415  only when asked for
 
-            return make_windows(settings, recorder, identity, metrics, nvtx, "moe" in wanted)
-        return nvtx + (_journals(settings, identity.rank) if "moe" in wanted else []) + metrics
+            return make_windows(settings, recorder, identity, metrics, nvtx, "moe" in sinks)
+        return nvtx + (_journals(settings, identity.rank) if "moe" in sinks else []) + metrics
 
     recorder = Recorder(make_sinks, sample_every=settings.log_interval, layers=settings.layers, emit=settings.emit)
 

@@ -105,9 +105,9 @@ class WindowSocket:
             raise NvtxmoeError(f"{action!r} is none of status, start, stop", remedy="Use nvtxmoe of the same version")
 
     def _start(self, connection: socket.socket, number: int) -> None:
-        said = self._control.start(number)
+        response = self._control.start(number)
         try:
-            send(connection, said, PATIENCE_S)
+            send(connection, response, PATIENCE_S)
             first = _number(_expected(connection, "keep"), "first")
         except BaseException:
             self._control.undo()
@@ -115,10 +115,10 @@ class WindowSocket:
         send(connection, self._control.keep(first), PATIENCE_S)
 
     def _stop(self, connection: socket.socket) -> None:
-        said = self._control.stop()
-        first, last = said["first"], said["last"]
+        response = self._control.stop()
+        first, last = response["first"], response["last"]
         try:
-            send(connection, said, PATIENCE_S)
+            send(connection, response, PATIENCE_S)
             agreed = _expected(connection, "conclude")
             first, last = _number(agreed, "first"), _number(agreed, "last", least=-1)
         finally:

@@ -59,7 +59,7 @@ def hook_sources(capture: Capture, layers: list[MoeLayer]) -> None:
     import torch  # noqa: PLC0415  inside vLLM only
 
     around = capture.layer_hook(lambda module, *_, **__: module, lambda _: False, name="layer of experts")
-    for kind in {type(one.key) for one in layers}:
+    for kind in {type(layer.key) for layer in layers}:
         if not isinstance(vars(kind).get(SLOT), _Slot):
             put(kind, SLOT, _Slot(capture))
         wrap(kind, "forward", around, skip=torch.compiler.is_compiling)
@@ -72,14 +72,14 @@ class _Slot(property):
         hook = capture.hook(SLOT)
 
         def read(module: Any) -> Callable[[Any], None] | None:
-            theirs: Callable[[Any], None] | None = vars(module).get(SLOT)
+            vllm_hook: Callable[[Any], None] | None = vars(module).get(SLOT)
             info = capture.layers.get(id(module))
             if hook.failure is not None or info is None or not capture.recorder.listens(info.layer):
-                return theirs
+                return vllm_hook
 
             def both(topk_ids: Any) -> None:
-                if theirs is not None:
-                    theirs(topk_ids)
+                if vllm_hook is not None:
+                    vllm_hook(topk_ids)
                 try:
                     _chosen(capture, module, topk_ids)
                 except Exception as error:  # fails open

@@ -27,9 +27,9 @@ class Place:
         found: the layers; the first one stands for all, which vLLM changes together.
     """
 
-    def __init__(self, worker: Any, found: Sequence[MoeLayer]) -> None:
+    def __init__(self, worker: Any, layers: Sequence[MoeLayer]) -> None:
         self._parallel = worker.vllm_config.parallel_config
-        self._layer = found[0].key if found else None
+        self._layer = layers[0].key if layers else None
         self._before = self._now()
 
     def change(self) -> str | None:

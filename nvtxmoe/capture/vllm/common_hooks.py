@@ -62,12 +62,12 @@ def install(capture: Capture, runner: type, find: Callable[[dict[str, Any]], lis
     if torch.version.cuda is not None:  # asking for a device would start CUDA here, which a fork does not survive
         hook_graphs(capture.recorder.graphs, capture.recorder.replayed)
 
-    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
+    def find_layers(static_context: dict[str, Any]) -> list[MoeLayer]:
         others = sources(static_context, runner)
         hook_sources(capture, others)
         return find(static_context) + others
 
-    wrap(Worker, "load_model", worker_hooks.load_hook(capture, found))
+    wrap(Worker, "load_model", worker_hooks.load_hook(capture, find_layers))
     wrap(Worker, "execute_model", worker_hooks.step_hook(capture))
     wrap(Worker, "sample_tokens", worker_hooks.sample_hook(capture))
     wrap(Worker, "execute_dummy_batch", worker_hooks.idle_hook(capture))

@@ -20,7 +20,7 @@ HIDDEN = (
 CHANGED = f"the fused front of decode_backend={BACKEND} is off, since NVTXMOE_KEEP_ROUTER keeps the router"
 
 
-def may_replace_router(worker: Any, one: MoeLayer) -> bool:
+def may_replace_router(worker: Any, layer: MoeLayer) -> bool:
     """Whether vLLM may run its fused front in the place of a layer's router, as its rules for it tell."""
     config = worker.vllm_config
     more = getattr(config, "additional_config", None)
@@ -28,7 +28,7 @@ def may_replace_router(worker: Any, one: MoeLayer) -> bool:
         return False
     if getattr(config.model_config, "enable_return_routed_experts", False):
         return False  # vLLM's own capture sets capture_fn
-    router = one.router
+    router = layer.router
     if getattr(router, "capture_fn", None) is not None:
         return False
     return (
@@ -38,11 +38,11 @@ def may_replace_router(worker: Any, one: MoeLayer) -> bool:
     )
 
 
-def keep_routers(worker: Any, found: Iterable[MoeLayer]) -> bool:
+def keep_routers(worker: Any, layers: Iterable[MoeLayer]) -> bool:
     """Set the router's ``capture_fn`` where it is free, so that vLLM runs the router; return whether one was set."""
-    replaced = [one for one in found if may_replace_router(worker, one)]
-    for one in replaced:
-        one.router.set_capture_fn(_heard)
+    replaced = [layer for layer in layers if may_replace_router(worker, layer)]
+    for layer in replaced:
+        layer.router.set_capture_fn(_heard)
     if replaced:
         logger().warning("%s: the program that runs is another one", CHANGED)
     return bool(replaced)

@@ -32,22 +32,24 @@ RUN_ID = "NVTXMOE_RUN_ID"
 
 
 def identify(
-    worker: Any, found: Sequence[Any], changed_program: str | None = None
+    worker: Any, layers: Sequence[Any], changed_program: str | None = None
 ) -> tuple[Identity, list[LayerInfo], dict[int, str]]:
-    """Return the process's identity, an info for each of ``found``, and why layers are hidden, by number.
+    """Return the process's identity, an info for each of ``layers``, and why layers are hidden, by number.
 
     Parameters:
         changed_program: in what way capture changed the program that runs; None where it runs as without capture.
     """
     parallel = worker.vllm_config.parallel_config
-    own = _own_modules(worker, found)
+    target_modules = _own_modules(worker, layers)
     # A draft model's blocks may have the numbers of the target's: the target's layers keep theirs.
-    target_first = sorted(range(len(found)), key=lambda place: bool(own) and id(found[place].key) not in own)
-    numbers = dict(zip(target_first, numbering([found[place].layer_id for place in target_first]), strict=True))
-    infos = [_info(numbers[place], one) for place, one in enumerate(found)]
+    target_first = sorted(
+        range(len(layers)), key=lambda place: bool(target_modules) and id(layers[place].key) not in target_modules
+    )
+    numbers = dict(zip(target_first, numbering([layers[place].layer_id for place in target_first]), strict=True))
+    infos = [_info(numbers[place], layer) for place, layer in enumerate(layers)]
     in_rank, dp_size = parallel.world_size, parallel.data_parallel_size
     tp_size = parallel.tensor_parallel_size
-    moe = found[0].moe_config.moe_parallel_config if found else None
+    moe = layers[0].moe_config.moe_parallel_config if layers else None
     many = dp_size > 1
     identity = Identity(
         rank=parallel.data_parallel_rank * in_rank + worker.rank if many else worker.rank,
@@ -61,27 +63,27 @@ def identify(
         layers=tuple(infos),
         extra={
             **_extra(worker, infos),
-            **_not_recorded(worker, found),
+            **_unrecorded_fields(worker, layers),
             "changed_program": changed_program,
             "model_layers": len(infos),
         },
     )
-    reasons = {info.layer: _hidden(worker, one, own) for info, one in zip(infos, found, strict=True)}
+    reasons = {info.layer: _hidden(worker, layer, target_modules) for info, layer in zip(infos, layers, strict=True)}
     hidden = {layer: reason for layer, reason in reasons.items() if reason is not None}
     return identity, infos, hidden
 
 
-def _not_recorded(worker: Any, found: Sequence[Any]) -> dict[str, Any]:
+def _unrecorded_fields(worker: Any, layers: Sequence[Any]) -> dict[str, Any]:
     """Keys of moe.meta that name experts which no hook sees, and why there is no layer; each is logged."""
     try:
-        unknown = unknown_experts(worker.model_runner.get_model(), found)
+        unknown = unknown_experts(worker.model_runner.get_model(), layers)
     except AttributeError:
         unknown = {}
     named = ", ".join(f"{name} ({count})" for name, count in sorted(unknown.items()))
     if unknown:
         logger().warning("experts of a class that nvtxmoe does not record: %s", named)
     no_layers = None
-    if not found:
+    if not layers:
         no_layers = f"the model's experts are of a class that nvtxmoe does not record: {named}" if named else NO_LAYER
         logger().warning("%s: nothing to record", no_layers)
     return {"unrecorded_experts": unknown or None, "no_layers": no_layers}
@@ -102,24 +104,24 @@ def numbering(layer_ids: Sequence[int]) -> list[int]:
     return out
 
 
-def _info(number: int, one: Any) -> LayerInfo:
-    config = one.moe_config
+def _info(number: int, layer: Any) -> LayerInfo:
+    config = layer.moe_config
     logical, physical = int(config.num_logical_experts), int(config.num_experts)
     local = None
-    if one.expert_map is not None and one.expert_map.ndim == 1:
-        local = tuple(i for i, at in enumerate(one.expert_map.tolist()[:physical]) if at >= 0)
+    if layer.expert_map is not None and layer.expert_map.ndim == 1:
+        local = tuple(i for i, at in enumerate(layer.expert_map.tolist()[:physical]) if at >= 0)
     elif config.num_local_experts == physical:
         local = tuple(range(physical))
     return LayerInfo(
         layer=number,
-        name=one.name,
+        name=layer.name,
         num_experts=logical,
-        top_k=int(one.router.top_k),
+        top_k=int(layer.router.top_k),
         local_experts=local,
-        expert_bytes=_expert_bytes(one.experts, int(config.num_local_experts)),
+        expert_bytes=_expert_bytes(layer.experts, int(config.num_local_experts)),
         num_physical=physical,
-        recording=schema.REFERENCES if one.way is None else one.way.recording,
-        shape=expert_shape(config, one.experts),
+        recording=schema.REFERENCES if layer.way is None else layer.way.recording,
+        shape=expert_shape(config, layer.experts),
     )
 
 
@@ -128,24 +130,24 @@ def _expert_bytes(experts: Any, num_local: int) -> int | None:
 
     Some kernels (those of triton_kernels, for one) keep weights in objects of their own, and only biases are left.
     """
-    held = {name: p for name, p in experts.named_parameters(recurse=False) if p.ndim and p.shape[0] == num_local}
-    weights = [name for name in held if "weight" in name and "scale" not in name]
+    parameters = {name: p for name, p in experts.named_parameters(recurse=False) if p.ndim and p.shape[0] == num_local}
+    weights = [name for name in parameters if "weight" in name and "scale" not in name]
     if not num_local or not all(any(name.startswith(part) for name in weights) for part in WEIGHTS):
         return None
-    return int(sum(p.numel() * p.element_size() for p in held.values())) // num_local
+    return int(sum(p.numel() * p.element_size() for p in parameters.values())) // num_local
 
 
-def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
-    """Why a layer's counts would be wrong or absent; ``own`` are the modules of the model itself."""
+def _hidden(worker: Any, layer: Any, target_modules: set[int]) -> str | None:
+    """Why a layer's counts would be wrong or absent; ``target_modules`` are the modules of the model itself."""
     parallel = worker.vllm_config.parallel_config
     speculative = worker.vllm_config.speculative_config
-    if one.monolithic and (one.way is None or one.way.reason is not None):
-        return MONOLITHIC if one.way is None else one.way.reason
+    if layer.monolithic and (layer.way is None or layer.way.reason is not None):
+        return MONOLITHIC if layer.way is None else layer.way.reason
     reasons = {
-        DRAFT: bool(own) and id(one.key) not in own,
-        FUSED_FRONT: may_replace_router(worker, one),
-        ZERO_EXPERTS: type(one.router).__name__ == "ZeroExpertRouter",
-        SUBSTITUTED: type(one.experts).__name__ == "SubstitutedRoutedExperts",
+        DRAFT: bool(target_modules) and id(layer.key) not in target_modules,
+        FUSED_FRONT: may_replace_router(worker, layer),
+        ZERO_EXPERTS: type(layer.router).__name__ == "ZeroExpertRouter",
+        SUBSTITUTED: type(layer.experts).__name__ == "SubstitutedRoutedExperts",
         MICRO_BATCHES: bool(parallel.use_ubatching) and token_offset_of_thread() is None,
         CONTEXT_PARALLEL: getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         ADAPTIVE: getattr(speculative, "method", None) == "dspark",
@@ -153,13 +155,13 @@ def _hidden(worker: Any, one: Any, own: set[int]) -> str | None:
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _own_modules(worker: Any, found: Sequence[Any]) -> set[int]:
+def _own_modules(worker: Any, layers: Sequence[Any]) -> set[int]:
     """Modules of the target model by id(); empty where they can't be told from a draft model's."""
     try:
-        own = {id(module) for module in worker.model_runner.get_model().modules()}
+        target_modules = {id(module) for module in worker.model_runner.get_model().modules()}
     except AttributeError:
         return set()
-    return own if any(id(one.key) in own for one in found) else set()
+    return target_modules if any(id(layer.key) in target_modules for layer in layers) else set()
 
 
 def _extra(worker: Any, layers: Sequence[LayerInfo]) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def way_of(experts: Any, router: Any, num_experts: int) -> Way:
 
 def kernel_of(experts: Any) -> Any:
     """The object that runs the experts; None where vLLM does not show one."""
-    found = getattr(getattr(experts, "quant_method", None), "moe_kernel", None)
-    return getattr(getattr(found, "impl", found), "fused_experts", None)
+    kernel = getattr(getattr(experts, "quant_method", None), "moe_kernel", None)
+    return getattr(getattr(kernel, "impl", kernel), "fused_experts", None)
 
 
 def has_sink(experts: Any, kernel: Any) -> bool:

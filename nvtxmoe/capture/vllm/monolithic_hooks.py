@@ -127,31 +127,31 @@ class MonolithicLayers:
             )
 
     def _hold(self, info: LayerInfo, way: Way, logits: Any, input_ids: Any) -> None:
-        recorder, found = self._capture.recorder, way.rule
-        if logits is None or logits.ndim != 2 or logits.shape[1] != info.num_experts or found is None:
+        recorder, recorder_rule = self._capture.recorder, way.rule
+        if logits is None or logits.ndim != 2 or logits.shape[1] != info.num_experts or recorder_rule is None:
             shape = None if logits is None else list(logits.shape)
             recorder.hide(info.layer, f"its kernel is given logits {shape}, not [tokens, {info.num_experts}]")
             return
-        if found.table is not None and (input_ids is None or input_ids.shape[0] != logits.shape[0]):
+        if recorder_rule.table is not None and (input_ids is None or input_ids.shape[0] != logits.shape[0]):
             recorder.hide(info.layer, "a hash table routes, and its kernel is not given the rows' token ids")
             return
-        one = RouterLogits(
+        router_logits = RouterLogits(
             layer=info.layer,
             num_experts=info.num_experts,
             top_k=info.top_k,
             logits=logits,
-            rule=found.rule,
-            bias=found.bias,
-            table=found.table,
-            input_ids=None if found.table is None else input_ids,
+            rule=recorder_rule.rule,
+            bias=recorder_rule.bias,
+            table=recorder_rule.table,
+            input_ids=None if recorder_rule.table is None else input_ids,
             token_offset=self._capture.token_offset(),
         )
         if recorder.warming_up and not recorder.listens(info.layer):
-            recorder.prepare_for_logits(one)
+            recorder.prepare_for_logits(router_logits)
             return
         start = self._start(info, logits.shape[0])
         if start is not None:
-            recorder.routed(one.starting_at(start))
+            recorder.routed(router_logits.starting_at(start))
 
     def _start(self, info: LayerInfo, rows: int) -> int | None:
         """First own row; None for a layer that is hidden, since its rows can't be told apart."""

@@ -13,10 +13,10 @@ UBATCHING, TOKEN_OFFSET = "vllm.v1.worker.ubatching", "dbo_current_ubatch_token_
 def token_offset_of_thread() -> Callable[[], int] | None:
     """Return vLLM's function for the first token of this thread's micro-batch; None where vLLM has none."""
     try:
-        found: Callable[[], int] | None = getattr(import_module(UBATCHING), TOKEN_OFFSET, None)
+        token_offset: Callable[[], int] | None = getattr(import_module(UBATCHING), TOKEN_OFFSET, None)
     except ImportError:
         return None
-    return found
+    return token_offset
 
 
 class UnknownLayoutError(LookupError):

@@ -34,12 +34,12 @@ def record_beside_if_asked(capture: Capture) -> None:
         identity = recorder.identity
         if identity is None or any(layer.layer >= FIRST for layer in identity.layers):
             return
-        again = [
+        second_layers = [
             replace(layer, layer=layer.layer + FIRST, name=f"{layer.name} again", recording=schema.RECOMPUTED)
             for layer in identity.layers
             if layer.recording == schema.REFERENCES
         ]
-        recorder.model_loaded(replace(identity, layers=(*identity.layers, *again)))
+        recorder.model_loaded(replace(identity, layers=(*identity.layers, *second_layers)))
 
     def enter(router: Any, _: Any, router_logits: Any, *__: Any, input_ids: Any = None, **___: Any) -> Any:
         return router, router_logits, input_ids
@@ -50,28 +50,28 @@ def record_beside_if_asked(capture: Capture) -> None:
         if info is None or not (recorder.listens(info.layer + FIRST) or recorder.warming_up):
             return
         try:
-            found = rule_of(router, info.num_experts)
+            router_rule = rule_of(router, info.num_experts)
         except UnknownRuleError as error:
             recorder.hide(info.layer + FIRST, str(error))
             return
-        one = RouterLogits(
+        router_logits = RouterLogits(
             layer=info.layer + FIRST,
             num_experts=info.num_experts,
             top_k=info.top_k,
             logits=logits,
-            rule=found.rule,
-            bias=found.bias,
-            table=found.table,
+            rule=router_rule.rule,
+            bias=router_rule.bias,
+            table=router_rule.table,
             input_ids=input_ids,
             token_offset=capture.token_offset(),
         )
-        if not recorder.listens(one.layer):
-            recorder.prepare_for_logits(one)
+        if not recorder.listens(router_logits.layer):
+            recorder.prepare_for_logits(router_logits)
             return
         from vllm.forward_context import get_forward_context  # noqa: PLC0415
 
         start = own_start(logits.shape[0], get_forward_context().dp_metadata, capture.dp_rank)
-        recorder.routed(one.starting_at(start))
+        recorder.routed(router_logits.starting_at(start))
 
     wrap(Worker, "load_model", capture.hook("recomputed_layers", leave=loaded))
     wrap(BaseRouter, "_select_experts", capture.hook("recomputed_beside", enter, leave))

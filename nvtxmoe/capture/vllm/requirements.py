@@ -47,18 +47,22 @@ class OptionalHook:
 
 def missing(needs: Iterable[Need]) -> list[str]:
     """The needs that the installed vLLM does not meet, each as a clause."""
-    return list(dict.fromkeys(clause for need in needs if (clause := _lacks(need)) is not None))
+    return list(dict.fromkeys(clause for need in needs if (clause := _unmet(need)) is not None))
 
 
-def _lacks(need: Need) -> str | None:
+def _unmet(need: Need) -> str | None:
     try:
-        found: Any = import_module(need.module)
+        target: Any = import_module(need.module)
     except ImportError as error:
         return f"module {need.module} ({error})"
     for name in need.qualname.split("."):
-        found = getattr(found, name, None)
-        if found is None:
+        target = getattr(target, name, None)
+        if target is None:
             return str(need)
-    has = set() if not need.parameters else set(inspect.signature(found).parameters)
-    lacking = [name for name in need.parameters if name not in has]
-    return f"{need.module}.{need.qualname} has no parameter {', '.join(lacking)}" if lacking else None
+    has = set() if not need.parameters else set(inspect.signature(target).parameters)
+    missing_parameters = [name for name in need.parameters if name not in has]
+    return (
+        f"{need.module}.{need.qualname} has no parameter {', '.join(missing_parameters)}"
+        if missing_parameters
+        else None
+    )

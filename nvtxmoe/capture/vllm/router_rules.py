@@ -36,10 +36,10 @@ def rule_of(router: Any, num_experts: int) -> RouterRule:
         raise UnknownRuleError("shared experts are among its routed experts")
     if getattr(router, "bias_vl", None) is not None:
         raise UnknownRuleError("its router has a bias of its own for image tokens")
-    found = read(router, num_experts)
-    if found.rule.scoring not in SCORINGS:
-        raise UnknownRuleError(f"its router scores by {found.rule.scoring}")
-    return found
+    router_rule = read(router, num_experts)
+    if router_rule.rule.scoring not in SCORINGS:
+        raise UnknownRuleError(f"its router scores by {router_rule.rule.scoring}")
+    return router_rule
 
 
 def _plain(router: Any, _: int) -> RouterRule:
@@ -100,10 +100,10 @@ _FUNCTIONS: Mapping[tuple[str, str], tuple[RoutingRule, RoutingRule]] = {
 
 def _by_function(function: Any, renormalize: bool) -> RouterRule:
     name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
-    found = _FUNCTIONS.get((str(name[0]), str(name[1])))
-    if found is None:
+    rules = _FUNCTIONS.get((str(name[0]), str(name[1])))
+    if rules is None:
         raise UnknownRuleError(f"its model routes by a function of its own ({name[1] or type(function).__name__})")
-    return RouterRule(found[renormalize])
+    return RouterRule(rules[renormalize])
 
 
 _READERS: Mapping[str, Callable[[Any, int], RouterRule]] = {

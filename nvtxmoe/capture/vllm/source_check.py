@@ -91,10 +91,10 @@ class SourceTree:
             archive = zipfile.ZipFile(path)
         except (OSError, zipfile.BadZipFile) as error:
             raise NvtxmoeError(f"no wheel: {error}", where=path, remedy="Download it again") from error
-        held = {n for n in archive.namelist() if n.startswith(f"{package}/") and n.endswith(".py")}
-        if not held:
+        names = {n for n in archive.namelist() if n.startswith(f"{package}/") and n.endswith(".py")}
+        if not names:
             raise NvtxmoeError(f"a wheel without {package}", where=path, remedy="Give a wheel of it")
-        return cls(lambda name: archive.read(name).decode("utf-8", "replace") if name in held else None, sorted(held))
+        return cls(lambda name: archive.read(name).decode("utf-8", "replace") if name in names else None, sorted(names))
 
     # Modules ---------------------------------------------------------------------------------------------------------
 
@@ -114,7 +114,7 @@ class SourceTree:
         """Dotted names of the modules whose text holds one of these."""
         for path in self.paths:
             text = self._read(path) or ""
-            if any(one in text for one in texts):
+            if any(part in text for part in texts):
                 yield path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
     def names(self, module: str) -> dict[str, ast.AST]:
@@ -128,38 +128,38 @@ class SourceTree:
 
     def find(self, module: str, qualname: str) -> Definition | None:
         """What ``qualname`` is in ``module``; None where it is not there, or comes from outside the tree."""
-        found = self._global(module, qualname.partition(".")[0], 0)
+        definition = self._global(module, qualname.partition(".")[0], 0)
         for name in qualname.split(".")[1:]:
-            if found is None:
+            if definition is None:
                 return None
-            found = self._member(found, name, 0)
-        return found
+            definition = self._member(definition, name, 0)
+        return definition
 
-    def bases(self, found: Definition) -> Iterator[Definition]:
+    def bases(self, definition: Definition) -> Iterator[Definition]:
         """The direct base classes of a class that are in the tree."""
-        if isinstance(found.node, ast.ClassDef):
-            for base in found.node.bases:
+        if isinstance(definition.node, ast.ClassDef):
+            for base in definition.node.bases:
                 inner = base.value if isinstance(base, ast.Subscript) else base  # Base[T]
-                if (resolved := self._expression(found.module, inner, 0)) is not None:
+                if (resolved := self._expression(definition.module, inner, 0)) is not None:
                     yield resolved
 
     def subclasses(self, module: str, qualname: str) -> list[Definition]:
         """All classes at the top of a module that inherit from this one, directly or not; sorted by name."""
         base = self.find(module, qualname)
-        found: dict[tuple[str, str], Definition] = {}
-        wanted, looked = {qualname}, set[str]()
-        while base is not None and wanted - looked:  # names of classes whose heirs were not looked for yet
-            modules = list(self.containing(*(wanted - looked)))
-            looked |= wanted
-            nodes = [base.node, *(one.node for one in found.values())]
+        subclasses: dict[tuple[str, str], Definition] = {}
+        class_names, looked = {qualname}, set[str]()
+        while base is not None and class_names - looked:  # names of classes whose heirs were not looked for yet
+            modules = list(self.containing(*(class_names - looked)))
+            looked |= class_names
+            nodes = [base.node, *(definition.node for definition in subclasses.values())]
             for name in modules:
                 for class_name, node in self.names(name).items():
-                    one = Definition(name, node)
-                    if node not in nodes and any(parent.node in nodes for parent in self.bases(one)):
-                        found[name, class_name] = one
-                        wanted.add(class_name)
+                    definition = Definition(name, node)
+                    if node not in nodes and any(parent.node in nodes for parent in self.bases(definition)):
+                        subclasses[name, class_name] = definition
+                        class_names.add(class_name)
                         nodes.append(node)
-        return [found[key] for key in sorted(found)]
+        return [subclasses[key] for key in sorted(subclasses)]
 
     def _global(self, module: str, name: str, steps: int) -> Definition | None:
         if steps > MOST_STEPS:
@@ -168,8 +168,8 @@ class SourceTree:
         if node is not None:
             return self._bound(module, name, node, steps + 1)
         for star in self._stars(module):
-            if (found := self._global(star, name, steps + 1)) is not None:
-                return found
+            if (definition := self._global(star, name, steps + 1)) is not None:
+                return definition
         return Definition(f"{module}.{name}", None) if self._is_module(f"{module}.{name}") else None
 
     def _is_module(self, name: str) -> bool:
@@ -185,13 +185,13 @@ class SourceTree:
 
     def _bound(self, module: str, name: str, node: ast.AST, steps: int) -> Definition | None:
         if isinstance(node, ast.Import):
-            alias = next(one for one in node.names if name in (one.asname, one.name.partition(".")[0]))
+            alias = next(alias for alias in node.names if name in (alias.asname, alias.name.partition(".")[0]))
             target = alias.name if alias.asname else alias.name.partition(".")[0]
             return Definition(target, None) if self._is_module(target) else None
         if isinstance(node, ast.ImportFrom):
             source = self._absolute(module, node)
-            wanted = next(one.name for one in node.names if name in (one.asname, one.name))
-            return self._global(source, wanted, steps)
+            original_name = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
+            return self._global(source, original_name, steps)
         if isinstance(node, (ast.Name, ast.Attribute)) and (not isinstance(node, ast.Name) or node.id != name):
             return self._expression(module, node, steps) or Definition(module, node)
         return Definition(module, node)
@@ -213,8 +213,8 @@ class SourceTree:
         if node is not None:
             return self._bound(owner.module, name, node, steps + 1)
         for base in self.bases(owner):
-            if (found := self._member(base, name, steps + 1)) is not None:
-                return found
+            if (definition := self._member(base, name, steps + 1)) is not None:
+                return definition
         return None
 
     def _absolute(self, module: str, node: ast.ImportFrom) -> str:
@@ -226,19 +226,19 @@ class SourceTree:
         parts = parts[: len(parts) - (node.level - 1)]
         return ".".join([*parts, *([node.module] if node.module else [])])
 
-    def parameters(self, found: Definition) -> set[str] | None:
+    def parameters(self, definition: Definition) -> set[str] | None:
         """Names of a callable's parameters (of a class: its constructor's); None where it is no callable."""
-        node = found.node
+        node = definition.node
         if isinstance(node, ast.ClassDef):
-            constructor = self._member(found, "__init__", 0)
+            constructor = self._member(definition, "__init__", 0)
             return set() if constructor is None else self.parameters(constructor)
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             return None
         if any(isinstance(d, ast.Name) and d.id.endswith("property") for d in node.decorator_list):
             return None
-        given = node.args
-        every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-        return {one.arg for one in every if one is not None}
+        arguments = node.args
+        every = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs, arguments.vararg, arguments.kwarg]
+        return {argument.arg for argument in every if argument is not None}
 
 
 def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
@@ -249,7 +249,9 @@ def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
             inner = getattr(node, part, [])
             if isinstance(node, (ast.If, ast.Try, ast.With)):
                 yield from _statements(
-                    [s for one in inner for s in getattr(one, "body", [one])] if part == "handlers" else inner
+                    [s for statement in inner for s in getattr(statement, "body", [statement])]
+                    if part == "handlers"
+                    else inner
                 )
 
 
@@ -270,18 +272,18 @@ def _bindings(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
             yield node.target.id, node.value
 
 
-def lacking(tree: SourceTree, needs: Iterable[NeedLike]) -> list[str]:
+def unmet_needs(tree: SourceTree, needs: Iterable[NeedLike]) -> list[str]:
     """The needs that the source does not meet, each as a clause; as ``missing`` says of an installed vLLM."""
-    return [clause for need in needs if (clause := _lacks(tree, need)) is not None]
+    return [clause for need in needs if (clause := _unmet(tree, need)) is not None]
 
 
-def _lacks(tree: SourceTree, need: NeedLike) -> str | None:
+def _unmet(tree: SourceTree, need: NeedLike) -> str | None:
     name = f"{need.module}.{need.qualname}"
     if tree.module(need.module) is None:
         return f"module {need.module}"
-    found = tree.find(need.module, need.qualname)
-    if found is None:
+    definition = tree.find(need.module, need.qualname)
+    if definition is None:
         return name + (f"({', '.join(need.parameters)})" if need.parameters else "")
-    has = (tree.parameters(found) or set()) if need.parameters else set()
-    without = [one for one in need.parameters if one not in has]
+    has = (tree.parameters(definition) or set()) if need.parameters else set()
+    without = [parameter for parameter in need.parameters if parameter not in has]
     return f"{name} has no parameter {', '.join(without)}" if without else None

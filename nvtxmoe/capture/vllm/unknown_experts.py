@@ -14,7 +14,7 @@ SHARED = "Shared"
 NAMED = "Experts"
 
 
-def unknown_experts(model: Any, found: Iterable[MoeLayer]) -> dict[str, int]:
+def unknown_experts(model: Any, layers: Iterable[MoeLayer]) -> dict[str, int]:
     """Return how many modules of each class look like routed experts and are part of no known layer.
 
     Parameters:
@@ -23,7 +23,7 @@ def unknown_experts(model: Any, found: Iterable[MoeLayer]) -> dict[str, int]:
     if not hasattr(model, "named_modules"):
         return {}
     modules: dict[str, Any] = dict(model.named_modules())
-    keys = {id(part) for one in found for part in (one.key, one.experts)}
+    keys = {id(part) for layer in layers for part in (layer.key, layer.experts)}
     known = {name for name, module in modules.items() if id(module) in keys}
     candidates = {
         name: module for name, module in modules.items() if _looks_like_experts(module) and not _related(name, known)

@@ -101,16 +101,16 @@ def load_hook(capture: Capture, find: Callable[[dict[str, Any]], list[MoeLayer]]
 
     def leave(worker: Any, _: Any) -> None:
         wrap(type(worker), "compile_or_warm_up_model", warm_up)  # workers of other devices have their own
-        found = find(worker.vllm_config.compilation_config.static_forward_context)
+        layers = find(worker.vllm_config.compilation_config.static_forward_context)
         capture.dp_rank = worker.vllm_config.parallel_config.data_parallel_rank
-        kept = capture.keep_router and fused_front.keep_routers(worker, found)
-        identity, by_key, hidden = identify(worker, found, fused_front.CHANGED if kept else None)
+        kept_routers = capture.keep_router and fused_front.keep_routers(worker, layers)
+        identity, by_key, hidden = identify(worker, layers, fused_front.CHANGED if kept_routers else None)
         before = capture.recorder.identity
         if before is not None and not capture.recorder.same_layers(identity):
             capture.recorder.refuse_second_model()
             return
-        capture.layers.update({id(one.key): info for one, info in zip(found, by_key, strict=True)})
-        capture.place = Place(worker, found)
+        capture.layers.update({id(layer.key): info for layer, info in zip(layers, by_key, strict=True)})
+        capture.place = Place(worker, layers)
         capture.recorder.model_loaded(identity)
         logger().info("rank %d: MoE layers %s", identity.rank, [layer.layer for layer in identity.layers])
         for layer, reason in hidden.items():

@@ -26,8 +26,8 @@ class Examination(Protocol):
 
 def examinations() -> Mapping[str, Examination]:
     """Every examination by name, in the order in which their findings are shown."""
-    found = {
+    modules = {
         info.name: cast(Examination, import_module(f"{__name__}.{info.name}"))
         for info in pkgutil.iter_modules(__path__)
     }
-    return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
+    return dict(sorted(modules.items(), key=lambda item: (item[1].ORDER, item[0])))

@@ -24,16 +24,16 @@ def diagnose(context: Context) -> Iterator[Finding]:
     """The folder of sessions, and the one of `nvtxmoe profile`, each where it would be used."""
     settings, under = context.settings, context.under_nsys
 
-    def wanted(sink: str) -> int:
+    def needed_bytes(sink: str) -> int:
         return 0 if context.estimate is None else context.estimate.disk((sink,), context.encoding)[0]
 
     direct = settings.mode in ("moe", "both") or under.encoding is None
     if settings.mode == "live":  # nothing is written
         return
     if settings.mode != "nsys":
-        yield from disk(settings.output_dir, direct, wanted("moe"))
+        yield from disk(settings.output_dir, direct, needed_bytes("moe"))
     if settings.mode != "moe" and under.encoding is not None:
-        yield from disk(PROFILE_FOLDER.absolute(), False, wanted("nsys"))
+        yield from disk(PROFILE_FOLDER.absolute(), False, needed_bytes("nsys"))
 
 
 def disk(folder: Path, needed: bool, wanted_bytes: int) -> Iterator[Finding]:
@@ -44,16 +44,16 @@ def disk(folder: Path, needed: bool, wanted_bytes: int) -> Iterator[Finding]:
         needed: whether a capture is impossible without it.
         wanted_bytes: of the estimate; 0 where there is none.
     """
-    there = existing_parent(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    parent = existing_parent(folder)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         yield Finding(
             "disk",
             PROBLEM if needed else NOTE,
-            f"{folder} cannot be written ({there} is not a folder that may be written to)",
+            f"{folder} cannot be written ({parent} is not a folder that may be written to)",
             "Set NVTXMOE_OUTPUT_DIR to one that may",
         )
         return
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(parent).free
     details = {"free_bytes": free, "wanted_bytes": wanted_bytes}
     if free < max(wanted_bytes, LITTLE_BYTES):
         wants = f", the estimate wants {human(wanted_bytes)}" if wanted_bytes else ""

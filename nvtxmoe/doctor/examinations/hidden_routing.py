@@ -25,15 +25,15 @@ def diagnose(context: Context) -> Iterator[Finding]:
     yield from hidden(context.installed)
 
 
-def hidden(found: Installed) -> Iterator[Finding]:
+def hidden(installation: Installed) -> Iterator[Finding]:
     """Kernels and quantisation methods that route inside, read from vLLM's source."""
-    if found.vllm is None:
+    if installation.vllm is None:
         return
     try:
-        tree = SourceTree.folder(Path(found.vllm).parents[1])
+        tree = SourceTree.folder(Path(installation.vllm).parents[1])
     except NvtxmoeError:
         return
-    kernels = [_name(one) for one in tree.subclasses(*MONOLITHIC)]
+    kernels = [_name(definition) for definition in tree.subclasses(*MONOLITHIC)]
     methods = sorted(_monolithic_methods(tree))
     names = [*kernels, *methods]
     if names:
@@ -47,8 +47,8 @@ def hidden(found: Installed) -> Iterator[Finding]:
         )
 
 
-def _name(found: Definition) -> str:
-    return str(getattr(found.node, "name", found.module))
+def _name(definition: Definition) -> str:
+    return str(getattr(definition.node, "name", definition.module))
 
 
 def _monolithic_methods(tree: SourceTree) -> Iterator[str]:

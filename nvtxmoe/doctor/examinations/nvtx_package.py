@@ -16,14 +16,14 @@ def diagnose(context: Context) -> Iterator[Finding]:
     yield from nvtx(context.installed)
 
 
-def nvtx(found: Installed) -> Iterator[Finding]:
+def nvtx(installation: Installed) -> Iterator[Finding]:
     """The nvtx package, which capture imports in either mode."""
-    if found.nvtx is None or "nvtx" not in found.versions:
+    if installation.nvtx is None or "nvtx" not in installation.versions:
         yield Finding(
             "nvtx",
-            PROBLEM if found.vllm else NOTE,
-            f"{found.path} has no nvtx",
-            f"Run {found.path} -m pip install nvtx",
+            PROBLEM if installation.vllm else NOTE,
+            f"{installation.path} has no nvtx",
+            f"Run {installation.path} -m pip install nvtx",
         )
     else:
-        yield Finding("nvtx", OK, found.versions["nvtx"])
+        yield Finding("nvtx", OK, installation.versions["nvtx"])

@@ -16,15 +16,17 @@ def diagnose(context: Context) -> Iterator[Finding]:
     yield from torch(context.installed, context.imported)
 
 
-def torch(found: Installed, said: Imported) -> Iterator[Finding]:
+def torch(installation: Installed, imports: Imported) -> Iterator[Finding]:
     """PyTorch and its CUDA."""
-    if "torch" not in found.versions and said.torch is None:
-        if found.vllm is not None:
-            yield Finding("PyTorch", PROBLEM, f"{found.path} has no PyTorch", "Install what vLLM needs")
+    if "torch" not in installation.versions and imports.torch is None:
+        if installation.vllm is not None:
+            yield Finding("PyTorch", PROBLEM, f"{installation.path} has no PyTorch", "Install what vLLM needs")
         return
-    if said.torch is None:
-        why = said.torch_trouble or said.trouble or "it said nothing"
-        yield Finding("PyTorch", PROBLEM, f"{found.versions['torch']} cannot be imported: {why}", "Repair it first")
+    if imports.torch is None:
+        why = imports.torch_trouble or imports.trouble or "it said nothing"
+        yield Finding(
+            "PyTorch", PROBLEM, f"{installation.versions['torch']} cannot be imported: {why}", "Repair it first"
+        )
         return
-    cuda = f"CUDA {said.torch_cuda}, sees {said.cuda_devices} devices" if said.torch_cuda else "without CUDA"
-    yield Finding("PyTorch", OK, f"{said.torch}, {cuda}")
+    cuda = f"CUDA {imports.torch_cuda}, sees {imports.cuda_devices} devices" if imports.torch_cuda else "without CUDA"
+    yield Finding("PyTorch", OK, f"{imports.torch}, {cuda}")

@@ -73,16 +73,16 @@ def recording_ways(config: Mapping[str, Any], gpu: str | None, vllm: str | None)
 
 
 def _version(vllm: str | None) -> Iterator[Finding]:
-    wanted = ".".join(map(str, kernel_choice.READ_IN))
+    source_version = ".".join(map(str, kernel_choice.READ_IN))
     if vllm is None:
-        yield Finding(TOPIC, NOTE, f"no vLLM is installed here: what follows is true of vLLM {wanted}")
+        yield Finding(TOPIC, NOTE, f"no vLLM is installed here: what follows is true of vLLM {source_version}")
         return
     try:
         same = version_numbers(vllm)[:2] == kernel_choice.READ_IN
     except ValueError:
         same = False
     if not same:
-        yield Finding(TOPIC, NOTE, f"what follows is true of vLLM {wanted}; for {vllm} it is not known", LOOK)
+        yield Finding(TOPIC, NOTE, f"what follows is true of vLLM {source_version}; for {vllm} it is not known", LOOK)
 
 
 def _way(

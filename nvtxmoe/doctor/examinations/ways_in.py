@@ -21,12 +21,12 @@ def diagnose(context: Context) -> Iterator[Finding]:
     yield from ways_in(context.installed, context.environ)
 
 
-def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
+def ways_in(python: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
     """The plugin and the path, together: one of them is enough."""
-    if found.vllm is None:
+    if python.vllm is None:
         return
-    by_path = found.sitecustomize is not None and _is_ours(Path(found.sitecustomize))
-    registered = PLUGIN in found.plugins
+    by_path = python.sitecustomize is not None and _is_ours(Path(python.sitecustomize))
+    registered = PLUGIN in python.plugins
     allowed = environ.get(ALLOWED)
     # vLLM splits at commas and strips nothing
     admitted = registered and (allowed is None or PLUGIN in allowed.split(","))
@@ -44,19 +44,19 @@ def ways_in(found: Installed, environ: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(
             "plugin",
             NOTE,
-            f"{found.path} has no nvtxmoe plugin, and nvtxmoe is not on its PYTHONPATH: only `nvtxmoe profile`, which "
+            f"{python.path} has no nvtxmoe plugin, and nvtxmoe is not on its PYTHONPATH: only `nvtxmoe profile`, which "
             "brings the hooks along, will record",
-            f"For vLLM by itself: {found.path} -m pip install . in a clone of nvtxmoe, or export PYTHONPATH={SITE}",
+            f"For vLLM by itself: {python.path} -m pip install . in a clone of nvtxmoe, or export PYTHONPATH={SITE}",
         )
     if by_path:
-        yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start")
+        yield Finding("PYTHONPATH", OK, f"Python loads {python.sitecustomize} at its start")
     elif str(SITE) in environ.get("PYTHONPATH", "").split(":") and admitted:
-        yield Finding("PYTHONPATH", OK, f"Python loads {found.sitecustomize} at its start, and vLLM nvtxmoe's plugin")
+        yield Finding("PYTHONPATH", OK, f"Python loads {python.sitecustomize} at its start, and vLLM nvtxmoe's plugin")
     elif str(SITE) in environ.get("PYTHONPATH", "").split(":"):
         yield Finding(
             "PYTHONPATH",
             NOTE,
-            f"{found.sitecustomize} stands before nvtxmoe's on the path and hides it",
+            f"{python.sitecustomize} stands before nvtxmoe's on the path and hides it",
             f"Put {SITE} first in PYTHONPATH",
         )
 

@@ -35,10 +35,10 @@ class ReportBounds:
 
     def of_family(self, family: int) -> ReportBounds:
         """Those of one family."""
-        mine = self.family == family
-        if mine.all():
+        in_family = self.family == family
+        if in_family.all():
             return self
-        return ReportBounds(self.family[mine], self.last_start[:, mine], self.first_end[:, mine])
+        return ReportBounds(self.family[in_family], self.last_start[:, in_family], self.first_end[:, in_family])
 
     def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
         """Collectives in which, within one report, a rank ended so long before the last began."""
@@ -87,8 +87,8 @@ class CollectiveBounds:
 
     def of_family(self, family: int) -> CollectiveBounds:
         """Those of one family."""
-        mine = [(numbers, part.of_family(family)) for numbers, part in self.parts]
-        return CollectiveBounds([(numbers, part) for numbers, part in mine if len(part.family)], self.reports)
+        of_family = [(numbers, part.of_family(family)) for numbers, part in self.parts]
+        return CollectiveBounds([(numbers, part) for numbers, part in of_family if len(part.family)], self.reports)
 
     def contradictions(self, tolerance_ns: int) -> npt.NDArray[np.bool_]:
         """See :meth:`ReportBounds.contradictions`."""
@@ -104,26 +104,26 @@ class CollectiveBounds:
 
     def bounds(self, against: int, report: int, line: Line | None = None) -> tuple[Ints, Ints, Ints]:
         """See :meth:`ReportBounds.bounds`; two reports that share no collective have none."""
-        found = [np.zeros((3, 0), dtype=np.int64)]
+        parts = [np.zeros((3, 0), dtype=np.int64)]
         for numbers, part in self.parts:
-            one, other = np.flatnonzero(numbers == against), np.flatnonzero(numbers == report)
-            if len(one) and len(other):
-                found.append(np.stack(part.bounds(int(one[0]), int(other[0]), line)))
-        time, low, high = np.concatenate(found, axis=1)
+            first, other = np.flatnonzero(numbers == against), np.flatnonzero(numbers == report)
+            if len(first) and len(other):
+                parts.append(np.stack(part.bounds(int(first[0]), int(other[0]), line)))
+        time, low, high = np.concatenate(parts, axis=1)
         return time, low, high
 
 
-def extents(found: CollectiveKernels, met: Sequence[MatchedCollectives], reports: int) -> CollectiveBounds:
+def extents(kernels: CollectiveKernels, matched: Sequence[MatchedCollectives], reports: int) -> CollectiveBounds:
     """What each of so many reports sees of collectives: a part for each run of collectives over the same reports."""
     parts = []
-    for one in met:
-        for rows, of in over_same_reports(found, one):
+    for matched_collectives in matched:
+        for rows, of in over_same_reports(kernels, matched_collectives):
             numbers = np.unique(of).astype(np.int64)
             last, first = (np.empty((len(numbers), len(rows)), dtype=np.int64) for _ in range(2))
             for at, number in enumerate(numbers):
-                its = rows[:, of == number]
-                last[at], first[at] = found.start[its].max(axis=1), found.end[its].min(axis=1)
-            parts.append((numbers, ReportBounds(found.family[rows[:, 0]], last, first)))
+                kernel_rows = rows[:, of == number]
+                last[at], first[at] = kernels.start[kernel_rows].max(axis=1), kernels.end[kernel_rows].min(axis=1)
+            parts.append((numbers, ReportBounds(kernels.family[rows[:, 0]], last, first)))
     return CollectiveBounds(parts, reports)
 
 
@@ -211,8 +211,8 @@ def _against(
 ) -> Aligned:
     time, low, high = seen.bounds(against, report, other.line)
     line = fit_line(time, low, high)
-    mine, theirs = epochs[report], epochs[other.reference]
-    recorded = None if mine is None or theirs is None else mine - theirs
+    own_epoch_ns, reference_epoch_ns = epochs[report], epochs[other.reference]
+    recorded = None if own_epoch_ns is None or reference_epoch_ns is None else own_epoch_ns - reference_epoch_ns
     broken = None if recorded is None else int(((low > recorded) | (high < recorded)).sum())
     if recorded is not None and not broken:
         # What breaks nothing among so many bounds was recorded well.

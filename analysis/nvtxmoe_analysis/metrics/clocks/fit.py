@@ -104,10 +104,10 @@ def residual_of(line: Line, time_ns: Ints, low: Ints, high: Ints) -> Residual:
     times: Ints = np.unique(np.sort(time_ns)[np.linspace(0, len(time_ns) - 1, RESIDUALS).round().astype(np.int64)])
 
     def reach(at: float) -> float:
-        most = _highest(lambda b: _least(tube.above, b, at), first, last)
+        largest = _highest(lambda b: _least(tube.above, b, at), first, last)
         least = _highest(lambda b: _least(tube.below, -b, at), first, last)
         chosen = offset + line.drift * at
-        return slack + max(_least(tube.above, most, at) - chosen, _least(tube.below, -least, at) + chosen)
+        return slack + max(_least(tube.above, largest, at) - chosen, _least(tube.below, -least, at) + chosen)
 
     return Residual(times, np.array([reach(float(at - tube.origin)) for at in times]))
 
@@ -134,8 +134,8 @@ def _nearest(t: Floats, bound: Floats) -> Bounds:
     before = np.minimum.accumulate(np.append(np.inf, left[:-1]))
     after = np.minimum.accumulate(np.append(right[1:], np.inf)[::-1])[::-1]
     # Of equal ones the last is kept.
-    kept = (left <= before) & (right < after)
-    return t[kept], bound[kept]
+    in_reach = (left <= before) & (right < after)
+    return t[in_reach], bound[in_reach]
 
 
 def _least(bounds: Bounds, drift: float, at: float) -> float:
@@ -153,8 +153,8 @@ def _highest(function: Callable[[float], float], first: float, last: float) -> f
             low += third
         else:
             high -= third
-    found = (low + high) / 2
-    return 0.0 if first <= 0 <= last and function(0.0) >= function(found) else found
+    middle = (low + high) / 2
+    return 0.0 if first <= 0 <= last and function(0.0) >= function(middle) else middle
 
 
 def _feasible(margin: Callable[[float], float], best: float) -> tuple[float, float]:

@@ -97,7 +97,7 @@ def kernels(frame: pl.DataFrame) -> CollectiveKernels:
     return CollectiveKernels(report, rank, step, layer, family, ordinal, start, frame["end"].to_numpy())
 
 
-def match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[list[MatchedCollectives], Codes]:
+def match(kernels: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[list[MatchedCollectives], Codes]:
     """Match the kernels at these positions within groups.
 
     Parameters:
@@ -109,13 +109,13 @@ def match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tupl
     """
     reason = np.full(len(rows), SPLIT, dtype=np.int8)
     parts: dict[int, list[AnyInts]] = {}
-    for at in _some_steps(found.step[rows]):
-        mine = rows[at]
-        met, reason[at] = _match(found, mine, groups)
-        for width, its in met.items():
-            parts.setdefault(width, []).append(mine[its].reshape(-1, width))
+    for at in _some_steps(kernels.step[rows]):
+        group_rows = rows[at]
+        matched, reason[at] = _match(kernels, group_rows, groups)
+        for width, positions in matched.items():
+            parts.setdefault(width, []).append(group_rows[positions].reshape(-1, width))
     return [
-        MatchedCollectives(_by_group(found, np.concatenate(parts[width]), groups)) for width in sorted(parts)
+        MatchedCollectives(_by_group(kernels, np.concatenate(parts[width]), groups)) for width in sorted(parts)
     ], reason
 
 
@@ -124,15 +124,15 @@ def _some_steps(step: AnyInts) -> Iterator[Ints]:
     starts = np.arange(0, len(step), max(KERNELS_AT_ONCE, -(-len(step) // PARTS)))
     edges = np.unique(np.partition(step, starts)[starts])
     for at in range(len(edges)):
-        here = step >= edges[at]
+        steps_of_chunk = step >= edges[at]
         if at + 1 < len(edges):
-            here &= step < edges[at + 1]
-        yield np.flatnonzero(here)
+            steps_of_chunk &= step < edges[at + 1]
+        yield np.flatnonzero(steps_of_chunk)
 
 
-def _match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[dict[int, Ints], Codes]:
+def _match(kernels: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tuple[dict[int, Ints], Codes]:
     """As :func:`meet`: positions among ``rows`` of the kernels of collectives, by the size of groups."""
-    rank, step = found.rank[rows], found.step[rows]
+    rank, step = kernels.rank[rows], kernels.step[rows]
     group, size, captured = _of_ranks(groups, rank)
     reason = np.where((rank < 0) | (step < 0), UNKNOWN, SPLIT).astype(np.int8)
     reason[(reason == SPLIT) & (group < 0)] = NO_GROUP
@@ -140,8 +140,8 @@ def _match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tup
     at = np.flatnonzero(reason == SPLIT)
     if not len(at):
         return {}, reason
-    ordinal = found.ordinal[rows[at]]
-    key = packed([group[at], step[at], found.layer[rows[at]], found.family[rows[at]]])
+    ordinal = kernels.ordinal[rows[at]]
+    key = packed([group[at], step[at], kernels.layer[rows[at]], kernels.family[rows[at]]])
     order = np.argsort(packed([key, ordinal, rank[at]]), kind="stable")
     at, key, ordinal = at[order], key[order], ordinal[order]
     first, count = runs(key, ordinal)
@@ -149,53 +149,53 @@ def _match(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> tup
     # have most. As many as the group has ranks in both means that all have equally many.
     set_first, set_runs = runs(key[first])
     size_of = size[at][first[set_first]]
-    whole = (count[set_first] == size_of) & (count[set_first + set_runs - 1] == size_of)
-    fine = np.repeat(np.repeat(whole, set_runs), count)
+    complete_sets = (count[set_first] == size_of) & (count[set_first + set_runs - 1] == size_of)
+    fine = np.repeat(np.repeat(complete_sets, set_runs), count)
     in_step = _ranks_in_step(group[at], step[at], rank[at])
     reason[at[~fine]] = np.where(in_step < size[at], NOT_IN_STEP, NUMBERS_DIFFER)[~fine]
-    kept = at[fine]
-    return {int(width): kept[size[kept] == width] for width in np.unique(size[kept])}, reason
+    matched_at = at[fine]
+    return {int(width): matched_at[size[matched_at] == width] for width in np.unique(size[matched_at])}, reason
 
 
-def _by_group(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> AnyInts:
+def _by_group(kernels: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> AnyInts:
     """Collectives in the order of their groups, within a group as they come."""
-    group = _of_ranks(groups, found.rank[rows[:, 0]])[0]
+    group = _of_ranks(groups, kernels.rank[rows[:, 0]])[0]
     if (group[1:] >= group[:-1]).all():
         return rows
     ordered: AnyInts = rows[np.argsort(group, kind="stable")]
     return ordered
 
 
-def over_same_reports(found: CollectiveKernels, met: MatchedCollectives) -> Iterator[tuple[AnyInts, AnyInts]]:
-    """Runs of collectives over the same reports: rows of ``met``, and the report that each column's kernels are in."""
-    changes = np.zeros(max(0, len(met.rows) - 1), dtype=np.bool_)
-    for column in met.rows.T:
-        report = found.report[column]
+def over_same_reports(kernels: CollectiveKernels, sets: MatchedCollectives) -> Iterator[tuple[AnyInts, AnyInts]]:
+    """Runs of collectives over the same reports: rows of ``sets``, and the report that each column's kernels are in."""
+    changes = np.zeros(max(0, len(sets.rows) - 1), dtype=np.bool_)
+    for column in sets.rows.T:
+        report = kernels.report[column]
         changes |= report[1:] != report[:-1]
-    for rows in np.split(met.rows, np.flatnonzero(changes) + 1):
+    for rows in np.split(sets.rows, np.flatnonzero(changes) + 1):
         if len(rows):
-            yield rows, found.report[rows[0]]
+            yield rows, kernels.report[rows[0]]
 
 
-def order_agrees(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
+def order_agrees(kernels: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
     """Whether the names outside layers come in one order on all ranks of the group, by kernel of ``rows``.
 
     Parameters:
         rows: positions of kernels outside layers, of one kind of group.
     """
     agrees = np.ones(len(rows), dtype=np.bool_)
-    for at in _some_steps(found.step[rows]):
-        agrees[at] = _order_agrees(found, rows[at], groups)
+    for at in _some_steps(kernels.step[rows]):
+        agrees[at] = _order_agrees(kernels, rows[at], groups)
     return agrees
 
 
-def _order_agrees(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
-    group, size, _ = _of_ranks(groups, found.rank[rows])
-    together = packed([group, found.step[rows]])
-    position = _positions(packed([together, found.rank[rows]]), found.start[rows])
+def _order_agrees(kernels: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame) -> Bools:
+    group, size, _ = _of_ranks(groups, kernels.rank[rows])
+    together = packed([group, kernels.step[rows]])
+    position = _positions(packed([together, kernels.rank[rows]]), kernels.start[rows])
     order = np.argsort(packed([together, position]), kind="stable")
     first, count = runs(together[order], position[order])
-    family = found.family[rows][order]
+    family = kernels.family[rows][order]
     same = np.minimum.reduceat(family, first) == np.maximum.reduceat(family, first) if len(first) else np.ones(0, bool)
     wrong = ~(same & (count == size[order][first]))
     return ~np.isin(together, together[order][first[wrong]])
@@ -204,11 +204,11 @@ def _order_agrees(found: CollectiveKernels, rows: AnyInts, groups: pl.DataFrame)
 def _positions(key: AnyInts, start: Ints) -> AnyInts:
     """Of the rows of each key the how manieth, by start; those of equal start as they come."""
     at = np.argsort(key, kind="stable")
-    key, begun = key[at], start[at]
+    key, starts = key[at], start[at]
     same = key[1:] == key[:-1]
-    if (same & (begun[1:] < begun[:-1])).any():
-        at = at[np.lexsort((begun, key))]
-    del key, begun
+    if (same & (starts[1:] < starts[:-1])).any():
+        at = at[np.lexsort((starts, key))]
+    del key, starts
     number = np.arange(len(at), dtype=np.int32 if len(at) <= _INT32.max else np.int64)
     first = number.copy()
     first[1:][same] = 0

@@ -72,6 +72,6 @@ class Choice:
     apart: tuple[LayerSlope, LayerSlope] | None = None
 
     @property
-    def alike(self) -> list[Term]:
+    def similar_terms(self) -> list[Term]:
         """Alternatives that can't be told apart from the best feature."""
         return [term for term in self.alternatives if term.status == ALIKE]

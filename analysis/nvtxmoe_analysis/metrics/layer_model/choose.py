@@ -72,24 +72,24 @@ class _Trial:
 
 def choose(frame: pl.DataFrame) -> list[Choice]:
     """Fit every sample of moe_layer_correlation, in the order of ``samples.samples``, which says what is needed."""
-    whole = list(samples(frame, TARGET))
-    fitted = [sample for sample in whole if sample.reason is None]
+    all_samples = list(samples(frame, TARGET))
+    fitted = [sample for sample in all_samples if sample.reason is None]
     designs = [design(sample) for sample in fitted]
     # Not on threads: the calls are many and small, so that threads would only wait for the interpreter.
     batched = batches(fitted)
-    tries = [one for batch in batched for one in alone(_of(fitted, batch), _of(designs, batch))]
-    singles = infer([one.single for one in tries])
+    tries = [attempt for batch in batched for attempt in alone(_items_at(fitted, batch), _items_at(designs, batch))]
+    singles = infer([attempt.single for attempt in tries])
     trials = [_Trial(*parts) for parts in zip(fitted, designs, tries, singles, strict=True)]
     explains = [_explains(trial, row) for trial, row in zip(trials, _claims(singles), strict=True)]
     bests = [_best(trial, row) for trial, row in zip(trials, explains, strict=True)]
-    pairs = [pair for batch in batched for pair in _beside(_of(trials, batch), _of(bests, batch))]
+    pairs = [pair for batch in batched for pair in _two_term_fits(_items_at(trials, batch), _items_at(bests, batch))]
     seconds, firsts = infer([pair.second for pair in pairs]), infer([pair.first for pair in pairs])
     judged = {
         id(trial.sample): _judge(trial, *findings)
         for trial, *findings in zip(trials, explains, bests, seconds, firsts, _claims(seconds), strict=True)
     }
-    found = [judged.get(id(s)) or Choice(s, Term(None, BEST, REFUSED, reason=s.reason)) for s in whole]
-    return [choice if choice.sample.layer is not None else _with_layers_apart(choice, found) for choice in found]
+    choices = [judged.get(id(s)) or Choice(s, Term(None, BEST, REFUSED, reason=s.reason)) for s in all_samples]
+    return [choice if choice.sample.layer is not None else _with_layers_apart(choice, choices) for choice in choices]
 
 
 def _with_layers_apart(pooled: Choice, choices: Sequence[Choice]) -> Choice:
@@ -109,23 +109,23 @@ def _with_layers_apart(pooled: Choice, choices: Sequence[Choice]) -> Choice:
     if feature is None or len(slopes) < 2:
         return pooled
     widen = WIDEN * math.sqrt(math.log(len(slopes)))
-    lows = [one.slope - (1 + widen) * (one.slope - one.low) for one in slopes]
-    highs = [one.slope + (1 + widen) * (one.high - one.slope) for one in slopes]
+    lows = [slope.slope - (1 + widen) * (slope.slope - slope.low) for slope in slopes]
+    highs = [slope.slope + (1 + widen) * (slope.high - slope.slope) for slope in slopes]
     if max(lows) <= min(highs):
         return pooled
-    ordered = sorted(slopes, key=lambda one: one.slope)
+    ordered = sorted(slopes, key=lambda slope: slope.slope)
     return replace(pooled, apart=(ordered[0], ordered[-1]))
 
 
-def _of(items: Sequence[T], positions: Sequence[int]) -> list[T]:
+def _items_at(items: Sequence[T], positions: Sequence[int]) -> list[T]:
     return [items[at] for at in positions]
 
 
 def _claims(estimates: Sequence[Estimates]) -> Bools:
     """Claims by number in FEATURES, [estimates, features]."""
     table = np.full((len(estimates), len(FEATURES)), np.nan)
-    for row, one in zip(table, estimates, strict=True):
-        row[one.features] = one.p_value
+    for row, estimate in zip(table, estimates, strict=True):
+        row[estimate.features] = estimate.p_value
     return claims(table, LEVEL)
 
 
@@ -140,21 +140,24 @@ def _best(trial: _Trial, explains: Bools) -> int | None:
     return int(np.where(explains, trial.single.misses.mean_ns, np.inf).argmin()) if explains.any() else None
 
 
-def _beside(trials: Sequence[_Trial], bests: Sequence[int | None]) -> list[Beside]:
+def _two_term_fits(trials: Sequence[_Trial], bests: Sequence[int | None]) -> list[Beside]:
     """Of a batch; nothing where no feature explains."""
-    some = [(trial, best) for trial, best in zip(trials, bests, strict=True) if best is not None]
-    found = iter(
+    fitted_trials = [(trial, best) for trial, best in zip(trials, bests, strict=True) if best is not None]
+    pairs_of_fits = iter(
         beside(
-            [trial.sample for trial, _ in some],
-            [trial.designed for trial, _ in some],
-            [best for _, best in some],
-            [trial.alone for trial, _ in some],
+            [trial.sample for trial, _ in fitted_trials],
+            [trial.designed for trial, _ in fitted_trials],
+            [best for _, best in fitted_trials],
+            [trial.alone for trial, _ in fitted_trials],
         )
-        if some
+        if fitted_trials
         else ()
     )
     none = [trial.single.part(slice(0)) for trial in trials]
-    return [Beside(one, one) if best is None else next(found) for best, one in zip(bests, none, strict=True)]
+    return [
+        Beside(no_pair, no_pair) if best is None else next(pairs_of_fits)
+        for best, no_pair in zip(bests, none, strict=True)
+    ]
 
 
 def _judge(
@@ -172,9 +175,9 @@ def _judge(
         for at in tested
         if at != best
     ]
-    alike = [name_of(term.feature) for term in others if term.status == ALIKE and term.feature]
-    reason = f"predicts no better than {' or '.join(alike)}" if alike else None
-    chosen = _term(trial.single, best, BEST, ALIKE if alike else EXPLAINS, reason)
+    similar = [name_of(term.feature) for term in others if term.status == ALIKE and term.feature]
+    reason = f"predicts no better than {' or '.join(similar)}" if similar else None
+    chosen = _term(trial.single, best, BEST, ALIKE if similar else EXPLAINS, reason)
     return Choice(trial.sample, chosen, _ordered(others, refused), _ordered(added), trial.constant)
 
 
@@ -200,7 +203,7 @@ def _alternative(trial: _Trial, at: int, best: int, adds: set[str | None]) -> Te
     """A feature that explains by itself, beside the one that predicts best."""
     misses, correlation = trial.single.misses, float(trial.designed.correlation[best, at])
     leader = name_of(_name(trial, best))
-    errors = " against ".join(time_words(float(misses.mean_ns[one])) for one in (at, best))
+    errors = " against ".join(time_words(float(misses.mean_ns[feature])) for feature in (at, best))
     if worse(misses.total_ns[at], misses.total_ns[best], misses.rows):
         return _term(trial.single, at, ALTERNATIVE, EXPLAINS, f"predicts worse than {leader}: {errors}", correlation)
     if _name(trial, at) in adds:

@@ -47,8 +47,8 @@ def stairs(tokens: Floats | None, rows: int) -> list[Floats]:
             ends.append(batch)
             gathered = 0
     step = np.searchsorted(np.array(ends), padded)
-    found: list[Floats] = [_column(step == number) for number in range(1, int(step.max(initial=0)) + 1)]
-    return found
+    columns: list[Floats] = [_column(step == number) for number in range(1, int(step.max(initial=0)) + 1)]
+    return columns
 
 
 def padded_batch(tokens: Floats) -> Floats:

@@ -64,15 +64,15 @@ class Designed:
 
 def design(sample: Sample) -> Designed:
     """Which features vary, each in its own way, and what they are within strata."""
-    return _of_layers(sample) if sample.layers is not None else _of_layer(sample)
+    return _design_of_layers(sample) if sample.layers is not None else _layer_design(sample)
 
 
-def _of_layer(sample: Sample) -> Designed:
+def _layer_design(sample: Sample) -> Designed:
     refused: dict[int, str] = {}
     unknown = np.isnan(sample.values).sum(axis=1)
     for number in np.flatnonzero(unknown).tolist():
-        some = f"{NOT_KNOWN} in {unknown[number]:,} of the rows"
-        refused[number] = NOT_KNOWN if unknown[number] == sample.rows else some
+        unknown_text = f"{NOT_KNOWN} in {unknown[number]:,} of the rows"
+        refused[number] = NOT_KNOWN if unknown[number] == sample.rows else unknown_text
     centred = sample.strata.centred(sample.values)
     within = np.sqrt(np.einsum("fn,fn->f", centred, centred) / sample.rows)
     for number in np.flatnonzero(within <= ROUNDING * np.abs(sample.values).max(axis=1)).tolist():
@@ -101,16 +101,16 @@ def _spread(x: Floats, strata: Strata) -> tuple[Floats, Floats]:
     """Degrees of freedom of each feature's blocks, and the largest one's share: [features] each."""
     if not len(x):
         return np.zeros(0), np.zeros(0)
-    found = slope_errors(unclipped(x[:, None], strata))
-    return found.df, found.largest
+    errors = slope_errors(unclipped(x[:, None], strata))
+    return errors.df, errors.largest
 
 
-def _of_layers(sample: Sample) -> Designed:
+def _design_of_layers(sample: Sample) -> Designed:
     """Features that can be tested in every layer: the mean of the layers' slopes needs them all."""
-    parts = [_of_layer(part) for part in sample.parts]
+    parts = [_layer_design(part) for part in sample.parts]
     refused: dict[int, str] = {}
-    for part, one in zip(sample.parts, parts, strict=True):
-        for number, reason in one.refused.items():
+    for part, layer_design in zip(sample.parts, parts, strict=True):
+        for number, reason in layer_design.refused.items():
             everywhere = len({other.refused.get(number) for other in parts}) == 1
             refused.setdefault(number, reason if everywhere else f"{reason}, in layer {part.layer}")
     numbers = np.array([number for number in range(len(FEATURES)) if number not in refused], dtype=np.int64)

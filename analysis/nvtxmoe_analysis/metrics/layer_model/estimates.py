@@ -116,10 +116,10 @@ def batches(samples: Sequence[Sample]) -> list[list[int]]:
     """Positions of samples that are fitted at once: neighbours with the same strata, as layers of a model have."""
     out: list[list[int]] = []
     for at, sample in enumerate(samples):
-        begun = samples[out[-1][0]] if out else None
-        pooled = sample.layers is not None or (begun is not None and begun.layers is not None)
+        first_sample = samples[out[-1][0]] if out else None
+        pooled = sample.layers is not None or (first_sample is not None and first_sample.layers is not None)
         full = pooled or len(out[-1]) * sample.rows >= BATCH_ROWS if out else True
-        if begun is None or full or not begun.strata.same(sample.strata):
+        if first_sample is None or full or not first_sample.strata.same(sample.strata):
             out.append([])
         out[-1].append(at)
     return out
@@ -133,10 +133,12 @@ def alone(samples: Sequence[Sample], designs: Sequence[Designed]) -> list[Alone]
     fitted = _fit(samples, xs, samples[0].trend)
     out = []
     for (sample, designed), models in zip(_both(samples, designs), fitted.parts, strict=True):
-        found = _described(sample, designed, np.arange(-1, len(designed.x))[:, None], fitted, models)
+        estimates = _described(sample, designed, np.arange(-1, len(designed.x))[:, None], fitted, models)
         weights = fitted.model.weights[models]
-        level = float(found.intercept[0])
-        out.append(Alone(found.part(slice(1, None)), found.misses.part(slice(1)), level, [weights[1:]], sample.rows))
+        level = float(estimates.intercept[0])
+        out.append(
+            Alone(estimates.part(slice(1, None)), estimates.misses.part(slice(1)), level, [weights[1:]], sample.rows)
+        )
     return out
 
 
@@ -156,11 +158,13 @@ def beside(
         alones: of each sample what :func:`alone` gave.
     """
     if designs and designs[0].parts:
-        return [_beside_in_layers(*one) for one in zip(samples, designs, bests, alones, strict=True)]
-    return _beside(samples, designs, bests, alones, [_apart(d, best) for d, best in zip(designs, bests, strict=True)])
+        return [_beside_in_layers(*arguments) for arguments in zip(samples, designs, bests, alones, strict=True)]
+    return _two_term_fits(
+        samples, designs, bests, alones, [_features_apart(d, best) for d, best in zip(designs, bests, strict=True)]
+    )
 
 
-def _apart(designed: Designed, best: int) -> list[int]:
+def _features_apart(designed: Designed, best: int) -> list[int]:
     """Positions of the features that do not move with the best one."""
     near = np.abs(designed.correlation[best]) >= MOST_CORRELATED
     return [at for at in range(len(designed.tested)) if at != best and not near[at]]
@@ -168,18 +172,18 @@ def _apart(designed: Designed, best: int) -> list[int]:
 
 def _beside_in_layers(sample: Sample, designed: Designed, best: int, single: Alone) -> Beside:
     """The mean over layers of what each one's second features add."""
-    others = _apart(designed, best)
-    found = []
-    for part, one, weights in zip(sample.parts, designed.parts, single.weights, strict=True):
-        own = Alone(single.single, single.constant, single.level, [weights], part.rows)
-        found.append(_beside([part], [one], [best], [own], [others])[0])
-    kept = set.intersection(*(set(one.second.features.tolist()) for one in found))
-    found = [one.only(kept) for one in found]
+    others = _features_apart(designed, best)
+    pairs = []
+    for part, layer_design, weights in zip(sample.parts, designed.parts, single.weights, strict=True):
+        alone = Alone(single.single, single.constant, single.level, [weights], part.rows)
+        pairs.append(_two_term_fits([part], [layer_design], [best], [alone], [others])[0])
+    features = set.intersection(*(set(pair.second.features.tolist()) for pair in pairs))
+    pairs = [pair.only(features) for pair in pairs]
     rows = [part.rows for part in sample.parts]
-    return Beside(_mean([one.second for one in found], rows), _mean([one.first for one in found], rows))
+    return Beside(_mean([pair.second for pair in pairs], rows), _mean([pair.first for pair in pairs], rows))
 
 
-def _beside(
+def _two_term_fits(
     samples: Sequence[Sample],
     designs: Sequence[Designed],
     bests: Sequence[int],
@@ -188,17 +192,17 @@ def _beside(
 ) -> list[Beside]:
     """Of each other feature: its slope beside a curve in the best one, and what the two together predict."""
     positions, xs, begin, bent = [], [], [], []
-    for sample, designed, best, single, apart in zip(samples, designs, bests, alones, others, strict=True):
+    for sample, designed, best, single, second_at in zip(samples, designs, bests, alones, others, strict=True):
         columns = joined(sample.trend, curve(sample, sample.values[designed.tested[best]]), sample.strata)
-        own = without(designed.x[apart], columns, sample.strata)
-        share = np.einsum("fn,fn->f", own, own) / sample.rows
-        kept = np.flatnonzero(share >= LEAST_OWN).tolist() if len(columns) + 2 * MIN_FREE < sample.rows else []
-        seconds = [apart[at] for at in kept]
+        second_features = without(designed.x[second_at], columns, sample.strata)
+        share = np.einsum("fn,fn->f", second_features, second_features) / sample.rows
+        kept_at = np.flatnonzero(share >= LEAST_OWN).tolist() if len(columns) + 2 * MIN_FREE < sample.rows else []
+        seconds = [second_at[at] for at in kept_at]
         positions.append(np.array([(best, at) for at in seconds], dtype=np.int64).reshape(-1, 2))
         leading = np.broadcast_to(designed.x[best], (len(seconds), sample.rows))
         xs.append(np.stack([leading, designed.x[seconds]], axis=1))
         begin.append(np.broadcast_to(single.weights[0][best], (len(seconds), sample.rows)))
-        bent.append(_fit([sample], [own[kept][:, None]], columns, begin[-1]))
+        bent.append(_fit([sample], [second_features[kept_at][:, None]], columns, begin[-1]))
     joint = _fit(samples, xs, samples[0].trend, np.concatenate(begin))
     turned = joint.turned
     out = []
@@ -259,11 +263,11 @@ def _described(sample: Sample, designed: Designed, positions: Ints, fitted: _Fit
     mean = np.take_along_axis(share @ sample.values.T, number, axis=1)
     unknown = np.full(len(slopes), np.nan)
     spread = np.append(designed.df, np.inf)[positions[:, -1]], np.append(designed.largest, 0.0)[positions[:, -1]]
-    one = scale[:, -1]
+    target_scale = scale[:, -1]
     return Estimates(
         features=number[:, -1],
         slope=slopes[:, -1],
-        error=fitted.errors.error[models] / one,
+        error=fitted.errors.error[models] / target_scale,
         df=np.minimum(fitted.errors.df[models], spread[0]),
         low=unknown,
         high=unknown,
@@ -272,8 +276,8 @@ def _described(sample: Sample, designed: Designed, positions: Ints, fitted: _Fit
         intercept=share @ sample.y - np.where(number >= 0, slopes * mean, 0.0).sum(axis=1),
         r2=fitted.model.r2[models],
         variation=fitted.model.variation[models],
-        pull=fitted.errors.pull[models] / one[:, None],
-        form=fitted.errors.form[models] / (one**2)[:, None, None],
+        pull=fitted.errors.pull[models] / target_scale[:, None],
+        form=fitted.errors.form[models] / (target_scale**2)[:, None, None],
         misses=fitted.misses.part(models),
     )
 
@@ -292,24 +296,24 @@ def _mean(layers: Sequence[Estimates], rows: Sequence[int]) -> Estimates:
     """The mean of the layers' slopes. What blocks pull adds up block by block: layers share their steps' noise."""
     first, number = layers[0], len(layers)
     share = np.array(rows) / sum(rows)
-    pull = _added(one.pull for one in layers) / number
-    form = _added(one.form for one in layers) / number**2
-    variation = _added(one.variation for one in layers)
+    pull = _added(layer.pull for layer in layers) / number
+    form = _added(layer.form for layer in layers) / number**2
+    variation = _added(layer.variation for layer in layers)
     with np.errstate(divide="ignore", invalid="ignore"):
-        r2 = _added(np.where(one.variation > 0, one.r2, 0.0) * one.variation for one in layers) / variation
-    few = np.any([~(one.df >= MIN_DF) for one in layers], axis=0)
+        r2 = _added(np.where(layer.variation > 0, layer.r2, 0.0) * layer.variation for layer in layers) / variation
+    few = np.any([~(layer.df >= MIN_DF) for layer in layers], axis=0)
     return replace(
         first,
-        slope=_added(one.slope for one in layers) / number,
+        slope=_added(layer.slope for layer in layers) / number,
         error=root_of_squares(pull),
         df=np.where(few, 0.0, degrees_of_freedom(form)),
-        largest=_added(one.largest for one in layers) / number,
-        intercept=_added(w * one.intercept for w, one in zip(share, layers, strict=True)),
+        largest=_added(layer.largest for layer in layers) / number,
+        intercept=_added(w * layer.intercept for w, layer in zip(share, layers, strict=True)),
         r2=r2,
         variation=variation,
         pull=pull,
         form=form,
-        misses=Misses(_added(one.misses.total_ns for one in layers), _added(one.misses.rows for one in layers)),
+        misses=Misses(_added(layer.misses.total_ns for layer in layers), _added(layer.misses.rows for layer in layers)),
     )
 
 
@@ -322,18 +326,23 @@ def infer(estimates: Sequence[Estimates]) -> list[Estimates]:
     """With intervals and p-values, computed for all at once."""
     if not estimates:
         return []
-    ends = np.cumsum([len(one.slope) for one in estimates])[:-1]
-    slope, error, df = (np.concatenate([getattr(one, name) for one in estimates]) for name in ("slope", "error", "df"))
+    ends = np.cumsum([len(estimate.slope) for estimate in estimates])[:-1]
+    slope, error, df = (
+        np.concatenate([getattr(estimate, name) for estimate in estimates]) for name in ("slope", "error", "df")
+    )
     few = ~(df >= MIN_DF)
     df = np.where(few, MIN_DF, df)
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = p_value(np.where(slope == 0, 0.0, slope / error), df)
     half = quantile(CONFIDENCE, df) * error
     parts = (np.split(values, ends) for values in (slope - half, slope + half, np.where(few, np.nan, chance)))
-    return [replace(one, low=low, high=high, p_value=p) for one, low, high, p in zip(estimates, *parts, strict=True)]
+    return [
+        replace(estimate, low=low, high=high, p_value=p)
+        for estimate, low, high, p in zip(estimates, *parts, strict=True)
+    ]
 
 
-def worse(one: Floats, other: Floats, rows: Floats) -> bool:
+def worse(errors: Floats, other: Floats, rows: Floats) -> bool:
     """Whether the misses of one model are more than another's, beyond what blocks differ by.
 
     Paired by block: the 95 % interval of the difference of mean absolute errors lies above 0, by Student's t.
@@ -346,9 +355,9 @@ def worse(one: Floats, other: Floats, rows: Floats) -> bool:
     blocks = int(used.sum())
     if blocks < 2:
         return False
-    apart = (one - other)[used]
-    mean = apart.sum() / rows[used].sum()
-    spread = apart - mean * rows[used]
+    differences = (errors - other)[used]
+    mean = differences.sum() / rows[used].sum()
+    spread = differences - mean * rows[used]
     error = np.sqrt(blocks / (blocks - 1) * (spread * spread).sum()) / rows[used].sum()
     return bool(mean > _quantile(blocks - 1) * error)
 

@@ -83,13 +83,13 @@ class Sample:
         bounds = list(zip(starts.tolist(), [*starts[1:].tolist(), self.rows], strict=True))
         return [self._part(slice(*bound)) for bound in bounds if bound[1] - bound[0] >= MIN_STEPS]
 
-    def _part(self, here: slice) -> Sample:
+    def _part(self, rows_of_layer: slice) -> Sample:
         assert self.layers is not None
-        stratum = self.strata.stratum[here] - self.strata.stratum[here.start]
-        strata = Strata(stratum, self.strata.block[here], int(stratum[-1]) + 1, self.strata.blocks)
-        values, layer = np.ascontiguousarray(self.values[:, here]), int(self.layers[here.start])
-        tokens = None if self.tokens is None else self.tokens[here]
-        return Sample(layer, self.kind, values, self.y[here], strata, self.steps, None, tokens)
+        stratum = self.strata.stratum[rows_of_layer] - self.strata.stratum[rows_of_layer.start]
+        strata = Strata(stratum, self.strata.block[rows_of_layer], int(stratum[-1]) + 1, self.strata.blocks)
+        values, layer = np.ascontiguousarray(self.values[:, rows_of_layer]), int(self.layers[rows_of_layer.start])
+        tokens = None if self.tokens is None else self.tokens[rows_of_layer]
+        return Sample(layer, self.kind, values, self.y[rows_of_layer], strata, self.steps, None, tokens)
 
 
 def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
@@ -104,30 +104,34 @@ def samples(frame: pl.DataFrame, target: str) -> Iterator[Sample]:
     worked = (pl.col("launched_by") != "none") & timed
     known = pl.any_horizontal(pl.col(name).is_not_null() for name in FEATURES)
     for kind in KINDS:
-        mine = worked & (pl.col("step_kind") == kind)
-        found = list(_of_kind(frame, frame.select(pl.arg_where(mine & known)).to_series(), kind, target))
-        have = {sample.layer for sample in found}
-        layers = frame.select(pl.col("layer_idx").filter(mine))
+        selected = worked & (pl.col("step_kind") == kind)
+        samples_of_kind = list(
+            _samples_of_kind(frame, frame.select(pl.arg_where(selected & known)).to_series(), kind, target)
+        )
+        have = {sample.layer for sample in samples_of_kind}
+        layers = frame.select(pl.col("layer_idx").filter(selected))
         rows: dict[int | None, int] = {None: len(layers), **dict(layers.group_by("layer_idx").len().iter_rows())}
-        found += [_unknown(layer, kind, count) for layer, count in rows.items() if count and layer not in have]
-        yield from sorted(found, key=lambda sample: -1 if sample.layer is None else sample.layer)
+        samples_of_kind += [
+            _unknown(layer, kind, count) for layer, count in rows.items() if count and layer not in have
+        ]
+        yield from sorted(samples_of_kind, key=lambda sample: -1 if sample.layer is None else sample.layer)
 
 
-def _of_kind(frame: pl.DataFrame, mine: pl.Series, kind: str, target: str) -> Iterator[Sample]:
+def _samples_of_kind(frame: pl.DataFrame, selected: pl.Series, kind: str, target: str) -> Iterator[Sample]:
     """Of all layers and of each, of the rows at these positions. Only what is fitted is taken out of the frame."""
-    if mine.is_empty():
+    if selected.is_empty():
         return
-    keys = frame.select("layer_idx", "rank", "step", "launched_by")[mine]
+    keys = frame.select("layer_idx", "rank", "step", "launched_by")[selected]
     layer, rank, step = (keys[name].to_numpy() for name in ("layer_idx", "rank", "step"))
     launch = keys["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
     order = np.lexsort((step, launch, rank, layer))
-    layer, step, at = layer[order], step[order], mine.to_numpy()[order]
+    layer, step, at = layer[order], step[order], selected.to_numpy()[order]
     fresh = [np.append(False, key[1:] != key[:-1]) for key in (layer, rank[order], launch[order])]
     stratum = np.cumsum(np.any(fresh, axis=0))
     starts = np.flatnonzero(np.append(True, fresh[0][1:]))
     bounds = zip(starts, [*starts[1:], len(at)], strict=True)
     for number, part in [(None, slice(None)), *((int(layer[start]), slice(start, end)) for start, end in bounds)]:
-        keep, lone = _kept(stratum[part], step[part], number)
+        keep, lone = _rows_in_strata(stratum[part], step[part], number)
         rows = frame.select(*FEATURES, target)[at[part][keep]].cast(pl.Float64)
         values = np.array([rows[name].fill_null(np.nan).to_numpy() for name in FEATURES])
         tokens = _tokens(frame, at[part][keep])
@@ -164,9 +168,9 @@ def make_sample(
     Parameters:
         values, y, stratum, step: of all rows, sorted by stratum and step; ``stratum`` may have any numbers.
     """
-    keep, lone = _kept(stratum, step, layer)
-    kept = None if tokens is None else tokens[keep]
-    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone, kept)
+    keep, lone = _rows_in_strata(stratum, step, layer)
+    kept_tokens = None if tokens is None else tokens[keep]
+    return _sample(layer, kind, values[:, keep], y[keep], stratum[keep], step[keep], lone, kept_tokens)
 
 
 def _sample(
@@ -197,7 +201,7 @@ def _sample(
     return Sample(layer, kind, np.ascontiguousarray(values), y, strata, steps, reason, tokens, layers)
 
 
-def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
+def _rows_in_strata(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
     """Positions of rows of a layer (None: of all) that are fitted, and how many are not, being the only one of their
     stratum.
 
@@ -205,12 +209,12 @@ def _kept(stratum: Ints, step: Ints, layer: int | None) -> tuple[Ints, int]:
     saw the same tokens then stand for different steps, so that nearly all steps are still there.
     """
     _, number, size = np.unique(stratum, return_inverse=True, return_counts=True)
-    most = max(MOST_POOLED_ROWS if layer is None else MOST_ROWS, POOLED_IN_STRATUM * len(size))
-    every = -(-len(stratum) // most)
+    max_rows = max(MOST_POOLED_ROWS if layer is None else MOST_ROWS, POOLED_IN_STRATUM * len(size))
+    every = -(-len(stratum) // max_rows)
     at = np.arange(len(stratum))
     if every > 1:
         order = np.unique(step, return_inverse=True)[1]
         at = at[(order + number) % every == 0]
         size = np.bincount(number[at], minlength=len(size))
-    kept = at[size[number[at]] >= MIN_IN_STRATUM]
-    return kept, len(at) - len(kept)
+    kept_rows = at[size[number[at]] >= MIN_IN_STRATUM]
+    return kept_rows, len(at) - len(kept_rows)

@@ -63,8 +63,8 @@ def time_words(ns: float) -> str:
 def untested(terms: Iterable[Term]) -> str:
     """How many of them could not be tested, by the reason."""
     reasons = [term.reason or "" for term in terms if term.status == REFUSED]
-    counts = [(sum(part in reason for reason in reasons), one, several) for part, one, several in UNTESTED]
-    return ", ".join(f"{count} {one if count == 1 else several}" for count, one, several in counts if count)
+    counts = [(sum(part in reason for reason in reasons), singular, several) for part, singular, several in UNTESTED]
+    return ", ".join(f"{count} {singular if count == 1 else several}" for count, singular, several in counts if count)
 
 
 def sentence(choice: Choice) -> str:
@@ -75,8 +75,8 @@ def sentence(choice: Choice) -> str:
         return f"{where}: not fitted, {best.reason}"
     if best.status == NO_EFFECT:
         return f"{where}: {_nothing(choice)}"
-    found = _alike(choice) if best.status == ALIKE else _explained(choice)
-    return f"{where}: {found}{_layers_apart(choice)}"
+    explanation = _similar_terms(choice) if best.status == ALIKE else _explained(choice)
+    return f"{where}: {explanation}{_layers_apart(choice)}"
 
 
 def _layers_apart(choice: Choice) -> str:
@@ -84,7 +84,7 @@ def _layers_apart(choice: Choice) -> str:
     if choice.apart is None or choice.best.feature is None:
         return ""
     sort, _, size = NAMES[choice.best.feature]
-    costs = [f"{time_words(size * one.slope)} in layer {one.layer}" for one in choice.apart]
+    costs = [f"{time_words(size * slope.slope)} in layer {slope.layer}" for slope in choice.apart]
     return f"; this is the mean of layers that differ: {sort} cost from {costs[0]} to {costs[1]}"
 
 
@@ -102,18 +102,18 @@ def _explained(choice: Choice) -> str:
 def _more(choice: Choice) -> str:
     """What features of the other sort add to the best one."""
     other, noun = (IMBALANCE, "imbalance") if choice.best.feature in LOAD else (LOAD, "load")
-    found = {term.status for term in choice.added if term.feature in other}
-    if EXPLAINS in found:
+    statuses = {term.status for term in choice.added if term.feature in other}
+    if EXPLAINS in statuses:
         return f"{noun} explains little more"
-    if NO_EFFECT in found:
+    if NO_EFFECT in statuses:
         return f"{noun} explains nothing more"
-    if ALIKE in found:
+    if ALIKE in statuses:
         return f"{noun} moves with it and can't be told apart"
     return f"whether {noun} explains more can't be tested"
 
 
-def _alike(choice: Choice) -> str:
-    ranked = sorted(choice.alike, key=_error)
+def _similar_terms(choice: Choice) -> str:
+    ranked = sorted(choice.similar_terms, key=_error)
     names = [name_of(term.feature) for term in (choice.best, *ranked) if term.feature]
     more = len(names) - MOST_NAMED
     if more > 0:
@@ -121,8 +121,8 @@ def _alike(choice: Choice) -> str:
     least = min(abs(term.correlation or 0.0) for term in ranked)
     costs = ", or ".join(_costs(term) for term in (choice.best, *ranked)[:MOST_TOLD])
     sort = LOAD if choice.best.feature in LOAD else IMBALANCE
-    rest = f", {_more(choice)}" if all(term.feature in sort for term in ranked) else ""
-    return f"{', '.join(names[:-1])} and {names[-1]} can't be told apart (correlation {least:.2f}): {costs}{rest}"
+    more_text = f", {_more(choice)}" if all(term.feature in sort for term in ranked) else ""
+    return f"{', '.join(names[:-1])} and {names[-1]} can't be told apart (correlation {least:.2f}): {costs}{more_text}"
 
 
 def _error(term: Term) -> float:
@@ -131,21 +131,21 @@ def _error(term: Term) -> float:
 
 def _nothing(choice: Choice) -> str:
     by_name = {term.feature: term for term in choice.alternatives if term.low is not None}
-    told = next(by_name[name] for name in TOLD if name in by_name)
-    assert told.feature is not None and choice.best.intercept is not None
-    _, step, size = NAMES[told.feature]
-    slope = _slope(told, size)
+    term = next(by_name[name] for name in TOLD if name in by_name)
+    assert term.feature is not None and choice.best.intercept is not None
+    _, step, size = NAMES[term.feature]
+    slope = _slope(term, size)
     tested = sum(term.status != REFUSED for term in choice.alternatives)
     time = time_words(choice.best.intercept)
-    found = f"nothing explains the {time}, {choice.best.reason}"
+    clause = f"nothing explains the {time}, {choice.best.reason}"
     if tested < len(NAMES):
         seen = f"{tested} of {len(NAMES)} features could be tested ({untested(choice.alternatives)})"
-        found = f"{seen}, no effect on the {time} can be told from chance"
+        clause = f"{seen}, no effect on the {time} can be told from chance"
     but = ""
-    if told.low is not None and told.high is not None and told.low * told.high > 0:
-        but = ", before the correction for many tests" if told.reason == BY_CHANCE else f", but it {told.reason}"
+    if term.low is not None and term.high is not None and term.low * term.high > 0:
+        but = ", before the correction for many tests" if term.reason == BY_CHANCE else f", but it {term.reason}"
     return (
-        f"{found}: {'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} "
+        f"{clause}: {'a ' if step[0].isalpha() else ''}{step} costs between {slope.low} and {slope.high} {slope.unit} "
         f"(95 % CI{but})"
     )
 
@@ -183,13 +183,13 @@ def _slope(term: Term, factor: float) -> _Slope:
         decimals += 1  # a bound near 0 keeps its sign
     if low < high:  # an interval has two ends
         wider = range(decimals, MOST_DECIMALS_NEAR_0 + 1)
-        decimals = next((some for some in wider if round(low, some) != round(high, some)), decimals)
+        decimals = next((digits for digits in wider if round(low, digits) != round(high, digits)), decimals)
     return _Slope(_number(low, decimals), _number(middle, decimals), _number(high, decimals), unit)
 
 
 def _number(value: float, decimals: int) -> str:
     """With more decimals where fewer would hide the sign."""
-    enough = (some for some in range(decimals, MOST_DECIMALS_NEAR_0 + 1) if round(value, some))
+    enough = (digits for digits in range(decimals, MOST_DECIMALS_NEAR_0 + 1) if round(value, digits))
     decimals = next(enough, decimals)
     text = f"{value:,.{decimals}f}"
     return text.removeprefix("-") if float(text.replace(",", "")) == 0 else text

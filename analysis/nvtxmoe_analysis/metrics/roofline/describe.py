@@ -19,10 +19,10 @@ def gpus(metas: Iterable[Meta], options: PeakOptions) -> list[dict[str, Any]]:
     ranks: dict[str | None, set[int]] = {}
     for meta in metas:
         ranks.setdefault(device_of(meta), set()).add(meta.rank)
-    found = []
+    rows = []
     for device in sorted(ranks, key=str):
         table = dict(peak_of(device).tflop_per_s)
-        found.append(
+        rows.append(
             {
                 "name": device,
                 "ranks": sorted(ranks[device]),
@@ -31,18 +31,18 @@ def gpus(metas: Iterable[Meta], options: PeakOptions) -> list[dict[str, Any]]:
                 "source": source_of(device, options),
             }
         )
-    return found
+    return rows
 
 
 def layer_sizes(metas: Sequence[Meta]) -> list[dict[str, Any]]:
     """Return the sizes of a rank's experts, each with the ranks and layers that have them; null where unknown."""
-    alike: dict[tuple[Any, ...], tuple[set[int], set[int]]] = {}
+    same_sizes: dict[tuple[Any, ...], tuple[set[int], set[int]]] = {}
     for meta in metas:
         for number, layer in meta.layers.items():
-            ranks, layers = alike.setdefault(tuple(getattr(layer, name) for name in SIZES), (set(), set()))
+            ranks, layers = same_sizes.setdefault(tuple(getattr(layer, name) for name in SIZES), (set(), set()))
             ranks.add(meta.rank)
             layers.add(number)
     return [
         {**dict(zip(SIZES, key, strict=True)), "ranks": sorted(ranks), "layers": sorted(layers)}
-        for key, (ranks, layers) in alike.items()
+        for key, (ranks, layers) in same_sizes.items()
     ]

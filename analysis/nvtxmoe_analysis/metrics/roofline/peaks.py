@@ -97,7 +97,9 @@ def peak_tflop_per_s(device: str | None, input_dtype: str | None, options: PeakO
 
 def source_of(device: str | None, options: PeakOptions) -> str:
     """Return where the peaks of a GPU come from."""
-    given = [name for name, value in (("bandwidth", options.gb_per_s), ("throughput", options.tflop_per_s)) if value]
-    if len(given) > 1:
+    given_peaks = [
+        name for name, value in (("bandwidth", options.gb_per_s), ("throughput", options.tflop_per_s)) if value
+    ]
+    if len(given_peaks) > 1:
         return "options"
-    return peak_of(device).source + (f"; {given[0]} from the options" if given else "")
+    return peak_of(device).source + (f"; {given_peaks[0]} from the options" if given_peaks else "")

@@ -44,10 +44,10 @@ def with_work(correlation: pl.DataFrame, work: pl.DataFrame, sizes: pl.DataFrame
         work: see ``work.expert_work``; sizes: see ``expert_sizes.expert_sizes``.
     """
     rows = pl.concat([correlation.select(NEEDED), work], how="horizontal")
-    own = pl.col("experts_ns") - pl.col("experts_collective_ns")
+    compute_ns = pl.col("experts_ns") - pl.col("experts_collective_ns")
     joined = rows.join(sizes, on=["rank", "layer_idx"], how="left", maintain_order="left")
     return with_tile_rows(joined).with_columns(
-        experts_ns=pl.when(own > 0).then(own),
+        experts_ns=pl.when(compute_ns > 0).then(compute_ns),
         routed_rows=pl.col("local_activations"),
         weight_bytes=pl.when(
             pl.col("weights_plausible").fill_null(True)

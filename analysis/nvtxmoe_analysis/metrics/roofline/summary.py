@@ -108,8 +108,8 @@ def _sums(rows: pl.DataFrame, by: list[str]) -> pl.DataFrame:
     )
 
 
-def _ratio(part: str, whole: pl.Expr) -> pl.Expr:
+def _ratio(part: str, denominator: pl.Expr) -> pl.Expr:
     """Return the sum of one over the sum of the other, over the rows in which both are known; null without any."""
-    both = pl.col(part).is_not_null() & whole.is_not_null()
-    total = whole.filter(both).sum()
+    both = pl.col(part).is_not_null() & denominator.is_not_null()
+    total = denominator.filter(both).sum()
     return pl.col(part).filter(both).sum() / pl.when(total > 0).then(total)

@@ -36,8 +36,10 @@ def named_tiles(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
     shared = None if sharing is None else sharing.of(cells, report.metas)
     load = local_load(report.counts, report.events.physical, report.metas, of_cells.fill_null(1), shared)
     tiles = pl.when(of_cells.is_not_null()).then(load["local_expert_tiles"])
-    found = cells.select(*KEY, of_cells.alias("named_block_m"), tiles.alias("named_tiles"))
-    return beside(report.layers, found.unique(list(KEY), keep="first", maintain_order=True), KEY, nulls_equal=True)
+    tiles_of_cells = cells.select(*KEY, of_cells.alias("named_block_m"), tiles.alias("named_tiles"))
+    return beside(
+        report.layers, tiles_of_cells.unique(list(KEY), keep="first", maintain_order=True), KEY, nulls_equal=True
+    )
 
 
 def with_tile_rows(rows: pl.DataFrame) -> pl.DataFrame:
@@ -49,12 +51,12 @@ def with_tile_rows(rows: pl.DataFrame) -> pl.DataFrame:
         rows: ``block_m``, ``block_m_source`` and ``local_expert_tiles`` of moe_layer_correlation, ``triton`` of
             ``expert_matmuls``, and COLUMNS.
     """
-    told = pl.col("block_m_source") == FROM_META
+    declared = pl.col("block_m_source") == FROM_META
     named = pl.col("named_block_m").is_not_null()
     default = pl.col("triton").fill_null(False)
-    block = pl.when(told).then("block_m").when(named).then("named_block_m").when(default).then("block_m")
+    block = pl.when(declared).then("block_m").when(named).then("named_block_m").when(default).then("block_m")
     tiles = (
-        pl.when(told)
+        pl.when(declared)
         .then("local_expert_tiles")
         .when(named)
         .then("named_tiles")
@@ -62,7 +64,7 @@ def with_tile_rows(rows: pl.DataFrame) -> pl.DataFrame:
         .then("local_expert_tiles")
     )
     source = (
-        pl.when(told)
+        pl.when(declared)
         .then(pl.lit(FROM_META))
         .when(named)
         .then(pl.lit(KERNEL_NAME))

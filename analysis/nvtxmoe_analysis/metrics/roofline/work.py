@@ -52,5 +52,5 @@ def _tokens(report: CaptureFacts, sharing: Sharing | None) -> pl.DataFrame:
     tokens = cells["num_tokens"].to_numpy().copy()
     if shared is not None:
         tokens[shared[0].at] = shared[0].num_tokens
-    found = cells.select(*KEY, kernel_tokens=pl.Series(tokens))
-    return found.unique(list(KEY), keep="first", maintain_order=True)
+    rows = cells.select(*KEY, kernel_tokens=pl.Series(tokens))
+    return rows.unique(list(KEY), keep="first", maintain_order=True)

@@ -53,20 +53,20 @@ def matmul_bars(cells: pl.DataFrame) -> MatmulBars:
         pl.col("matmul_ns").is_not_null() & pl.col("routed_rows").is_not_null() & (pl.col("kernel_tokens") > 0)
     ).with_columns(shape=pl.struct(SHAPE).rank("dense").cast(pl.Int64))
     for kind in cells["step_kind"].unique().sort(nulls_last=True):
-        mine = cells.filter(pl.col("step_kind").eq_missing(kind))
+        of_kind = cells.filter(pl.col("step_kind").eq_missing(kind))
         for bar in BARS:
-            if mine["matmul_ns"].null_count() == len(mine):
+            if of_kind["matmul_ns"].null_count() == len(of_kind):
                 reasons[bar, kind] = NO_PRODUCT
-            elif mine["routed_rows"].null_count() == len(mine):
+            elif of_kind["routed_rows"].null_count() == len(of_kind):
                 reasons[bar, kind] = NO_COUNTS
     parts = [
         _divided(part, kind, shape, known, models, reasons)
         for (kind, shape), part in known.group_by("step_kind", "shape", maintain_order=True)
     ]
-    found = [part for part in parts if part is not None]
+    fitted = [part for part in parts if part is not None]
     columns = [f"{bar}{end}_ns" for bar in BARS for end in ("", "_low", "_high")]
     empty = pl.DataFrame(schema=dict.fromkeys(STEP, pl.Int64) | dict.fromkeys(columns, pl.Float64))
-    frame = pl.concat([empty, *found]).group_by(STEP).agg(_added(column) for column in columns).sort(STEP)
+    frame = pl.concat([empty, *fitted]).group_by(STEP).agg(_added(column) for column in columns).sort(STEP)
     return MatmulBars(frame, reasons, models)
 
 
@@ -133,19 +133,19 @@ def _bars(part: pl.DataFrame, model: MatmulModel, *, tiles_known: bool) -> pl.Da
         )
         .sort(STEP)
     )
-    cells, least, used, routed, whole = (
+    cells, least, used, routed, routed_tile_rows = (
         sums[name].to_numpy().astype(np.float64) for name in ("cells", "fewest", "experts", "rows", "tile_rows")
     )
     zero = np.zeros(len(sums))
     weights = {
         "ideal": np.column_stack([cells, least, routed]),
         "further_experts": np.column_stack([zero, used - least, zero]),
-        "padding": np.column_stack([zero, zero, whole - routed]),
+        "padding": np.column_stack([zero, zero, routed_tile_rows - routed]),
     }
     by_row = model.values.copy()
-    ambiguous = tiles_known and not model.told_apart and whole.sum() > 0
+    ambiguous = tiles_known and not model.told_apart and routed_tile_rows.sum() > 0
     if ambiguous:
-        by_row[PER_ROW] += by_row[PER_EXPERT] * used.sum() / whole.sum()
+        by_row[PER_ROW] += by_row[PER_EXPERT] * used.sum() / routed_tile_rows.sum()
         by_row[PER_EXPERT] = 0.0
     columns: dict[str, Floats | pl.Series] = {}
     for bar, weight in weights.items():

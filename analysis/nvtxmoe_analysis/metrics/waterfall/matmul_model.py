@@ -70,32 +70,32 @@ def fit(time_ns: Ints, experts: Ints, tile_rows: Ints | None, step: Ints) -> Mat
         return f"{len(time_ns)} (rank, step, layer) of {len(steps)} steps, {LEAST_ROWS} of {LEAST_STEPS} are needed"
     every = -(-len(time_ns) // MOST_ROWS)
     if every > 1:
-        kept = np.isin(step, steps[::every])
-        time_ns, experts, step = time_ns[kept], experts[kept], step[kept]
-        tile_rows = None if tile_rows is None else tile_rows[kept]
+        sampled = np.isin(step, steps[::every])
+        time_ns, experts, step = time_ns[sampled], experts[sampled], step[sampled]
+        tile_rows = None if tile_rows is None else tile_rows[sampled]
         steps = np.unique(step)
     rows = np.zeros(len(experts)) if tile_rows is None else tile_rows
     design = np.column_stack([np.ones(len(experts)), experts, rows]).astype(np.float64)
-    apart = tile_rows is not None and _varies_apart(design)
+    with_rows = tile_rows is not None and _varies_apart(design)
     y = time_ns.astype(np.float64)
-    values, used, weight = _robust(design, y, with_rows=apart)
+    values, used, weight = _robust(design, y, with_rows=with_rows)
     blocks = min(MOST_BLOCKS, len(steps))
     block = np.searchsorted(steps, step) * blocks // len(steps)
     covariance = _covariance(design, weight, y - design @ values, block, used)
     values = rounded(values)
     t = float(quantile(CONFIDENCE, np.array([blocks - 1.0]))[0])
-    return MatmulModel(values, covariance, t, apart, len(time_ns))
+    return MatmulModel(values, covariance, t, with_rows, len(time_ns))
 
 
 def _varies_apart(design: Floats) -> bool:
     """Return whether rows of tiles vary apart from active experts."""
     rows = design[:, PER_ROW] - design[:, PER_ROW].mean()
-    whole = float(rows @ rows)
-    if whole == 0:
+    rows_square = float(rows @ rows)
+    if rows_square == 0:
         return False
     other = design[:, :PER_ROW]
     left = rows - other @ np.linalg.lstsq(other, rows, rcond=None)[0]
-    return float(left @ left) > LEAST_OWN_VARIATION * whole
+    return float(left @ left) > LEAST_OWN_VARIATION * rows_square
 
 
 def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bools, Floats]:
@@ -110,9 +110,9 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
         values = found / scale_of_part
         if np.allclose(values, before, rtol=SETTLED, atol=0.0):
             break
-        apart = np.abs(y - design @ values)
-        scale = max(1.0, float(np.median(apart)) / NORMAL_MAD)
-        weight = np.minimum(1.0, HUBER_K * scale / np.maximum(apart, 1e-9))
+        residuals = np.abs(y - design @ values)
+        scale = max(1.0, float(np.median(residuals)) / NORMAL_MAD)
+        weight = np.minimum(1.0, HUBER_K * scale / np.maximum(residuals, 1e-9))
     return values, used, weight
 
 
@@ -123,22 +123,22 @@ def _not_negative(design: Floats, y: Floats, weight: Floats, parts: int) -> tupl
     """
     weighted = (design * weight[:, None]).T
     products, with_y = weighted @ design, weighted @ y
-    best, found, used = 0.0, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
+    best, coefficients, used = 0.0, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
     whole = _solution(products, with_y, list(range(parts)))
     if whole is not None and (whole > 0).all():
-        found[:parts], used[:parts] = whole, True
-        return found, used
+        coefficients[:parts], used[:parts] = whole, True
+        return coefficients, used
     for size in range(1, parts + 1):
-        for some in combinations(range(parts), size):
-            at = list(some)
+        for parts_of_fit in combinations(range(parts), size):
+            at = list(parts_of_fit)
             values = _solution(products, with_y, at)
             if values is None:
                 continue
             gain = float(values @ with_y[at])  # what the squares fall by
             if (values >= 0).all() and gain > best * (1 + 1e-12):
-                best, found, used = gain, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
-                found[at], used[at] = values, True
-    return found, used
+                best, coefficients, used = gain, np.zeros(PARTS), np.zeros(PARTS, dtype=np.bool_)
+                coefficients[at], used[at] = values, True
+    return coefficients, used
 
 
 def _solution(products: Floats, with_y: Floats, at: list[int]) -> Floats | None:
@@ -156,21 +156,21 @@ def _covariance(design: Floats, weight: Floats, residual: Floats, block: Ints, u
     clipped, and the clipped residuals.
     """
     at = np.flatnonzero(used)
-    whole = np.zeros((PARTS, PARTS))
+    covariance = np.zeros((PARTS, PARTS))
     if not len(at):
-        return whole
+        return covariance
     columns = design[:, at]
-    held = weight >= 1.0
+    inliers = weight >= 1.0
     scale = np.maximum(np.abs(columns).max(axis=0), 1.0)
     columns = columns / scale
-    bread = np.linalg.pinv((columns * held[:, None]).T @ columns, hermitian=True)
+    bread = np.linalg.pinv((columns * inliers[:, None]).T @ columns, hermitian=True)
     blocks = int(block.max()) + 1
     scores = np.zeros((blocks, len(at)))
     np.add.at(scores, block, columns * (weight * residual)[:, None])
     rows = len(design)
     few = blocks / max(1, blocks - 1) * (rows - 1) / max(1, rows - len(at))
-    whole[np.ix_(at, at)] = few * bread @ (scores.T @ scores) @ bread / np.outer(scale, scale)
-    return whole
+    covariance[np.ix_(at, at)] = few * bread @ (scores.T @ scores) @ bread / np.outer(scale, scale)
+    return covariance
 
 
 def rounded(values: Floats) -> Floats:
@@ -178,5 +178,5 @@ def rounded(values: Floats) -> Floats:
     with np.errstate(divide="ignore"):
         place = DIGITS - 1 - np.floor(np.log10(np.abs(values)))
     scale = 10.0 ** np.where(np.isfinite(place), place, 0.0)
-    found: Floats = np.round(values * scale) / scale
-    return found
+    values_rounded: Floats = np.round(values * scale) / scale
+    return values_rounded

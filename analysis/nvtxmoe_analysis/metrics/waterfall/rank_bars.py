@@ -50,14 +50,14 @@ def rank_bars(
         correlation: moe_layer_correlation; groups: of ranks that share experts.
         filtered: True if captured ranks were filtered out.
     """
-    met = stragglers.filter(pl.col("wait_ns").is_not_null())
-    if met.is_empty():
+    matched = stragglers.filter(pl.col("wait_ns").is_not_null())
+    if matched.is_empty():
         schema = {"group": pl.Int64, "step": pl.Int64} | dict.fromkeys(COLUMNS, pl.Float64)
         return RankBars(pl.DataFrame(schema=schema), {})
-    whole = stragglers.filter(pl.col("excess_ns").is_not_null())
-    by_routing, speed = cells_by_routing(whole, correlation, groups)
+    whole_cells = stragglers.filter(pl.col("excess_ns").is_not_null())
+    by_routing, speed = cells_by_routing(whole_cells, correlation, groups)
     unknown = next((row["reason"] for row in speed if "reason" in row), None)
-    cells = _cells(met, by_routing)
+    cells = _cells(matched, by_routing)
     frame = (
         cells.group_by("group", "step")
         .agg(
@@ -74,16 +74,16 @@ def _known(name: str) -> pl.Expr:
     return pl.when(pl.col(name).count() > 0).then(pl.col(name).sum()).alias(name)
 
 
-def _cells(met: pl.DataFrame, by_routing: pl.DataFrame) -> pl.DataFrame:
+def _cells(matched: pl.DataFrame, by_routing: pl.DataFrame) -> pl.DataFrame:
     """Return each (step, layer) with its part of waiting by routing, by speed, and their bounds."""
     wait = pl.col("wait_ns").cast(pl.Float64)
     if by_routing.is_empty():
         nothing = [pl.lit(None, pl.Float64).alias(name) for name in COLUMNS[2:]]
-        return met.select(*KEY, "wait_ns", "transfer_ns", *nothing)
+        return matched.select(*KEY, "wait_ns", "transfer_ns", *nothing)
     unequal = pl.min_horizontal(pl.col("ranks_in_group") * pl.col("excess_ns"), wait)
     share = pl.when("even").then(0.0).when(pl.col("excess_ns") > 0).then(pl.col("excess") / pl.col("excess_ns"))
     routing = pl.col("unequal") * share.fill_null(0.0).clip(0.0, 1.0)
-    told = pl.col("even") | pl.col("error").is_not_null()
+    estimable = pl.col("even") | pl.col("error").is_not_null()
     # Without speeds, all of it may be either's.
     off = (
         pl.when(pl.col("error").is_null())
@@ -91,7 +91,7 @@ def _cells(met: pl.DataFrame, by_routing: pl.DataFrame) -> pl.DataFrame:
         .otherwise(Z * pl.col("ranks_in_group") * pl.col("error"))
     )
     off = pl.when("even").then(0.0).otherwise(off)
-    joined = met.join(by_routing, on=KEY, how="left", maintain_order="left").with_columns(unequal=unequal)
+    joined = matched.join(by_routing, on=KEY, how="left", maintain_order="left").with_columns(unequal=unequal)
     return joined.with_columns(uneven_ranks_ns=pl.when(pl.col("even").is_not_null()).then(routing), off=off).select(
         *KEY,
         "wait_ns",
@@ -100,7 +100,7 @@ def _cells(met: pl.DataFrame, by_routing: pl.DataFrame) -> pl.DataFrame:
         (pl.col("uneven_ranks_ns") - pl.col("off")).clip(0.0).alias("uneven_ranks_low_ns"),
         pl.min_horizontal(pl.col("uneven_ranks_ns") + pl.col("off"), "unequal").alias("uneven_ranks_high_ns"),
         *(
-            pl.when(told).then(expression).alias(name)
+            pl.when(estimable).then(expression).alias(name)
             for name, expression in (
                 ("unequal_speed_ns", pl.col("unequal") - pl.col("uneven_ranks_ns")),
                 ("unequal_speed_low_ns", (pl.col("unequal") - pl.col("uneven_ranks_ns") - pl.col("off")).clip(0.0)),

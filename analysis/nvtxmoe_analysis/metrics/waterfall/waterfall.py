@@ -87,10 +87,10 @@ def waterfall(
 
 def _measured(cells: pl.DataFrame) -> pl.DataFrame:
     """Return the measured sums by (group, step), in ns."""
-    own = pl.col("own_ns").fill_null(0)
+    own_ns = pl.col("own_ns").fill_null(0)
     product = pl.col("matmul_ns").fill_null(0)
     copies = pl.col("memcpy_time_ns") + pl.col("memset_time_ns")
-    collectives = pl.col("kernel_time_ns") - own + pl.col("collective_inferred_ns")
+    collectives = pl.col("kernel_time_ns") - own_ns + pl.col("collective_inferred_ns")
     return (
         cells.group_by(STEP)
         .agg(
@@ -99,7 +99,7 @@ def _measured(cells: pl.DataFrame) -> pl.DataFrame:
             .otherwise(pl.col("step_kind").drop_nulls().first()),
             size=pl.col("size").max(),
             matmul_ns=product.sum(),
-            other_work_ns=(own - product + copies).sum(),
+            other_work_ns=(own_ns - product + copies).sum(),
             collectives_ns=collectives.sum(),
             total_ns=(pl.col("kernel_time_ns") + copies + pl.col("collective_inferred_ns")).sum(),
         )
@@ -109,14 +109,16 @@ def _measured(cells: pl.DataFrame) -> pl.DataFrame:
 
 def _divided(steps: pl.DataFrame) -> pl.DataFrame:
     """Return every bar by (group, step), Int64: what is estimated rounded, the remainders exact."""
-    whole = [pl.col(f"{bar}{end}_ns").round().cast(pl.Int64) for bar in ESTIMATES for end in ("", "_low", "_high")]
+    rounded_bars = [
+        pl.col(f"{bar}{end}_ns").round().cast(pl.Int64) for bar in ESTIMATES for end in ("", "_low", "_high")
+    ]
     measured = [pl.col(name).cast(pl.Int64) for name in ("wait_ns", "transfer_ns")]
 
     def added(*bars: str) -> pl.Expr:
         return pl.sum_horizontal(pl.col(f"{bar}_ns").fill_null(0) for bar in bars)
 
     return (
-        steps.with_columns(*whole, *measured)
+        steps.with_columns(*rounded_bars, *measured)
         .with_columns(
             rest_ns=pl.col("matmul_ns") - added(*MATMUL_BARS),
             waiting_ns=pl.col("wait_ns") - added("uneven_ranks", "unequal_speed"),
@@ -152,23 +154,23 @@ def _reasons(
     ``bar``, ``reason``."""
     rows = []
     kinds = steps.select("group", "step_kind", "size").unique(maintain_order=True)
-    met = steps.filter(pl.col("transfer_ns").is_not_null())["group"].unique().to_list()
+    groups_with_split = steps.filter(pl.col("transfer_ns").is_not_null())["group"].unique().to_list()
     for group, kind, size in kinds.iter_rows():
         for bar in BARS:
             reason = of_products.get((bar, kind))
             if bar in OF_RANKS:
-                reason = ONE_RANK if size == 1 else of_ranks.get(bar) if group in met else NOT_SPLIT
+                reason = ONE_RANK if size == 1 else of_ranks.get(bar) if group in groups_with_split else NOT_SPLIT
             elif bar == "collectives_not_split" and size == 1:
                 reason = ONE_RANK
             if reason:
                 rows.append((group, kind, bar, reason))
     schema = {"group": pl.Int64, "step_kind": pl.String, "bar": pl.String, "reason": pl.String}
-    found = pl.DataFrame(rows, schema=schema, orient="row")
-    whole = found.group_by("group", "bar", maintain_order=True).agg(
+    reasons = pl.DataFrame(rows, schema=schema, orient="row")
+    of_all_kinds = reasons.group_by("group", "bar", maintain_order=True).agg(
         pl.col("reason").unique(maintain_order=True).str.join("; ")
     )
-    of_all = whole.select("group", pl.lit(None, pl.String).alias("step_kind"), "bar", "reason")
-    return pl.concat([of_all, found.drop_nulls("step_kind")])
+    of_all = of_all_kinds.select("group", pl.lit(None, pl.String).alias("step_kind"), "bar", "reason")
+    return pl.concat([of_all, reasons.drop_nulls("step_kind")])
 
 
 def _long(wide: pl.DataFrame, reasons: pl.DataFrame) -> pl.DataFrame:
@@ -190,8 +192,8 @@ def _long(wide: pl.DataFrame, reasons: pl.DataFrame) -> pl.DataFrame:
         )
     long = pl.concat(parts).filter(pl.col("step").is_null() | pl.col("time_ns").is_not_null())
     sums = pl.col("step").is_null()
-    told = long.filter(sums).join(
+    totals = long.filter(sums).join(
         reasons, on=["group", "step_kind", "bar"], how="left", nulls_equal=True, maintain_order="left"
     )
-    whole = pl.concat([told, long.filter(~sums).with_columns(reason=pl.lit(None, pl.String))])
-    return whole.sort("step", "group", "step_kind", "number").select(*SCHEMA).cast(SCHEMA)  # type: ignore[arg-type]
+    rows = pl.concat([totals, long.filter(~sums).with_columns(reason=pl.lit(None, pl.String))])
+    return rows.sort("step", "group", "step_kind", "number").select(*SCHEMA).cast(SCHEMA)  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ class Algorithm(Protocol):
 
 def algorithms() -> Mapping[str, Algorithm]:
     """Return every algorithm by name, in their order."""
-    found = {
+    modules = {
         info.name: cast(Algorithm, import_module(f"{__name__}.{info.name}")) for info in pkgutil.iter_modules(__path__)
     }
-    return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
+    return dict(sorted(modules.items(), key=lambda item: (item[1].ORDER, item[0])))

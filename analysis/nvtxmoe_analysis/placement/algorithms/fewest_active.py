@@ -29,17 +29,17 @@ def place(layer: Routing) -> Layout | None:
     sizes = contiguous(layer.experts, layer.ranks).sizes
     rank_of = np.full(layer.experts, -1)
     room = sizes.copy()
-    met = np.zeros((layer.ranks, layer.experts))
+    pair_counts = np.zeros((layer.ranks, layer.experts))
     for expert in np.argsort(-np.diag(together), kind="stable"):
-        rank = int(np.where(room > 0, met[:, expert], np.inf).argmin())
+        rank = int(np.where(room > 0, pair_counts[:, expert], np.inf).argmin())
         rank_of[expert] = rank
         room[rank] -= 1
-        met[rank] += together[expert]
-    _exchange(together, rank_of, met)
+        pair_counts[rank] += together[expert]
+    _exchange(together, rank_of, pair_counts)
     return Layout.of_ranks([np.flatnonzero(rank_of == rank) for rank in range(layer.ranks)])
 
 
-def _exchange(together: Floats, rank_of: np.ndarray[tuple[int], np.dtype[np.int64]], met: Floats) -> None:
+def _exchange(together: Floats, rank_of: np.ndarray[tuple[int], np.dtype[np.int64]], pair_counts: Floats) -> None:
     """Exchange pairs of experts of different ranks while the sum of co-activations within ranks falls.
 
     Parameters:
@@ -47,17 +47,17 @@ def _exchange(together: Floats, rank_of: np.ndarray[tuple[int], np.dtype[np.int6
             expert with a rank's, changed.
     """
     experts = np.arange(len(together))
-    own = np.diag(together)
+    own_counts = np.diag(together)
     for _ in range(MOST_EXCHANGES):
         # Moving expert e to rank r adds met[r, e] and saves met[rank_of[e], e] - own[e].
-        leaves = met[rank_of, experts] - own
-        arrives = met[rank_of][:, experts]  # [to the rank of, expert]
+        leaves = pair_counts[rank_of, experts] - own_counts
+        arrives = pair_counts[rank_of][:, experts]  # [to the rank of, expert]
         change = arrives.T - leaves[:, None] + arrives - leaves[None, :] - 2 * together
         change[rank_of[:, None] == rank_of[None, :]] = np.inf
-        one, two = np.unravel_index(int(change.argmin()), change.shape)
-        if change[one, two] >= -1e-9:
+        first_expert, two = np.unravel_index(int(change.argmin()), change.shape)
+        if change[first_expert, two] >= -1e-9:
             return
-        first, second = rank_of[one], rank_of[two]
-        met[first] += together[two] - together[one]
-        met[second] += together[one] - together[two]
-        rank_of[one], rank_of[two] = second, first
+        first, second = rank_of[first_expert], rank_of[two]
+        pair_counts[first] += together[two] - together[first_expert]
+        pair_counts[second] += together[first_expert] - together[two]
+        rank_of[first_expert], rank_of[two] = second, first

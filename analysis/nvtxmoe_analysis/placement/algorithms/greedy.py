@@ -33,11 +33,11 @@ def pack(weights: Floats, experts: Ints, sizes: Ints) -> Layout:
         sizes: int64 [ranks], items per rank; their sum is the number of items.
     """
     load = np.zeros(len(sizes))
-    held: list[list[int]] = [[] for _ in sizes]
+    rank_experts: list[list[int]] = [[] for _ in sizes]
     for item in np.argsort(-weights, kind="stable"):
         expert = int(experts[item])
-        open_ranks = [rank for rank, some in enumerate(held) if len(some) < sizes[rank]]
-        rank = min(open_ranks, key=lambda rank: (expert in held[rank], load[rank], rank))
-        held[rank].append(expert)
+        open_ranks = [rank for rank, experts in enumerate(rank_experts) if len(experts) < sizes[rank]]
+        rank = min(open_ranks, key=lambda rank: (expert in rank_experts[rank], load[rank], rank))
+        rank_experts[rank].append(expert)
         load[rank] += weights[item]
-    return Layout.of_ranks(held)
+    return Layout.of_ranks(rank_experts)

@@ -30,7 +30,7 @@ def place(layer: Routing) -> Layout | None:
     return spread(pack((tokens / many)[experts], experts, contiguous(slots, layer.ranks).sizes), layer.experts)
 
 
-def replicas(tokens: Floats, slots: int, most: int) -> Ints:
+def replicas(tokens: Floats, slots: int, max_replicas: int) -> Ints:
     """Return how many slots each expert gets: each further one to the largest load per replica; at most one per rank.
 
     Parameters:
@@ -38,21 +38,21 @@ def replicas(tokens: Floats, slots: int, most: int) -> Ints:
     """
     many = np.ones(len(tokens), dtype=np.int64)
     for _ in range(slots - len(tokens)):
-        many[np.where(many < most, tokens / many, -1.0).argmax()] += 1
+        many[np.where(many < max_replicas, tokens / many, -1.0).argmax()] += 1
     return many
 
 
 def spread(layout: Layout, experts: int) -> Layout:
     """Return the placement with an expert that a rank holds twice exchanged for one of another rank."""
     ranks = [list(map(int, layout.held(rank))) for rank in range(layout.ranks)]
-    for held in ranks:
-        for at, expert in enumerate(held):
-            if expert not in held[:at]:
+    for rank_experts in ranks:
+        for at, expert in enumerate(rank_experts):
+            if expert not in rank_experts[:at]:
                 continue
             for other in ranks:
-                swap = next((i for i, one in enumerate(other) if one not in held), None)
-                if other is not held and expert not in other and swap is not None:
-                    held[at], other[swap] = other[swap], expert
+                swap = next((i for i, expert in enumerate(other) if expert not in rank_experts), None)
+                if other is not rank_experts and expert not in other and swap is not None:
+                    rank_experts[at], other[swap] = other[swap], expert
                     break
     made = Layout.of_ranks(ranks)
     made.check(experts)

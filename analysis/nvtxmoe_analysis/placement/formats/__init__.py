@@ -35,9 +35,9 @@ class Placement:
         Raises:
             NvtxmoeError: layers differ, or a layer's slots do not divide equally between ranks.
         """
-        if len(set(self.experts.values())) > 1 or len({len(one.order) for one in self.layers.values()}) > 1:
+        if len(set(self.experts.values())) > 1 or len({len(layer.order) for layer in self.layers.values()}) > 1:
             raise NvtxmoeError("layers have unequal numbers of experts or slots, and this form has one for all")
-        if any(len(set(one.sizes.tolist())) > 1 for one in self.layers.values()):
+        if any(len(set(layer.sizes.tolist())) > 1 for layer in self.layers.values()):
             raise NvtxmoeError("ranks have unequal numbers of slots, and this form divides them equally")
         return next(iter(self.experts.values())), len(next(iter(self.layers.values())).order)
 

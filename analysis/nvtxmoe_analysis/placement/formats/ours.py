@@ -53,15 +53,15 @@ def read(path: Path) -> dict[int, Layout]:
     ranks, layers = document.get("ranks"), document.get("layers")
     if type(ranks) is not int or ranks < 1 or not isinstance(layers, dict) or not layers:
         raise NvtxmoeError("ranks or layers are absent", where=path, remedy=REMEDY)
-    found = {}
+    layouts = {}
     for number, layer in layers.items():
         try:
-            found[int(number)] = _layout(layer, ranks)
+            layouts[int(number)] = _layout(layer, ranks)
         except ValueError as error:
             raise NvtxmoeError(f"layer {number!r}: not a number", where=path, remedy=REMEDY) from error
         except NvtxmoeError as error:
             raise NvtxmoeError(f"layer {number}: {error.what}", where=path, remedy=REMEDY) from error
-    return found
+    return layouts
 
 
 def _layout(layer: Any, ranks: int) -> Layout:
@@ -77,4 +77,4 @@ def _layout(layer: Any, ranks: int) -> Layout:
 
 
 def _numbers(values: list[Any]) -> bool:
-    return len(values) > 0 and all(type(one) is int and 0 <= one < 1 << 31 for one in values)
+    return len(values) > 0 and all(type(value) is int and 0 <= value < 1 << 31 for value in values)

@@ -32,18 +32,18 @@ def build(source: Source) -> Drawing | Missing:
     pairs = with_lift(frame, source)
     layers = pairs["layer_idx"].unique().sort().to_list()
     number = _experts_shown(len(layers))
-    kept = _busiest(pairs, number)
+    shown_pairs = _busiest(pairs, number)
     strongest = pairs.sort(["pct", "layer_idx"], descending=[True, False])
     first = strongest.row(0, named=True)
     shown_layer = int(first["layer_idx"])
-    cells = kept.select(
+    cells = shown_pairs.select(
         "layer_idx", "a", "b", pl.col("coselection_count").alias("n"), significant(pl.col("pct", "lift"))
     )
     cells = cells.with_columns(pair=pl.format("{} and {}", "a", "b"))
     file = source.file("coselection")
-    cut = len(kept) < len(pairs)
-    rest = (
-        f" Of each layer the {number} experts with the most pairs: {len(kept):,} of {len(pairs):,} pairs."
+    cut = len(shown_pairs) < len(pairs)
+    more_text = (
+        f" Of each layer the {number} experts with the most pairs: {len(shown_pairs):,} of {len(pairs):,} pairs."
         if cut
         else ""
     )
@@ -61,14 +61,14 @@ def build(source: Source) -> Drawing | Missing:
         _chart(layers, shown_layer),
         {"pairs": cells},
         f"{file}: coselection_count over tokens, the tokens looked at ({_range(pairs['tokens'])} a layer). Pairs that "
-        f"never occurred are empty; the colours follow the square root.{rest} The pointer also shows how often a pair "
-        "occurs against what independent choices give.",
+        f"never occurred are empty; the colours follow the square root.{more_text} The pointer also shows how often a "
+        "pair occurs against what independent choices give.",
         f"Matrix of layer {shown_layer}. The pair chosen together most often in any layer is {first['expert_id_1']} "
         f"and {first['expert_id_2']}: {pct(first['pct'])} of its tokens.",
         table(
             ("layer", "experts", "tokens with both", "of the tokens", "times independence"),
             rows,
-            whole=file,
+            file_name=file,
             total=len(pairs),
             which="by share of the tokens",
         ),

@@ -74,7 +74,7 @@ def build(source: Source) -> Drawing | Missing:
         table(
             ("layer", "expert", "assignments", "share of the layer", "times the mean"),
             rows,
-            whole=file,
+            file_name=file,
             total=len(shares),
             which="by times the mean",
         ),

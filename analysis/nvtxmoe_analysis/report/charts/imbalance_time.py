@@ -120,5 +120,7 @@ def build(source: Source) -> Drawing | Missing:
         "high even when routing is even.",
         f"Heatmap of {layers} layers over {len(steps):,} steps. Layer {first['layer_idx']} is the least even, its "
         f"median max/mean is {times(first['median'])}, its worst {times(first['worst'])}.",
-        table(("layer", "median max/mean", "95th percentile", "worst", "rows"), rows, whole=file, which="by median"),
+        table(
+            ("layer", "median max/mean", "95th percentile", "worst", "rows"), rows, file_name=file, which="by median"
+        ),
     )

@@ -89,7 +89,7 @@ def build(source: Source) -> Drawing | Missing:
     chart = chart.properties(width="container", height=280)
     file = source.file("layer_correlation")
     ranked = sums.sort("kernel_time_ns", descending=True)
-    most, least = ranked.row(0, named=True), ranked.row(-1, named=True)
+    longest, least = ranked.row(0, named=True), ranked.row(-1, named=True)
     cells = [
         [row["layer_idx"], *(duration(row[columns[phase]]) for phase in PHASES), duration(row["kernel_time_ns"])]
         for row in ranked.iter_rows(named=True)
@@ -106,9 +106,9 @@ def build(source: Source) -> Drawing | Missing:
         f"{file}: the columns route_ns to other_ns, summed over ranks and steps. Kernels only, without copies and "
         'memsets. "other" is in the layer but in no phase: the gate\'s GEMM, for one.'
         f"{outliers}",
-        f"Stacked bars, one a layer. Layer {most['layer_idx']} takes most, {duration(most['kernel_time_ns'])}; layer "
-        f"{least['layer_idx']} least, {duration(least['kernel_time_ns'])}.",
-        table(("layer", *PHASES, "in all"), cells, whole=file, which="by time"),
+        f"Stacked bars, one a layer. Layer {longest['layer_idx']} takes most, {duration(longest['kernel_time_ns'])}; "
+        f"layer {least['layer_idx']} least, {duration(least['kernel_time_ns'])}.",
+        table(("layer", *PHASES, "in all"), cells, file_name=file, which="by time"),
     )
 
 

@@ -71,7 +71,7 @@ def build(source: Source) -> Drawing | Missing:
         f"least time at the GPU's bandwidth and dense throughput. Both scales are logarithmic.{note}",
         f"Points under a roofline. The best one reaches {best['roofline_pct']:.1f} % of it, in a {best['step_kind']} "
         f"step of {best['num_tokens']:,} tokens.",
-        table(*_cells(summary), whole=file),
+        table(*_cells(summary), file_name=file),
     )
 
 
@@ -81,11 +81,11 @@ def _roofs(known: pl.DataFrame) -> pl.DataFrame:
     throughput = (pl.col("tflop_per_s") / pl.col("mfu_pct") * 100).round_sig_figs(6)
     peaks = known.select(bandwidth.alias("gbs"), throughput.alias("tflops")).unique().sort("gbs", "tflops")
     intensity = known["flop_per_byte"].to_numpy()
-    least, most = float(intensity.min()), float(intensity.max())
+    least, highest = float(intensity.min()), float(intensity.max())
     rows = []
     for number, (gbs, tflops) in enumerate(peaks.iter_rows()):
         ridge = 1e3 * tflops / gbs
-        for at in (least / 2, ridge, max(2 * most, 2 * ridge)):
+        for at in (least / 2, ridge, max(2 * highest, 2 * ridge)):
             rows.append((str(number), at, min(tflops, at * gbs / 1e3)))
     return pl.DataFrame(rows, schema=["roof", "flop_per_byte", "tflop_per_s"], orient="row")
 

@@ -87,5 +87,5 @@ def build(source: Source) -> Drawing | Missing:
         "follow the square root. Weights are as the router gave them: whether they add up to one a token depends on "
         "the model.",
         f"Heatmap of {layers} layers by {BINS} ranges of weight. {share} of all weights are below {low + step:.3g}.",
-        table(("layer", "weights", "mean", "5th percentile", "median", "95th percentile"), rows, whole=file),
+        table(("layer", "weights", "mean", "5th percentile", "median", "95th percentile"), rows, file_name=file),
     )

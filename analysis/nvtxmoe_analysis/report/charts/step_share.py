@@ -89,7 +89,7 @@ def build(source: Source) -> Drawing | Missing:
         "their number. Kernels, copies and memsets launched in the step. The time of a collective holds its waiting "
         "for other ranks.",
         f"Stacked bars of GPU time by class of work. {lead}.",
-        table(("steps", "class", "in all", "share", "a step and rank"), cells, whole=file),
+        table(("steps", "class", "in all", "share", "a step and rank"), cells, file_name=file),
     )
 
 

@@ -71,7 +71,7 @@ def build(source: Source) -> Drawing | Missing:
         f"late rank. Mind that the scales differ.{left_out}",
         f"Bars by layer. Layer {first['layer_idx']} has the most excess, {duration(first['excess_ns'] or 0)} over "
         f"{first['steps']:,} steps.",
-        table(("layer", "steps", *(name for name, _ in PARTS.values())), cells, whole=file, which="by excess"),
+        table(("layer", "steps", *(name for name, _ in PARTS.values())), cells, file_name=file, which="by excess"),
     )
 
 

@@ -216,13 +216,13 @@ def _words(best: pl.DataFrame, kinds: list[str], points: pl.DataFrame) -> pl.Dat
     """Return the texts of each panel: ``layer``, ``kind``, ``axis`` (the feature), ``fit``; and ``zero``: 0 where the
     feature's axis begins at zero, null where that would waste half of it or more, which ``axis`` then says."""
     span = points.group_by("layer", "kind").agg(pl.col("x").min().alias("low"), pl.col("x").max().alias("high"))
-    whole = {(row[0], row[1]) for row in span.filter(2 * pl.col("low") <= pl.col("high")).rows()}
+    whole_panels = {(row[0], row[1]) for row in span.filter(2 * pl.col("low") <= pl.col("high")).rows()}
     rows = []
     for row in best.iter_rows(named=True):
         if row["step_kind"] in kinds:
             panel = row["layer_idx"], row["step_kind"]
             unit = f" ({UNITS[row['x']]})" if row["x"] in UNITS else ""
-            cut = "" if panel in whole else ", axis not from 0"
+            cut = "" if panel in whole_panels else ", axis not from 0"
             fit = fit_words(row) if row["fitted"] else unfitted(row)
             rows.append((*panel, f"{row['x']}{unit}{cut}", fit, None if cut else 0))
     schema = {"layer": pl.Int64, "kind": pl.String, "axis": pl.String, "fit": pl.String, "zero": pl.Int64}
@@ -315,4 +315,4 @@ def _table(best: pl.DataFrame, first: int, file: str) -> Table:
         ]
         for row in ranked.iter_rows(named=True)
     ]
-    return table(("layer", "steps", "status", "in words", "rows", "R2"), rows, whole=file)
+    return table(("layer", "steps", "status", "in words", "rows", "R2"), rows, file_name=file)

@@ -93,7 +93,7 @@ def build(source: Source) -> Drawing | Missing:
         table(
             ("operation", "phase", "count", "in all", "of all in layers", "mean", "min", "max"),
             cells,
-            whole=file,
+            file_name=file,
             total=len(ranked),
             which="by time",
         ),

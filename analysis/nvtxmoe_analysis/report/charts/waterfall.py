@@ -53,7 +53,7 @@ def build(source: Source) -> Drawing | Missing:
         "they are the layers' GPU time. Lines are 95 % intervals of estimates. Mind that the scales differ.",
         f"Waterfall by kind of step. The largest bar is {largest['label']} in {largest['step_kind']} steps, "
         f"{duration(largest['time_ns'])}.",
-        table(("steps", "bar", "time", "interval", "how"), cells, whole=file),
+        table(("steps", "bar", "time", "interval", "how"), cells, file_name=file),
     )
 
 

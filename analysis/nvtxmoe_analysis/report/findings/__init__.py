@@ -30,18 +30,18 @@ class FindingModule(Protocol):
 
 def finding_modules() -> Mapping[str, FindingModule]:
     """Every module by name, in their order."""
-    found = {
+    modules = {
         info.name: cast(FindingModule, import_module(f"{__name__}.{info.name}"))
         for info in pkgutil.iter_modules(__path__)
     }
-    return dict(sorted(found.items(), key=lambda item: (item[1].ORDER, item[0])))
+    return dict(sorted(modules.items(), key=lambda item: (item[1].ORDER, item[0])))
 
 
 def findings(ledger: Ledger) -> list[Finding]:
     """All findings of these results: by kind, then by the time at stake per step, then in the modules' order."""
     for module in finding_modules().values():
-        ledger.found += [replace(finding, id=module.ID) for finding in module.find(ledger)]
-    return sorted(ledger.found, key=_place)
+        ledger.findings += [replace(finding, id=module.ID) for finding in module.find(ledger)]
+    return sorted(ledger.findings, key=_place)
 
 
 def _place(finding: Finding) -> tuple[int, float]:

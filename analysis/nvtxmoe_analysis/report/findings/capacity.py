@@ -23,10 +23,10 @@ def find(ledger: Ledger) -> list[Finding]:
     frame = ledger.source.frame(NAME, COLUMNS)
     if frame is None:
         return []
-    whole = frame.filter(pl.col("layer_idx").is_null()).drop_nulls("over_capacity_pct").sort("capacity_factor")
-    if whole.is_empty():
+    all_layers = frame.filter(pl.col("layer_idx").is_null()).drop_nulls("over_capacity_pct").sort("capacity_factor")
+    if all_layers.is_empty():
         return []
-    factors = whole["capacity_factor"].to_list()
+    factors = all_layers["capacity_factor"].to_list()
     factor = USUAL if USUAL in factors else factors[0]
     where: Where = {"layer_idx": None, "capacity_factor": factor}
     over, empty = (ledger.take(NAME, column, where=where) for column in ("over_capacity_pct", "empty_slots_pct"))

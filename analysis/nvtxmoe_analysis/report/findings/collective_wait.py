@@ -38,20 +38,20 @@ def find(ledger: Ledger) -> list[Finding]:
     wait = ledger.per_step(TABLE, "wait_ns")
     explained = [number for name in ("uneven_ranks", "unequal_speed") if (number := bar(ledger, name)) is not None]
     explained += [
-        finding.stake.per_step for finding in ledger.found if finding.id == FIRST and finding.stake is not None
+        finding.stake.per_step for finding in ledger.findings if finding.id == FIRST and finding.stake is not None
     ]
-    rest = difference(wait, total(*explained)) if explained else wait
-    at_stake = stake(rest, ledger.step_time)
+    remaining = difference(wait, total(*explained)) if explained else wait
+    at_stake = stake(remaining, ledger.step_time)
     if not at_stake.matters:
         return []
     text = "Ranks wait another {} per {}{}, {}, in collectives, for reasons other than the ranks' loads and speeds."
-    headline = sentence(text, rest, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
+    headline = sentence(text, remaining, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
     details = [sentence("In all, ranks wait {} per step{} in collectives.", wait, ledger.of_mean_rank)]
     details += _of_ranks(ledger, rows)
     details += _last(rows)
     if any(process.get("eplb") for process in processes(ledger.source.document("validation"))):
         details.append(sentence("EPLB moves experts between ranks in this run; its collectives may be among them."))
-    expected = sentence("up to {} less per step of the mean rank.", rest)
+    expected = sentence("up to {} less per step of the mean rank.", remaining)
     action = (
         "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
     )
@@ -86,10 +86,14 @@ def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:
     waits = rows.drop_nulls(["rank", "wait_ns"]).group_by("rank").agg(pl.col("wait_ns").sum()).sort(["wait_ns", "rank"])
     if len(waits) < 2:
         return []
-    least, most = int(waits["rank"][0]), int(waits["rank"][-1])
+    least, longest_rank = int(waits["rank"][0]), int(waits["rank"][-1])
     steps = ("step",)
-    longest, shortest = (ledger.per_step(TABLE, "wait_ns", where={"rank": rank}, by=steps) for rank in (most, least))
-    return [sentence("Rank {} waits {} per step, and rank {} waits {}.", str(most), longest, str(least), shortest)]
+    longest, shortest = (
+        ledger.per_step(TABLE, "wait_ns", where={"rank": rank}, by=steps) for rank in (longest_rank, least)
+    )
+    return [
+        sentence("Rank {} waits {} per step, and rank {} waits {}.", str(longest_rank), longest, str(least), shortest)
+    ]
 
 
 def _not_split(ledger: Ledger) -> list[Finding]:

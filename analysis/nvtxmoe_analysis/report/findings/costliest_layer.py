@@ -27,9 +27,9 @@ def find(ledger: Ledger) -> list[Finding]:
     """Return the costliest layer per steady step, and outliers one by one."""
     if ledger.steady is None:
         return []
-    whole = ledger.source.loaded.frame(CORRELATION).select("layer_idx", *STEP, *OWN_TIMES)
-    outliers = outlying(whole)
-    frame = whole.filter(pl.col("step").is_in(ledger.steady.numbers))
+    all_steps = ledger.source.loaded.frame(CORRELATION).select("layer_idx", *STEP, *OWN_TIMES)
+    outliers = outlying(all_steps)
+    frame = all_steps.filter(pl.col("step").is_in(ledger.steady.numbers))
     column = own_column(frame)
     layer = costliest_layer(frame)
     where = {"layer_idx": layer}
@@ -37,23 +37,23 @@ def find(ledger: Ledger) -> list[Finding]:
     if not all_time.value:
         return []
     layers = ledger.take(CORRELATION, "layer_idx", "distinct")
-    details = [*_phases(ledger, layer, column), *_kernel(ledger, layer), *_outliers(ledger, whole, outliers)]
-    kept = " kept" if some_layers(ledger) else ""
+    details = [*_phases(ledger, layer, column), *_kernel(ledger, layer), *_outliers(ledger, all_steps, outliers)]
+    kept_text = " kept" if some_layers(ledger) else ""
     topic, noun = "The layer that costs most", ledger.steady.noun
     if layers.value == 1:
         text = "The one {}, {}, takes {} of own kernel time per {}."
-        headline = sentence(text, "layer kept" if kept else "MoE layer", layer, layer_time, noun)
+        headline = sentence(text, "layer kept" if kept_text else "MoE layer", layer, layer_time, noun)
         return [Finding(topic, headline, details, chart="layer_phases")]
-    if _large(whole, outliers):
+    if _large(all_steps, outliers):
         return [Finding(topic, _typical(ledger, column, layer), details, chart="layer_phases")]
     times_mean = ratio(layer_time, ratio(all_time, layers, column))
     if times_mean.value < 1 + EVEN:
         text = "The layers{} cost about the same: layer {} takes most, {} of own kernel time per {}, {} times the mean."
-        headline = sentence(text, kept, layer, layer_time, noun, times_mean)
+        headline = sentence(text, kept_text, layer, layer_time, noun, times_mean)
     else:
         text = "Layer {} costs most: {} of own kernel time per {}, {} of all{} and {} times the mean layer."
         share = percent(layer_time, all_time)
-        headline = sentence(text, layer, layer_time, noun, share, " kept" if kept else " layers", times_mean)
+        headline = sentence(text, layer, layer_time, noun, share, " kept" if kept_text else " layers", times_mean)
     won = ledger.wins(CORRELATION, column, where, STEP, steady=True)
     groups = ledger.take(CORRELATION, "step", "rows", where=where, steady=True)
     confidence = sentence("it was the slowest layer in {} of {} steady (rank, step).", won, groups)
@@ -100,19 +100,21 @@ def _phases(ledger: Ledger, layer: int, column: str) -> list[Sentence]:
     if ledger.source.frame(CORRELATION, [f"{phase}_ns" for phase in PHASES]) is None:
         return []
     where = {"layer_idx": layer}
-    whole = ledger.per_step(CORRELATION, "kernel_time_ns", where=where)
+    layer_time = ledger.per_step(CORRELATION, "kernel_time_ns", where=where)
     took: dict[str, SourcedNumber] = {
         phase: ledger.per_step(CORRELATION, f"{phase}_ns", where=where) for phase in PHASES
     }
     ranked = sorted((phase for phase in took if took[phase].value > 0), key=lambda phase: -took[phase].value)[:2]
-    parts = [sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], whole), phase) for phase in ranked]
+    parts = [
+        sentence("{} ({}) goes to phase {}", took[phase], percent(took[phase], layer_time), phase) for phase in ranked
+    ]
     if not ranked:
         return []
     own = ledger.per_step(CORRELATION, column, where=where)
-    if own.value == whole.value:
-        return [sentence("Of its {} kernel time per step, {}.", whole, together(parts))]
+    if own.value == layer_time.value:
+        return [sentence("Of its {} kernel time per step, {}.", layer_time, together(parts))]
     text = "With collectives it takes {} of kernel time per step, {} more than its own (mean); of that, {}."
-    return [sentence(text, whole, difference(whole, own), together(parts))]
+    return [sentence(text, layer_time, difference(layer_time, own), together(parts))]
 
 
 def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:

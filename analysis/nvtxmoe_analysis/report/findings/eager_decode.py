@@ -32,8 +32,8 @@ def find(ledger: Ledger) -> list[Finding]:
         return []
     decode = steady.numbers | eager
     idle = _idle(ledger, timings, eager, decode)
-    whole = total(ledger.step_time, idle)
-    at_stake = Stake(idle, percent(idle, whole))
+    step_and_idle = total(ledger.step_time, idle)
+    at_stake = Stake(idle, percent(idle, step_and_idle))
     if steady.eager:
         text = "No decode step replays a CUDA graph, and the GPU idles {} per decode step between launches, {} of it."
         headline = sentence(text, idle, at_stake.share)
@@ -59,15 +59,15 @@ def _idle(ledger: Ledger, timings: pl.DataFrame, eager: frozenset[int], decode: 
     rows = timings.filter(pl.col("step").is_in(eager))
     extent = rows.group_by(STEP).agg(extent=pl.col("gpu_end_ns").max() - pl.col("gpu_start_ns").min())
     times = ledger.source.loaded.frame(CORRELATION).select(*STEP, "step_gpu_ns")
-    whole = times.filter(pl.col("step").is_in(decode)).unique(list(STEP))
-    idle = extent.join(whole, on=STEP).select((pl.col("extent") - pl.col("step_gpu_ns")).clip(0))
+    all_steps = times.filter(pl.col("step").is_in(decode)).unique(list(STEP))
+    idle = extent.join(all_steps, on=STEP).select((pl.col("extent") - pl.col("step_gpu_ns")).clip(0))
     return ledger.of_steps(
-        float(idle.to_series().sum()) / len(whole),
+        float(idle.to_series().sum()) / len(all_steps),
         TIMINGS,
         "gpu_end_ns",
         "idle",
         rows=len(rows),
-        over=len(whole),
+        over=len(all_steps),
         steps=eager,
         in_words=f"{len(eager):,} eager decode steps",
     )

@@ -35,12 +35,14 @@ def find(ledger: Ledger) -> list[Finding]:
     frame = ledger.source.frame(TABLE, COLUMNS)
     if frame is None:
         return []
-    whole = frame.filter(pl.col("tokens_to").is_null() & pl.col("step_kind").is_in(KINDS))
-    known = whole.filter(pl.col("roofline_pct").is_not_null()).sort(["matmul_ns", "step_kind"], descending=True)
+    all_sizes = frame.filter(pl.col("tokens_to").is_null() & pl.col("step_kind").is_in(KINDS))
+    known = all_sizes.filter(pl.col("roofline_pct").is_not_null()).sort(["matmul_ns", "step_kind"], descending=True)
     steady = _steady(ledger)
     if not known.is_empty() and steady is not None:
         return [_known(ledger, frame, known, *steady)]
-    weights = whole.filter(pl.col("weight_gb_per_s").is_not_null()).sort(["matmul_ns", "step_kind"], descending=True)
+    weights = all_sizes.filter(pl.col("weight_gb_per_s").is_not_null()).sort(
+        ["matmul_ns", "step_kind"], descending=True
+    )
     return [_weights(ledger, weights)] if len(weights) else []
 
 

@@ -19,7 +19,7 @@ MEANING = (
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return that nothing was found, if enough steps were looked at and nothing was."""
-    if any(_speaks_against(finding) for finding in ledger.found):
+    if any(_speaks_against(finding) for finding in ledger.findings):
         return []
     if ledger.steady is None or ledger.step_time is None or cannot_tell(ledger):
         return []

@@ -55,5 +55,5 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _others(reasons: list[str]) -> list[Sentence]:
     shown = [sentence("{}", reason) for reason in reasons[1:MOST_REASONS]]
-    rest = len(reasons) - 1 - len(shown)
-    return [*shown, *([sentence("{} more reasons: see the checks.", rest)] if rest > 0 else [])]
+    hidden_reasons = len(reasons) - 1 - len(shown)
+    return [*shown, *([sentence("{} more reasons: see the checks.", hidden_reasons)] if hidden_reasons > 0 else [])]

@@ -35,8 +35,8 @@ def find(ledger: Ledger) -> list[Finding]:
     over = ledger.steady.rank_steps
     value = float(first["wait_ns"].sum()) / over
     wait = ledger.of_steps(value, TABLE, "wait_ns", "first_of_step", rows=len(first), over=over)
-    own = _of_own_time(ledger, first)
-    wait = wait if own is None else difference(wait, own)
+    own_part = _of_own_time(ledger, first)
+    wait = wait if own_part is None else difference(wait, own_part)
     at_stake = stake(wait, ledger.step_time)
     if not at_stake.matters:
         return []
@@ -71,9 +71,9 @@ def _of_ranks(ledger: Ledger, first: pl.DataFrame) -> list[Sentence]:
         ledger.of_steps(ns / over, TABLE, "wait_ns", "first_of_step", where={"rank": rank}, rows=over, over=over)
         for rank, ns, over in waits.iter_rows()
     ]
-    most, least = str(waits["rank"][-1]), str(waits["rank"][0])
+    latest_rank, least = str(waits["rank"][-1]), str(waits["rank"][0])
     text = "Rank {} waits {} there per step, and rank {} waits {}."
-    return [sentence(text, most, numbers[-1], least, numbers[0])]
+    return [sentence(text, latest_rank, numbers[-1], least, numbers[0])]
 
 
 def _of_own_time(ledger: Ledger, first: pl.DataFrame) -> SourcedNumber | None:

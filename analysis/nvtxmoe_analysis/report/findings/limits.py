@@ -50,8 +50,10 @@ def _filters(ledger: Ledger) -> list[Sentence]:
     active = filters(ledger)
     if not active:
         return []
-    kept, captured = (ledger.from_document("validation", "selection", key) for key in ("steps_kept", "steps_captured"))
-    return [sentence("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), kept, captured)]
+    steps_kept, captured = (
+        ledger.from_document("validation", "selection", key) for key in ("steps_kept", "steps_captured")
+    )
+    return [sentence("What was filtered out ({}): {} of {} steps were kept.", ", ".join(active), steps_kept, captured)]
 
 
 def _gpu(ledger: Ledger) -> list[Sentence]:

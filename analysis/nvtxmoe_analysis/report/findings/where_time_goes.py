@@ -20,21 +20,21 @@ MOST_NAMED, LEAST_SHARE_PCT = 4, 0.5
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return the largest bars per steady step, and which of them are estimates."""
-    whole = bar(ledger, TOTAL)
-    if whole is None or ledger.steady is None or not whole.value > 0:
+    step_total = bar(ledger, TOTAL)
+    if step_total is None or ledger.steady is None or not step_total.value > 0:
         return []
     bars = {name: number for name in LABELS if (number := bar(ledger, name)) is not None and number.value > 0}
     ranked = sorted(bars, key=lambda name: -bars[name].value)
-    named = [name for name in ranked if 100 * bars[name].value >= LEAST_SHARE_PCT * whole.value] or ranked[:1]
+    named = [name for name in ranked if 100 * bars[name].value >= LEAST_SHARE_PCT * step_total.value] or ranked[:1]
     if not named:
         return []
-    parts = [_part(bars[name], whole, name) for name in named[:MOST_NAMED]]
-    headline = sentence("Of {} in MoE layers per {}, {}.", whole, ledger.steady.noun, together(parts))
+    parts = [_part(bars[name], step_total, name) for name in named[:MOST_NAMED]]
+    headline = sentence("Of {} in MoE layers per {}, {}.", step_total, ledger.steady.noun, together(parts))
     confidence = sentence(
         "the bars add up to the total exactly, in every step. The experts' work and padding come from a model of the "
         "matrix products' time, what unequal ranks wait from their own time; both are estimates."
     )
-    details = [*_beyond_parts(ledger, whole), *_intervals(bars), *_unknown(ledger)]
+    details = [*_beyond_parts(ledger, step_total), *_intervals(bars), *_unknown(ledger)]
     return [Finding("Where MoE time goes", headline, details, confidence, chart="waterfall")]
 
 
@@ -48,8 +48,8 @@ def _beyond_parts(ledger: Ledger, whole: SourcedNumber) -> list[Sentence]:
     return [sentence(text, whole, cost, together(named))]
 
 
-def _part(number: SourcedNumber, whole: SourcedNumber, name: str) -> Sentence:
-    return sentence("{} ({}) is {}", number, percent(number, whole), LABELS[name])
+def _part(number: SourcedNumber, step_total: SourcedNumber, name: str) -> Sentence:
+    return sentence("{} ({}) is {}", number, percent(number, step_total), LABELS[name])
 
 
 def _intervals(bars: dict[str, SourcedNumber]) -> list[Sentence]:

@@ -22,6 +22,6 @@ ADAPTERS: tuple[ModuleType, ...] = tuple(
 
 def choose() -> tuple[ModuleType | None, dict[str, list[str]]]:
     """The adapter for the installed vLLM, and what each of the others lacks. This imports vLLM."""
-    lacking = {adapter.NAME: missing(adapter.NEEDS) for adapter in ADAPTERS}
-    fitting = next((adapter for adapter in ADAPTERS if not lacking[adapter.NAME]), None)
-    return fitting, {name: clauses for name, clauses in lacking.items() if clauses}
+    missing_clauses = {adapter.NAME: missing(adapter.NEEDS) for adapter in ADAPTERS}
+    fitting = next((adapter for adapter in ADAPTERS if not missing_clauses[adapter.NAME]), None)
+    return fitting, {name: clauses for name, clauses in missing_clauses.items() if clauses}

@@ -50,15 +50,15 @@ def install(capture: Capture) -> None:
     from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner  # noqa: PLC0415
     from vllm.model_executor.layers.fused_moe.runner.shared_experts import SharedExperts  # noqa: PLC0415
 
-    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
+    def find_layers(static_context: dict[str, Any]) -> list[MoeLayer]:
         layers = _layers(static_context)
-        for one in layers:
+        for layer in layers:
             for attribute in ("apply", "apply_monolithic"):
-                if hasattr(one.experts.quant_method, attribute):
-                    wrap(one.experts.quant_method, attribute, capture.phase_hook("experts"))
+                if hasattr(layer.experts.quant_method, attribute):
+                    wrap(layer.experts.quant_method, attribute, capture.phase_hook("experts"))
         return layers
 
-    common.install(capture, MoERunner, found)
+    common.install(capture, MoERunner, find_layers)
     layer_hook = capture.layer_hook(lambda _, layer, *__, **___: layer, lambda layer: common.reduces(layer.runner))
     wrap(MoERunner, "_forward_impl", layer_hook)
     wrap(BaseRouter, "select_experts", capture.router_hook())

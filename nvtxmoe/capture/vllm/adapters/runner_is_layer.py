@@ -70,15 +70,15 @@ def install(capture: Capture) -> None:
         monolithic: MonolithicLayers(capture, routers).hook(),
     }
 
-    def found(static_context: dict[str, Any]) -> list[MoeLayer]:
+    def find_layers(static_context: dict[str, Any]) -> list[MoeLayer]:
         layers = _layers(static_context)
-        for one in layers:  # some models have experts of their own class
-            routers[id(one.experts)] = one.router
+        for layer in layers:  # some models have experts of their own class
+            routers[id(layer.experts)] = layer.router
             for attribute, hook in passes.items():
-                wrap(type(one.experts), attribute, hook)
+                wrap(type(layer.experts), attribute, hook)
         return layers
 
-    common.install(capture, MoERunner, found)
+    common.install(capture, MoERunner, find_layers)
     layer = capture.layer_hook(lambda runner, *_, **__: runner, common.reduces)
     wrap(MoERunner, "_forward_impl", layer)
     wrap(BaseRouter, "_select_experts", capture.router_hook())
