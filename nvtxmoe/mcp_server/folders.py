@@ -49,8 +49,8 @@ class Opened:
     @cached_property
     def step_sets(self) -> Mapping[str, frozenset[int]]:
         """The steady steps and those left out, by name; empty without GPU time of steps."""
-        found = steady(Source(self.results))
-        return {} if found is None else found.sets
+        steps = steady(Source(self.results))
+        return {} if steps is None else steps.sets
 
     @cached_property
     def _advice(self) -> Advice:

@@ -42,7 +42,7 @@ class _Server(MCPServer):
         except ToolError as error:
             if not isinstance(error.__cause__, ValidationError):
                 raise
-            wrong = "; ".join(f"{_place(one['loc'])}: {one['msg']}" for one in error.__cause__.errors())
+            wrong = "; ".join(f"{_place(fault['loc'])}: {fault['msg']}" for fault in error.__cause__.errors())
             return _failed(f"wrong arguments: {wrong}. See the schema of {name}")
 
 

@@ -180,19 +180,19 @@ def document(comparisons: Comparisons) -> dict[str, Any]:
     }
 
 
-def not_in_all(found: Comparisons) -> list[str]:
+def not_in_all(comparisons: Comparisons) -> list[str]:
     """Return which metrics have no row for which results, a sentence per group of results."""
     metrics: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for metric in METRICS:
-        lacking = tuple(
+        lacking_results = tuple(
             name
-            for name, one in found.results.items()
-            if one.metrics.filter(metric=metric).drop_nulls("value_b").is_empty()
+            for name, comparison in comparisons.results.items()
+            if comparison.metrics.filter(metric=metric).drop_nulls("value_b").is_empty()
         )
-        if lacking:
-            metrics[lacking].append(metric)
+        if lacking_results:
+            metrics[lacking_results].append(metric)
     return [
-        f"No row of {listed(names)} for {'any result' if len(results) == len(found.results) else listed(results)}: "
+        f"No row of {listed(names)} for {'any result' if len(results) == len(comparisons.results) else listed(results)}: "
         "the result or the baseline does not have it. The notes say why."
         for results, names in metrics.items()
     ]

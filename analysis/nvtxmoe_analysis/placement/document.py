@@ -40,8 +40,8 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
             **_named("net_saved", answer.saves),
             "considered": answer.considered,
             "phases": {
-                name: {**_named("saved", one.saves), "saves_at_most_ns": _rounded(one.at_most_ns)}
-                for name, one in answer.phases.items()
+                name: {**_named("saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
+                for name, phase in answer.phases.items()
             },
         },
         "options": {

@@ -72,7 +72,7 @@ def verdict(prediction: Prediction) -> Verdict:
     """
     base = _base(prediction)
     least = prediction.options.least_gain_pct / 100 * base
-    measured = [one for one in prediction.phases.values() if one.calibration is not None]
+    measured = [phase for phase in prediction.phases.values() if phase.calibration is not None]
     bound = _bound(prediction, prediction.valued_phases or measured)
     others = [placement for placement in prediction.placements if placement.name != TODAY and placement.sums]
     if not prediction.valued_phases or not others:
@@ -132,9 +132,9 @@ def _verdict(
 
 
 def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
-    others = [one for one in prediction.placements if one.name != TODAY and one.sums]
+    others = [placement for placement in prediction.placements if placement.name != TODAY and placement.sums]
     confidence = 1 - (1 - CONFIDENCE) / len(others)
-    ends = [one.sums[phase.name].saved().interval(confidence)[1] for one in others]
+    ends = [placement.sums[phase.name].saved().interval(confidence)[1] for placement in others]
     at_most = max(0.0, min(max(ends), _bound(prediction, [phase])))
     return InPhase(chosen.sums[phase.name].saved(), _finite(at_most))
 

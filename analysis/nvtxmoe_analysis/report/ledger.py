@@ -32,7 +32,7 @@ class Ledger:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.findings: list[Finding] = []
-        self._places: dict[tuple[object, ...], pl.Series] = {}
+        self._row_numbers: dict[tuple[object, ...], pl.Series] = {}
 
     @cached_property
     def steady(self) -> Steady | None:
@@ -182,15 +182,15 @@ class Ledger:
     ) -> pl.DataFrame:
         """Return columns of the rows of a frame that exists; see ``take``."""
         key = (name, *sorted((where or {}).items()), *once, steady)
-        if key not in self._places:
-            self._places[key] = self._find(name, where or {}, once, steady=steady)
-        return self.source.loaded.frame(name).select(set(columns))[self._places[key]]
+        if key not in self._row_numbers:
+            self._row_numbers[key] = self._find(name, where or {}, once, steady=steady)
+        return self.source.loaded.frame(name).select(set(columns))[self._row_numbers[key]]
 
     def _find(self, name: str, where: Where, once: Sequence[str], *, steady: bool) -> pl.Series:
         """Return the places of rows in a frame that exists; see ``take``."""
         steps = self.steady if steady else None
-        wanted = {*where, *once, *(() if steps is None else ("step",))}
-        frame = rows_where(self.source.loaded.frame(name).select(*wanted, place=pl.int_range(pl.len())), where)
+        columns = {*where, *once, *(() if steps is None else ("step",))}
+        frame = rows_where(self.source.loaded.frame(name).select(*columns, place=pl.int_range(pl.len())), where)
         if steps is not None:
             frame = frame.filter(pl.col("step").is_in(steps.numbers))
         return (frame.unique(list(once), keep="first", maintain_order=True) if once else frame)["place"]

@@ -28,5 +28,5 @@ def specification(chart: alt.TopLevelMixin) -> dict[str, Any]:
     The page has a theme of its own, by colour scheme, and its scripts fit any 6.x.
     """
     with unvalidated():  # parts are copied, and made anew
-        found: dict[str, Any] = chart.to_dict(validate=False)
-    return {key: value for key, value in found.items() if key not in ("config", "$schema")}
+        spec: dict[str, Any] = chart.to_dict(validate=False)
+    return {key: value for key, value in spec.items() if key not in ("config", "$schema")}

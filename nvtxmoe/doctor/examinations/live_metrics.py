@@ -22,15 +22,15 @@ def diagnose(context: Context) -> Iterator[Finding]:
         yield from live_metrics(context.installed, context.settings)
 
 
-def live_metrics(found: Installed, settings: Settings) -> Iterator[Finding]:
+def live_metrics(installation: Installed, settings: Settings) -> Iterator[Finding]:
     """Whether the Python that serves can show metrics, the port is free, and the model can be read."""
     level = PROBLEM if settings.mode == "live" else NOTE
-    if not found.prometheus_client:
+    if not installation.prometheus_client:
         yield Finding(
             TOPIC,
             level,
-            f"{found.path} has no prometheus_client: there would be no live metrics",
-            f"Run {found.path} -m pip install prometheus_client",
+            f"{installation.path} has no prometheus_client: there would be no live metrics",
+            f"Run {installation.path} -m pip install prometheus_client",
         )
         return
     host, port = settings.metrics_host, settings.metrics_port

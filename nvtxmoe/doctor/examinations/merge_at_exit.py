@@ -17,13 +17,14 @@ def diagnose(context: Context) -> Iterator[Finding]:
         yield from merge(context.installed)
 
 
-def merge(found: Installed) -> Iterator[Finding]:
+def merge(installation: Installed) -> Iterator[Finding]:
     """Whether that Python has what the merge imports."""
-    if found.vllm is not None and found.merge_lacks:
-        lacking = ", ".join(found.merge_lacks)
+    if installation.vllm is not None and installation.merge_lacks:
+        packages = ", ".join(installation.merge_lacks)
         yield Finding(
             "merge",
             NOTE,
-            f"{found.path} has no {lacking}: a run in direct mode leaves its journals unmerged",
-            f"Run {found.path} -m pip install {' '.join(found.merge_lacks)}, or `nvtxmoe merge SESSION` after the run",
+            f"{installation.path} has no {packages}: a run in direct mode leaves its journals unmerged",
+            f"Run {installation.path} -m pip install {' '.join(installation.merge_lacks)}, or `nvtxmoe merge SESSION` "
+            "after the run",
         )

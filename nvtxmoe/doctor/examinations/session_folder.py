@@ -48,11 +48,11 @@ def base_folder(base: Path, needed: bool) -> Iterator[Finding]:
 
 def chosen_folder(folder: Path, needed: bool) -> Iterator[Finding]:
     """Whether the folder of NVTXMOE_SESSION_DIR can be written."""
-    there = existing_parent(folder)
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    parent = existing_parent(folder)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         yield Finding(
             TOPIC,
             PROBLEM if needed else NOTE,
-            f"{SESSION_DIR} is {folder}, which cannot be written ({there} is not a folder that may be written to)",
+            f"{SESSION_DIR} is {folder}, which cannot be written ({parent} is not a folder that may be written to)",
             f"unset {SESSION_DIR}, or name a folder that may be written to",
         )

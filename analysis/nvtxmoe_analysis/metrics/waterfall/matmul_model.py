@@ -106,8 +106,8 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
     scaled = design / scale_of_part
     for _ in range(TURNS):
         before = values
-        found, used = _not_negative(scaled, y, weight, PARTS if with_rows else PER_ROW)
-        values = found / scale_of_part
+        scaled_values, used = _not_negative(scaled, y, weight, PARTS if with_rows else PER_ROW)
+        values = scaled_values / scale_of_part
         if np.allclose(values, before, rtol=SETTLED, atol=0.0):
             break
         residuals = np.abs(y - design @ values)

@@ -74,10 +74,10 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _last(rows: pl.DataFrame) -> list[Sentence]:
     """Return which rank begins last most often, of the collectives that were split; the lowest of equal ones."""
-    met = rows.drop_nulls("last_rank").unique(list(COLLECTIVE))
-    rank, times = met["last_rank"].value_counts().sort(["count", "last_rank"], descending=[True, False]).row(0)
+    collectives = rows.drop_nulls("last_rank").unique(list(COLLECTIVE))
+    rank, times = collectives["last_rank"].value_counts().sort(["count", "last_rank"], descending=[True, False]).row(0)
     text = "Rank {} begins last most often: in {} of {} collectives that could be split."
-    return [sentence(text, str(rank), f"{times:,}", f"{len(met):,}")]
+    return [sentence(text, str(rank), f"{times:,}", f"{len(collectives):,}")]
 
 
 def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:

@@ -124,9 +124,9 @@ def _kernel(ledger: Ledger, layer: int) -> list[Sentence]:
         return []
     aside = ""
     layer_kernels = kernels.filter(pl.col("layer_idx") == layer).group_by("kernel_name").agg(pl.col("total_ns").sum())
-    met = ledger.source.frame("collectives", ["kernel_name"])
-    if met is not None:
-        own_kernels = layer_kernels.filter(~pl.col("kernel_name").is_in(met["kernel_name"].unique().implode()))
+    collectives = ledger.source.frame("collectives", ["kernel_name"])
+    if collectives is not None:
+        own_kernels = layer_kernels.filter(~pl.col("kernel_name").is_in(collectives["kernel_name"].unique().implode()))
         aside = " other than collectives" if len(own_kernels) < len(layer_kernels) else ""
         layer_kernels = own_kernels
     if layer_kernels.is_empty():

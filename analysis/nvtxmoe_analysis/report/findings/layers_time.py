@@ -89,8 +89,8 @@ def _kinds(ledger: Ledger) -> list[Sentence]:
     """Return the GPU time of a step of each other kind: the median of all of them."""
     assert ledger.steady is not None
     steps = ledger.source.loaded.frame(CORRELATION).select("step_kind", "step_gpu_ns").drop_nulls()
-    there = set(steps["step_kind"].unique()) - {ledger.steady.kind}
-    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in there]
+    other_kinds = set(steps["step_kind"].unique()) - {ledger.steady.kind}
+    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in other_kinds]
     clauses = [
         sentence(
             "{} per {} step",
