@@ -62,9 +62,9 @@ def without(*path: str) -> dict[str, Any]:
     return changed
 
 
-LACKING = [("world_size",), ("engine",), ("next_step",), ("windows",)]
+LACKING: list[tuple[str, ...]] = [("world_size",), ("engine",), ("next_step",), ("windows",)]
 LACKING += [("window", name) for name in ("number", "first", "steps", "tokens")]
-CHANGED = [
+CHANGED: list[dict[str, Any]] = [
     {"window": []}, {"window": "x"}, {"next_step": "7"}, {"next_step": None}, {"engine": 1.5}, {"windows": True},
     {"world_size": 1 << 40}, {"world_size": 0}, {"next_step": 1 << 80}, {"failure": 5},
     {"window": {**GOOD["window"], "last": "x"}},

@@ -52,9 +52,9 @@ def assert_same_rows(found: list[Any], expected: Path, key: list[str]) -> None:
 
 
 def test_reference_figures(golden_1gpu: Path) -> None:
-    figures = brute_force.evidence(brute_force.attribute(golden_1gpu))
-    coverage = figures.pop("coverage")
-    assert figures == {
+    reference = brute_force.summary(brute_force.attribute(golden_1gpu))
+    coverage = reference.pop("coverage")
+    assert reference == {
         "count_cells": 184,
         "topk_tokens": 1432,
         "kernel_count": 1300,

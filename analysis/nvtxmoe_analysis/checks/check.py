@@ -17,7 +17,7 @@ class Check:
     Attributes:
         status: ``pass``; ``warn`` (worth knowing); ``fail`` (the capture is incomplete); ``not_applicable``.
         message: one sentence for people.
-        figures: the numbers behind it.
+        evidence: the numbers behind it.
     """
 
     name: str

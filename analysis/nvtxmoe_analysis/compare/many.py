@@ -192,7 +192,8 @@ def not_in_all(comparisons: Comparisons) -> list[str]:
         if lacking_results:
             metrics[lacking_results].append(metric)
     return [
-        f"No row of {listed(names)} for {'any result' if len(results) == len(comparisons.results) else listed(results)}: "
+        f"No row of {listed(names)} for "
+        f"{'any result' if len(results) == len(comparisons.results) else listed(results)}: "
         "the result or the baseline does not have it. The notes say why."
         for results, names in metrics.items()
     ]

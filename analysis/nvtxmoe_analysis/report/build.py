@@ -15,7 +15,7 @@ from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
-from nvtxmoe_analysis.report.commands import beside
+from nvtxmoe_analysis.report.commands import output_folder
 from nvtxmoe_analysis.report.images import image_files
 from nvtxmoe_analysis.report.page import Placed, page
 from nvtxmoe_analysis.report.result import REPORT, Report
@@ -37,7 +37,7 @@ def build(folder: Path, *, images: bool) -> Report:
     """See ``nvtxmoe_analysis.report.report``."""
     source = Source(load(folder))
     results = source.loaded.folder
-    output = beside(results)
+    output = output_folder(results)
     check_folder(output)
     composed = compose(source)
     charts = composed.charts

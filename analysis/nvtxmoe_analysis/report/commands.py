@@ -14,7 +14,7 @@ UNKNOWN = "REPORT.nsys-rep"
 MOST_CAPTURES = 8
 
 
-def beside(results: Path) -> Path:
+def output_folder(results: Path) -> Path:
     """Return the folder of the report: where ``moe_expert_tracking`` is, or these results themselves."""
     return results.parent if results.name == FOLDER else results
 
@@ -49,7 +49,7 @@ def _captures(source: Source) -> str:
 
 
 def _folder(source: Source) -> str:
-    return str(beside(source.loaded.folder))
+    return str(output_folder(source.loaded.folder))
 
 
 def _word(path: str, unknown: str) -> str:

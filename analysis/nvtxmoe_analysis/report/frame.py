@@ -27,7 +27,7 @@ def framed(
     """Fill a template, and return the HTML. It loads nothing, and runs no script but its own.
 
     Parameters:
-        template: text that extends ``frame.html.jinja``; every value in it is escaped.
+        template: text that extends the template ``frame`` of report/assets; every value in it is escaped.
         drawn: specification and drawing of each chart by name; in the template their names.
         values: what else the template names.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nvtxmoe_analysis.report.advice import Advice
-from nvtxmoe_analysis.report.commands import beside
+from nvtxmoe_analysis.report.commands import output_folder
 from nvtxmoe_analysis.report.finding import Finding
 
 #: The page's name in DIR; charts are REPORT-NAME.svg and .png.
@@ -17,7 +17,7 @@ REPORT = "report"
 
 def page_of(results: Path) -> Path:
     """Return where the page of a folder of result files is: beside ``moe_expert_tracking``, else in the folder."""
-    return beside(results) / f"{REPORT}.html"
+    return output_folder(results) / f"{REPORT}.html"
 
 
 @dataclass(frozen=True)
