@@ -23,7 +23,7 @@ from nvtxmoe.printing.console import print_json, stdout, waiting
 @click.option("-o", "--output", type=PATH, help="Also write placements and JSON into DIR/moe_placement.")
 @click.option(
     "--value",
-    "given",
+    "placement_files",
     metavar="PLACEMENT.json",
     type=PATH,
     multiple=True,

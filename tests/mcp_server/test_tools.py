@@ -3,114 +3,28 @@
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable, Coroutine, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import anyio
-import numpy as np
 import polars as pl
 import pytest
-from mcp import Client
-from mcp.types import CallToolResult, TextContent
 
-from nvtxmoe.mcp_server.answers import Condition
-from nvtxmoe.mcp_server.bounds import MOST_BYTES, MOST_ROWS
-from nvtxmoe.mcp_server.folders import Folders
-from nvtxmoe.mcp_server.rows import select_rows
-from nvtxmoe.mcp_server.server import make_server
+from nvtxmoe.mcp_server.bounds import MOST_ROWS
 from nvtxmoe_analysis.compare.compare import compare, document
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import tables
-from nvtxmoe_analysis.outputs.spec import COUNTS, FOLDER
 from nvtxmoe_analysis.report.advice import advise
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.results import Source
-from tests.support.cli import analyze, everything, run
+from tests.support.cli import everything, run
+from tests.support.mcp_client import refusal, talk, value
 from tests.support.report_results import EVIL, Made, write
 
 #: Imported so, because it has no types.
 Validator: Any = import_module("jsonschema").Draft202012Validator
-#: How cells become the number of a finding.
-REDUCED: Mapping[str, Callable[[list[float]], float]] = {
-    "cell": lambda cells: cells[0],
-    "mean": statistics.mean,
-    "median": statistics.median,
-    "rows": len,
-    "sum": sum,
-    "max": max,
-    "min": min,
-}
 TOOLS = {"list_results", "findings", "finding_evidence", "table_rows", "explain_column", "compare"}
-
-
-def talk(folders: list[Path], conversation: Callable[[Client], Coroutine[Any, Any, Any]]) -> Any:
-    """What a conversation with a server over these folders returns."""
-
-    async def main() -> Any:
-        async with Client(make_server(folders)) as client:
-            return await conversation(client)
-
-    return anyio.run(main)
-
-
-def called(folders: list[Path], tool: str, **arguments: Any) -> CallToolResult:
-    """What a tool answers."""
-    answer: CallToolResult = talk(folders, lambda client: client.call_tool(tool, arguments))
-    return answer
-
-
-def text_of(answer: CallToolResult) -> str:
-    """The text of an answer, which is within the bound."""
-    (content,) = answer.content
-    assert isinstance(content, TextContent)
-    assert len(content.text.encode()) <= MOST_BYTES
-    return content.text
-
-
-def value(folders: list[Path], tool: str, **arguments: Any) -> dict[str, Any]:
-    """The structured content of a good answer, which its text repeats."""
-    answer = called(folders, tool, **arguments)
-    assert not answer.is_error, text_of(answer)
-    assert json.loads(text_of(answer)) == answer.structured_content
-    return dict(answer.structured_content or {})
-
-
-def refusal(folders: list[Path], tool: str, **arguments: Any) -> str:
-    """The line of an answer that is an error."""
-    answer = called(folders, tool, **arguments)
-    assert answer.is_error and answer.structured_content is None
-    return text_of(answer)
-
-
-def results(folder: Path, seed: int) -> Path:
-    """Results of more than a page, with hostile names and counts per step; the seed draws the counts."""
-    run_made = Made(layers=6, experts=16, steps=40)
-    random = np.random.default_rng(seed)
-    cells = [(rank, step, layer) for rank in range(2) for step in range(40) for layer in range(6)]
-    frame = pl.DataFrame(cells, schema=["rank", "step", "layer_idx"], orient="row").with_columns(
-        num_tokens=pl.lit(16, pl.Int64),
-        counts=pl.Series([random.multinomial(64, np.full(16, 1 / 16)).tolist() for _ in cells], dtype=COUNTS),
-    )
-    write(folder, run_made.tables(), run_made.documents())
-    frame.write_parquet(folder / FOLDER / "moe_step_activations.parquet")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results that were given to the server."""
-    return results(tmp_path_factory.mktemp("mcp") / "run", 1)
-
-
-@pytest.fixture(scope="module")
-def two(made: Path) -> list[Path]:
-    """A folder with two results of equal shape, and no other."""
-    results(made.parent / "deep" / "er" / "other", 2)
-    return [made.parent]
 
 
 # What the client is told ---------------------------------------------------------------------------------------------
@@ -175,94 +89,6 @@ def test_a_column_named_twice_is_given_once_and_a_number_without_end_is_refused(
     assert twice["columns"] == ["step"]
     where = [{"column": "step", "value": 10**40}]
     assert "fit" in refusal([made], "table_rows", result=str(made), table="load_imbalance", where=where)
-
-
-def test_the_rows_of_evidence_give_its_number(made: Path) -> None:
-    """Each number of a table is computed again from the rows that its own arguments give."""
-    assert {"cell", "per_step", "wins", "median"} <= recomputed(made)
-
-
-def test_times_of_steady_steps_of_a_real_capture_can_be_computed_again(golden_2gpu: Path, tmp_path: Path) -> None:
-    analyze(golden_2gpu, tmp_path)
-    assert {"per_step", "first_of_step", "wins"} <= recomputed(tmp_path)
-    evidence = value([tmp_path], "finding_evidence", result=str(tmp_path), id="layers-time")["evidence"]
-    of_steady = [number for number in evidence if number["how"] == "per_step"]
-    assert all({"column": "step", "op": "in_steps", "value": "steady"} in one["rows"]["where"] for one in of_steady)
-    assert of_steady
-
-
-def test_steps_are_chosen_by_name_only(made: Path) -> None:
-    table = {"result": str(made), "table": "layer_correlation"}
-    steady = advise(Source(load(made))).steady
-    assert steady is not None
-    where = [{"column": "step", "op": "in_steps", "value": "steady"}]
-    assert value([made], "table_rows", where=where, **table)["total"] == len(
-        load(made).layer_correlation.filter(pl.col("step").is_in(steady.numbers))
-    )
-    for wrong in ({"value": "late"}, {"value": None}, {"column": "rank"}):
-        refusal([made], "table_rows", where=[{**where[0], **wrong}], **table)
-
-
-def recomputed(folder: Path) -> set[str]:
-    """Compute every number of every finding again from table_rows; the ways in which they were computed."""
-    ways = set()
-    for finding in value([folder], "findings", result=str(folder))["findings"]:
-        evidence = value([folder], "finding_evidence", result=str(folder), id=finding["id"])["evidence"]
-        for number in evidence:
-            if number["rows"] is None or number["how"] in ("lift", "predicted", "distinct", "known", "idle"):
-                continue
-            rows = all_rows(folder, number["rows"])
-            assert computed(number, rows) == pytest.approx(number["value"]), number
-            ways.add(number["how"])
-    return ways
-
-
-def all_rows(folder: Path, arguments: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of all pages. The file itself has them too: many pages take long."""
-    first = value([folder], "table_rows", result=str(folder), **arguments)
-    if first["total"] <= 4 * MOST_ROWS:
-        rows = first["rows"]
-        while len(rows) < first["total"]:
-            rows += value([folder], "table_rows", result=str(folder), offset=len(rows), **arguments)["rows"]
-        return list(rows)
-    opened = Folders([folder]).open(str(folder))
-    conditions = [Condition(**condition) for condition in arguments["where"]]
-    frame = opened.results.frame(arguments["table"])
-    chosen = select_rows(
-        frame, arguments["table"], arguments["columns"], conditions, None, False, lambda: opened.step_sets
-    )
-    assert len(chosen) == first["total"] and chosen.head(len(first["rows"])).to_dicts() == first["rows"]
-    return chosen.to_dicts()
-
-
-def computed(number: dict[str, Any], rows: list[dict[str, Any]]) -> float:
-    """A number from its rows, as the description of ``how`` says."""
-    column, how = number["rows"]["columns"][-1], number["how"]
-    if how == "wins":
-        return wins(number, rows, column)
-    if how == "first_of_step":
-        first: dict[Any, int] = {}
-        for row in rows:
-            step = row["rank"], row["step"]
-            first[step] = min(first.get(step, row["start_ns"]), row["start_ns"])
-        rows = [row for row in rows if row["start_ns"] == first[row["rank"], row["step"]]]
-    distinct = {tuple(row[name] for name in number["once"]) or i: row for i, row in reversed(list(enumerate(rows)))}
-    cells = [row[column] for row in distinct.values() if row[column] is not None]
-    if how in ("per_step", "first_of_step"):
-        return float(sum(cells) / number["over"])
-    return REDUCED[how](cells)
-
-
-def wins(number: dict[str, Any], rows: list[dict[str, Any]], column: str) -> int:
-    """The groups of equal ``once`` in which the number's row is the largest, without ties."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[name] for name in number["once"]), []).append(row)
-    won = 0
-    for group in groups.values():
-        largest = [row for row in group if row[column] == max(other[column] for other in group)]
-        won += len(group) > 1 and len(largest) == 1 and all(largest[0][n] == v for n, v in number["winner"].items())
-    return won
 
 
 def test_rows_are_filtered_sorted_and_cut(made: Path) -> None:

@@ -16,7 +16,10 @@ OTHERS = {
     *(f"nvtxmoe_analysis.{name}" for name in ("report", "compare", "perfetto", "trimming", "ingest.process_pool")),
 }
 #: What computes the numbers of the results, and writes them.
-COMPUTING = {f"nvtxmoe_analysis.{name}" for name in ("ingest", "run", "metrics", "outputs", "analyze", "stats")}
+COMPUTING = {
+    f"nvtxmoe_analysis.{name}"
+    for name in ("ingest", "outputs.registry", "outputs.write", "run", "metrics", "analyze", "stats")
+}
 
 PROGRAM = """
 import sys

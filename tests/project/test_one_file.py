@@ -27,6 +27,7 @@ from nvtxmoe_analysis.outputs.spec import INTEGER, TEXT, Column, Document, Table
 TABLE = Table(
     name="one_more", stem="moe_one_more", order=55, meaning="layers",
     columns=(Column("layer_idx", INTEGER), Column("word", TEXT, "its name")),
+    whole=("layer_idx",),
 )
 DOCUMENT = Document(name="one_more_document", stem="moe_one_more", order=15, meaning="layers")
 def build(results):

@@ -1,4 +1,4 @@
-"""Every row of the page on reliability names a test, and every test that it names exists."""
+"""Every row of the pages on reliability names a test, and every test that it names exists."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 from tests.support.paths import ROOT
 
-PAGE = ROOT / "docs" / "explanation" / "reliability.md"
+PAGES = [ROOT / "docs" / "explanation" / "reliability.md", ROOT / "docs" / "reference" / "doctor.md"]
 TEST = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)`")
 
 
 def rows() -> list[str]:
-    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("|")]
+    lines = [line for page in PAGES for line in page.read_text().splitlines() if line.startswith("|")]
     return [line for line in lines if not line.startswith(("| fault ", "| --- "))]
 
 
