@@ -61,7 +61,7 @@ class Folders:
     """The folders that the server was given.
 
     Parameters:
-        given: folders as the user named them.
+        roots: folders as the user named them.
 
     Raises:
         NvtxmoeError: one of them is no folder.

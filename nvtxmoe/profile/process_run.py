@@ -31,7 +31,7 @@ class Run:
         log: file that gets its output.
         nsys: the nsys that it runs under, None without.
         session: nsys's name of the run.
-        tell: called with what happens, for people.
+        show_message: called with what happens, for people.
         pressed: how many times the user asked to end so far; each further time hurries :meth:`end` on.
     """
 

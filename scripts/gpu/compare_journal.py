@@ -42,7 +42,7 @@ class Comparison:
         oracle: what was routed.
 
     Attributes:
-        found: sums by the names of ``COUNTS``.
+        totals: sums by the names of ``COUNTS``.
         meta: the last moe.meta.
     """
 

@@ -29,7 +29,7 @@ class NodeLookup:
         segment: in which each node's original was created, -1 where there is no creation.
         row: a number for each node, -1 likewise.
         created: when each node's original was created (ns), -1 likewise.
-        begun: when the first node of the original's graph was created (ns), -1 likewise.
+        graph_capture_start_ns: when the first node of the original's graph was created (ns), -1 likewise.
         unresolved: (pid, node) of those.
     """
 

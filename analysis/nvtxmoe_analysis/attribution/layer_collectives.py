@@ -51,7 +51,7 @@ class Collectives:
 
     Parameters:
         segments: the flattened ranges.
-        wanted: whether the export has any; if not, nothing is looked for.
+        infer: whether the export has any; if not, nothing is looked for.
     """
 
     def __init__(self, segments: Segments, *, infer: bool) -> None:

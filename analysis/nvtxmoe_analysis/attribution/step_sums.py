@@ -60,7 +60,7 @@ def sum_batch(batch: PlacedBatch, classes: npt.NDArray[np.int8], kept_steps: npt
 
     Parameters:
         classes: as of ``KernelClasses.of``.
-        kept: by row of the step, whether it is inside the selection; None for all.
+        kept_steps: by row of the step, whether it is inside the selection; None for all.
     """
     step, slot = steps_and_slots(batch, classes)
     duration = batch.duration
@@ -90,7 +90,7 @@ def outside_layers(
 
     Parameters:
         step, slot: as of :func:`steps_and_slots`.
-        kept: by row of the step, whether it is inside the selection; None for all.
+        kept_steps: by row of the step, whether it is inside the selection; None for all.
     """
     if kept_steps is not None:
         kept_steps = np.append(kept_steps, np.False_)  # -1 finds it
@@ -154,7 +154,7 @@ def in_steps(done: Work, *, only_kept: bool = False) -> pl.DataFrame:
     """Work in steps outside layers: ``name``, ``kind``, ``operations``, ``time_ns``, sorted by name and kind.
 
     Parameters:
-        kept: only of steps inside the selection.
+        only_kept: of steps inside the selection.
     """
     inside = pl.col("kept") if only_kept else pl.lit(True)
     return (

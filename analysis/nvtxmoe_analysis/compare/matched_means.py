@@ -66,8 +66,8 @@ class LikeMeans:
 
     Attributes:
         rows: of each run.
-        groups: number of (class, layer) groups; group g is of layer g modulo the number of layers.
-        weight: of each group, 0 where a run lacks it, float64 [groups].
+        weight: of each group, 0 where a run lacks it, float64 [groups]. A group is a (class, layer); group g is of
+            layer g modulo the number of layers.
         slope: of the metric along tokens, float64 [groups]; ``free`` where it is estimated.
         centre: mean tokens of both runs together; ``mean_x``, ``mean_y``, ``number`` of each run, float64 [groups].
         squares: sum of squares of tokens around the means of each run, both together, float64 [groups].

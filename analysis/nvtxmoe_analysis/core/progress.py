@@ -11,7 +11,8 @@ class Progress:
     """How far the work is.
 
     Parameters:
-        tell: called with what is being done and the part of it that is done, 0 to 1, or None where nobody knows.
+        report_progress: called with what is being done and the part of it that is done, 0 to 1, or None where nobody
+            knows.
     """
 
     def __init__(self, report_progress: Callable[[str, float | None], None] | None = None) -> None:

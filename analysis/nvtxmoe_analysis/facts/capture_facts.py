@@ -47,7 +47,7 @@ class CaptureFacts:
         source: what the user named.
         metas: moe.meta by process id.
         steps: ``Events.steps`` with ``kept`` (Boolean: inside the selection); ranks filled from moe.meta.
-        counts, physical, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
+        counts, topk: narrowed to the selection; ``all_counts`` and ``all_topk`` are not.
         features: what the counts of each cell say, in the order of ``counts.cells``: see
             ``routing_features.cell_features`` (but ``min_count``) and, of exports, ``routing_features.unevenness``.
         layers: see ``layer_rows.layer_rows``; narrowed. Without rows in direct mode.

@@ -54,7 +54,7 @@ def cells_by_routing(
     """Return the excess that is left of each (step, layer) without the ranks' own speed, and these speeds.
 
     Parameters:
-        whole, layers, groups: as of :func:`by_routing`.
+        whole_cells, layers, groups: as of :func:`by_routing`.
 
     Returns:
         Cells in which every rank's load is known: KEY, ``even`` (all ranks have the same load), ``excess`` (ns),

@@ -129,7 +129,7 @@ class Predictor:
         """Return today's placement and those from outside with their values.
 
         Parameters:
-            given: by name, then by number of the layer; absent layers stay as they are.
+            placements: by name, then by number of the layer; absent layers stay as they are.
 
         Raises:
             NvtxmoeError: a layer is not in the results, or its placement is not one of its experts and ranks.

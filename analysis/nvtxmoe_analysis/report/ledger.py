@@ -26,7 +26,7 @@ class Ledger:
 
     Attributes:
         source: the folder.
-        found: findings of the topics that come before.
+        findings: of the topics that come before.
     """
 
     def __init__(self, source: Source) -> None:

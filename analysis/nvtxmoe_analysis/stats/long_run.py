@@ -123,7 +123,7 @@ def drifts(first: Floats, other: Floats, tests: int = 1) -> Bools:
     """Return whether drift leaves the difference of two runs undecided, [columns].
 
     Parameters:
-        one, other: ``LongRun.drift`` of each run.
+        first, other: ``LongRun.drift`` of each run.
         tests: how many columns are looked at; evidence must be as many times stronger.
     """
     undecided: Bools = (np.maximum(first, other) > DRIFT_OF_ONE * tests) | (first * other > DRIFT_OF_BOTH * tests)

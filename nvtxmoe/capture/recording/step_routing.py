@@ -44,8 +44,8 @@ class StepRouting:
     """Collects references while a forward runs.
 
     Parameters:
-        wanted: whether a layer is recorded.
-        hide: called with a layer and why it can't be recorded; the layer must not be wanted afterwards.
+        is_recorded: whether a layer is recorded.
+        hide: called with a layer and why it can't be recorded; `is_recorded` must be false of it afterwards.
         lock: see ``Graphs``.
     """
 

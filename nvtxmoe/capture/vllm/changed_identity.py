@@ -24,7 +24,7 @@ class Place:
 
     Parameters:
         worker: vLLM's worker; its parallel_config is changed in place.
-        found: the layers; the first one stands for all, which vLLM changes together.
+        layers: the first one stands for all, which vLLM changes together.
     """
 
     def __init__(self, worker: Any, layers: Sequence[MoeLayer]) -> None:

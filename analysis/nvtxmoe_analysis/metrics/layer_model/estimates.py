@@ -348,7 +348,7 @@ def worse(errors: Floats, other: Floats, rows: Floats) -> bool:
     Paired by block: the 95 % interval of the difference of mean absolute errors lies above 0, by Student's t.
 
     Parameters:
-        one, other: misses summed by block, [blocks].
+        errors, other: misses summed by block, [blocks].
         rows: predicted, [blocks].
     """
     used = rows > 0
