@@ -22,7 +22,7 @@ from nvtxmoe_analysis.ingest import dask_pool
 from nvtxmoe_analysis.ingest.task import Failure, Outcome
 from tests.ingest.test_many_reports import validation
 from tests.metrics.test_straggler_golden import taken_apart
-from tests.support.cli import Ran, everything, refused, run
+from tests.support.cli import Ran, everything_but_its_path, refused, run
 from tests.support.many_captures import Slow, deadly, reports, tasks
 from tests.support.paths import ROOT
 
@@ -151,7 +151,7 @@ def test_identical_files(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.M
     assert analyzed(paths, tmp_path / "here", "-j", 1, *FORMATS).code == 0
     ran = analyzed(paths, tmp_path / "there", "--dask", cluster.address, *FORMATS)
     assert (ran.code, ran.err) == (0, "")
-    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+    assert everything_but_its_path(tmp_path / "here") == everything_but_its_path(tmp_path / "there")
     assert [one["path"] for one in validation(tmp_path / "there")["inputs"]] == [str(path) for path in paths]
 
 
@@ -163,7 +163,7 @@ def test_a_real_capture_taken_apart(
     for name, where in (("here", ()), ("there", ("--dask", cluster.address))):
         ran = analyzed(paths, tmp_path / name, *where, *FORMATS, *options)
         assert ran.code == 0, ran.err
-    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+    assert everything_but_its_path(tmp_path / "here") == everything_but_its_path(tmp_path / "there")
 
 
 def test_a_single_report_goes_there_too(cluster: Cluster, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_failed_report_is_named_and_the_rest_is_there(cluster: Cluster, tmp_pa
         ran = analyzed(paths, tmp_path / name, *where)
         assert ran.code == 2 and f"lack a report that could not be read: {paths[2]}" in ran.err
         assert analyzed(paths, tmp_path / name, *where, "--partial-ok").code == 0
-    assert everything(tmp_path / "here") == everything(tmp_path / "there")
+    assert everything_but_its_path(tmp_path / "here") == everything_but_its_path(tmp_path / "there")
     (failed,) = validation(tmp_path / "there")["failed_inputs"]
     assert (failed["path"], failed["attempts"]) == (str(paths[2]), 1)
 

@@ -16,7 +16,7 @@ from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.write import as_text, write_set
-from tests.support.cli import DEMO, PROC, RESULTS, analyze, everything, files, refused, run
+from tests.support.cli import DEMO, PROC, RESULTS, analyze, everything, everything_but_its_path, files, refused, run
 from tests.support.constructed_runs import simple
 from tests.support.written_results import DOCUMENTS, PARQUET_ONLY, TABLES, file_set
 
@@ -63,7 +63,7 @@ def test_another_format_replaces_the_first(tmp_path: Path, sources: tuple[Path, 
     analyze(new, output, "--format", "parquet")
     assert files(output / RESULTS) == PARQUET
     analyze(new, tmp_path / "fresh", "--format", "parquet")
-    assert everything(output) == everything(tmp_path / "fresh")
+    assert everything_but_its_path(output) == everything_but_its_path(tmp_path / "fresh")
     analyze(old, output)
     assert files(output / RESULTS) == CSV
 

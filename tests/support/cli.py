@@ -66,6 +66,13 @@ def everything(folder: Path) -> dict[str, bytes | None]:
     return {str(f.relative_to(folder)): f.read_bytes() if f.is_file() else None for f in sorted(folder.rglob("*"))}
 
 
+def everything_but_its_path(folder: Path) -> dict[str, bytes | None]:
+    """As ``everything``, with ``DIR`` for the folder's own path, which commands in findings.json name."""
+    found = everything(folder)
+    advised = found.get("findings.json")
+    return found if advised is None else {**found, "findings.json": advised.replace(str(folder).encode(), b"DIR")}
+
+
 def files(folder: Path) -> set[str]:
     """Names of all files in a folder, however deep."""
     return {name for name, content in everything(folder).items() if content is not None} if folder.exists() else set()
