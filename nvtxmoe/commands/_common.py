@@ -52,14 +52,17 @@ def refuse_results(paths: Sequence[Path]) -> None:
     """Refuse folders of results where captures are read.
 
     Raises:
-        NvtxmoeError: a path is a folder of results in which no report is.
+        NvtxmoeError: a path is a folder of results that holds no capture.
     """
     from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION  # noqa: PLC0415  polars only when needed
-    from nvtxmoe_analysis.readers.find_inputs import in_folder  # noqa: PLC0415
+    from nvtxmoe_analysis.readers.find_inputs import holds_capture  # noqa: PLC0415
 
     for path in paths:
-        holds_results = (path / FOLDER).is_dir() or (path / f"{VALIDATION}.json").is_file()
-        if holds_results and not in_folder(path):
+        try:
+            holds_results = (path / FOLDER).is_dir() or (path / f"{VALIDATION}.json").is_file()
+        except OSError:
+            continue  # whoever opens it says what is wrong
+        if holds_results and not holds_capture(path):
             raise NvtxmoeError(
                 "results, not a capture", where=path, remedy=f"Show them with `nvtxmoe report {shlex.quote(str(path))}`"
             )

@@ -16,6 +16,7 @@ from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export as OpenExport
 from nvtxmoe_analysis.readers.open import open_export
 from tests.support.cli import refused, run
+from tests.support.constructed_runs import simple
 from tests.support.export_builder import Export, Process, simple_run
 
 
@@ -259,3 +260,16 @@ def test_command_on_what_it_cannot_use(
     assert "not a SQLite database" in capsys.readouterr().err
     assert cli.run(["inspect", str(tmp_path / "nothing.sqlite")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_a_capture_beside_its_results_is_read_again(golden_1gpu_parquet: Path, tmp_path: Path) -> None:
+    """Results may be written into the folder of the export, or of the reports."""
+    export, reports = tmp_path / "export", tmp_path / "reports"
+    shutil.copytree(golden_1gpu_parquet, export)
+    reports.mkdir()
+    simple().save(reports / "x.sqlite")
+    for capture in (export, reports):
+        for output in (capture, tmp_path / "out"):
+            ran = run("analyze", capture, "-o", output)
+            assert ran.code == 0, ran.err
+    assert run("inspect", export).code == 0

@@ -37,6 +37,14 @@ def reports_of(inputs: Sequence[Path]) -> list[Path]:
     return reports
 
 
+def holds_capture(path: Path) -> bool:
+    """Return whether a folder is a session or an export, or reports lie in it; true where it cannot be read."""
+    try:
+        return is_session(path) or _holds_export(path) or bool(in_folder(path))
+    except OSError:
+        return True  # whoever opens it says what is wrong
+
+
 def in_folder(folder: Path) -> list[Path]:
     """The reports that lie in a folder; none where it is an export or a session itself."""
     try:
