@@ -40,7 +40,7 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
             **_named("net_saved", answer.saves),
             "considered": answer.considered,
             "phases": {
-                name: {**_named("saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
+                name: {**_named("net_saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
                 for name, phase in answer.phases.items()
             },
         },

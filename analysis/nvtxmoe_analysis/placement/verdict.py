@@ -48,7 +48,7 @@ class InPhase:
     """Times per step of a phase.
 
     Attributes:
-        saves: what the verdict's placement saves, without moving; None without a model.
+        saves: what the verdict's placement saves, net of moving where that is known; None without a model.
         at_most_ns: no placement compared saves more, at 95 %; None where unknown.
     """
 
@@ -58,7 +58,11 @@ class InPhase:
 
 def net(prediction: Prediction, placement: Valued) -> Estimate:
     """Return what a placement saves per step over all valued phases, less what moving costs where that is known."""
-    gross = prediction.all_steps({name: sums.saved() for name, sums in placement.sums.items()})
+    saved = {name: sums.saved() for name, sums in placement.sums.items()}
+    return _less_moving(prediction, placement, prediction.all_steps(saved))
+
+
+def _less_moving(prediction: Prediction, placement: Valued, gross: Estimate) -> Estimate:
     options = prediction.options
     moving = placement.move.ns_per_step(options.link_gbs, options.rearrange_every) or 0.0
     return Estimate(gross.mean_ns - moving, gross.error_ns, gross.df)
@@ -134,9 +138,13 @@ def _verdict(
 def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
     others = [placement for placement in prediction.placements if placement.name != TODAY and placement.sums]
     confidence = 1 - (1 - CONFIDENCE) / len(others)
-    ends = [placement.sums[phase.name].saved().interval(confidence)[1] for placement in others]
+
+    def saves(placement: Valued) -> Estimate:
+        return _less_moving(prediction, placement, placement.sums[phase.name].saved())
+
+    ends = [saves(placement).interval(confidence)[1] for placement in others]
     at_most = max(0.0, min(max(ends), _bound(prediction, [phase])))
-    return InPhase(chosen.sums[phase.name].saved(), _finite(at_most))
+    return InPhase(saves(chosen), _finite(at_most))
 
 
 def _finite(value: float) -> float | None:

@@ -79,7 +79,7 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
     over_all = "Over all kinds of steps: " if len(verdict["phases"]) > 1 else ""
     confidence = sentence("{}{}", over_all, verdict["sentence"])
     phase = PREFILL if ledger.steady.kind in ("prefill", "mixed") else DECODE
-    noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "saved_ns")
+    noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "net_saved_ns")
     if verdict["answer"] == WORTH and saved is not None and saved.per_step.value > 0:
         time = saved.per_step
         headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
@@ -105,8 +105,8 @@ def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str)
     if of_phase.get(column) is None or ledger.step_time is None:
         return None
     value, file = float(of_phase[column]), ledger.source.file(CORRELATION)
-    low, high = of_phase["saved_low_ns"], of_phase["saved_high_ns"]
-    bounded = column == "saved_ns" and low is not None and high is not None
+    low, high = of_phase["net_saved_low_ns"], of_phase["net_saved_high_ns"]
+    bounded = column == "net_saved_ns" and low is not None and high is not None
     interval = (float(low), float(high)) if bounded else None
     key = f"phases.{phase}.{column}"
     return stake(SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval), ledger.step_time)
