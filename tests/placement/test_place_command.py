@@ -112,6 +112,10 @@ def test_moving_weights_is_taken_off(results: Path) -> None:
     moved = after["all"]["saved_ns"] - after["all"]["net_saved_ns"]
     assert moved == pytest.approx(after["moving"]["ns_per_step"], abs=0.2)
     assert paid["verdict"]["answer"] == "not worth it"
+    for verdict in (free["verdict"], paid["verdict"]):  # the run has decode steps alone
+        decode = verdict["phases"]["decode"]
+        names = ("net_saved_ns", "net_saved_low_ns", "net_saved_high_ns", "saves_at_most_ns")
+        assert [decode[name] for name in names] == pytest.approx([verdict[name] for name in names], abs=0.2)
 
 
 def test_moved_bytes_are_those_of_experts_that_change_ranks(results: Path) -> None:
