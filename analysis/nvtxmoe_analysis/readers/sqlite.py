@@ -12,6 +12,7 @@ import sqlite3
 import tempfile
 import threading
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -225,9 +226,11 @@ def _read_only_uri(path: Path) -> str:
 
 
 def _private_copy(path: Path) -> tempfile.TemporaryDirectory[str] | None:
-    """Copy a database whose write-ahead log holds changes, with the log, into a folder of its own; else None.
+    """Copy a database whose write-ahead log holds changes, with these changes, into a folder of its own; else None.
 
-    SQLite cannot read the log without making or changing its index, which is beside the database.
+    SQLite cannot read the log without making or changing its index, which is beside the database. The copy has no log:
+    Python and connectorx have an SQLite each, and two in one process must not share an index, which one of them may cut
+    while the other reads it (https://www.sqlite.org/howtocorrupt.html, 2.2.1).
 
     Raises:
         OSError: there is no room for the copy.
@@ -242,6 +245,8 @@ def _private_copy(path: Path) -> tempfile.TemporaryDirectory[str] | None:
         shutil.copyfile(file, Path(folder.name, name))
     if before != [(file.stat().st_size, file.stat().st_mtime_ns) for file in originals]:
         raise sqlite3.OperationalError("another program is writing it")
+    with closing(sqlite3.connect(Path(folder.name, _COPY))) as database:
+        database.execute("PRAGMA journal_mode = DELETE")
     return folder
 
 
