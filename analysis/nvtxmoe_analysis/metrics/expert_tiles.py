@@ -29,7 +29,7 @@ DEFAULT_BLOCKS = ((32, 16), (96, 32), (512, 64))
 LARGEST_BLOCK = 128
 #: A batch is not sorted if its assignments times this number are at most the number of experts.
 SPARSITY_FACTOR = 4
-FROM_META, DEFAULT = SOURCES = ("moe.meta", "default")
+FROM_META, DEFAULT = "moe.meta", "default"
 
 
 def block_sizes(cells: pl.DataFrame, metas: Mapping[int, Meta]) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from nvtxmoe_analysis.placement.predict import TODAY, Prediction, Valued
 from nvtxmoe_analysis.placement.valuing import CONFIDENCE, Estimate
 from nvtxmoe_analysis.placement.vllm_eplb import considered
 
-WORTH, NOT_WORTH, CANNOT_TELL = ANSWERS = ("worth it", "not worth it", "cannot tell")
+WORTH, NOT_WORTH, CANNOT_TELL = "worth it", "not worth it", "cannot tell"
 #: Share of loads beyond those that the fit saw, above which a gain is not believed.
 MOST_OUTSIDE = 0.05
 #: By how much the model may overstate how far today's ranks are apart.

@@ -12,7 +12,7 @@ import polars as pl
 
 from nvtxmoe_analysis.metrics.roofline.tile_rows import with_tile_rows
 
-MEMORY, COMPUTE = LIMITS = ("memory", "compute")
+MEMORY, COMPUTE = "memory", "compute"
 
 #: Columns of :func:`roofline`.
 COLUMNS = (
