@@ -33,6 +33,10 @@ settings.register_profile("nvtxmoe", deadline=None, suppress_health_check=[Healt
 settings.register_profile("quick", settings.get_profile("nvtxmoe"), max_examples=20)
 settings.load_profile("nvtxmoe")
 
+# Settings of the developer's shell are none of the tests' business.
+for _name in [name for name in os.environ if name.startswith("NVTXMOE_") and not name.startswith("NVTXMOE_TEST_")]:
+    del os.environ[_name]
+
 # What nvtxmoe keeps in the user's cache: a folder of the tests, not the developer's.
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "tests")
 
@@ -158,6 +162,16 @@ def disk_in_its_own_time() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)  # it refuses what is not open, too
         yield
+
+
+@pytest.fixture(autouse=True)
+def environment_of_its_own() -> Iterator[None]:
+    """What a test leaves in the environment, such as the session that a run hands to its children, ends with it."""
+    before = dict(os.environ)
+    yield
+    for name in [name for name in os.environ if name not in before]:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def shares_fixtures(item: pytest.Item) -> bool:
