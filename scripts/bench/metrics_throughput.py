@@ -2,6 +2,7 @@
 """Tokens per second with live metrics and without, in pairs of neighbouring batches of one vLLM process.
 
     .venv-vllm/bin/python scripts/bench/metrics_throughput.py [--pairs 10] [--layers 8] [--experts 64]
+    python scripts/bench/metrics_throughput.py --gpu --layers 48 --experts 128 --batch 32 --tokens 128
 
 vLLM runs a model of random weights in this process, with NVTXMOE_MODE=live. For a batch without metrics all hooks of
 nvtxmoe are off: the wrappers call vLLM's functions at once. Batches are equal; the order in a pair alternates. The
@@ -41,6 +42,8 @@ def engine(options: argparse.Namespace) -> Any:
 
     start()
     folder = Path(tempfile.mkdtemp())
+    if options.gpu:
+        return engine_on_gpu(options, folder)
     model = write_model(folder / "random-weights", "qwen3_moe", layers=options.layers, experts=options.experts, top_k=4)
     from vllm import LLM  # noqa: PLC0415
 
@@ -50,6 +53,21 @@ def engine(options: argparse.Namespace) -> Any:
     )  # fmt: skip
     llm.collective_rpc(set_weights, args=(0,))  # dummy weights are the same in all layers
     return llm
+
+
+def engine_on_gpu(options: argparse.Namespace, folder: Path) -> Any:
+    """Return a vLLM with CUDA graphs, of the shape of scripts/bench/overhead.py."""
+    from scripts.bench.overhead import SHAPE  # noqa: PLC0415
+
+    shape = {**SHAPE, "num_hidden_layers": options.layers, "num_experts": options.experts}
+    (folder / "config.json").write_text(json.dumps(shape))
+    from vllm import LLM  # noqa: PLC0415
+
+    return LLM(
+        str(folder), load_format="dummy", skip_tokenizer_init=True, seed=0, max_model_len=1024,
+        max_num_seqs=options.batch, gpu_memory_utilization=0.9, attention_backend="TRITON_ATTN",
+        enable_prefix_caching=False, compilation_config={"cudagraph_capture_sizes": [options.batch]},
+    )  # fmt: skip
 
 
 def batch(llm: Any, options: argparse.Namespace) -> tuple[float, float]:
@@ -96,6 +114,7 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=64)
     parser.add_argument("--batch", type=int, default=8, help="Requests at a time.")
     parser.add_argument("--tokens", type=int, default=32, help="Tokens of an answer.")
+    parser.add_argument("--gpu", action="store_true", help="A larger model with CUDA graphs.")
     options = parser.parse_args()
     if options.pairs < 2:
         parser.error("--pairs is at least 2")

@@ -17,9 +17,11 @@ these calls consist of, which makes the sum larger.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -156,6 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.nsys:
         sys.exit(bare_and_under(options.nsys))
+    faulthandler.register(signal.SIGTERM, all_threads=True, chain=True)  # where it stood when its time was up
     os.environ.setdefault("NVTXMOE_MODE", "both")
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ["NVTXMOE_SESSION_DIR"] = str(Path(tempfile.mkdtemp()) / "session")

@@ -21,8 +21,8 @@ import polars as pl
 from nvtxmoe_analysis.stats.student_t import quantile
 
 TODAY = "today"
-#: Steps at the start of a window of decode that do not count: the prefill of its prompts and the first decode step.
-COLD_STEPS = 2
+#: Steps at the start of a window of decode that do not count: the prefill of its prompts, the first decode steps.
+COLD_STEPS = 3
 KEYS = ["case", "placement", "phase"]
 
 
@@ -50,7 +50,7 @@ def step_times(results: Path, windows: list[dict[str, Any]]) -> pl.DataFrame:
     return rows.filter(
         pl.col("phase").is_not_null()
         & pl.col("own_ns").is_not_null()
-        & ((pl.col("phase") == "prefill") | (pl.col("at") > 2))
+        & ((pl.col("phase") == "prefill") | (pl.col("at") >= COLD_STEPS))
     )
 
 
