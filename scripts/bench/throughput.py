@@ -6,9 +6,10 @@
 
 Processes take turns: bare, profiled, profiled, bare, bare, ... Each starts vLLM offline with a made-up model of random
 weights (the shape of scripts/bench/overhead.py), warms up, and times batches of requests of equal length. A process's
-result is its tokens per second over all timed batches. Loading, warm-up and the writing of the report are not in it;
-`process_s` is the whole process. The change is the mean of the logarithms of the ratios of neighbours (a pair of a bare
-and a profiled process), with the interval of 95 % of Student's t over pairs: with two pairs it is very wide.
+result is the tokens per second of its median batch: now and then a kernel is compiled in a batch, which takes a second.
+Loading, warm-up and the writing of the report are not in it; `process_s` is the whole process. The change is the mean
+of the logarithms of the ratios of neighbours (a pair of a bare and a profiled process), with the interval of 95 % of
+Student's t over pairs: with two pairs it is very wide.
 
 Prints a line of JSON after each process, writes all of it with --out each time, and starts no process that would not
 end within --budget-s. A process that fails is noted and the next one is started.
@@ -35,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 BARE, PROFILED = "bare", "profiled"
+#: In the first ones kernels are compiled.
+WARM_UP_BATCHES = 2
 #: Quantiles 0.975 of Student's t, by degrees of freedom.
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 #: Changes of the model for a try-out on a CPU.
@@ -64,7 +67,8 @@ def generate(options: argparse.Namespace) -> None:
         for number in range(options.batch)
     ]
     params = SamplingParams(max_tokens=options.tokens, temperature=0, detokenize=False, ignore_eos=True)
-    llm.generate(prompts, params, use_tqdm=False)  # warm-up
+    for _ in range(WARM_UP_BATCHES):
+        llm.generate(prompts, params, use_tqdm=False)
     seconds, tokens = [], 0
     for _ in range(options.batches):
         began = time.perf_counter()
@@ -105,7 +109,7 @@ def run_one(kind: str, options: argparse.Namespace, folder: Path, timeout_s: flo
         return {**outcome, "failed": (folder / "log").read_text(errors="replace")[-1500:]}
     measured = json.loads(result.read_text())
     outcome |= {name: measured[name] for name in ("device", "torch", "vllm", "tokens_a_batch")}
-    outcome["tokens_per_s"] = round(measured["tokens_a_batch"] * len(measured["batch_s"]) / sum(measured["batch_s"]), 2)
+    outcome["tokens_per_s"] = round(measured["tokens_a_batch"] / statistics.median(measured["batch_s"]), 2)
     outcome["batch_s"] = [round(seconds, 4) for seconds in measured["batch_s"]]
     report = folder / "profile" / "report.nsys-rep"
     return {**outcome, "report_bytes": report.stat().st_size if report.is_file() else None}
