@@ -25,6 +25,9 @@ DRAFTS = ("none", "ngram", "mtp")
 #: The exchange between data-parallel ranks that needs no further package.
 PLAIN_EXCHANGE, EXCHANGE_OF_DBO = "allgather_reducescatter", "deepep_low_latency"
 
+#: A try-out without a GPU: no graphs, and experts on several ranks (scripts/gpu/cpu_try_out.py).
+ON_CPU = {"enforce_eager": True, "worker_extension_cls": "scripts.gpu.cpu_try_out.PlacedExpertsOnCpu"}
+
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options on what the made-up model is."""

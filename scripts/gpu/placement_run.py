@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.gpu.engine_settings import ON_CPU
 from scripts.gpu.made_up_models import model_folder
 
 #: The shape of Qwen3-30B-A3B, but for the number of layers and the vocabulary.
@@ -114,7 +115,7 @@ def engine(options: argparse.Namespace) -> Any:
         "seed": 0,
     }
     if options.small:
-        settings |= {"enforce_eager": True, "max_num_batched_tokens": 256}
+        settings |= ON_CPU
     else:
         settings |= {
             "gpu_memory_utilization": 0.5,
