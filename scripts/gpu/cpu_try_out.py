@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,11 +35,11 @@ def local_experts(
 
 
 def all_gatherv(
-    self: Any, input_: torch.Tensor | list[torch.Tensor], dim: int = 0, sizes: Sequence[int] | None = None
+    self: Any, input_: torch.Tensor | list[torch.Tensor], _dim: int = 0, sizes: list[int] | None = None
 ) -> torch.Tensor | list[torch.Tensor]:
     """Return the rows of all ranks, in the order of ranks; of a list, of each tensor."""
     if isinstance(input_, list):
-        return [all_gatherv(self, tensor, dim, sizes) for tensor in input_]  # type: ignore[misc]
+        return [all_gatherv(self, tensor, _dim, sizes) for tensor in input_]  # type: ignore[misc]
     rows = list(sizes or [len(input_)] * self.world_size)
     padded = input_.new_zeros((max(rows), *input_.shape[1:]))
     padded[: len(input_)] = input_
@@ -49,9 +48,7 @@ def all_gatherv(
     return torch.cat([part[:number] for part, number in zip(parts, rows, strict=True)])
 
 
-def reduce_scatterv(
-    self: Any, input_: torch.Tensor, dim: int = -1, sizes: Sequence[int] | None = None
-) -> torch.Tensor:
+def reduce_scatterv(self: Any, input_: torch.Tensor, _dim: int = -1, sizes: list[int] | None = None) -> torch.Tensor:
     """Return this rank's rows of the sum over ranks, added up in float32."""
     rows = list(sizes or [len(input_) // self.world_size] * self.world_size)
     total = input_.to(torch.float32, copy=True)

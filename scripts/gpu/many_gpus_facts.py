@@ -120,9 +120,7 @@ def exact(out: Path) -> Facts:
 def placement(out: Path) -> Facts:
     """Return predicted and measured changes of ``placement_proof.sh``, and predictions with redundant experts."""
     sums = pl.read_csv(out / "sums.csv")
-    inside = sums.filter(
-        (pl.col("predicted_ns") >= pl.col("low_ns")) & (pl.col("predicted_ns") <= pl.col("high_ns"))
-    )
+    inside = sums.filter((pl.col("predicted_ns") >= pl.col("low_ns")) & (pl.col("predicted_ns") <= pl.col("high_ns")))
     redundant = {}
     for file in sorted(out.glob("*-redundant/moe_placement/*.json")):
         redundant[f"{file.parents[1].name}/{file.stem}"] = json.loads(file.read_text())
@@ -170,8 +168,10 @@ def reports(folder: Path, ranks: int) -> Facts:
 def scaling(file: Path) -> Facts:
     """Return the times of ``scripts/bench/many_reports.py``."""
     document = json.loads(file.read_text())
-    times = ", ".join(f"{way['name']} {way['wall_s']:.1f} s" for way in document["ways"])
-    return {"passed": True, "line": f"{document['equal']}: {times}", "document": document}
+    times = ", ".join(f"{way['name']} {way['median_wall_s']:.1f} s" for way in document["ways"])
+    repeats = len(document["ways"][0]["runs"])
+    line = f"{document['reports']} reports. {document['equal']} Median of {repeats}: {times}"
+    return {"passed": True, "line": line, "document": document}
 
 
 def golden(trimmed: Path) -> Facts:
