@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.gpu.engine_settings import ON_CPU
+from scripts.gpu.engine_settings import ON_CPU, end_engine
 from scripts.gpu.made_up_models import model_folder
 from scripts.gpu.placement_run import SHAPE, SMALL_VOCABULARY
 
@@ -45,6 +45,7 @@ def main() -> None:
     generate(llm, options, chance, requests=options.requests, tokens=4)
     done = generate(llm, options, chance, requests=options.requests, tokens=options.max_tokens)
     print(json.dumps({"requests": len(done), "tokens": sum(len(output.outputs[0].token_ids) for output in done)}))
+    end_engine(llm)
 
 
 def engine(options: argparse.Namespace) -> Any:

@@ -106,7 +106,7 @@ def collectives(results: Path) -> Facts:
 
 
 def exact(out: Path) -> Facts:
-    """Return how many cases of ``check_all.py`` are exact on every rank."""
+    """Return how many cases of ``scripts/gpu/check_all.py`` are exact on every rank."""
     cases = json.loads((out / "results.json").read_text())["cases"]
     right = [case for case in cases if case["status"] == "exact"]
     bad = [f"{case['name']}: {case['status']}, {case.get('why') or ''}" for case in cases if case not in right]
@@ -122,7 +122,7 @@ def exact(out: Path) -> Facts:
 
 
 def placement(out: Path) -> Facts:
-    """Return predicted and measured changes of ``placement_proof.sh``, and predictions with redundant experts."""
+    """Return changes that ``scripts/gpu/placement_proof.sh`` predicted and measured; with redundant experts predicted only."""
     sums = pl.read_csv(out / "sums.csv")
     inside = sums.filter((pl.col("predicted_ns") >= pl.col("low_ns")) & (pl.col("predicted_ns") <= pl.col("high_ns")))
     redundant = {}
@@ -141,7 +141,7 @@ def placement(out: Path) -> Facts:
 
 
 def windows(file: Path) -> Facts:
-    """Return the windows that ``placement_run.py`` ran, where there is no GPU time to predict from."""
+    """Return the windows that ``scripts/gpu/placement_run.py`` ran, where there is no GPU time to predict from."""
     found = json.loads(file.read_text())
     return {
         "passed": len(found) > 0,

@@ -121,7 +121,7 @@ def _profile_tensor_parallel(setup: Setup) -> Stage:
 
 
 def _model(setup: Setup) -> tuple[str, ...]:
-    """Options of ``offline.py`` for the model and the load."""
+    """Options of ``scripts/gpu/offline.py`` for the model and the load."""
     if setup.small:
         return ("--small", "--layers", "2", "--experts", "16", "--top-k", "2", "--requests", "4", "--max-tokens", "4")
     size = ("--layers", str(LAYERS), "--experts", str(EXPERTS), "--top-k", str(TOP_K))

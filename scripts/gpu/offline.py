@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.gpu.engine_settings import ON_CPU, add_model_options, attention
+from scripts.gpu.engine_settings import ON_CPU, add_model_options, attention, end_engine
 from scripts.gpu.made_up_models import QUANTISATIONS, model_folder
 
 
@@ -107,6 +107,7 @@ def main() -> None:
         json.dumps({"requests": len(done), "tokens": sum(len(output.outputs[0].token_ids) for output in done)}),
         flush=True,
     )
+    end_engine(llm)
 
 
 if __name__ == "__main__":

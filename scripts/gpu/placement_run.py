@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.gpu.engine_settings import ON_CPU
+from scripts.gpu.engine_settings import ON_CPU, end_engine
 from scripts.gpu.made_up_models import model_folder
 
 #: The shape of Qwen3-30B-A3B, but for the number of layers and the vocabulary.
@@ -78,6 +78,7 @@ def main() -> None:
         llm.collective_rpc("place_experts", args=(placements[TODAY],))
     options.windows.write_text(json.dumps(windows, indent=0), encoding="utf-8")
     print(json.dumps({"windows": len(windows), "steps": windows[-1]["steps"][1] + 1}), flush=True)
+    end_engine(llm)
 
 
 def cases(options: argparse.Namespace) -> dict[str, dict[str, list[list[int]]]]:
