@@ -197,6 +197,8 @@ def main() -> int:
     show_plan(chosen, limits_s, commands=options.dry_run)
     if options.dry_run:
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored, by commands as well
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands are ended, too
     setup.out.mkdir(parents=True, exist_ok=True)
     results = earlier_results(setup)
     for stage, limit_s in zip(chosen, limits_s, strict=True):
