@@ -122,7 +122,10 @@ def exact(out: Path) -> Facts:
 
 
 def placement(out: Path) -> Facts:
-    """Return predicted and measured changes of ``scripts/gpu/placement_proof.sh``; of redundant experts only predicted."""
+    """Return changes that ``scripts/gpu/placement_proof.sh`` predicted and measured.
+
+    Changes with redundant experts are predicted only.
+    """
     sums = pl.read_csv(out / "sums.csv")
     inside = sums.filter((pl.col("predicted_ns") >= pl.col("low_ns")) & (pl.col("predicted_ns") <= pl.col("high_ns")))
     redundant = {}
