@@ -6,6 +6,9 @@ of them one after the other (``--jobs 1``), all of them in processes, and all of
 processes that it starts (``--workers N``; 0 leaves that out). The files of these ways must be the same, byte by byte,
 and the rows the tiler's truth. Memory is the resident memory of the process and its children, summed, every 50 ms;
 pages that they share count for each. Prints Markdown.
+
+``--jobs 1 2 4 8 16`` measures these numbers of processes instead, on a machine of many cores. ``--given REPORT...``
+analyzes reports of a real run, of which no truth is known.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
 #     scripts/gpu/placement_proof.sh OUT [PYTHON]
 #     RANKS=8 LAYERS=16 scripts/gpu/placement_proof.sh OUT [PYTHON]
 #
-# PYTHON has vLLM, and NVTXMOE_PYTHON has nvtxmoe with its analysis (defaults: python3, PYTHON). One capture per case with today's placement, then
-# `nvtxmoe place`, fitted on the layers with even numbers, then one capture in which all placements take turns. Leaves
-# OUT/proof.md, layers.csv, sums.csv, the predictions and the results. Needs about 30 GB of GPU memory per GPU.
+# PYTHON has vLLM, and NVTXMOE_PYTHON has nvtxmoe with its analysis (defaults: python3, PYTHON). One capture per case
+# with today's placement, then `nvtxmoe place`, fitted on the layers with even numbers, then one capture in which all
+# placements take turns. Leaves OUT/proof.md, layers.csv, sums.csv, the predictions and the results. Needs about 30 GB of
+# GPU memory per GPU.
 set -euo pipefail
 out=$1
 python=${2:-python3}
@@ -24,7 +25,8 @@ nvtxmoe() { "$analysis" -m nvtxmoe "$@"; }
 predicted=()
 for case in $cases; do
     nvtxmoe profile -o "$out/$case" --log-interval 0 -- \
-        "$python" "$here/placement_run.py" "$out/$case-windows.json" --case "$case" "${model[@]}" --blocks "${BLOCKS_BEFORE:-6}"
+        "$python" "$here/placement_run.py" "$out/$case-windows.json" --case "$case" "${model[@]}" \
+        --blocks "${BLOCKS_BEFORE:-6}"
     nvtxmoe place "$out/$case/moe_expert_tracking" --fit-layers "$fit" --json > "$out/$case-place.json"
     predicted+=("$case=$out/$case-place.json")
 done
