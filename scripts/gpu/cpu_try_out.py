@@ -39,7 +39,7 @@ def all_gatherv(
 ) -> torch.Tensor | list[torch.Tensor]:
     """Return the rows of all ranks, in the order of ranks; of a list, of each tensor."""
     if isinstance(input_, list):
-        return [all_gatherv(self, tensor, _dim, sizes) for tensor in input_]  # type: ignore[misc]
+        return [all_gatherv(self, tensor, _dim, sizes) for tensor in input_]
     rows = list(sizes or [len(input_)] * self.world_size)
     padded = input_.new_zeros((max(rows), *input_.shape[1:]))
     padded[: len(input_)] = input_

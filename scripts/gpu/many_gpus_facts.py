@@ -49,7 +49,7 @@ def capture(results: Path, ranks: int, *, data_parallel: bool, gpu: bool) -> Fac
     )
     return {
         "passed": bool(passed),
-        "line": f"{document['verdict']}, {len(present)} of {ranks} ranks; {sums['cells']:,} (rank, step, layer), "
+        "line": f"{document['verdict']}{'' if gpu else ' (there is no GPU time)'}, {len(present)} of {ranks} ranks; {sums['cells']:,} (rank, step, layer), "
         f"{sums['wrong_cells']} with counts other than tokens x top-k, {sums['wrong_experts']} experts with another "
         f"total; {split['collectives']:,} collectives, {split['without_split']} without waiting and transfer"
         + (f" ({reasons})" if reasons else ""),

@@ -112,7 +112,7 @@ def _profile(setup: Setup, name: str, what: str, words: tuple[str, ...], *, data
 
 
 def _profile_tensor_parallel(setup: Setup) -> Stage:
-    size = ("--layers", str(LAYERS))
+    size: Command = ("--layers", str(LAYERS))
     if setup.small:
         size = ("--small", "--layers", "2", "--requests", "4", "--max-tokens", "4")
     words = (str(GPU / "demo_run.py"), "--tp", str(setup.ranks), *size)
@@ -166,7 +166,7 @@ def _placement(setup: Setup) -> Stage:
 def _throughput(setup: Setup) -> Stage:
     file = setup.out / "throughput" / "throughput.json"
     limit_s = 1800.0
-    load = ("--rounds", "3", "--layers", str(LAYERS), "--batch", "64", "--expert-parallel")
+    load: Command = ("--rounds", "3", "--layers", str(LAYERS), "--batch", "64", "--expert-parallel")
     if setup.small:  # whole experts on a rank end vLLM for CPUs
         load = ("--rounds", "1", "--small", "--mode", "moe", "--layers", "2", "--batch", "2", "--batches", "2",
                 "--tokens", "8")  # fmt: skip

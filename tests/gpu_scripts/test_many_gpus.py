@@ -241,8 +241,9 @@ def test_the_number_of_gpus_and_nsys_are_asked_for(tmp_path: Path) -> None:
 
 def test_two_data_parallel_ranks_on_cpus(vllm_python: Path, nsys_path: Path, tmp_path: Path) -> None:
     """The chain of one stage with a real vLLM and nsys; a stage without the report that it needs is not run."""
-    command = [sys.executable, ROOT / "scripts" / "gpu" / "many_gpus.py", tmp_path / "out", "--small", "--python",
-               vllm_python, "--nsys", nsys_path, "--only", "profile-dp-ep", "golden"]  # fmt: skip
+    words = ["--small", "--python", vllm_python, "--nsys", nsys_path, "--only", "profile-dp-ep", "golden"]
+    script = ROOT / "scripts" / "gpu" / "many_gpus.py"
+    command = [str(word) for word in (sys.executable, script, tmp_path / "out", *words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     document = json.loads((tmp_path / "out" / "summary.json").read_text())
     profiled, golden = document["stages"]
