@@ -49,7 +49,8 @@ def capture(results: Path, ranks: int, *, data_parallel: bool, gpu: bool) -> Fac
     )
     return {
         "passed": bool(passed),
-        "line": f"{document['verdict']}{'' if gpu else ' (there is no GPU time)'}, {len(present)} of {ranks} ranks; {sums['cells']:,} (rank, step, layer), "
+        "line": f"{document['verdict']}{'' if gpu else ' (there is no GPU time)'}, "
+        f"{len(present)} of {ranks} ranks; {sums['cells']:,} (rank, step, layer), "
         f"{sums['wrong_cells']} with counts other than tokens x top-k, {sums['wrong_experts']} experts with another "
         f"total; {split['collectives']:,} collectives, {split['without_split']} without waiting and transfer"
         + (f" ({reasons})" if reasons else ""),
@@ -145,11 +146,11 @@ def placement(out: Path) -> Facts:
 
 def windows(file: Path) -> Facts:
     """Return the windows that ``scripts/gpu/placement_run.py`` ran, where there is no GPU time to predict from."""
-    found = json.loads(file.read_text())
+    all_windows = json.loads(file.read_text())
     return {
-        "passed": len(found) > 0,
-        "line": f"{len(found)} windows ran; nothing is predicted, because `nvtxmoe place` needs GPU time",
-        "windows": found,
+        "passed": len(all_windows) > 0,
+        "line": f"{len(all_windows)} windows ran; nothing is predicted, because `nvtxmoe place` needs GPU time",
+        "windows": all_windows,
     }
 
 

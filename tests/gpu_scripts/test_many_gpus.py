@@ -239,6 +239,7 @@ def test_the_number_of_gpus_and_nsys_are_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.tried_again
 def test_two_data_parallel_ranks_on_cpus(vllm_python: Path, nsys_path: Path, tmp_path: Path) -> None:
     """The chain of one stage with a real vLLM and nsys; a stage without the report that it needs is not run."""
     words = ["--small", "--python", vllm_python, "--nsys", nsys_path, "--only", "profile-dp-ep", "golden"]
