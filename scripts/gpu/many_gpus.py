@@ -197,10 +197,13 @@ def main() -> int:
     show_plan(chosen, limits_s, commands=options.dry_run)
     if options.dry_run:
         return 0
+    if setup.out.is_dir() and any(setup.out.iterdir()) and not (setup.out / "summary.json").exists():
+        parser.error(f"{setup.out} holds other files, and stages empty their folders: name a new folder")
     signal.signal(signal.SIGINT, signal.default_int_handler)  # under nohup it is ignored, by commands as well
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that commands are ended, too
     setup.out.mkdir(parents=True, exist_ok=True)
     results = earlier_results(setup)
+    write_summary(setup, facts, list(results.values()))
     for stage, limit_s in zip(chosen, limits_s, strict=True):
         result = results[stage.name] = run_stage(stage, setup, limit_s)
         seconds = f"{result.get('seconds', 0):.0f} s"

@@ -224,7 +224,7 @@ def test_placements_are_counted_where_predicted_and_measured_agree(tmp_path: Pat
     assert found["redundant_predicted_only"] == {"skewed-redundant": {"name": "redundant", "all": {"saved_ns": 3.0}}}
 
 
-def test_the_number_of_gpus_and_nsys_are_asked_for(tmp_path: Path) -> None:
+def test_a_wrong_number_of_gpus_a_missing_nsys_and_a_folder_of_other_files_are_refused(tmp_path: Path) -> None:
     script = ROOT / "scripts" / "gpu" / "many_gpus.py"
 
     def said(*words: str) -> str:
@@ -237,6 +237,11 @@ def test_the_number_of_gpus_and_nsys_are_asked_for(tmp_path: Path) -> None:
     assert "3 GPUs: 2, 4 or 8 are needed" in said("--gpus", "3")
     assert "no nsys at /no/nsys" in said("--gpus", "4", "--nsys", "/no/nsys")
     assert not (tmp_path / "out").exists()
+    mine = tmp_path / "out" / "reports" / "mine.nsys-rep"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    assert "holds other files" in said("--gpus", "4", "--nsys", sys.executable)
+    assert mine.exists()
 
 
 @pytest.mark.tried_again
