@@ -3,9 +3,12 @@
 ``python scripts/bench/many_reports.py [--folder DIR] [--reports 16] [--kernels 1000000] [--repeats 3]`` tiles a golden
 capture into a report a data-parallel rank (kept in DIR for the next time). In turn it analyses each of them alone, all
 of them one after the other (``--jobs 1``), all of them in processes, and all of them on a Dask cluster of two worker
-processes that it starts (``--no-dask`` leaves that out). The files of these ways must be the same, byte by byte, and
-the rows the tiler's truth. Memory is the resident memory of the process and its children, summed, every 50 ms; pages
-that they share count for each. Prints Markdown.
+processes that it starts (``--workers N``; 0 leaves that out). The files of these ways must be the same, byte by byte,
+and the rows the tiler's truth. Memory is the resident memory of the process and its children, summed, every 50 ms;
+pages that they share count for each. Prints Markdown.
+
+``--jobs 1 2 4 8 16`` measures these numbers of processes instead, on a machine of many cores. ``--given REPORT...``
+analyzes reports of a real run, of which no truth is known.
 """
 
 from __future__ import annotations
@@ -24,9 +27,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import psutil
@@ -105,8 +109,8 @@ def analyze(reports: list[Path], output: Path, *options: str) -> Took:
     return timed([sys.executable, "-m", "nvtxmoe", "analyze", *map(str, reports), "-o", str(output), *options])
 
 
-def check(output: Path, reports: list[Path], others: list[Path]) -> str:
-    """Rows that equal the truth; ends the run where they do not, or where another way gave other files."""
+def check(output: Path, reports: list[Path]) -> str:
+    """Rows that equal the truth; ends the run where they do not."""
     tables = output / "moe_expert_tracking"
     cells = pl.read_csv(tables / "moe_layer_timings.csv")
     truth = pl.concat([pl.read_parquet(report.parent / "truth_cells.parquet") for report in reports])
@@ -121,13 +125,17 @@ def check(output: Path, reports: list[Path], others: list[Path]) -> str:
         raise SystemExit(
             f"the results are not the truth: {len(equal)} of {len(truth)}, {len(same)} of {len(true_activations)}"
         )
+    return f"cells {len(equal):,} of {len(truth):,}, activations {len(same):,} of {len(true_activations):,}"
+
+
+def same_files(output: Path, others: list[Path]) -> None:
+    """End the run where another way gave other files."""
     for other in others:
         different = subprocess.run(
             ["diff", "-rq", str(output), str(other)], capture_output=True, text=True, check=False
         )
         if different.stdout or different.returncode:
             raise SystemExit(f"other files: {different.stdout}")
-    return f"cells {len(equal):,} of {len(truth):,}, activations {len(same):,} of {len(true_activations):,}"
 
 
 @contextlib.contextmanager
@@ -170,6 +178,24 @@ def row(name: str, runs: list[Took], parts: list[float]) -> str:
     )
 
 
+def document(runs: dict[str, list[Took]], reports: list[Path], equal: str) -> dict[str, Any]:
+    """Return the figures: of each way the seconds of each repetition."""
+    return {
+        "reports": len(reports),
+        "sqlite_bytes": sum(report.stat().st_size for report in reports),
+        "cores": len(os.sched_getaffinity(0)),
+        "equal": equal,
+        "ways": [
+            {
+                "name": way,
+                "median_wall_s": statistics.median(run.wall_s for run in of_way),
+                "runs": list(map(asdict, of_way)),
+            }
+            for way, of_way in runs.items()
+        ],
+    }
+
+
 def main() -> None:
     """Prepare, run in turn, check, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -177,13 +203,20 @@ def main() -> None:
     parser.add_argument("--reports", type=int, default=16)
     parser.add_argument("--kernels", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-dask", action="store_true")
+    parser.add_argument("--workers", type=int, default=2, help="Workers of the Dask cluster; 0: no cluster.")
+    parser.add_argument("--jobs", type=int, nargs="+", metavar="N", help="Numbers of processes to measure.")
+    parser.add_argument("--given", type=Path, nargs="+", metavar="REPORT", help="Reports of a real run.")
+    parser.add_argument("--out", type=Path, help="Also write the figures to this JSON file.")
     args = parser.parse_args()
-    reports = prepare(args.folder, args.reports, args.kernels)
+    reports = args.given or prepare(args.folder, args.reports, args.kernels)
+    args.folder.mkdir(parents=True, exist_ok=True)
     ways: dict[str, list[str]] = {"one after the other (--jobs 1)": ["--jobs", "1"], "processes (no option)": []}
+    if args.jobs:
+        ways = {f"--jobs {jobs}": ["--jobs", str(jobs)] for jobs in args.jobs}
     with contextlib.ExitStack() as stack:
-        if not args.no_dask:
-            ways["Dask, two workers (its own process)"] = ["--dask", stack.enter_context(cluster(2))]
+        if args.workers:
+            name = f"Dask, {'two' if args.workers == 2 else args.workers} workers (its own process)"
+            ways[name] = ["--dask", stack.enter_context(cluster(args.workers))]
         took: dict[str, list[Took]] = {way: [] for way in ways}
         alone: list[list[Took]] = []
         outputs = {way: args.folder / f"out{i}" for i, way in enumerate(ways)}
@@ -192,18 +225,20 @@ def main() -> None:
             for way, options in ways.items():
                 took[way].append(analyze(reports, outputs[way], *options))
     first, *others = outputs.values()
-    equal = check(first, reports, others)
+    same_files(first, others)
+    equal = "All ways gave the same files." if args.given else f"Equal to the truth: {check(first, reports)}."
     parts = [sum(run.wall_s for run in once) / 2 for once in alone]
     summed = [Took(sum(r.wall_s for r in o), sum(r.cpu_s for r in o), max(r.peak_mib for r in o)) for o in alone]
     size = sum(report.stat().st_size for report in reports) / MIB
-    print(
-        f"{args.reports} reports of {args.kernels:,} kernels, {size:,.0f} MiB of SQLite. Equal to the truth: {equal}."
-    )
+    kernels = "" if args.given else f" of {args.kernels:,} kernels"
+    print(f"{len(reports)} reports{kernels}, {size:,.0f} MiB of SQLite. {equal}")
     print("\n| run | median s | range s | CPU s | peak MiB | x half the sum of the parts |")
     print("| --- | --- | --- | --- | --- | --- |")
-    print(row("each alone, summed", summed, parts))
-    for way, runs in took.items():
+    all_runs = {"each alone, summed": summed, **took}
+    for way, runs in all_runs.items():
         print(row(way, runs, parts))
+    if args.out:
+        args.out.write_text(json.dumps(document(all_runs, reports, equal), indent=1) + "\n")
     versions = ", ".join(f"{name} {version(name)}" for name in ("polars", "numpy", "distributed"))
     print(
         f"\nPython {platform.python_version()}, {versions}; {len(os.sched_getaffinity(0))} cores; {args.repeats} "

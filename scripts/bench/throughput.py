@@ -60,6 +60,7 @@ def generate(options: argparse.Namespace) -> None:
     llm = LLM(
         model=str(folder), load_format="dummy", skip_tokenizer_init=True, max_model_len=2048, seed=0,
         max_num_seqs=options.batch, enable_prefix_caching=False, enforce_eager=options.small,
+        tensor_parallel_size=options.tp, enable_expert_parallel=options.expert_parallel,
         **({} if options.small else gpu),
     )  # fmt: skip
     prompts = [
@@ -87,11 +88,12 @@ def run_one(kind: str, options: argparse.Namespace, folder: Path, timeout_s: flo
     """Run one process of a kind and return its figures, or why there are none."""
     result = folder / "result.json"
     run_options = [
-        f"--{name}={getattr(options, name)}" for name in ("layers", "batch", "batches", "tokens", "prompt_tokens")
+        f"--{name}={getattr(options, name)}" for name in ("layers", "batch", "batches", "tokens", "prompt_tokens", "tp")
     ]
     run_options = [word.replace("_", "-", 1) if word.startswith("--prompt_") else word for word in run_options]
     command = [sys.executable, str(Path(__file__).resolve()), "--result", str(result), *run_options]
     command += ["--small"] if options.small else []
+    command += ["--expert-parallel"] if options.expert_parallel else []
     env = {name: value for name, value in os.environ.items() if not name.startswith("NVTXMOE_")}
     if options.small:
         env.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -183,6 +185,8 @@ def main() -> int:
     parser.add_argument("--batches", type=int, default=6, help="Timed batches per process.")
     parser.add_argument("--tokens", type=int, default=128, help="Tokens of an answer.")
     parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--tp", type=int, default=1, help="Ranks, tensor parallel.")
+    parser.add_argument("--expert-parallel", action="store_true", help="Ranks share out whole experts.")
     parser.add_argument("--small", action="store_true", help="A small model, eager, as for a CPU.")
     parser.add_argument("--keep", action="store_true", help="Keep reports and logs.")
     parser.add_argument("--out", type=Path, help="A JSON file, written after each process.")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from scripts.gpu.engine_settings import ON_CPU
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,13 @@ AGAIN = {"NVTXMOE_DEVELOPER_RECOMPUTE": "1"}
 #: The default of some architectures, with any model.
 BREAKABLE = {"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"}
 TP, DP = ("--tp", "2"), ("--dp", "2", "--oracle", "vllm")
+#: The model of the cases for any number of ranks.
+MANY_EXPERTS = ("--layers", "16", "--experts", "128", "--top-k", "8")
+#: A try-out without a GPU: what vLLM takes on a CPU.
+CPU_ENGINE = {**ON_CPU, "attention_backend": None, "kv_cache_memory_bytes": None, "dtype": "float32",
+              "max_num_batched_tokens": 128}  # fmt: skip
+SMALL = ("--layers", "2", "--experts", "16", "--top-k", "2", "--requests", "4", "--longest", "40", "--mode", "eager",
+         "--engine", json.dumps(CPU_ENGINE))  # fmt: skip
 
 
 def _backend(name: str) -> tuple[str, str]:
@@ -60,6 +70,41 @@ def _backend(name: str) -> tuple[str, str]:
 
 def _two(name: str, model: str, setting: str, *words: str, env: Mapping[str, str] | None = None) -> Case:
     return Case(name, model, setting, words, gpus=2, least_s=80.0, limit_s=260.0, env=env or {})
+
+
+def rank_cases(ranks: int, *, small: bool = False) -> tuple[Case, ...]:
+    """Return the expert-parallel cases for a number of ranks, one GPU each: 128 experts in 16 layers.
+
+    Parameters:
+        ranks: at least 2; 128 experts have to divide between them.
+        small: a tiny model, eager, that runs without a GPU; without EPLB, which a CPU does not have.
+
+    Raises:
+        ValueError: the experts do not divide between the ranks.
+    """
+    if ranks < 2 or 128 % ranks:
+        raise ValueError(f"{ranks} ranks: give 2, 4, 8 or another power of two up to 128")
+    number = str(ranks)
+    shape, graphs, quick = (SMALL, (), ()) if small else (MANY_EXPERTS, GRAPHS, QUICK)
+    cases = [
+        ("tp", "tensor", "", ("--tp", number, *graphs)),
+        ("dp", "data", "", ("--dp", number, *(() if small else ("--oracle", "vllm")), *quick)),
+        ("tp", "tensor", "-eplb", ("--tp", number, "--eplb", *graphs)),
+        ("dp", "data", "-eplb", ("--dp", number, "--eplb", *quick)),
+    ]
+    return tuple(
+        Case(
+            f"{kind}{ranks}-ep{eplb}-many-experts",
+            "Qwen3-MoE",
+            f"bf16, {parallelism} and expert parallel{', EPLB' if eplb else ''}",
+            (*shape, *words),
+            gpus=ranks,
+            least_s=80.0,
+            limit_s=480.0,
+        )
+        for kind, parallelism, eplb, words in cases
+        if not (small and eplb)
+    )
 
 
 CASES: tuple[Case, ...] = (

@@ -3,6 +3,7 @@
 
     python scripts/gpu/check_all.py OUT                     # the matrix, in at most 8 minutes
     python scripts/gpu/check_all.py OUT --only qwen3-fp8 gpt-oss-mxfp4
+    python scripts/gpu/check_all.py OUT --ranks 8           # instead: expert parallelism over eight GPUs
     python scripts/gpu/check_all.py OUT --golden            # two captures under nsys instead
 
 Writes OUT/results.json after every case, and the end of each case's output to OUT/CASE.log.xz. Prints one line per
@@ -31,7 +32,7 @@ sys.path.insert(0, str(ROOT))
 
 from scripts.gpu import golden_captures  # noqa: E402
 from scripts.gpu.case_process import CaseProcess, failed, not_run  # noqa: E402
-from scripts.gpu.cases import CASES, Case  # noqa: E402
+from scripts.gpu.cases import CASES, Case, rank_cases  # noqa: E402
 
 #: Time that is left for the last case's end and the files.
 RESERVE_S = 10.0
@@ -160,7 +161,9 @@ def main() -> int:
     """Run the matrix, or make the captures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES], metavar="CASE")
+    parser.add_argument("--only", nargs="+", metavar="CASE")
+    parser.add_argument("--ranks", type=int, metavar="N", help="Instead of the matrix: expert parallelism over N GPUs.")
+    parser.add_argument("--small", action="store_true", help="With --ranks: tiny cases, which need no GPU.")
     parser.add_argument("--jobs", type=int, default=4, help="Most cases at a time on one GPU.")
     parser.add_argument("--gpus", type=int, help="How many to use. Default: all.")
     parser.add_argument("--budget-s", type=float, default=470.0)
@@ -169,14 +172,19 @@ def main() -> int:
     parser.add_argument("--golden", action="store_true", help="Make two captures under nsys instead.")
     parser.add_argument("--nsys", help="The nsys of --golden. Default: the one that nvtxmoe finds.")
     options = parser.parse_args()
+    if options.small and options.ranks is None:
+        parser.error("--small goes with --ranks")
+    known = CASES if options.ranks is None else rank_cases(options.ranks, small=options.small)
+    if unknown := set(options.only or ()) - {case.name for case in known}:
+        parser.error(f"no case is called {', '.join(sorted(unknown))}: {', '.join(case.name for case in known)}")
     facts = machine()
     print(json.dumps(facts), flush=True)
     os.environ.setdefault("VLLM_CACHE_ROOT", str(Path(tempfile.gettempdir()) / "check-all-vllm-cache"))
     if options.golden:
         return golden_captures.make(options.out, python=options.python, nsys=options.nsys, budget_s=options.budget_s)
-    chosen = [case for case in CASES if options.only is None or case.name in options.only]
+    chosen = [case for case in known if options.only is None or case.name in options.only]
     cases = [replace(case, limit_s=case.limit_s * options.limit_factor) for case in chosen]
-    gpus = options.gpus or max(1, len(facts["gpus"]))
+    gpus = options.gpus or (options.ranks if options.small else max(1, len(facts["gpus"])))
     driver = Driver(options.out, cases, gpus=gpus, jobs=options.jobs, budget_s=options.budget_s, python=options.python)
     driver.machine = facts
     results = driver.run()

@@ -19,6 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.gpu.engine_settings import ON_CPU, end_engine
 from scripts.gpu.made_up_models import model_folder
 from scripts.gpu.placement_run import SHAPE, SMALL_VOCABULARY
 
@@ -44,6 +45,7 @@ def main() -> None:
     generate(llm, options, chance, requests=options.requests, tokens=4)
     done = generate(llm, options, chance, requests=options.requests, tokens=options.max_tokens)
     print(json.dumps({"requests": len(done), "tokens": sum(len(output.outputs[0].token_ids) for output in done)}))
+    end_engine(llm)
 
 
 def engine(options: argparse.Namespace) -> Any:
@@ -65,7 +67,7 @@ def engine(options: argparse.Namespace) -> Any:
         "seed": 0,
     }
     if options.small:
-        settings |= {"enforce_eager": True}
+        settings |= ON_CPU
     else:
         sizes = sorted({options.requests // 2, options.requests, PREFILL_TOKENS})
         settings |= {

@@ -25,6 +25,17 @@ DRAFTS = ("none", "ngram", "mtp")
 #: The exchange between data-parallel ranks that needs no further package.
 PLAIN_EXCHANGE, EXCHANGE_OF_DBO = "allgather_reducescatter", "deepep_low_latency"
 
+#: A try-out without a GPU: no graphs, and experts on several ranks (scripts/gpu/cpu_try_out.py).
+ON_CPU = {"enforce_eager": True, "worker_extension_cls": "scripts.gpu.cpu_try_out.PlacedExpertsOnCpu"}
+
+#: Seconds in which an engine and its workers may end.
+END_S = 120.0
+
+
+def end_engine(llm: Any) -> None:
+    """End the engine of an LLM, and wait for its workers: vLLM kills them after 5 s, which loses their last step."""
+    llm.llm_engine.engine_core.shutdown(timeout=END_S)
+
 
 def add_model_options(parser: ArgumentParser) -> None:
     """Options on what the made-up model is."""

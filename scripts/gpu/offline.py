@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.gpu.engine_settings import add_model_options, attention
+from scripts.gpu.engine_settings import ON_CPU, add_model_options, attention, end_engine
 from scripts.gpu.made_up_models import QUANTISATIONS, model_folder
 
 
@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--expert-parallel", action="store_true")
     parser.add_argument("--external", action="store_true", help="The ranks are started by torchrun.")
     parser.add_argument("--eplb", action="store_true")
+    parser.add_argument("--gates", help="Skew of the gates: a case of scripts/gpu/placed_experts.py. Default: vLLM's.")
+    parser.add_argument("--small", action="store_true", help="Eager, to try the script without a GPU.")
     options = parser.parse_args()
     if options.dp > 1 and options.dp_rank is None:
         sys.exit(start_ranks(options.dp))
@@ -75,18 +77,28 @@ def main() -> None:
         "max_model_len": 1024,
         "max_num_batched_tokens": 256,
         "max_num_seqs": 32,
-        "kv_cache_memory_bytes": options.kv_mib << 20,
-        "gpu_memory_utilization": 0.3,
-        "attention_backend": attention(options),
         "tensor_parallel_size": options.tp,
         "enable_expert_parallel": options.expert_parallel,
-        "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]},
     }
+    if options.gates:
+        settings["worker_extension_cls"] = "scripts.gpu.placed_experts.PlacedExperts"
+    if options.small:
+        settings |= ON_CPU
+    else:
+        settings |= {
+            "kv_cache_memory_bytes": options.kv_mib << 20,
+            "gpu_memory_utilization": 0.3,
+            "attention_backend": attention(options),
+            "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32]},
+        }
     settings |= {**QUANTISATIONS[options.quantisation].engine, **extra, **options.engine}
     llm = LLM(model=str(model), **settings)
+    if options.gates:
+        llm.collective_rpc("make_gates", args=(options.gates, 1))
     chance = random.Random(5 + (options.dp_rank or 0))
+    lengths = [17, 60] if options.small else [2, 5, 17, 60, 300]  # vLLM for CPUs dies of shorter ones in bf16
     prompts = [
-        {"prompt_token_ids": [chance.randrange(1, 250) for _ in range(chance.choice([2, 5, 17, 60, 300]))]}
+        {"prompt_token_ids": [chance.randrange(1, 250) for _ in range(chance.choice(lengths))]}
         for _ in range(options.requests // (1 + (options.dp_rank or 0)))  # the first rank works longest
     ]
     params = SamplingParams(max_tokens=options.max_tokens, temperature=0, detokenize=False, ignore_eos=True)
@@ -95,6 +107,7 @@ def main() -> None:
         json.dumps({"requests": len(done), "tokens": sum(len(output.outputs[0].token_ids) for output in done)}),
         flush=True,
     )
+    end_engine(llm)
 
 
 if __name__ == "__main__":

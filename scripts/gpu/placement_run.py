@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from scripts.gpu.engine_settings import ON_CPU, end_engine
 from scripts.gpu.made_up_models import model_folder
 
 #: The shape of Qwen3-30B-A3B, but for the number of layers and the vocabulary.
@@ -77,6 +78,7 @@ def main() -> None:
         llm.collective_rpc("place_experts", args=(placements[TODAY],))
     options.windows.write_text(json.dumps(windows, indent=0), encoding="utf-8")
     print(json.dumps({"windows": len(windows), "steps": windows[-1]["steps"][1] + 1}), flush=True)
+    end_engine(llm)
 
 
 def cases(options: argparse.Namespace) -> dict[str, dict[str, list[list[int]]]]:
@@ -114,7 +116,7 @@ def engine(options: argparse.Namespace) -> Any:
         "seed": 0,
     }
     if options.small:
-        settings |= {"enforce_eager": True, "max_num_batched_tokens": 256}
+        settings |= ON_CPU
     else:
         settings |= {
             "gpu_memory_utilization": 0.5,
