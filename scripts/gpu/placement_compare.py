@@ -22,8 +22,8 @@ import polars as pl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, NOT_WORTH, WORTH
 from nvtxmoe_analysis.placement.valuing import CONFIDENCE
+from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, NOT_WORTH, WORTH
 from scripts.gpu.placement_measured import ALL, KEYS, TODAY, block_means, changes, in_windows, layer_times, over_phases
 
 Documents = Mapping[str, Mapping[str, Any]]
@@ -64,15 +64,12 @@ def compare(times: pl.DataFrame, windows: Sequence[Mapping[str, Any]], documents
     elapsed_changes = changes(elapsed).select(
         *KEYS, elapsed_ns="change_ns", elapsed_low_ns="low_ns", elapsed_high_ns="high_ns"
     )
-    layers = changes(block_means(rows, "own_ns", ["layer_idx"]), ["layer_idx"])
     whole = predictions.filter(pl.col("layer_idx").is_null()).drop("layer_idx", "in_fit")
-    return Comparison(
-        layers.join(predictions, on=[*KEYS, "layer_idx"], how="left", maintain_order="left"),
-        changes(own)
-        .join(elapsed_changes, on=KEYS, how="left", maintain_order="left")
-        .join(whole, on=KEYS, how="left", maintain_order="left"),
-        _verdicts(own, documents),
-    )
+    sums = changes(own).join(elapsed_changes, on=KEYS, how="left").join(whole, on=KEYS, how="left")
+    layers = changes(block_means(rows, "own_ns", ["layer_idx"]), ["layer_idx"])
+    layers = layers.join(predictions, on=[*KEYS, "layer_idx"], how="left")
+    order = pl.col("case").replace_strict({case: at for at, case in enumerate(documents)}, default=len(documents))
+    return Comparison(layers.sort(order, *KEYS, "layer_idx"), sums.sort(order, *KEYS), _verdicts(own, documents))
 
 
 def predicted(document: Mapping[str, Any], case: str) -> pl.DataFrame:
@@ -117,7 +114,7 @@ def least_gain_ns(document: Mapping[str, Any]) -> float:
 
 
 def _verdicts(means: pl.DataFrame, documents: Documents) -> pl.DataFrame:
-    """Return predicted and measured answers. Measured intervals are widened for the number of placements, as predicted."""
+    """Return predicted and measured answers; measured intervals too are widened for the number of placements."""
     rows = []
     for case, document in documents.items():
         of_case = means.filter((pl.col("case") == case) & (pl.col("phase") == ALL))

@@ -36,7 +36,9 @@ def layer_times(results: Path) -> pl.DataFrame:
         first layer from its own start. So the layers of a step add up to its time from the first MoE layer's first
         kernel to the last layer's last.
     """
-    own = pl.read_csv(results / "moe_straggler.csv").group_by("step", "layer_idx").agg(own_ns=pl.col("max_own_ns").max())
+    own = (
+        pl.read_csv(results / "moe_straggler.csv").group_by("step", "layer_idx").agg(own_ns=pl.col("max_own_ns").max())
+    )
     timings = pl.read_csv(results / "moe_layer_timings.csv").sort("rank", "step", "layer_idx")
     before = pl.col("gpu_end_ns").shift(1).over("rank", "step").fill_null(pl.col("gpu_start_ns"))
     layers = (
