@@ -65,17 +65,30 @@ def changed(comparison: Comparison, case: str, placement: str, phase: str) -> di
     return comparison.sums.row(by_predicate=keys, named=True)
 
 
-def test_the_page_has_the_tables(comparison: Comparison, predictions: Documents) -> None:
+def page_has(name: str, table: str, update: bool) -> None:
+    """The table is between the page's markers of that name; or is put there."""
     page = PAGE.read_text(encoding="utf-8")
-    assert changes_table(comparison) in page
-    assert verdicts_table(comparison, predictions) in page
-    for line in predicted_rows(predictions):
-        assert line in page
+    before, marker, rest = page.partition(f"<!-- {name} -->\n")
+    shown, end, after = rest.partition(f"\n<!-- /{name} -->")
+    assert marker and end, name
+    if update:
+        PAGE.write_text(before + marker + table + end + after, encoding="utf-8")
+    else:
+        assert shown == table
 
 
-def predicted_rows(predictions: Documents) -> list[str]:
-    """The rows of the page's table of predictions."""
-    lines = []
+def test_the_page_has_the_tables(comparison: Comparison, predictions: Documents, update_golden: bool) -> None:
+    page_has("changes", changes_table(comparison), update_golden)
+    page_has("verdicts", verdicts_table(comparison, predictions), update_golden)
+    page_has("predicted", predicted_table(predictions), update_golden)
+
+
+def predicted_table(predictions: Documents) -> str:
+    """What each placement saves in each phase."""
+    lines = [
+        "| run | phase | today | greedy by tokens | fewest active experts | redundant experts |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for case, found in predictions.items():
         by_name = {placement["name"]: placement for placement in found["placements"]}
         for phase in ("decode", "prefill"):
@@ -84,7 +97,7 @@ def predicted_rows(predictions: Documents) -> list[str]:
                 saved, low, high = (by_name[name][phase][f"saved{end}_ns"] / 1000 for end in ("", "_low", "_high"))
                 cells.append(f"{saved:,.1f} ({low:,.1f} to {high:,.1f})")
             lines.append(f"| {case} | {phase} | {' | '.join(cells)} |")
-    return lines
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("phase", ["decode", "prefill"])
@@ -154,27 +167,32 @@ def test_the_predictions_are_those_of_the_captures(case: str, predictions: Docum
 
 
 def test_a_capture_of_another_machine_predicts_the_same(
-    predictions: Documents, times: pl.DataFrame, windows: list[dict[str, Any]], tmp_path: Path
+    predictions: Documents,
+    times: pl.DataFrame,
+    windows: list[dict[str, Any]],
+    update_golden: bool,
+    tmp_path: Path,
 ) -> None:
-    """A capture of "skewed" on two other H200s, hours before: today's placements, valued by its model."""
+    """A capture of "skewed" on two other H200s, hours before: the placements of this run, valued by its model."""
     predictor = Predictor(load(unpacked("skewed-earlier", tmp_path)), FIT)
     placements = {name: layouts(predictions["skewed"], name) for name in MEASURED}
     found = compare(times, windows, {"skewed": document(predictor.value(placements))})
-    assert found.verdicts.filter(pl.col("case") == "skewed").rows() == [("skewed", "worth it", "worth it")]
-    page = PAGE.read_text(encoding="utf-8")
+    assert found.verdicts.rows() == [("skewed", "worth it", "worth it")]
+    lines = [
+        "| placement | decode: predicted | measured | error | prefill: predicted | measured | error |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for placement in MEASURED:
-        cells = []
+        cells = [placement]
         for phase in ("decode", "prefill"):
             errors = layer_errors(found.layers, "skewed", placement, phase)
             assert errors is not None
             assert errors.error_pct < 10
             row = changed(found, "skewed", placement, phase)
-            cells += [
-                f"{row['predicted_ns'] / 1000:,.1f}",
-                f"{row['change_ns'] / 1000:,.1f}",
-                f"{errors.error_pct:.1f} %",
-            ]
-        assert f"| {placement} | {' | '.join(cells)} |" in page
+            cells += [f"{row[name] / 1000:,.1f}" for name in ("predicted_ns", "change_ns")]
+            cells.append(f"{errors.error_pct:.1f} %")
+        lines.append(f"| {' | '.join(cells)} |")
+    page_has("earlier", "\n".join(lines), update_golden)
 
 
 def layouts(found: Mapping[str, Any], name: str) -> dict[int, Layout]:
