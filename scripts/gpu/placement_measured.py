@@ -115,16 +115,16 @@ def changes(means: pl.DataFrame, by: Sequence[str] = (), confidence: float = 0.9
     today = means.filter(pl.col("placement") == TODAY).drop("placement").rename({"ns": "today_ns"})
     pairs = means.filter(pl.col("placement") != TODAY).join(today, on=["case", "phase", "block", *by])
     difference = pl.col("ns") - pl.col("today_ns")
-    found = pairs.group_by(*KEYS, *by).agg(
+    units = pairs.group_by(*KEYS, *by).agg(
         today_ns=pl.col("today_ns").mean(),
         change_ns=difference.mean(),
         error_ns=difference.std() / pl.len().sqrt(),
         blocks=pl.len(),
     )
-    widths = quantile(confidence, np.maximum(found["blocks"].to_numpy() - 1, 1))
+    widths = quantile(confidence, np.maximum(units["blocks"].to_numpy() - 1, 1))
     half = pl.col("error_ns") * pl.Series(widths, dtype=pl.Float64)
     return (
-        found.with_columns(low_ns=pl.col("change_ns") - half, high_ns=pl.col("change_ns") + half)
+        units.with_columns(low_ns=pl.col("change_ns") - half, high_ns=pl.col("change_ns") + half)
         .select(*KEYS, *by, "today_ns", "change_ns", "low_ns", "high_ns", "blocks")
         .sort(*KEYS, *by)
     )
