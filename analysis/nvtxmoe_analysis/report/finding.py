@@ -90,6 +90,7 @@ class Finding:
         stake: the time it is about, if it costs any.
         next_step: what to do.
         in_moe: False if the cost lies outside MoE layers.
+        first_screen: a sentence that the first screen has even if another finding comes first.
         id: stable name, that of its module.
     """
 
@@ -102,6 +103,7 @@ class Finding:
     stake: Stake | None = None
     next_step: NextStep | None = None
     in_moe: bool = True
+    first_screen: Sentence | None = None
     id: str = ""
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nvtxmoe_analysis.report.commands import analyze_all
@@ -60,7 +60,8 @@ class Answer:
 def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[Answer]:
     """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
     first = next((finding for finding in findings if finding.kind in (COST, VERDICT)), None)
-    answers = [_problem(first, ledger), _gain(first, findings, ledger), _next(findings, first, ledger)]
+    gain = _with_asides(_gain(first, findings, ledger), findings, ledger)
+    answers = [_problem(first, ledger), gain, _next(findings, first, ledger)]
     certainty = _certainty(findings, first, ledger, trust)
     return [*answers, certainty] if trust.complete else [certainty, *answers]
 
@@ -115,6 +116,17 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
     why = cannot_tell(ledger) or "no finding says how much"
     return Answer(GAIN, UNKNOWN, sentence("{}.", _capital(why)), "weak")
+
+
+def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) -> Answer:
+    """Return the answer with what other findings have for the first screen."""
+    if cannot_tell(ledger):
+        return answer
+    for finding in findings:
+        aside = finding.first_screen
+        if aside is not None and str(aside) != str(answer.text):
+            answer = replace(answer, text=sentence("{} {}", answer.text, aside))
+    return answer
 
 
 def _next(findings: Sequence[Finding], first: Finding | None, ledger: Ledger) -> Answer:

@@ -12,7 +12,7 @@ from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
 from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent, sentence, shown
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, shown
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
@@ -49,11 +49,17 @@ def _even(at_stake: Stake) -> Finding:
     text = "Loads of the ranks are even: equal ones would save at most {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
-    return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake)
+    text = "Rebalancing experts is not worth it: even loads would save at most {} per step of the mean rank."
+    aside = sentence(text, at_stake.per_step)
+    return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake, first_screen=aside)
 
 
-def _measured(ledger: Ledger, at_stake: Stake, reason: str) -> Finding:
-    """Return what even loads would save, where no placement is predicted."""
+def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | None = None) -> Finding:
+    """Return what even loads would save, where no placement is predicted.
+
+    Parameters:
+        aside: for the first screen.
+    """
     text = "Uneven loads of the ranks cost {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     details = [sentence("What another placement would save cannot be told: {}.", reason.rstrip("."))]
@@ -70,6 +76,7 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str) -> Finding:
         "stragglers",
         at_stake,
         NextStep("predict placements", EXACT, expected, commands.place(ledger.source)),
+        first_screen=aside,
     )
 
 
@@ -85,17 +92,16 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
         expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
         next_step = NextStep("rebalance experts", TRY, expected, commands.place(ledger.source))
-        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", saved, next_step)]
-    if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
-        return [_measured(ledger, even, str(verdict["sentence"]))]
-    kind = WEAK if verdict["answer"] == CANNOT_TELL else NOTE
+        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", saved, next_step, first_screen=headline)]
     at_most = _predicted(ledger, verdict, phase, "saves_at_most_ns")
-    if at_most is None:
-        text = "Whether another placement of experts saves time in {}s cannot be told."
-        return [Finding(TOPIC, sentence(text, noun), [], confidence, WEAK, "stragglers")]
-    text = "Rebalancing experts saves at most {} per {}: {}."
-    headline = sentence(text, at_most.per_step, noun, verdict["answer"])
-    return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_most)]
+    headline = sentence("Whether another placement of experts saves time in {}s cannot be told.", noun)
+    if at_most is not None:
+        text = "Rebalancing experts saves at most {} per {}: {}."
+        headline = sentence(text, at_most.per_step, noun, verdict["answer"])
+    if verdict["answer"] == CANNOT_TELL and even is not None and even.matters:
+        return [_measured(ledger, even, str(verdict["sentence"]), headline)]
+    kind = WEAK if verdict["answer"] == CANNOT_TELL or at_most is None else NOTE
+    return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_most, first_screen=headline)]
 
 
 def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str) -> Stake | None:
