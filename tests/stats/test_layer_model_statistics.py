@@ -298,7 +298,7 @@ def test_claims_of_groups() -> None:
 
 # Intervals, by simulation ------------------------------------------------------------------------------------------
 
-#: At least; an interval of 95 % covers 90 % of so many runs or less once in 1000.
+#: Of 200 runs an interval of 95 % holds in less than 89.5 % once in 1,000.
 RUNS = max(DRAWS, 200)
 
 
