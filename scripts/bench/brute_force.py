@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -83,26 +84,31 @@ def operations(connection: sqlite3.Connection, capture: Capture) -> Iterator[Ope
 
 def place(capture: Capture, operation: Operation, pid: int, correlation: int, node: int | None) -> Operation:
     """Give one operation its class and, in a layer of a step, its cell and phase."""
+    found = placement(capture, pid, correlation, node)
+    return replace(operation, **found) if found else operation
+
+
+def placement(capture: Capture, pid: int, correlation: int, node: int | None) -> dict[str, Any]:
+    """What is known of where an operation belongs: fields of ``Operation``."""
     launch = capture.launches.get((pid, correlation))
     if launch is None:
-        return operation
+        return {}
     launch_ns, launch_tid = launch
-    operation = replace(operation, launch_ns=launch_ns, pid=pid)
+    found: dict[str, Any] = {"launch_ns": launch_ns, "pid": pid}
     step = value_at(capture.steps, launch_tid, launch_ns)
     if not isinstance(step, Step):
-        return replace(operation, placed=OUTSIDE)
-    operation = replace(operation, step=(step.rank, step.step))
+        return found | {"placed": OUTSIDE}
+    found["step"] = (step.rank, step.step)
     origin = launch if node is None else creation_of(capture, pid, node)
     if origin is None:
-        return operation
-    original = None if node is None else capture.originals[pid, node]
-    operation = replace(operation, origin=origin, original=original)
+        return found
+    found |= {"origin": origin, "original": None if node is None else capture.originals[pid, node]}
     origin_ns, origin_tid = origin
     layer = value_at(capture.layers, origin_tid, origin_ns)
     if not isinstance(layer, int):
-        return replace(operation, placed=IN_STEP)
+        return found | {"placed": IN_STEP}
     phase = value_at(capture.phases, origin_tid, origin_ns) or "other"
-    return replace(operation, placed=IN_LAYER, key=(step.rank, step.step, layer), phase=str(phase))
+    return found | {"placed": IN_LAYER, "key": (step.rank, step.step, layer), "phase": str(phase)}
 
 
 def busy_ns(intervals: Iterable[tuple[int, int]]) -> int:

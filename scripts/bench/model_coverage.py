@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from nvtxmoe_analysis.metrics.layer_model.design import design
-from nvtxmoe_analysis.metrics.layer_model.estimates import alone, infer
+from nvtxmoe_analysis.metrics.layer_model.estimates import alone, batches, infer
 from nvtxmoe_analysis.metrics.layer_model.samples import FEATURES, make_sample
 
 Floats = npt.NDArray[np.float64]
@@ -94,13 +94,16 @@ def simulate(case: Case, runs: int, seed: int = 0) -> Outcome:
     rng = np.random.default_rng(seed)
     step = np.tile(np.arange(case.steps), case.ranks)
     rank = np.repeat(np.arange(case.ranks), case.steps)
-    estimates = []
+    samples = []
     for _ in range(runs):
         values = np.ones((len(FEATURES), len(step)))
         values[FEATURE] = _feature(rng, case)[step]
         y = 20_000 + 1000.0 * rank + SLOPE_NS * values[FEATURE] + _noise(rng, case)
-        sample = make_sample(0, "decode", values, y, rank, step)
-        estimates += [estimate.single for estimate in alone([sample], [design(sample)])]
+        samples.append(make_sample(0, "decode", values, y, rank, step))
+    estimates = []
+    for batch in batches(samples):
+        fitted_at_once = [samples[at] for at in batch]
+        estimates += [estimate.single for estimate in alone(fitted_at_once, [design(one) for one in fitted_at_once])]
     inferred = infer(estimates)
     judged = np.array([not estimate.too_few[0] for estimate in inferred])
     slope, low, high = (

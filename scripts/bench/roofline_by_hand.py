@@ -20,8 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.bench.brute_capture import ARRAY_SCHEMA, HEADER_BYTES, CellKey, decode_counts, is_sealed
-from scripts.bench.brute_force import Answer, Operation, attribute
+from scripts.bench.brute_capture import ARRAY_SCHEMA, HEADER_BYTES, Cell, CellKey, decode_counts, is_sealed
+from scripts.bench.brute_force import Operation, attribute
 
 #: GB/s, and TFLOP/s of 16-bit and 8-bit numbers, as on the data sheets (dense).
 SHEETS = {"NVIDIA H100 80GB HBM3": (3350.0, 1979 / 2, 3958 / 2), "NVIDIA H200": (4800.0, 1979 / 2, 3958 / 2)}
@@ -85,14 +85,13 @@ def physical_counts(paths: Sequence[Path]) -> dict[CellKey, tuple[int, ...]]:
 
 
 def tokens_and_counts(
-    key: CellKey, ranks: Mapping[int, Rank], answers: Sequence[Answer], physical: Mapping[CellKey, tuple[int, ...]]
+    key: CellKey, ranks: Mapping[int, Rank], cells: Mapping[CellKey, Cell], physical: Mapping[CellKey, tuple[int, ...]]
 ) -> tuple[int, list[int]] | None:
     """Return the tokens whose rows a rank's kernels got, and the rows of each expert that the rank holds.
 
     None where it can't be told: data-parallel ranks of which one has no counts in the step.
     """
     rank, step, layer = key
-    cells = {key: cell for answer in answers for key, cell in answer.cells.items()}
     layer_meta = ranks[rank].layer(layer)
     if ranks[rank].data_parallel:
         of_all = [cells.get((other, step, layer)) for other in sorted(ranks)]
@@ -138,15 +137,15 @@ def roofline(paths: Sequence[Path]) -> dict[CellKey, Row]:
         for operation in answer.operations:
             if operation.key is not None and operation.kind == "kernel" and operation.phase == "experts":
                 inside[operation.key].append(operation)
-    keys = sorted(key for answer in answers for key in answer.cells)
-    return {key: row(key, inside[key], ranks, answers, physical) for key in keys}
+    cells = {key: cell for answer in answers for key, cell in answer.cells.items()}
+    return {key: row(key, inside[key], ranks, cells, physical) for key in sorted(cells)}
 
 
 def row(
     key: CellKey,
     operations: Sequence[Operation],
     ranks: Mapping[int, Rank],
-    answers: Sequence[Answer],
+    cells: Mapping[CellKey, Cell],
     physical: Mapping[CellKey, tuple[int, ...]],
 ) -> Row:
     """Return the numbers of one (rank, step, layer); None where a size, a time or a peak is unknown."""
@@ -154,7 +153,7 @@ def row(
     products = [operation for operation in operations if any(name in operation.name for name in PRODUCTS)]
     others = [operation for operation in operations if not any(name in operation.name for name in TOGETHER)]
     time = sum(operation.end_ns - operation.start_ns for operation in products) or None
-    tokens_and_rows = tokens_and_counts(key, ranks, answers, physical)
+    tokens_and_rows = tokens_and_counts(key, ranks, cells, physical)
     names = sorted({operation.name for operation in products})
     out: Row = dict.fromkeys(
         ("routed_rows", "active", "padded_rows", "weight_bytes", "activation_bytes", "routed_flop")

@@ -277,7 +277,7 @@ ACTIONS = [*RANGES, "pop", "kernel", "copy", "set", "node", "clone", "replay", "
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.sampled_from(ACTIONS)), max_size=60),
     st.lists(st.tuples(st.integers(0, 40), st.integers(-30, 30)), max_size=2),

@@ -98,13 +98,20 @@ def test_trim_of_a_table_without_a_column_that_is_read(tmp_path: Path) -> None:
     refused(run("trim", path, tmp_path / "out.sqlite"), "lacks the column correlationId")
 
 
+@pytest.fixture(scope="module")
+def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the demo's results; not to be changed."""
+    folder = tmp_path_factory.mktemp("analyzed")
+    analyze(DEMO, folder)
+    return folder
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '{"layer_0": 5}', '{"layer_0": {"top_k": []}}'])
-def test_a_damaged_summary(tmp_path: Path, text: str) -> None:
-    analyze(DEMO, tmp_path)
+def test_a_damaged_summary(analyzed: Path, tmp_path: Path, text: str) -> None:
     other = tmp_path / "other"
-    shutil.copytree(tmp_path / RESULTS, other)
+    shutil.copytree(analyzed / RESULTS, other)
     (other / "moe_summary.json").write_text(text)
-    refused(run("compare", tmp_path, other), other / "moe_summary.json", "Run `nvtxmoe analyze` again")
+    refused(run("compare", analyzed, other), other / "moe_summary.json", "Run `nvtxmoe analyze` again")
     assert run("report", other).code == 0
 
 

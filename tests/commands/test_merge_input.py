@@ -144,7 +144,7 @@ def test_a_payload_that_is_none(tmp_path: Path, what: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(record=st.integers(0, 15), at=st.integers(0, 1000), byte=st.integers(0, 255), cut=st.integers(0, 9))
 def test_a_changed_payload_is_read_or_refused(record: int, at: int, byte: int, cut: int) -> None:
     """Blocks that are whole, as a fault in capture would write them: results or one line, never a traceback."""

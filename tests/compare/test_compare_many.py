@@ -67,16 +67,16 @@ def test_planted_differences_are_found_in_their_results(found: Comparisons) -> N
 
 
 def test_many_results_without_a_difference_raise_no_more_false_alarms() -> None:
-    """Of 1,000 experiments of 10 results in which nothing differs, about 5 % have a difference, not 40 %."""
+    """Of 300 experiments of 10 results in which nothing differs, about 5 % have a difference, not 40 %."""
     random = np.random.default_rng(1)
     alarms = 0
-    for _ in range(1000):
+    for _ in range(300):
         tables = [
             pl.DataFrame({"kind": ["all"], "p_value": [p], "p_adjusted": [p], "significant": [p < 0.05]})
             for p in random.random(10)
         ]
         alarms += any(table["significant"].any() for table in across(tables, ("kind",), 0.05))
-    assert alarms <= 75
+    assert alarms <= 30
 
 
 def test_missing_p_values_stay_missing() -> None:

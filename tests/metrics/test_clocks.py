@@ -105,7 +105,7 @@ bound = st.tuples(st.integers(0, 10**10), st.integers(1, 50_000), st.integers(1,
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(st.lists(bound, min_size=1, max_size=40), st.floats(-300e-6, 300e-6), st.integers(-(10**9), 10**9))
 def test_line_against_linear_programming(bounds: list[tuple[int, int, int]], drift: float, offset: int) -> None:
     """The true line keeps between the bounds, so one fits; it is as far from them as can be, and the truth is no
@@ -123,7 +123,7 @@ def test_line_against_linear_programming(bounds: list[tuple[int, int, int]], dri
     assert widest / 2 - 2 <= residual.reach_ns.max() <= widest + 2
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(-9000, 9000), st.integers(-5000, 9000)), min_size=1))
 def test_any_bounds_against_linear_programming(bounds: list[tuple[int, int, int]]) -> None:
     """Also those between which no line fits."""
@@ -335,7 +335,7 @@ def test_groups_within_reports_need_no_common_clock(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     own=st.lists(st.integers(1000, 60_000), min_size=16, max_size=16),
     tails=st.lists(st.integers(2000, 9000), min_size=8, max_size=8),

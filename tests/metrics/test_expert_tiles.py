@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bench.brute_capture import CellKey
-from scripts.bench.brute_force import attribute
+from scripts.bench.brute_force import Answer, attribute
 from tests.support.naive_step_sums import tiles
 from tests.support.written_results import written
 
@@ -16,10 +16,10 @@ from tests.support.written_results import written
 SORTS = "moe_align_block_size"
 
 
-def sorted_cells(path: Path) -> dict[CellKey, bool]:
+def sorted_cells(answer: Answer) -> dict[CellKey, bool]:
     """Whether a kernel sorted each cell's batch."""
     names: dict[CellKey, set[str]] = defaultdict(set)
-    for operation in attribute(path).operations:
+    for operation in answer.operations:
         if operation.kind == "kernel" and operation.key is not None:
             names[operation.key].add(operation.name)
     return {key: any(SORTS in name for name in found) for key, found in names.items()}
@@ -40,11 +40,11 @@ def test_tiles_of_real_captures(
 ) -> None:
     """A cell has a tile per assignment exactly where no kernel sorted its batch."""
     path = {"1gpu": golden_1gpu, "2gpu": golden_2gpu, "vllm": golden_vllm, **golden_vllm_ranks}[capture]
-    ran = sorted_cells(path)
+    answer = attribute(path)
+    ran = sorted_cells(answer)
     assert sum(not did for did in ran.values()) == unsorted
-    counts = attribute(path).cells
     names = ("rank", "step", "layer_idx", "block_m", "expert_tiles")
     for row in written(tmp_path, path).rows("moe_layer_correlation", *names):
         rank, step, layer, block, found = map(int, row)
-        cell = counts[rank, step, layer].counts
+        cell = answer.cells[rank, step, layer].counts
         assert found == (tiles(cell, block) if ran[rank, step, layer] else sum(cell))

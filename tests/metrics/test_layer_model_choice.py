@@ -107,15 +107,15 @@ def test_a_second_cause_is_added() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["constant", "wandering"])
 def test_no_effect_is_claimed_seldom(tokens: str) -> None:
-    """Of 120 runs with four layers each and no cause at all, 5 % may claim anything: 6, and by chance 12 at most."""
+    """Of 60 runs with four layers each and no cause at all, 5 % may claim anything: 3, and by chance 9 at most."""
     claims = 0
-    for seed in range(120):
+    for seed in range(60):
         rng = np.random.default_rng(1000 + seed)
         batch = np.full(60, 24) if tokens == "constant" else decode_tokens(rng, 60)
         rows = draw(rng, Plan(batch, layers=4))
         frame = timed(rows, lambda f: np.full(len(f["cv"]), 20_000.0), step_noise(rng, rows, 900, tails=3))
         claims += any(choice.best.status in (EXPLAINS, ALIKE) for choice in choose(frame))
-    assert claims <= 12
+    assert claims <= 9
 
 
 def test_no_effect_is_said() -> None:
@@ -216,18 +216,18 @@ def late_noise(seed: int, ranks: int, jitter: float, late_ns: float) -> Choice:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_feature_that_moves_in_one_stretch_of_steps_is_refused(ranks: int) -> None:
     """The block that fixes the slope says nothing of the noise, whatever the others say."""
-    assert {late_noise(seed, ranks, 0, 1500).best.status for seed in range(60)} == {REFUSED}
+    assert {late_noise(seed, ranks, 0, 1500).best.status for seed in range(25)} == {REFUSED}
 
 
 def test_a_stretch_of_outliers_widens_the_interval() -> None:
-    """All its rows are clipped, and still they move the slope: 5 % of 100 intervals may lack 0."""
+    """All its rows are clipped, and still they move the slope: 5 % of 40 intervals may lack 0."""
     lacking = tested = 0
-    for seed in range(100):
+    for seed in range(40):
         choice = late_noise(seed, 8, 2, 15_000)
         terms = [term for term in (choice.best, *choice.alternatives) if term.low is not None and term.high is not None]
         tested += len(terms)
         lacking += sum((term.low or 0) * (term.high or 0) > 0 for term in terms)
-    assert tested == 100
+    assert tested == 40
     assert lacking <= 5
 
 
@@ -271,7 +271,7 @@ def steady(features: Features) -> Floats:
 def test_all_layers_have_the_mean_of_their_slopes() -> None:
     """500, 500, 500 and 4,500 ns: the interval of the mean holds 1,500, and the sentence names the layers."""
     held = 0
-    for seed in range(20):
+    for seed in range(10):
         rng = np.random.default_rng(seed)
         rows = draw(rng, Plan(rng.integers(2, 40, 120), layers=4))
         per_layer = np.where(rows["layer_idx"].to_numpy() == 3, 4500, 500)
@@ -281,12 +281,12 @@ def test_all_layers_have_the_mean_of_their_slopes() -> None:
         (term,) = [t for t in (choice.best, *choice.alternatives) if t.feature == "local_active_experts"]
         assert term.slope == pytest.approx(1500, rel=0.05)
         held += (term.low or 0) <= 1500 <= (term.high or 0)
-    assert held >= 17
+    assert held >= 8
     assert choice.best.feature == "local_active_experts"
     assert "this is the mean of layers that differ: active experts cost from 0." in sentence(choice)
     assert sentence(choice).endswith("in layer 3")
 
 
 def test_layers_alike_are_not_said_to_differ() -> None:
-    choices = [choose(planted(seed, 700, layers=4, steps=60))[0] for seed in range(20)]
+    choices = [choose(planted(seed, 700, layers=4, steps=60))[0] for seed in range(10)]
     assert sum(choice.apart is not None for choice in choices) <= 1

@@ -14,8 +14,8 @@ from nvtxmoe_analysis.placement.predict import Options, Prediction, Predictor, p
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, NOT_WORTH, WORTH, verdict
 from tests.support.placement_runs import Planted, write_run
 
-#: Runs of each rate: a 95 % interval misses in 12 of 96 or more with a probability of 0.4 %.
-RUNS, LEAST_HELD = 16, 85 / 96
+#: Runs of each rate: a 95 % interval misses in 8 of 48 or more with a probability of 0.3 %.
+RUNS, LEAST_HELD = 8, 41 / 48
 
 
 def predicted(planted: Planted, folder: Path, options: Options | None = None) -> Prediction:

@@ -165,7 +165,9 @@ def generate(llm: Any, spec: dict[str, Any]) -> list[list[int]]:
 def main(spec_path: str, out: str) -> None:
     """Run one spec."""
     spec = json.loads(Path(spec_path).read_text())
-    os.environ.update(ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(spec["mode"] != "inproc"))})
+    os.environ.update(ENVIRONMENT)
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(spec["mode"] != "inproc"))
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = spec["start_method"]
     llm = make_llm(spec)
     said: dict[str, Any] = {"tokens": generate(llm, spec)}
     if spec["oracle"]:

@@ -18,7 +18,7 @@ from nvtxmoe_analysis.stats.welch import spread
 from tests.support.compare_runs import Load, make_results
 
 Floats = npt.NDArray[np.float64]
-RUNS = 40
+RUNS = 24
 #: So many of RUNS a rate of 5 % passes once in 5,000.
 MOST = int(stats.binom.ppf(1 - 1 / 5000, RUNS, 0.05))
 

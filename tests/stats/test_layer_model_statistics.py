@@ -19,6 +19,7 @@ from nvtxmoe_analysis.stats.cluster_errors import slope_errors
 from nvtxmoe_analysis.stats.huber import HUBER_K, Fit, Strata
 from nvtxmoe_analysis.stats.multiple_testing import claims, holm
 from scripts.bench.model_coverage import CASES, Case, simulate
+from tests.support.rates import DRAWS, at_least, at_most
 
 Floats = npt.NDArray[np.float64]
 
@@ -297,8 +298,8 @@ def test_claims_of_groups() -> None:
 
 # Intervals, by simulation ------------------------------------------------------------------------------------------
 
-#: Standard deviation of a coverage of 95 % in so many runs: 1.1 %.
-RUNS = 400
+#: Of 200 runs an interval of 95 % holds in less than 89.5 % once in 1,000.
+RUNS = max(DRAWS, 200)
 
 
 #: In which nearly all runs are refused.
@@ -309,7 +310,7 @@ REFUSED = "40 steps, feature falls at the end"
 def test_intervals_hold(name: str) -> None:
     """Of a planted slope: heavy tails, outliers, few steps, copies on several ranks, a falling feature."""
     found = simulate(CASES[name], RUNS, seed=1)
-    assert found.coverage > 0.92
+    assert found.coverage >= at_least(0.95, RUNS)
     assert found.refused < 0.5
 
 
@@ -323,7 +324,7 @@ def test_variation_of_a_few_steps_is_refused() -> None:
 def test_intervals_are_not_wide(name: str) -> None:
     """Where nothing is out of the ordinary they miss as often as they should, and are not much wider than at best."""
     found = simulate(CASES[name], RUNS, seed=2)
-    assert 0.92 < found.coverage < 0.985
+    assert at_least(0.95, RUNS) <= found.coverage <= at_most(0.95, RUNS)
     assert found.half < 1.4 * found.spread
 
 
@@ -331,7 +332,7 @@ def test_intervals_are_not_wide(name: str) -> None:
 def test_intervals_hold_where_steps_are_alike(name: str) -> None:
     """Rows as if independent would hold in 80 % or less: see the next test. Short runs fall somewhat short."""
     found = simulate(CASES[name], RUNS, seed=3)
-    assert found.coverage > (0.88 if CASES[name].steps < 100 else 0.90)
+    assert found.coverage >= at_least(0.92 if CASES[name].steps < 100 else 0.94, RUNS)
 
 
 def test_rows_are_not_independent(statsmodels: Any) -> None:

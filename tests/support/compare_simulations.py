@@ -1,11 +1,7 @@
-"""Runs in memory for simulations of comparisons, and their rates over many draws.
-
-``TEST_DRAWS=1000 pytest tests/stats/test_compare_rates.py`` draws more than the 200 of a usual run.
-"""
+"""Runs in memory for simulations of comparisons, and their rates over many draws."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,11 +13,9 @@ from scipy.signal import lfilter
 from nvtxmoe_analysis.compare.measures import METRICS, measure
 from nvtxmoe_analysis.compare.plan import plan
 from nvtxmoe_analysis.compare.runs import Run
+from tests.support.rates import DRAWS, SEED
 
 Floats = npt.NDArray[np.float64]
-DRAWS = int(os.environ.get("TEST_DRAWS", "200"))
-#: Added to the seed of every simulation.
-SEED = int(os.environ.get("TEST_SEED", "0"))
 
 
 def memory(random: np.random.Generator, shape: tuple[int, ...], correlation: float) -> Floats:

@@ -13,9 +13,10 @@ from nvtxmoe_analysis.core.arrays import Bools
 from nvtxmoe_analysis.metrics.layer_model import choose as choosing
 from nvtxmoe_analysis.metrics.layer_model.choice import Choice
 from nvtxmoe_analysis.metrics.layer_model.estimates import Estimates
-from tests.support.compare_simulations import DRAWS, SEED, memory
+from tests.support.compare_simulations import memory
 from tests.support.layer_model_terms import of_layers
 from tests.support.planted_correlation import Plan, draw
+from tests.support.rates import DRAWS, SEED
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.vllm_runs import RUNS, Runs
+from tests.support.vllm_server import Served, serve
 
 
 def runs_of(items: list[pytest.Item]) -> list[str]:
@@ -37,3 +38,9 @@ def vllm_runs(
     runs = Runs(tmp_path_factory.mktemp("vllm"), vllm_python, nsys, names)
     yield runs
     runs.close()
+
+
+@pytest.fixture(scope="session")
+def served(vllm_python: Path, prometheus_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A real vLLM server, begun once: its live metrics and its windows."""
+    return serve(vllm_python, prometheus_bin, tmp_path_factory.mktemp("served"))

@@ -5,27 +5,72 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.support import fakes
 from tests.support.paths import ROOT
 
 #: What vLLM on a CPU does not take, or not by default.
 ENGINE = {"attention_backend": None, "kv_cache_memory_bytes": None, "dtype": "float32", "max_num_batched_tokens": 128}
+SMALL = [
+    "--family", "olmoe", "--mode", "eager", "--requests", "4", "--longest", "40", "--layers", "2", "--experts", "8",
+    "--top-k", "2",
+]  # fmt: skip
+#: Runs a script several times in one process, which imports vLLM once; prints the exit codes last.
+SEVERAL_TIMES = """
+import json, runpy, sys
+script, *calls = sys.argv[1:]
+codes = []
+for call in calls:
+    sys.argv = [script, *json.loads(call)]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        codes.append(end.code)
+print(json.dumps(codes))
+"""
 
 
-def test_every_cell_and_token_of_a_run(vllm_python: Path, tmp_path: Path) -> None:
-    words = ["--family", "olmoe", "--mode", "eager", "--requests", "4", "--longest", "40", "--layers", "2"]
-    small = ["--experts", "8", "--top-k", "2", "--engine", json.dumps(ENGINE), "--result", str(tmp_path / "results")]
+@dataclass(frozen=True)
+class Checked:
+    """One call of the script: its exit code and the result that it wrote."""
+
+    code: int
+    result: dict[str, Any]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def checked(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Checked]:
+    """A run of an engine, then one of an engine that cannot start."""
+    folder = tmp_path_factory.mktemp("checked")
+    calls = [
+        json.dumps([*words, "--engine", json.dumps(engine), "--result", str(folder / str(number))])
+        for number, (words, engine) in enumerate([(SMALL, ENGINE), ([], {**ENGINE, "max_model_len": -7})])
+    ]
     env = fakes.environment(ROOT / "nvtxmoe" / "site", ROOT, NVTXMOE_ENABLE="1", NVTXMOE_MODE="moe",
                             NVTXMOE_LOG_INTERVAL="1", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")  # fmt: skip
     done = subprocess.run(
-        [vllm_python, ROOT / "scripts" / "gpu" / "check_exact.py", *words, *small],
-        env={**os.environ, **env}, cwd=tmp_path, capture_output=True, text=True, check=False,
+        [vllm_python, "-c", SEVERAL_TIMES, ROOT / "scripts" / "gpu" / "check_exact.py", *calls],
+        env={**os.environ, **env}, cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    (file,) = (tmp_path / "results").glob("*.json")
-    found = json.loads(file.read_text())
+    said = done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.returncode == 0, said
+    codes = json.loads(done.stdout.splitlines()[-1])
+    found = []
+    for number, code in enumerate(codes):
+        (file,) = (folder / str(number)).glob("*.json")
+        found.append(Checked(code, json.loads(file.read_text()), said))
+    return found
+
+
+def test_every_cell_and_token_of_a_run(checked: list[Checked]) -> None:
+    found = checked[0].result
+    assert checked[0].code == 0, checked[0].said
     assert found["exact"] is True
     assert found["cells"] == found["cells_equal"] == found["oracle_cells"] > 0
     assert found["tokens"] == found["tokens_equal"] == found["weights_equal"] > 0
@@ -34,14 +79,7 @@ def test_every_cell_and_token_of_a_run(vllm_python: Path, tmp_path: Path) -> Non
     assert found["experts_used"] > 4
 
 
-def test_an_engine_that_cannot_start_is_a_result(vllm_python: Path, tmp_path: Path) -> None:
-    engine = json.dumps({**ENGINE, "max_model_len": -7})
-    done = subprocess.run(
-        [vllm_python, ROOT / "scripts" / "gpu" / "check_exact.py", "--engine", engine, "--result", str(tmp_path / "r")],
-        env={**os.environ, **fakes.environment(ROOT)}, cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    (file,) = (tmp_path / "r").glob("*.json")
-    found = json.loads(file.read_text())
-    assert found["exact"] is False
-    assert "max_model_len" in found["error"]
+def test_an_engine_that_cannot_start_is_a_result(checked: list[Checked]) -> None:
+    assert checked[1].code == 1
+    assert checked[1].result["exact"] is False
+    assert "max_model_len" in checked[1].result["error"]

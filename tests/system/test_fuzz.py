@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 ENCODINGS = ("binary", "words")
 FUZZ = settings(
-    max_examples=40,
+    max_examples=20,
     database=None,
     phases=(Phase.explicit, Phase.generate),
 )

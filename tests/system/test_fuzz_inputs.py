@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -41,10 +42,18 @@ def check(seed: int, folder: Path) -> int:
     return ran.code
 
 
+@pytest.fixture(scope="module")
+def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results with a report, which tests copy."""
+    folder = tmp_path_factory.mktemp("analyzed")
+    (folder / "good").mkdir()
+    assert run("analyze", good(folder / "good"), "-o", folder / "results", "--report").code == 0
+    return folder / "results"
+
+
 @pytest.fixture
-def results(tmp_path: Path) -> Path:
-    (tmp_path / "good").mkdir()
-    assert run("analyze", good(tmp_path / "good"), "-o", tmp_path / "results", "--report").code == 0
+def results(analyzed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(analyzed, tmp_path / "results")
     return tmp_path
 
 

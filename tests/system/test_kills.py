@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-KILLS = 20
+KILLS = 12
 
 
 def test_killed_at_random_moments() -> None:

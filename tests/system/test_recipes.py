@@ -28,6 +28,9 @@ from tests.support.recipe_runs import RECIPES, Ran, capture, nsys_recipe, packag
 NAMES = ("moe_expert_sum", "moe_layer_corr", "moe_straggler")
 MODES = ("none", "concurrent", pytest.param("dask-futures", marks=pytest.mark.dask))
 NOTEBOOK = "analysis.ipynb"
+FILTERS = (["--steps", "2:20", "--only", "decode", "--layers", "0,2-3"], ["--skip-first", "5", "--ranks", "1"])
+#: A report, and the folder of its results with each of FILTERS.
+Filtered = tuple[Path, list[Path]]
 
 
 def files_of(name: str, kind: type[Table | Document]) -> list[Table | Document]:
@@ -114,6 +117,22 @@ def of_gpus(
     return report
 
 
+@pytest.fixture(scope="module")
+def analysis_of_gpus(of_gpus: Path, nsys_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What analyze gives of it."""
+    return analyzed([of_gpus], tmp_path_factory.mktemp("analyzed"), nsys_path)
+
+
+@pytest.fixture(scope="module")
+def filtered(golden_2gpu: Path, nsys_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Filtered:
+    """A report, and what analyze gives of it with each set of filters."""
+    folder = tmp_path_factory.mktemp("filtered")
+    report = folder / "report.nsys-rep"
+    with_kept_export(golden_2gpu, report)
+    there = [analyzed([report], folder / str(number), nsys_path, *one) for number, one in enumerate(FILTERS)]
+    return report, there
+
+
 # The same numbers ----------------------------------------------------------------------------------------------------
 
 
@@ -143,10 +162,15 @@ def test_the_numbers_are_those_emitted(analysis: Path) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_captures_of_gpus(
-    name: str, of_gpus: Path, nsys_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    of_gpus: Path,
+    analysis_of_gpus: Path,
+    nsys_path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ran = nsys_recipe(nsys_path, name, "--input", str(of_gpus), output=tmp_path / "out")
-    assert_the_same(ran, name, analyzed([of_gpus], tmp_path / "analyzed", nsys_path), "parquet")
+    assert_the_same(ran, name, analysis_of_gpus, "parquet")
     assert "WARNING" not in ran.said
     shown = run_notebook(ran.folder, monkeypatch)
     assert shown[0] == ("complete", [])
@@ -154,13 +178,9 @@ def test_captures_of_gpus(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_filters_are_those_of_analyze(name: str, golden_2gpu: Path, nsys_path: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.nsys-rep"
-    with_kept_export(golden_2gpu, report)
-    for number, filters in enumerate(
-        (["--steps", "2:20", "--only", "decode", "--layers", "0,2-3"], ["--skip-first", "5", "--ranks", "1"])
-    ):
-        there = analyzed([report], tmp_path / f"analyzed{number}", nsys_path, *filters)
+def test_the_filters_are_those_of_analyze(name: str, filtered: Filtered, nsys_path: Path, tmp_path: Path) -> None:
+    report, analyses = filtered
+    for number, (filters, there) in enumerate(zip(FILTERS, analyses, strict=True)):
         ran = nsys_recipe(
             nsys_path, name, "--input", str(report), "--mode", "none", *filters, output=tmp_path / f"out{number}"
         )
