@@ -1,7 +1,7 @@
 """Rates of false and of true claims of a comparison, over many pairs of made-up runs.
 
-Two runs of the same thing may be called different in 5 %; a test allows what chance adds. "Can't tell" is no claim.
-``TEST_DRAWS=1000 TEST_SEED=7`` draws more than the 60 of a usual run, and others.
+Two runs of the same thing may be called different in 5 %; a test allows 8 % of 200 draws. "Can't tell" is no claim.
+``TEST_DRAWS=1000 TEST_SEED=7`` draws more than the 200 of a usual run, and others.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from nvtxmoe_analysis.compare.expert_shares import RunShares, share_moves
 from nvtxmoe_analysis.stats.divergence import js_bits
 from nvtxmoe_analysis.stats.long_run import cosine_sums, drifts
 from tests.support.compare_simulations import Floats, Timed, memory, rates
-from tests.support.rates import DRAWS, SEED, at_least, at_most
+from tests.support.rates import DRAWS, SEED
 
 pytestmark = pytest.mark.slow
 
-MOST_FALSE = at_most(0.05)
-LEAST_COVERED = at_least(0.95)
+MOST_FALSE = 0.08
 LOAD = Timed()
 
 
@@ -32,13 +31,13 @@ def test_time_per_token_when_batches_have_memory(steps: int) -> None:
     assert max(found.whole, found.others) <= MOST_FALSE
     if steps == 1000:
         assert found.undecided <= 0.35
-        assert found.covered >= LEAST_COVERED
+        assert found.covered >= 0.9
 
 
 def test_time_per_token_of_independent_batches() -> None:
     found = rates("kernel_time_per_token", LOAD)
     assert found.whole <= MOST_FALSE
-    assert found.undecided <= MOST_FALSE
+    assert found.undecided <= 0.08
 
 
 @pytest.mark.parametrize(
@@ -61,16 +60,17 @@ def test_a_slow_walk_of_the_clock_is_no_difference(load: Timed) -> None:
 def test_a_slower_layer_is_found(correlation: float, least: float) -> None:
     """5 % more time in one of three layers, without and with memory of the noise."""
     found = rates("kernel_time", replace(LOAD, noise_memory=correlation), slow=1.05)
-    assert found.slow >= at_least(least)
+    # a rate of `least` is not refuted at 5 %: TEST_DRAWS=1000 measures it closer
+    assert found.slow >= least - 1.65 * (least * (1 - least) / DRAWS) ** 0.5
     assert found.others <= MOST_FALSE
-    assert found.covered >= LEAST_COVERED
+    assert found.covered >= 0.92
 
 
 @pytest.mark.parametrize("steps", [300, 1000])
 def test_intervals_when_noise_has_long_memory(steps: int) -> None:
     found = rates("kernel_time", replace(LOAD, steps=steps, noise_memory=0.9))
     assert found.whole <= MOST_FALSE
-    assert found.covered >= LEAST_COVERED
+    assert found.covered >= 0.92
 
 
 # The divergence of routing --------------------------------------------------------------------------------------------

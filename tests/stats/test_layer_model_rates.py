@@ -1,6 +1,6 @@
 """Rates of false and of true claims of the layer model, over many simulated layers.
 
-A slope may be claimed falsely in 5 %; a test allows what chance adds. TEST_DRAWS sets the number of draws.
+A slope may be claimed falsely in 5 %; a test allows 8 % of 200 draws. TEST_DRAWS sets the number of draws.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ import pytest
 
 from nvtxmoe_analysis.metrics.layer_model.choice import ALIKE, EXPLAINS, Choice
 from tests.support.layer_model_simulations import ramp, simulated, wandering
-from tests.support.rates import at_least, at_most
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 pytestmark = pytest.mark.slow
 
-MOST_FALSE = at_most(0.05)
+MOST_FALSE = 0.08
 #: Time of a step without its cause, and the noise.
 BASE_NS, NOISE_NS = 30_000.0, 300.0
 #: Batches that vLLM's graphs are captured for.
@@ -82,7 +81,7 @@ def test_a_clock_that_follows_load() -> None:
 def test_a_small_cost_is_found_without_drift() -> None:
     """Each activation costs 5 ns, under noise of 300 ns per step and batches that change slowly."""
     choices = simulated(wandering, lambda _, features: BASE_NS + 5 * features["local_activations"], NOISE_NS)
-    assert claimed(choices) >= at_least(0.95)
+    assert claimed(choices) >= 0.95
 
 
 # A second feature -----------------------------------------------------------------------------------------------------
@@ -111,4 +110,4 @@ def test_a_real_second_feature_is_found(second: str, ns: float) -> None:
     def both(_: Ints, features: dict[str, Floats]) -> Floats:
         return 20_000 + 1500 * features["local_active_experts"] + ns * features[second]
 
-    assert added(simulated(wandering, both, NOISE_NS, seed=3, popularity=0.8)) >= 0.9
+    assert added(simulated(wandering, both, NOISE_NS, draws=60, seed=3, popularity=0.8)) >= 0.9
