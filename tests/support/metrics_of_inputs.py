@@ -1,4 +1,4 @@
-"""What a run's tables and verdict are built from, without the files: for tests that look at one table or the verdict."""
+"""Metrics and tables of a run without its files: for tests that look at one table or the verdict."""
 
 from __future__ import annotations
 
