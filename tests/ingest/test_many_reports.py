@@ -227,7 +227,7 @@ def test_one_that_cannot_be_read_costs_only_what_is_in_it(tmp_path: Path, jobs: 
 
 @pytest.mark.slow
 def test_partial_ok_decides_the_exit_code_and_nothing_else(tmp_path: Path) -> None:
-    paths = [*reports(tmp_path), tmp_path / "nothing-there.sqlite"]
+    paths = [*reports(tmp_path, 1), tmp_path / "nothing-there.sqlite"]
     codes = {}
     for options in ((), ("--partial-ok",), ("--strict",), ("--strict", "--partial-ok"), ("--json", "--partial-ok")):
         ran = analyzed(paths, tmp_path / "-".join(("out", *options)), *options)

@@ -137,13 +137,17 @@ def test_a_browser_draws_the_notebook_without_a_request(executed: Any, browser: 
 # Recipes -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def facts(golden_2gpu: Path) -> Any:
+    """What recipes gather of two GPUs."""
+    return gather_report(str(golden_2gpu), nsys=None, filters={})
+
+
 @pytest.fixture(scope="module", params=RECIPES)
-def recipe(request: pytest.FixtureRequest, golden_2gpu: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def recipe(request: pytest.FixtureRequest, facts: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The notebook of a recipe over what the recipe writes of two GPUs, executed."""
     folder = tmp_path_factory.mktemp(request.param)
-    filters: dict[str, Any] = {}
-    facts = gather_report(str(golden_2gpu), nsys=None, filters=filters)
-    write_reports([facts], folder, recipe=request.param, filters=filters)
+    write_reports([facts], folder, recipe=request.param, filters={})
     shutil.copy(ROOT / "recipes" / request.param / "analysis.ipynb", folder)
     return execute(nbformat.read(folder / "analysis.ipynb", as_version=4), folder)  # type: ignore[no-untyped-call]
 

@@ -13,6 +13,7 @@ from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.perfetto.export import Exported, export_trace
 from tests.metrics.test_straggler_golden import taken_apart
+from tests.support.metrics_of_inputs import table_of
 from tests.support.perfetto_reader import Slice, Trace, read
 from tests.support.written_results import Written, written
 
@@ -78,7 +79,7 @@ def in_tables(kernels: pl.DataFrame, *, everything: bool) -> dict[tuple[Any, ...
 @pytest.mark.parametrize("name", CAPTURES)
 def test_operations_are_those_of_the_table(name: str, request: pytest.FixtureRequest, folder: Path) -> None:
     source = capture(name, request)
-    tables = written(folder, source, formats=("parquet",)).frame("moe_kernel_timings")
+    tables = table_of("moe_kernel_timings", source)
     for everything in (False, True):
         out = folder / f"{name}.pftrace"
         done = export_trace([source], out, everything=everything)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from nvtxmoe.commands.demo import CAPTURE
 from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
 from nvtxmoe_analysis.outputs.registry import document_builders, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
-from tests.support.nsys_runs import again
+from tests.support import fakes
 from tests.support.paths import ROOT
+from tests.support.profile_plans import make_nsys
 from tests.support.sessions import journal, meta, step_of
 
 README = ROOT / "README.md"
@@ -91,8 +93,6 @@ def test_the_commands_run(
     line: str,
     golden_1gpu: Path,
     golden_two_reports: dict[str, list[Path]],
-    vllm_python: Path,
-    nsys_path: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -100,8 +100,8 @@ def test_the_commands_run(
     """With a SQLite export in the place of the report: tests/system/test_end_to_end.py does reports. What works on
     results gets some.
 
-    `profile` shows what it would run: tests/profile/test_profile.py runs it. `doctor` looks at an environment that has
-    vLLM.
+    `profile` shows what it would run: tests/profile/test_profile.py runs it. `doctor` looks at a stand-in for vLLM:
+    tests/doctor/test_doctor.py looks at the real one.
     """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "report1.sqlite").symlink_to(golden_1gpu)
@@ -112,21 +112,19 @@ def test_the_commands_run(
     replaced = {
         "report1.nsys-rep": "report1.sqlite",
         "/tmp/vllm_profiling/session_TIME": "session",
-        "VLLM_PYTHON": str(vllm_python),
+        "VLLM_PYTHON": sys.executable,
     }
     for shown, meant in replaced.items():
         line = line.replace(shown, meant)
     words = shlex.split(line)
-    monkeypatch.setenv("NVTXMOE_NSYS", str(nsys_path))
+    monkeypatch.setenv("NVTXMOE_NSYS", str(make_nsys(tmp_path)))
+    fakes.vllm(tmp_path / "stand-in", "0.32.0", shape="runner_is_layer")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "stand-in"))
     source = "reports" if words[1] == "place" else "report1.sqlite"  # several ranks have places
     for folder in {"compare": words[2:4], "report": words[2:3], "place": words[2:3]}.get(words[1], []):
         assert run(["analyze", source, "-o", folder]) == 0
     more = ["--dry-run"] if words[1] == "profile" else []
-
-    def attempt() -> None:
-        assert run([words[1], *more, *words[2:]]) == 0, capsys.readouterr()
-
-    again(attempt)  # doctor runs nsys
+    assert run([words[1], *more, *words[2:]]) == 0, capsys.readouterr()
 
 
 def test_the_readmes_scripts_are_there() -> None:

@@ -253,11 +253,16 @@ def test_layers_that_cost_the_same(tmp_path: Path) -> None:
 STEMS = sorted({*Made().tables(), *Made().documents()})
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of a made run that lacks nothing."""
+    return made_report(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.mark.parametrize("stem", STEMS)
-def test_a_missing_file_is_said_and_the_rest_is_there(stem: str, tmp_path: Path) -> None:
-    whole = made_report(tmp_path)
+def test_a_missing_file_is_said_and_the_rest_is_there(stem: str, tmp_path: Path, whole: Report) -> None:
     made = Made()
-    found = report(write(tmp_path / "without", made.tables(), made.documents(), without={stem}))
+    found = report(write(tmp_path, made.tables(), made.documents(), without={stem}))
     text = text_of(found.page)
     ending = "json" if stem in made.documents() and stem not in made.tables() else "csv"
     assert f"no {stem}.{ending}" in text or stem == "moe_straggler"

@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.facts.selection import Selection
+from nvtxmoe_analysis.outputs.write import as_text
 from tests.support.export_builder import Export, Process
+from tests.support.metrics_of_inputs import table_of
 from tests.support.written_results import Written, written
 
 IDLE = None
@@ -82,7 +84,12 @@ def exports(
 
 
 def loads(found: Written, *columns: str) -> Loads:
-    rows = csv.DictReader(io.StringIO(found.text("moe_layer_correlation")))
+    return loads_of(found.text("moe_layer_correlation"), *columns)
+
+
+def loads_of(text: str, *columns: str) -> Loads:
+    """Cells of moe_layer_correlation.csv by rank, step and layer."""
+    rows = csv.DictReader(io.StringIO(text))
     return {
         (int(row["rank"]), int(row["step"]), int(row["layer_idx"])): tuple(row[c] for c in columns or COLUMNS)
         for row in rows
@@ -338,8 +345,10 @@ def runs(draw: st.DrawFn) -> list[list[Batch]]:
 def test_random_runs(ranks: list[list[Batch]], apart: bool, encoding: str) -> None:
     held = [[e for e in range(4) if e % len(ranks) == rank] for rank in range(len(ranks))]
     with TemporaryDirectory() as folder:
-        found = written(Path(folder), *exports(ranks, held, apart, encoding=encoding))
-        assert loads(found) == plain_loads(ranks, held)
+        made = exports(ranks, held, apart, encoding=encoding)
+        paths = [export.save(Path(folder, f"{number}.sqlite")) for number, export in enumerate(made)]
+        table = table_of("moe_layer_correlation", *paths)
+        assert loads_of(as_text(table).write_csv()) == plain_loads(ranks, held)
 
 
 # A real capture ----------------------------------------------------------------------------------------------------
