@@ -14,7 +14,6 @@ import sys
 import tarfile
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -193,24 +192,6 @@ def place_in_order(item: pytest.Item) -> int:
     if fixtures & MARKERS.keys():
         return 3
     return 4 if shares_fixtures(item) else 5
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection(session: pytest.Session) -> None:
-    """Import a share of the test modules first, where several processes collect the same ones: a module whose asserts
-    one of them has rewritten is read from its cache by the others.
-    """
-    worker: dict[str, Any] | None = getattr(session.config, "workerinput", None)
-    if worker is None:
-        return
-    skipped = {name for name in session.config.getini("norecursedirs") if "*" not in name}
-    folders = [Path(argument) for argument in session.config.args if Path(argument).is_dir()]
-    paths = sorted({path.resolve() for folder in folders for path in folder.rglob("test_*.py")})
-    names = [path.relative_to(ROOT).with_suffix("").parts for path in paths]
-    number = int(worker["workerid"].removeprefix("gw"))
-    for parts in [parts for parts in names if not skipped & set(parts)][number :: worker["workercount"]]:
-        with suppress(Exception):  # pytest imports it again, and reports it
-            import_module(".".join(parts))
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
