@@ -12,7 +12,7 @@ from nvtxmoe.formats import schema
 from nvtxmoe_analysis.attribution.launches import Launches
 from nvtxmoe_analysis.attribution.ranges import Segments
 from nvtxmoe_analysis.attribution.step_starts import StepStarts
-from nvtxmoe_analysis.core.arrays import Bools, Ints
+from nvtxmoe_analysis.core.arrays import AnyInts, Bools, Ints
 from nvtxmoe_analysis.core.latest import latest
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events, decode_events
@@ -54,7 +54,7 @@ class StepCut:
         by_row = steps.with_columns(keep=self._inside("step", "step")).sort("step_row")["keep"].to_numpy()
         self._keep_step: Bools = np.append(by_row, False)
         self._idle = batches.filter("idle").with_columns(keep=self._inside("step", "step"))
-        self._begin_ns = int(kept["start"].min())  # type: ignore[arg-type]
+        self._begin_ns = int(kept["start"].to_numpy().min())
 
     def in_kept_step(self, tid: Ints, time_ns: Ints) -> Bools:
         """Return True for each thread and time (ns) inside a kept step."""
@@ -115,7 +115,7 @@ class StepCut:
         pid = frame["globalPid"].fill_null(0).to_numpy() >> nsys_tables.TID_BITS
         return self._placed(launches.segment[call], launches.after_step[call], pid, launches.start_ns[call])
 
-    def _placed(self, segment: Ints, after_step: Ints, pid: Ints, time_ns: Ints) -> Bools:
+    def _placed(self, segment: AnyInts, after_step: AnyInts, pid: Ints, time_ns: Ints) -> Bools:
         """Return True for what began in a kept step, in a kept idle batch, or after a kept step."""
         step, idle = self._segments.step[segment], self._segments.idle[segment]
         batch = latest(self._idle["process"].to_numpy(), self._idle["start"].to_numpy(), pid, time_ns)
@@ -126,7 +126,7 @@ class StepCut:
     def _no_step(self, export: Export, steps: pl.DataFrame) -> NvtxmoeError:
         wanted = f"{'' if self._first is None else self._first}:{'' if self._last is None else self._last}"
         numbers = steps["step"].drop_nulls()
-        held = f"its {number(numbers.n_unique(), 'step')} are {numbers.min()} to {numbers.max()}"
+        held = f"its {number(numbers.n_unique(), 'step')} are {numbers.min()!s} to {numbers.max()!s}"
         return NvtxmoeError(
             f"no step in {wanted}: {held if len(numbers) else 'the export has no step'}",
             where=export.source,
