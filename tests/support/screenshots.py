@@ -9,10 +9,10 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from nvtxmoe.commands.demo import CAPTURE
 from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.report import report
 from tests.support.chromium import Browser, opened
-from tests.support.cli import DEMO
 from tests.support.paths import ROOT
 
 IMAGES = ROOT / "docs" / "images"
@@ -40,7 +40,7 @@ def main() -> None:
     """Analyse the demo's capture, open its report, take the pictures."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, opened(width=WIDTH, height=900) as browser:
-        analyze([DEMO], Path(folder))
+        analyze([CAPTURE], Path(folder))
         page = report(Path(folder)).page
         for name, (scheme, first, last) in SHOTS.items():
             browser.scheme(scheme)

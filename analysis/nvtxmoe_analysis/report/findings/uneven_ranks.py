@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.placement.document import document
+from nvtxmoe_analysis.placement.document import verdict_document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
 from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
@@ -37,7 +37,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
         return [_even(stake(even, ledger.step_time))]
     try:
-        verdict = document(place(ledger.source.loaded))["verdict"]
+        verdict = verdict_document(place(ledger.source.loaded))
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
         return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
