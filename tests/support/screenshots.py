@@ -5,6 +5,7 @@ python -m tests.support.screenshots
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +38,16 @@ def take(browser: Browser, file: Path, first: str, last: str) -> None:
 
 
 def main() -> None:
-    """Analyse the demo's capture, open its report, take the pictures."""
+    """Analyse the demo's capture, open its report, take the pictures.
+
+    It runs where the clone's paths are: the page shows commands as somebody in the clone's root would type them.
+    """
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, opened(width=WIDTH, height=900) as browser:
-        analyze([CAPTURE], Path(folder))
-        page = report(Path(folder)).page
+        os.chdir(folder)
+        Path("nvtxmoe").symlink_to(ROOT / "nvtxmoe")
+        analyze([CAPTURE.relative_to(ROOT)], Path("nvtxmoe-demo"))
+        page = report(Path("nvtxmoe-demo")).page.resolve()
         for name, (scheme, first, last) in SHOTS.items():
             browser.scheme(scheme)
             browser.open(page)
