@@ -204,6 +204,16 @@ def test_filtered_results_give_no_verdict(name: str, kept: Selection, why: str, 
         assert str(sure.text).endswith(f"Not known: {why[:1].lower()}{why[1:]}")
 
 
+def test_placements_of_filtered_results_need_all_steps(tmp_path: Path) -> None:
+    """`nvtxmoe place` refuses filtered results, so the next step is to analyse without filters."""
+    name = next(name for name, (wanted, _) in FAULTS.items() if wanted == "uneven-ranks")
+    export = FAULTS[name][1].write(tmp_path / "run.sqlite")
+    done = analyze([export], tmp_path / "out", selection=Selection(only="decode"))
+    first = done.advice.findings[0]
+    assert first.id == "uneven-ranks" and first.next_step is not None
+    assert first.next_step.command == f"nvtxmoe analyze {export} -o {tmp_path / 'out'}-all --report"
+
+
 def test_all_ranks_kept_is_no_filter(tmp_path: Path) -> None:
     kept = Selection(ranks=frozenset({0, 1}))
     done = analyze([FAULTS["healthy"][1].write(tmp_path / "run.sqlite")], tmp_path / "out", selection=kept)

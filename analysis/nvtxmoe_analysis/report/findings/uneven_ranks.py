@@ -13,6 +13,7 @@ from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent, sentence, shown
+from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
@@ -25,6 +26,7 @@ MEANING = (
 
 TOPIC = "Uneven ranks"
 TRY = "Write the placement for your server and record the same load again; or let vLLM rearrange: --enable-eplb."
+ALL = "Analyse the capture without filters: placements are predicted from all ranks, layers and steps."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
 
 
@@ -61,16 +63,10 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str) -> Finding:
     expected = sentence(text, at_stake.per_step)
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     kind = COST if at_stake.matters else NOTE
-    return Finding(
-        TOPIC,
-        headline,
-        details,
-        confidence,
-        kind,
-        "stragglers",
-        at_stake,
-        NextStep("predict placements", EXACT, expected, commands.place(ledger.source)),
-    )
+    next_step = NextStep("predict placements", EXACT, expected, commands.place(ledger.source))
+    if filters(ledger):
+        next_step = NextStep("analyse all", ALL, expected, commands.analyze_all(ledger.source))
+    return Finding(TOPIC, headline, details, confidence, kind, "stragglers", at_stake, next_step)
 
 
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
