@@ -74,7 +74,7 @@ class StepCut:
             calls = {table: _calls(launches, frame) for table, frame in frames.items()}
         keep = {table: self._belongs(launches, frame, calls[table].to_numpy()) for table, frame in frames.items()}
         ends = [frame["end"].filter(pl.Series(keep[table])).max() for table, frame in frames.items()]
-        end_ns = max((int(end) for end in ends if end is not None), default=self._begin_ns)  # type: ignore[call-overload]
+        end_ns = max((int(end) for end in ends if end is not None), default=self._begin_ns)
         return {
             table: frame.filter(
                 pl.Series(keep[table]) | ((calls[table] < 0) & frame["start"].is_between(self._begin_ns, end_ns))
@@ -84,6 +84,8 @@ class StepCut:
 
     def events(self, rows: pl.DataFrame, nodes: pl.DataFrame) -> pl.DataFrame:
         """Return the ranges and marks that belong to the kept steps; marks of no step, such as moe.meta, stay.
+
+        A payload of several steps stays if all of them are in the range.
 
         Parameters:
             rows: of ``read_nvtx``.
