@@ -274,14 +274,14 @@ def test_golden_captures_have_the_reference_figures(
 def test_what_is_trimmed_already_says_why_its_copy_is_larger(tmp_path: Path) -> None:
     """Parquet files are compressed, a SQLite file is not."""
     as_sqlite, as_parquet = (
-        run("trim", TWO_GPUS, tmp_path / "demo.sqlite").out,
-        run("trim", TWO_GPUS, tmp_path / "demo").out,
+        run("trim", TWO_GPUS, tmp_path / "two.sqlite").out,
+        run("trim", TWO_GPUS, tmp_path / "two").out,
     )
     assert (
         " rows kept: there was nothing to trim" in as_sqlite and " rows kept: there was nothing to trim" in as_parquet
     )
     assert "SQLite files are not compressed" in as_sqlite and "SQLite" not in as_parquet
-    assert (tmp_path / "out.sqlite").stat().st_size > sum(map(len, content(TWO_GPUS).values()))
+    assert (tmp_path / "two.sqlite").stat().st_size > sum(map(len, content(TWO_GPUS).values()))
 
 
 def test_the_demo_capture_is_small_and_has_nothing_else() -> None:
