@@ -47,7 +47,7 @@ def _of_words(nvtx: pl.DataFrame) -> pl.DataFrame:
     marks = nvtx.filter(is_word).sort("globalTid", "start", "row")  # the order in which they were put together
     rows = marks["row"].to_list()
     position = {row: at for at, row in enumerate(rows)}
-    found: list[tuple[int, int, int]] = []
+    steps_of_rows: list[tuple[int, int, int]] = []
     for row, name, blob in assemble(marks).events.select("row", "name", "blob").iter_rows():
         if name not in FIELDS and name != schema.STEP:
             continue
@@ -56,5 +56,5 @@ def _of_words(nvtx: pl.DataFrame) -> pl.DataFrame:
             continue
         first, last = head[0], head[1] if name == schema.PAIRS else head[0]
         begin = position[row]
-        found += [(part, first, last) for part in rows[begin : begin + 1 + len(blob) // WORD_BYTES]]
-    return pl.DataFrame(found, schema=SCHEMA, orient="row")
+        steps_of_rows += [(part, first, last) for part in rows[begin : begin + 1 + len(blob) // WORD_BYTES]]
+    return pl.DataFrame(steps_of_rows, schema=SCHEMA, orient="row")

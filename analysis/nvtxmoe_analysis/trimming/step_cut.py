@@ -126,11 +126,11 @@ class StepCut:
         return keep
 
     def _no_step(self, export: Export, steps: pl.DataFrame) -> NvtxmoeError:
-        wanted = f"{'' if self._first is None else self._first}:{'' if self._last is None else self._last}"
+        step_range = f"{'' if self._first is None else self._first}:{'' if self._last is None else self._last}"
         numbers = steps["step"].drop_nulls()
-        held = f"its {number(numbers.n_unique(), 'step')} are {numbers.min()!s} to {numbers.max()!s}"
+        captured = f"its {number(numbers.n_unique(), 'step')} are {numbers.min()!s} to {numbers.max()!s}"
         return NvtxmoeError(
-            f"no step in {wanted}: {held if len(numbers) else 'the export has no step'}",
+            f"no step in {step_range}: {captured if len(numbers) else 'the export has no step'}",
             where=export.source,
             remedy="Name other steps with --steps FIRST:LAST" if len(numbers) else "Capture steps too",
         )
