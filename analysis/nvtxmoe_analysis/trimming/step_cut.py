@@ -45,16 +45,16 @@ class StepCut:
         self._export, self._nvtx, self._segments = export, nvtx, segments
         self._first, self._last = first, last
         batches = _batches(decode_events(export, nvtx))
-        kept = batches.filter(self._inside("step", "step"))
+        in_range = batches.filter(self._inside("step", "step"))
         steps = batches.filter(~pl.col("idle"))
-        if kept.filter(~pl.col("idle")).is_empty():
+        if in_range.filter(~pl.col("idle")).is_empty():
             raise self._no_step(export, steps)
-        self._kept_ranges = kept["row"]
+        self._kept_ranges = in_range["row"]
         # In the order of the steps' rows (of ``Events.steps``); the last entry is for -1, no step.
         by_row = steps.with_columns(keep=self._inside("step", "step")).sort("step_row")["keep"].to_numpy()
         self._keep_step: Bools = np.append(by_row, False)
         self._idle = batches.filter("idle").with_columns(keep=self._inside("step", "step"))
-        self._begin_ns = int(kept["start"].to_numpy().min())
+        self._begin_ns = int(in_range["start"].to_numpy().min())
 
     def in_kept_step(self, tid: Ints, time_ns: Ints) -> Bools:
         """Return True for each thread and time (ns) inside a kept step."""
