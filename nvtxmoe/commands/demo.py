@@ -26,8 +26,9 @@ CAPTURE = Path(nvtxmoe.__file__).parent / "data" / "demo"
 def demo(output: Path, as_json: bool) -> None:
     """Analyse the capture that ships with nvtxmoe.
 
-    Two H100s, vLLM 0.26.0 with CUDA graphs, tensor and expert parallel: 47 steps of a small randomly initialised
-    Qwen3-MoE (4 layers, 32 experts, top-4) whose gates are skewed on purpose. Needs no GPU and no nsys.
+    Two H200s, vLLM 0.33.0 with CUDA graphs, tensor and expert parallel: 51 steps of the shape of Qwen3-30B-A3B (48
+    layers, 128 experts, top-8). Weights and prompts are made up, and gates are skewed on purpose. Needs no GPU and no
+    nsys.
     """
     from nvtxmoe_analysis.analyze import analyze  # noqa: PLC0415  polars only when needed
     from nvtxmoe_analysis.overview import overview  # noqa: PLC0415
@@ -45,7 +46,8 @@ def demo(output: Path, as_json: bool) -> None:
     from nvtxmoe.printing.analysis import show_analysis  # noqa: PLC0415
 
     console = stdout()
-    console.print("A real capture: 2 x H100 80GB, vLLM 0.26.0, CUDA graphs, Qwen3-MoE shape with skewed gates.")
+    console.print("A real capture: 2 x H200, vLLM 0.33.0, CUDA graphs, shape of Qwen3-30B-A3B.")
+    console.print("Made up: weights, prompts, and gates, which are skewed to make experts hot.")
     show_analysis(console, summary)
     console.print(f"Open {page} in a browser for all findings and charts.", soft_wrap=True)
     console.print("Next, your own: nvtxmoe analyze REPORT.nsys-rep -o results --report")

@@ -7,18 +7,27 @@ from pathlib import Path
 import click
 
 from nvtxmoe.commands._common import PATH, command, json_option, opening_options
+from nvtxmoe.commands._selection import step_range
 from nvtxmoe.printing.console import print_json, stdout, waiting
 
 
-@command("trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet")
+@command(
+    "trim", "nvtxmoe trim report1.nsys-rep shared.sqlite\nnvtxmoe trim report1.sqlite shared_parquet --steps 100:149"
+)
 @click.argument("source", metavar="IN", type=PATH)
 @click.argument("out", metavar="OUT", type=PATH)
+@click.option(
+    "--steps",
+    metavar="FIRST:LAST",
+    help="Keep only the steps FIRST to LAST of all ranks, both inclusive; either may be left out.",
+)
 @json_option
 @opening_options
-def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: Path | None) -> None:
+def trim(source: Path, out: Path, steps: str | None, as_json: bool, nsys: Path | None, cache_dir: Path | None) -> None:
     """Write the export IN to OUT with only what the analysis reads.
 
-    Environment, commands, users, hosts and paths stay behind; every figure of `nvtxmoe analyze` stays the same.
+    Environment, commands, users, hosts and paths stay behind; every figure of `nvtxmoe analyze` stays the same. With
+    --steps, so does every figure of those steps; times count from the first step that is kept.
     IN is a .nsys-rep, a SQLite export, or a folder of Parquet files. OUT becomes a SQLite file when its name ends
     in .sqlite or .db, else a folder of Parquet files; an export of that name is replaced.
     """
@@ -27,9 +36,10 @@ def trim(source: Path, out: Path, as_json: bool, nsys: Path | None, cache_dir: P
     from nvtxmoe_analysis.trimming.trim import trim as run  # noqa: PLC0415
     from nvtxmoe_analysis.trimming.write_export import check_target, is_sqlite  # noqa: PLC0415
 
+    first, last = step_range(steps)
     check_target(out, source)
     with waiting(f"reading {source.name}"):
-        done = run(open_export(source, cache_dir=cache_dir, nsys=nsys), out)
+        done = run(open_export(source, cache_dir=cache_dir, nsys=nsys), out, first_step=first, last_step=last)
     if as_json:
         print_json(
             {

@@ -16,8 +16,9 @@ import pytest
 
 import nvtxmoe
 from nvtxmoe import cli
+from nvtxmoe.commands import demo
 from nvtxmoe.errors import NvtxmoeError
-from tests.support.cli import RESULTS, analyze, everything, files, refused, run, spawn
+from tests.support.cli import RESULTS, TWO_GPUS, analyze, everything, files, refused, run, spawn
 from tests.support.constructed_runs import simple, without
 from tests.support.paths import ROOT
 from tests.support.written_results import file_set
@@ -129,9 +130,6 @@ def test_metadata_with_numbers_that_json_has_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [[], ["--json"]])
 def test_pipes_get_plain_text(small: Path, tmp_path: Path, more: list[str]) -> None:
     ran = spawn("analyze", small, "-o", tmp_path / "results", *more, env=os.environ | {"TERM": "xterm-256color"})
-    assert (ran.code, ran.err) == (0, "")
-    assert "\x1b" not in ran.out and "\r" not in ran.out
-    ran = spawn("demo", *more, cwd=tmp_path, env=os.environ | {"TERM": "xterm-256color"})
     assert (ran.code, ran.err) == (0, "")
     assert "\x1b" not in ran.out and "\r" not in ran.out
 
@@ -301,18 +299,28 @@ def test_interrupted(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    ran = run("demo")
+def test_demo(tmp_path: Path) -> None:
+    """In a pipe, so without colours."""
+    ran = spawn("demo", cwd=tmp_path, env=os.environ | {"TERM": "xterm-256color"})
     assert (ran.code, ran.err) == (0, "")
+    assert "\x1b" not in ran.out and "\r" not in ran.out
     assert {path.name for path in tmp_path.iterdir()} == {"nvtxmoe-demo"}
     assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET} | {"report.html", "findings.json"}
-    assert "\n2 ranks, 47 steps, 4 MoE layers, 4,192 tokens" in ran.out
+    assert "\n2 ranks, 51 steps, 48 MoE layers, 8,864 tokens" in ran.out
+    assert "\nWhat next? rebalance experts\n" in ran.out
     assert "\nCapture complete: " in ran.out
     assert f"\nResults in nvtxmoe-demo/{RESULTS}:\n" in ran.out
-    elsewhere = run("demo", "-o", "else/where", "--json")
-    assert (elsewhere.code, elsewhere.err) == (0, "")
-    assert (elsewhere.json["verdict"], elsewhere.json["ranks"], elsewhere.json["steps_captured"]) == ("complete", 2, 47)
-    assert elsewhere.json["files"][-1] == "else/where/report.html"
-    tables = [everything(folder / RESULTS) for folder in (tmp_path / "nvtxmoe-demo", tmp_path / "else" / "where")]
-    assert tables[0] == tables[1]
+
+
+def test_demo_elsewhere_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a small capture in the place of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "CAPTURE", TWO_GPUS)
+    ran = run("demo", "-o", "else/where", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert (ran.json["verdict"], ran.json["ranks"], ran.json["steps_captured"]) == ("complete", 2, 47)
+    assert ran.json["files"][-1] == "else/where/report.html"
+    assert files(tmp_path / "else" / "where") == {f"{RESULTS}/{name}" for name in SET} | {
+        "report.html",
+        "findings.json",
+    }

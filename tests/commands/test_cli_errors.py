@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from nvtxmoe_analysis.readers import nsys_tables
-from tests.support.cli import DEMO, PROC, RESULTS, Ran, everything, files, refused, refuses, run, spawn
+from tests.support.cli import PROC, RESULTS, TWO_GPUS, Ran, everything, files, refused, refuses, run, spawn
 from tests.support.constructed_runs import simple
 from tests.support.export_builder import Export, simple_run
 
@@ -121,7 +121,7 @@ def test_a_folder_without_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("table", ["NVTX_EVENTS", "CUPTI_ACTIVITY_KIND_KERNEL", "StringIds"])
 def test_damaged_parquet(tmp_path: Path, table: str) -> None:
     folder = tmp_path / "capture"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     file = folder / f"{table}.parquet"
     content = file.read_bytes()
     remedy = "Export the report again, or copy it again"
@@ -135,7 +135,7 @@ def test_damaged_parquet(tmp_path: Path, table: str) -> None:
 @pytest.mark.parametrize("column", ["start", "domainId", "globalTid"])
 def test_parquet_without_a_column(tmp_path: Path, column: str) -> None:
     folder = tmp_path / "capture"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     file = folder / "NVTX_EVENTS.parquet"
     pl.read_parquet(file, columns=["start", "end", "eventType", "text", "globalTid", "textId", "domainId"]).drop(
         column

@@ -25,7 +25,7 @@ from nvtxmoe.terminal_text import harmless
 from nvtxmoe_analysis.outputs.csv_formulas import mark, unmark
 from nvtxmoe_analysis.outputs.read import load
 from tests.support import sessions
-from tests.support.cli import DEMO, RESULTS, analyze, everything, refused, run
+from tests.support.cli import RESULTS, TWO_GPUS, analyze, everything, refused, run
 from tests.support.constructed_runs import simple
 from tests.support.export_builder import Export, Process
 
@@ -100,9 +100,9 @@ def test_trim_of_a_table_without_a_column_that_is_read(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the demo's results; not to be changed."""
+    """The folder of the results of a capture of two GPUs; not to be changed."""
     folder = tmp_path_factory.mktemp("analyzed")
-    analyze(DEMO, folder)
+    analyze(TWO_GPUS, folder)
     return folder
 
 
@@ -118,7 +118,7 @@ def test_a_damaged_summary(analyzed: Path, tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_streams(tmp_path: Path, closed: int) -> None:
     """As a shell's >&- leaves them."""
-    command = [sys.executable, "-m", "nvtxmoe", "analyze", str(DEMO), "-o", str(tmp_path / "results")]
+    command = [sys.executable, "-m", "nvtxmoe", "analyze", str(TWO_GPUS), "-o", str(tmp_path / "results")]
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, text=True, check=False
     )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nvtxmoe.formats.journal import MAGIC, block
-from tests.support.cli import DEMO, RESULTS, everything, files, refused, run
+from tests.support.cli import RESULTS, TWO_GPUS, everything, files, refused, run
 from tests.support.constructed_runs import simple
 from tests.support.sessions import counts, journal, meta, run_of, step, topk
 
@@ -52,7 +52,7 @@ def test_the_folder_of_all_sessions(tmp_path: Path) -> None:
 def test_an_export_is_no_session(tmp_path: Path) -> None:
     path = simple().save(tmp_path / "run.sqlite")
     refuses(path, path, "not a journal of nvtxmoe", "`nvtxmoe analyze` reads exports and reports of nsys")
-    refuses(DEMO, DEMO, "no journals in it")
+    refuses(TWO_GPUS, TWO_GPUS, "no journals in it")
 
 
 def test_no_journal(tmp_path: Path) -> None:

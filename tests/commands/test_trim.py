@@ -19,8 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import nvtxmoe
 from nvtxmoe import cli
+from nvtxmoe.commands.demo import CAPTURE
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.attribution.attribute import attribute
@@ -31,11 +31,10 @@ from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.trimming import write_export
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
-from nvtxmoe_analysis.trimming.trim import Trimmed, trim
-from tests.support.cli import RESULTS, run
+from nvtxmoe_analysis.trimming.trim import Trimmed, select, trim
+from tests.support.cli import RESULTS, TWO_GPUS, run
 from tests.support.export_builder import Export, Process, simple_run
 
-DEMO = Path(nvtxmoe.__file__).parent / "data" / "demo"
 MARKER = "xyzzy"  # planted wherever an export could hold what is nobody's business
 
 Figures = dict[str, Any]
@@ -263,7 +262,7 @@ REFERENCE = {
 def test_golden_captures_have_the_reference_figures(
     golden_1gpu: Path, golden_1gpu_parquet: Path, golden_2gpu: Path
 ) -> None:
-    for name, path in (("one", golden_1gpu), ("one", golden_1gpu_parquet), ("two", golden_2gpu), ("two", DEMO)):
+    for name, path in (("one", golden_1gpu), ("one", golden_1gpu_parquet), ("two", golden_2gpu), ("two", TWO_GPUS)):
         found = figures(path)
         by_class: dict[tuple[int, int], tuple[int, int]] = {(c, k): (n, t) for c, _, k, n, t in found["coverage"]}
         in_step, outside = (sum(n for (c, _), (n, _) in by_class.items() if c == code) for code in (1, 2))
@@ -274,18 +273,26 @@ def test_golden_captures_have_the_reference_figures(
 
 def test_what_is_trimmed_already_says_why_its_copy_is_larger(tmp_path: Path) -> None:
     """Parquet files are compressed, a SQLite file is not."""
-    as_sqlite, as_parquet = run("trim", DEMO, tmp_path / "demo.sqlite").out, run("trim", DEMO, tmp_path / "demo").out
+    as_sqlite, as_parquet = (
+        run("trim", TWO_GPUS, tmp_path / "two.sqlite").out,
+        run("trim", TWO_GPUS, tmp_path / "two").out,
+    )
     assert (
         " rows kept: there was nothing to trim" in as_sqlite and " rows kept: there was nothing to trim" in as_parquet
     )
     assert "SQLite files are not compressed" in as_sqlite and "SQLite" not in as_parquet
-    assert (tmp_path / "demo.sqlite").stat().st_size > sum(map(len, content(DEMO).values()))
+    assert (tmp_path / "two.sqlite").stat().st_size > sum(map(len, content(TWO_GPUS).values()))
 
 
 def test_the_demo_capture_is_small_and_has_nothing_else() -> None:
-    files = content(DEMO)
-    assert sum(map(len, files.values())) < 2_000_000
+    files = content(CAPTURE)
+    assert sum(map(len, files.values())) < 3_000_000
     assert {Path(name).stem for name in files} <= {table.name for table in nsys_tables.ALL}
+    rows = select(open_export(CAPTURE))
+    assert {table.name for table in rows} == {Path(name).stem for name in files}
+    assert all(
+        len(kept) == pq.read_metadata(CAPTURE / f"{table.name}.parquet").num_rows for table, kept in rows.items()
+    )
 
 
 def test_launches_without_work_and_stream_captures_survive(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from tests.support.cli import DEMO, RESULTS, analyze, files, refused, run
+from tests.support.cli import RESULTS, TWO_GPUS, analyze, files, refused, run
 from tests.support.export_builder import Export, Process
 from tests.support.written_results import TABLES
 
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_demo(folder: Path, *options: str) -> tuple[Tables, dict[str, Any]]:
     """Tables and validation file of the demo capture with some filters."""
     output = folder / "_".join(options or ["all"]).replace(":", "to").replace(",", "and")
-    analyze(DEMO, output, "--format", "parquet", *options)
+    analyze(TWO_GPUS, output, "--format", "parquet", *options)
     tables = {stem: pl.read_parquet(output / RESULTS / f"{stem}.parquet") for stem in TABLES}
     return tables, json.loads((output / RESULTS / "moe_capture_validation.json").read_text())
 

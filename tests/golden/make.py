@@ -18,11 +18,10 @@ from nvtxmoe_analysis.trimming.trim import EXPORT_NAMES, trim
 from nvtxmoe_analysis.trimming.write_export import write_export
 
 HERE = Path(__file__).parent
-DEMO = HERE.parents[1] / "nvtxmoe" / "data" / "demo"
 
 
 def make(captures: Path) -> None:
-    """Write every golden file and the demo capture."""
+    """Write every golden file."""
     with tempfile.TemporaryDirectory() as folder:
         stage = Path(folder)
         for name in ("h100-1gpu-graphs", "h100-2gpu-ep2-graphs"):
@@ -32,8 +31,7 @@ def make(captures: Path) -> None:
         pack(stage / "h100-1gpu-graphs", HERE / "h100-1gpu-graphs.parquetdir.tar.xz")
         reduce_encodings(captures / "payload-encodings.sqlite", stage / "payload-encodings.sqlite")
         compress(stage / "payload-encodings.sqlite")
-    DEMO.parent.mkdir(exist_ok=True)
-    trim(open_export(captures / "h100-2gpu-ep2-graphs.sqlite"), DEMO)
+    trim(open_export(captures / "h100-2gpu-ep2-graphs.sqlite"), HERE / "h100-2gpu-ep2-graphs")
 
 
 def reduce_encodings(source: Path, out: Path) -> None:

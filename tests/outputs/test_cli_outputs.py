@@ -16,7 +16,7 @@ from nvtxmoe import cli
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.write import as_text, write_set
-from tests.support.cli import DEMO, PROC, RESULTS, analyze, everything, everything_but_its_path, files, refused, run
+from tests.support.cli import PROC, RESULTS, TWO_GPUS, analyze, everything, everything_but_its_path, files, refused, run
 from tests.support.constructed_runs import simple
 from tests.support.written_results import DOCUMENTS, PARQUET_ONLY, TABLES, file_set
 
@@ -40,7 +40,7 @@ def tables(folder: Path) -> dict[str, pl.DataFrame]:
 
 def test_both_formats_say_the_same(tmp_path: Path) -> None:
     for name, formats in (("csv", []), ("parquet", ["parquet"]), ("both", ["parquet", "csv", "csv"])):
-        analyze(DEMO, tmp_path / name, *(part for one in formats for part in ("--format", one)))
+        analyze(TWO_GPUS, tmp_path / name, *(part for one in formats for part in ("--format", one)))
     folders = {name: tmp_path / name / RESULTS for name in ("csv", "parquet", "both")}
     assert files(folders["csv"]) == CSV
     assert files(folders["parquet"]) == PARQUET

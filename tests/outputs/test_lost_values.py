@@ -22,7 +22,7 @@ from nvtxmoe_analysis.placement.run_data import COLUMNS, read_run
 from nvtxmoe_analysis.report.advice import advise
 from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.results import Source
-from tests.support.cli import DEMO, RESULTS, analyze, refused, run
+from tests.support.cli import RESULTS, TWO_GPUS, analyze, refused, run
 
 #: Columns of moe_layer_correlation that comparisons and placements read.
 READ = {*COLUMNS, *KEY, *TIMES, "step_kind"}
@@ -32,7 +32,7 @@ READ = {*COLUMNS, *KEY, *TIMES, "step_kind"}
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of the demo, which has GPU time and two ranks."""
     folder = tmp_path_factory.mktemp("results")
-    analyze(DEMO, folder)
+    analyze(TWO_GPUS, folder)
     return folder
 
 
@@ -93,7 +93,7 @@ def test_columns_that_never_are_empty_are_columns(frames: dict[str, pl.DataFrame
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_every_table_that_lost_a_column_is_refused_with_its_name(tmp_path: Path, form: str) -> None:
-    analyze(DEMO, tmp_path, "--format", form)
+    analyze(TWO_GPUS, tmp_path, "--format", form)
     for name, table in tables().items():
         loaded = load(tmp_path)
         path = loaded.path(name)
@@ -144,14 +144,14 @@ def test_comparisons_and_placements(tmp_path: Path, results: Path, frames: dict[
 
 
 def test_own_time_that_is_unknown_is_not_compared(tmp_path: Path, results: Path) -> None:
-    analyze(DEMO, tmp_path)
+    analyze(TWO_GPUS, tmp_path)
     file = tmp_path / RESULTS / "moe_layer_correlation.csv"
     lost(pl.read_csv(file, infer_schema=False), "own_ns").write_csv(file)
     assert "own_time" not in compare(results, tmp_path).metrics["metric"].to_list()
 
 
 def test_the_command_names_file_and_column(tmp_path: Path, results: Path) -> None:
-    analyze(DEMO, tmp_path)
+    analyze(TWO_GPUS, tmp_path)
     file = tmp_path / RESULTS / "moe_layer_correlation.csv"
     lost(pl.read_csv(file, infer_schema=False), "launched_by").write_csv(file)
     words = "it is damaged: cells of column launched_by are empty"
@@ -164,6 +164,6 @@ def test_the_command_names_file_and_column(tmp_path: Path, results: Path) -> Non
 
 def test_runs_without_a_kind_of_step_in_common(tmp_path: Path) -> None:
     for only in ("decode", "prefill"):
-        analyze(DEMO, tmp_path / only, "--only", only)
+        analyze(TWO_GPUS, tmp_path / only, "--only", only)
     words = "no kind of step is in both runs: A has decode steps, B has prefill steps"
     refused(run("compare", tmp_path / "decode", tmp_path / "prefill"), words)

@@ -12,7 +12,7 @@ import pytest
 from nvtxmoe.formats import schema
 from nvtxmoe_analysis.perfetto import export as module
 from tests.support import export_builder
-from tests.support.cli import DEMO, everything, refused, run
+from tests.support.cli import TWO_GPUS, everything, refused, run
 from tests.support.constructed_runs import make_nodes, replay, simple
 from tests.support.export_builder import Export, Process, simple_run
 from tests.support.perfetto_reader import Trace, read
@@ -29,7 +29,7 @@ def exported(folder: Path, export: Export | Path, *options: object) -> Trace:
 
 def test_what_it_prints(tmp_path: Path) -> None:
     out = tmp_path / "new" / "demo.pftrace.gz"
-    ran = run("export", DEMO, "--perfetto", out)
+    ran = run("export", TWO_GPUS, "--perfetto", out)
     assert ran.code == 0
     first, *counted, last = ran.out.splitlines()
     trace = read(out)
@@ -48,7 +48,7 @@ def test_what_it_prints(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path) -> None:
     out = tmp_path / "demo.pftrace"
-    said = run("export", DEMO, "--perfetto", out, "--json", "--all", "--experts", 0).json
+    said = run("export", TWO_GPUS, "--perfetto", out, "--json", "--all", "--experts", 0).json
     trace = read(out)
     assert said["file"] == str(out)
     assert said["bytes"] == out.stat().st_size
@@ -62,7 +62,7 @@ def test_compressed_and_not_are_one_trace_and_always_the_same(tmp_path: Path) ->
     names = ("a.pftrace", "b.pftrace", "a.pftrace.gz", "b.pftrace.gz")
     plain, again, packed, packed_again = (tmp_path / name for name in names)
     for out in (plain, again, packed, packed_again):
-        assert run("export", DEMO, "--perfetto", out).code == 0
+        assert run("export", TWO_GPUS, "--perfetto", out).code == 0
     assert plain.read_bytes() == again.read_bytes() == gzip.decompress(packed.read_bytes())
     assert packed.read_bytes() == packed_again.read_bytes()
 
@@ -72,12 +72,12 @@ def test_compressed_and_not_are_one_trace_and_always_the_same(tmp_path: Path) ->
 
 def test_too_many_operations(tmp_path: Path) -> None:
     out = tmp_path / "demo.pftrace"
-    ran = run("export", DEMO, "--perfetto", out, "--max-operations", 4535)
+    ran = run("export", TWO_GPUS, "--perfetto", out, "--max-operations", 4535)
     refused(ran, out, "4,536 operations, more than 4,535", "--steps", "--max-operations N")
     assert everything(tmp_path) == {}
-    assert run("export", DEMO, "--perfetto", out, "--max-operations", 4536).code == 0
-    refused(run("export", DEMO, "--perfetto", out, "--all", "--max-operations", 4536), "12,340 operations")
-    assert run("export", DEMO, "--perfetto", out, "--steps", "40:", "--max-operations", 1000).code == 0
+    assert run("export", TWO_GPUS, "--perfetto", out, "--max-operations", 4536).code == 0
+    refused(run("export", TWO_GPUS, "--perfetto", out, "--all", "--max-operations", 4536), "12,340 operations")
+    assert run("export", TWO_GPUS, "--perfetto", out, "--steps", "40:", "--max-operations", 1000).code == 0
 
 
 def test_outputs_that_can_not_be(tmp_path: Path) -> None:
@@ -259,7 +259,7 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/null")
     for path, kind in ((tmp_path / "fifo", "a FIFO"), (tmp_path / "link", "a device"), (Path("/dev/null"), "a device")):
         before = path.lstat().st_ino, path.lstat().st_mode
-        refused(run("export", DEMO, "--perfetto", path), f"{path}: {kind}, where a file would be written")
+        refused(run("export", TWO_GPUS, "--perfetto", path), f"{path}: {kind}, where a file would be written")
         assert (path.lstat().st_ino, path.lstat().st_mode) == before
     assert {path.name for path in tmp_path.iterdir()} == {"fifo", "link"}
 

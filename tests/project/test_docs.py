@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
 from nvtxmoe_analysis.outputs.registry import document_builders, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support import fakes
+from tests.support.cli import run as run_captured
 from tests.support.paths import ROOT
 from tests.support.profile_plans import make_nsys
 from tests.support.sessions import journal, meta, step_of
@@ -49,31 +52,47 @@ def compare(name: str, text: str, update: bool) -> None:
     assert block(name) == text
 
 
+@dataclass(frozen=True)
+class Tutorial:
+    """The tutorial's commands, run in their order in a folder that has the capture where the clone has it.
+
+    Attributes:
+        printed: what each printed.
+    """
+
+    folder: Path
+    commands: list[list[str]]
+    printed: list[str]
+
+
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the demo was run."""
-    folder = tmp_path_factory.mktemp("demo")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Tutorial:
+    """All that the tutorial runs, once."""
+    folder = tmp_path_factory.mktemp("tutorial")
+    (folder / "nvtxmoe").symlink_to(ROOT / "nvtxmoe")
+    commands = tutorial_commands()
+    printed = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert run(["demo"]) == 0
-    return folder
+        for words in commands:
+            ran = run_captured(*words[1:])
+            assert (ran.code, ran.err) == (0, ""), words
+            printed.append(ran.out)
+    return Tutorial(folder, commands, printed)
 
 
-def test_the_demo_prints_what_the_tutorial_shows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], update_golden: bool
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert run(["demo"]) == 0
-    # A clone's root has the capture below it; this folder has not.
-    printed = capsys.readouterr().out.replace(str(CAPTURE), str(CAPTURE.relative_to(ROOT)))
+def test_the_demo_prints_what_the_tutorial_shows(tutorial: Tutorial, update_golden: bool) -> None:
+    assert tutorial.commands[0] == ["nvtxmoe", "demo"]
+    # A clone's root has the capture below it; the folder has a link to it.
+    printed = tutorial.printed[0].replace(str(CAPTURE), str(CAPTURE.relative_to(ROOT)))
     lines = [line.rstrip() for line in printed.splitlines()]
     compare("demo", "```text\n" + "\n".join(lines) + "\n```\n", update_golden)
 
 
-def test_the_table_in_the_tutorial_is_the_demos(demo: Path, update_golden: bool) -> None:
-    timings = pl.read_csv(demo / "nvtxmoe-demo" / "moe_expert_tracking" / "moe_layer_timings.csv")
+def test_the_table_in_the_tutorial_is_the_demos(tutorial: Tutorial, update_golden: bool) -> None:
+    timings = pl.read_csv(tutorial.folder / "nvtxmoe-demo" / "moe_expert_tracking" / "moe_layer_timings.csv")
     columns = ["rank", "step", "layer_idx", "num_tokens", "kernel_count", "kernel_time_ns", "busy_ns", "launched_by"]
-    rows = timings.filter((pl.col("layer_idx") == 0) & pl.col("step").is_in([0, 1, 2])).select(columns).rows()
+    rows = timings.filter((pl.col("layer_idx") == 0) & pl.col("step").is_in([1, 2, 3])).select(columns).rows()
     text = "| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|\n"
     text += "".join("| " + " | ".join(map(str, row)) + " |\n" for row in rows)
     compare("table", text, update_golden)
@@ -140,21 +159,22 @@ def tutorial_commands() -> list[list[str]]:
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
 
 
-def test_the_tutorials_commands_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In their order, in a folder that has the capture where the clone has it."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "nvtxmoe").symlink_to(ROOT / "nvtxmoe")
-    ran = tutorial_commands()
-    assert [words[:2] for words in ran] == [["nvtxmoe", "demo"], ["nvtxmoe", "analyze"], ["nvtxmoe", "place"]]
-    for words in ran:
-        assert run(words[1:]) == 0, words
-    assert "\nNot worth it: " in capsys.readouterr().out
+def test_the_tutorials_commands_run(tutorial: Tutorial) -> None:
+    assert [words[1] for words in tutorial.commands] == ["demo", "analyze", "place"]
+    assert "\nWorth it: " in tutorial.printed[2]
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     for folder in ("nvtxmoe-demo", "nvtxmoe-demo-decode"):
-        assert (tmp_path / folder / "report.html").is_file()
+        assert (tutorial.folder / folder / "report.html").is_file()
         assert any(fnmatch(f"/{folder}/", line) for line in ignored)
+
+
+def test_the_demo_advises_what_is_sure_before_what_may_be_nothing(tutorial: Tutorial) -> None:
+    """Moving experts has an interval above 0; more rows per expert is estimated at more, but from 0 on."""
+    document = json.loads((tutorial.folder / "nvtxmoe-demo" / "findings.json").read_text())
+    problems = [finding for finding in document["findings"] if finding["kind"] == "cost" and finding["at_stake"]]
+    assert [finding["id"] for finding in problems] == ["uneven-ranks", "launch-skew", "active-experts"]
+    sure, _, unsure = (finding["at_stake"] for finding in problems)
+    assert sure["low_us"] > 1000 and unsure["low_us"] == 0 and unsure["us_per_step"] > sure["us_per_step"]
 
 
 def test_the_tutorial_names_every_command_that_it_does_not_run() -> None:
@@ -195,8 +215,8 @@ def test_the_page_of_files_has_the_keys_of_every_document() -> None:
         assert f"\n| `{stem}.json` | " in text, stem
 
 
-def test_the_demo_writes_the_columns_that_are_declared(demo: Path) -> None:
-    folder = demo / "nvtxmoe-demo" / FOLDER
+def test_the_demo_writes_the_columns_that_are_declared(tutorial: Tutorial) -> None:
+    folder = tutorial.folder / "nvtxmoe-demo" / FOLDER
     for table in tables().values():
         if table.parquet_only:
             columns = list(pl.read_parquet_schema(folder / f"{table.stem}.parquet"))

@@ -18,7 +18,7 @@ from nvtxmoe_analysis.events import journal_budget
 from nvtxmoe_analysis.facts import capture_facts
 from nvtxmoe_analysis.ingest import task
 from nvtxmoe_analysis.readers import parquet
-from tests.support.cli import DEMO, Ran, refused, run
+from tests.support.cli import TWO_GPUS, Ran, refused, run
 from tests.support.constructed_runs import simple
 from tests.support.sessions import BEGUN_NS, Payload, counts, meta_of, run_of
 
@@ -93,7 +93,7 @@ def test_samples_of_many_sizes_are_read(tmp_path: Path) -> None:
 
 def test_a_table_of_more_rows_than_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "export"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     file = folder / "CUPTI_ACTIVITY_KIND_RUNTIME.parquet"
     names = pq.read_schema(file).names
     rows = 2_000_000
@@ -105,7 +105,7 @@ def test_a_table_of_more_rows_than_bytes(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_one_large_payload_in_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "export"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     file = folder / "NVTX_EVENTS.parquet"
     table = pq.read_table(file)
     blob = pa.array([bytes(1 << 16)] * len(table), pa.binary()).cast(pa.string(), safe=False)
@@ -145,7 +145,7 @@ def test_a_file_that_is_replaced_while_it_is_read(tmp_path: Path, kind: str, mon
     shutil.copyfile(source, other)
     replaced = source
     if kind == "parquet":
-        shutil.copytree(DEMO, source := tmp_path / "export")
+        shutil.copytree(TWO_GPUS, source := tmp_path / "export")
         replaced = source / "StringIds.parquet"
         shutil.copyfile(replaced, other)
     real = capture_facts.read_capture

@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 from nvtxmoe_analysis.outputs.capture_validation import validate
-from tests.support.cli import DEMO, RESULTS, analyze, everything, refuses, run
+from tests.support.cli import RESULTS, TWO_GPUS, analyze, everything, refuses, run
 from tests.support.constructed_runs import simple
 from tests.support.export_builder import Export, Process, simple_run
 from tests.support.metrics_of_inputs import metrics_of
@@ -135,7 +135,7 @@ def test_a_panic_of_polars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(pl, "scan_parquet", panic)
     folder = tmp_path / "capture"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     refuses(
         folder, folder / "NVTX_EVENTS.parquet", "Parquet cannot be read: called `unwrap()`. Export the report again"
     )

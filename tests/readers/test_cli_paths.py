@@ -11,7 +11,7 @@ from polars.testing import assert_frame_equal
 
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.open import open_export
-from tests.support.cli import DEMO, RESULTS, Ran, analyze, everything, refused, run
+from tests.support.cli import RESULTS, TWO_GPUS, Ran, analyze, everything, refused, run
 from tests.support.constructed_runs import simple
 
 NAMES = [
@@ -55,7 +55,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> Captures:
     source = {
         "small": simple().save(folder / "small.sqlite"),
         "large": simple(steps=1200).save(folder / "large.sqlite"),
-        "parquet": DEMO,
+        "parquet": TWO_GPUS,
     }
     return Captures(source, {k: results(analyze(s, folder / k), folder / k) for k, s in source.items()})
 
@@ -127,7 +127,7 @@ def test_links(tmp_path: Path, captures: Captures, kind: str) -> None:
 
 
 def test_a_folder_with_a_slash_behind(tmp_path: Path, captures: Captures) -> None:
-    ran = run("analyze", f"{DEMO}/", "-o", f"{tmp_path}/results/")
+    ran = run("analyze", f"{TWO_GPUS}/", "-o", f"{tmp_path}/results/")
     assert results(ran, tmp_path / "results") == captures.plain["parquet"]
 
 

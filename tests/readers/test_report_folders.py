@@ -9,7 +9,7 @@ import pytest
 
 from nvtxmoe_analysis.readers.find_inputs import reports_of
 from tests.ingest.test_many_reports import validation
-from tests.support.cli import DEMO, everything, everything_but_its_path, refused, run
+from tests.support.cli import TWO_GPUS, everything, everything_but_its_path, refused, run
 from tests.support.many_captures import reports
 from tests.support.sessions import journal, run_of
 
@@ -57,7 +57,7 @@ def test_a_session_is_none(tmp_path: Path) -> None:
 def test_they_are_analysed_as_if_named(tmp_path: Path) -> None:
     (tmp_path / "reports").mkdir()
     paths = reports(tmp_path / "reports", 3)
-    shutil.copytree(DEMO, tmp_path / "capture_pqtdir")
+    shutil.copytree(TWO_GPUS, tmp_path / "capture_pqtdir")
     assert run("analyze", tmp_path / "reports", "-o", tmp_path / "folder").code == 0
     assert run("analyze", *paths, "-o", tmp_path / "named").code == 0
     assert everything_but_its_path(tmp_path / "folder") == everything_but_its_path(tmp_path / "named")
@@ -70,9 +70,9 @@ def test_they_are_analysed_as_if_named(tmp_path: Path) -> None:
 
 def test_a_folder_of_renamed_parquet_exports(tmp_path: Path) -> None:
     """``nsys export --type parquetdir`` ends the name in _pqtdir; people rename it."""
-    shutil.copytree(DEMO, tmp_path / "reports" / "node 0, Tuesday")
+    shutil.copytree(TWO_GPUS, tmp_path / "reports" / "node 0, Tuesday")
     assert run("analyze", tmp_path / "reports", "-o", tmp_path / "folder").code == 0
-    assert run("analyze", DEMO, "-o", tmp_path / "named").code == 0
+    assert run("analyze", TWO_GPUS, "-o", tmp_path / "named").code == 0
     made, named = (everything(tmp_path / name / "moe_expert_tracking") for name in ("folder", "named"))
     assert {name for name in made if made[name] != named[name]} <= {"moe_capture_validation.json"}
     refused(run("inspect", tmp_path / "reports"), "a folder of 1 report", f"Name it: {tmp_path}")

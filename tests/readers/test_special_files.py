@@ -13,7 +13,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe.profile.interpreter import python_of
 from nvtxmoe.sizing.model_config import read_config
 from nvtxmoe_analysis.core.file_set import COMMIT
-from tests.support.cli import DEMO, RESULTS, Ran, analyze, refused, spawn
+from tests.support.cli import RESULTS, TWO_GPUS, Ran, analyze, refused, spawn
 from tests.support.constructed_runs import simple
 
 #: Seconds after which a command is taken to wait for ever.
@@ -37,7 +37,7 @@ def test_beside_a_database(tmp_path: Path, suffix: str, command: tuple[str, ...]
 
 def test_a_table_of_a_parquet_folder(tmp_path: Path) -> None:
     folder = tmp_path / "export"
-    shutil.copytree(DEMO, folder)
+    shutil.copytree(TWO_GPUS, folder)
     (folder / "NVTX_EVENTS.parquet").unlink()
     os.mkfifo(fifo := folder / "NVTX_EVENTS.parquet")
     refuses_at_once(fifo, "analyze", folder, "-o", tmp_path / "results")
@@ -46,7 +46,7 @@ def test_a_table_of_a_parquet_folder(tmp_path: Path) -> None:
 
 def test_a_result_file(tmp_path: Path) -> None:
     """It counts as missing."""
-    analyze(DEMO, tmp_path)
+    analyze(TWO_GPUS, tmp_path)
     results = tmp_path / RESULTS
     (results / "moe_summary.json").unlink()
     os.mkfifo(results / "moe_summary.json")
@@ -54,15 +54,15 @@ def test_a_result_file(tmp_path: Path) -> None:
 
 
 def test_the_commit_of_a_result_folder(tmp_path: Path) -> None:
-    analyze(DEMO, tmp_path)
+    analyze(TWO_GPUS, tmp_path)
     os.mkfifo(fifo := tmp_path / RESULTS / COMMIT)
     refuses_at_once(fifo, "report", tmp_path / RESULTS)
 
 
 def test_beside_the_database_of_results(tmp_path: Path) -> None:
-    analyze(DEMO, tmp_path, "--sqlite", tmp_path / "r.db")
+    analyze(TWO_GPUS, tmp_path, "--sqlite", tmp_path / "r.db")
     os.mkfifo(fifo := tmp_path / "r.db-journal")
-    refuses_at_once(fifo, "analyze", DEMO, "-o", tmp_path, "--sqlite", tmp_path / "r.db")
+    refuses_at_once(fifo, "analyze", TWO_GPUS, "-o", tmp_path, "--sqlite", tmp_path / "r.db")
 
 
 def test_files_of_settings_models_and_programs(tmp_path: Path) -> None:

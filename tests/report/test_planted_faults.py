@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import polars as pl
 import pytest
@@ -12,10 +14,12 @@ import pytest
 from nvtxmoe_analysis.analyze import Analysis, analyze
 from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report import findings as findings_package
 from nvtxmoe_analysis.report.advice import write_findings
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, Finding, stake
 from nvtxmoe_analysis.report.findings import finding_modules
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.ledger import Ledger
+from nvtxmoe_analysis.report.numbers import SourcedNumber, duration, sentence
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP
@@ -82,10 +86,31 @@ def test_every_problem_has_a_next_step_and_evidence(planted: tuple[str, Analysis
             assert one["at_stake"]["us_per_step"] > 0 and one["at_stake"]["share_pct"] >= 2
 
 
-def test_costs_are_ranked_by_time_at_stake(planted: tuple[str, Analysis]) -> None:
+def test_costs_are_ranked_by_the_time_at_stake_that_is_sure(planted: tuple[str, Analysis]) -> None:
     _, done = planted
-    at_stake = [one.stake.per_step.value for one in done.advice.findings if one.kind == COST and one.stake is not None]
-    assert at_stake == sorted(at_stake, reverse=True)
+    document = json.loads((done.folder.parent / "findings.json").read_text())
+    costs = [one["at_stake"] for one in document["findings"] if one["kind"] == COST and one["at_stake"] is not None]
+    sure = [one["us_per_step"] if one["low_us"] is None else one["low_us"] for one in costs]
+    assert sure == sorted(sure, reverse=True)
+
+
+def test_an_estimate_that_may_be_nothing_comes_after_what_is_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranked by the lower end of the interval, and by the estimate where that is the same."""
+    step = SourcedNumber(1e6, "1.00 ms")
+    intervals: dict[str, tuple[float, tuple[float, float] | None]] = {
+        "vague": (9e5, (0.0, 9.5e5)), "vaguer": (8e5, (0.0, 9.5e5)), "measured": (3e5, None), "sure": (5e5, (4e5, 6e5)),
+    }  # fmt: skip
+
+    def module(name: str) -> SimpleNamespace:
+        value, interval = intervals[name]
+        number = SourcedNumber(value, name, interval=interval, estimated=interval is not None)
+        found = Finding(name, sentence("{}", number), kind=COST, stake=stake(number, step))
+        return SimpleNamespace(ID=name, ORDER=1, MEANING="", find=lambda ledger: [found])
+
+    modules = {name: module(name) for name in sorted(intervals)}
+    monkeypatch.setattr(findings_package, "finding_modules", lambda: modules)
+    ranked = findings_package.findings(cast(Ledger, SimpleNamespace(findings=[])))
+    assert [one.id for one in ranked] == ["sure", "measured", "vague", "vaguer"]
 
 
 def test_every_problem_is_planted() -> None:
@@ -177,6 +202,16 @@ def test_filtered_results_give_no_verdict(name: str, kept: Selection, why: str, 
         assert gain.short == "not known"
         assert then.short in ("analyse all", "analyse all ranks")
         assert str(sure.text).endswith(f"Not known: {why[:1].lower()}{why[1:]}")
+
+
+def test_placements_of_filtered_results_need_all_steps(tmp_path: Path) -> None:
+    """`nvtxmoe place` refuses filtered results, so the next step is to analyse without filters."""
+    name = next(name for name, (wanted, _) in FAULTS.items() if wanted == "uneven-ranks")
+    export = FAULTS[name][1].write(tmp_path / "run.sqlite")
+    done = analyze([export], tmp_path / "out", selection=Selection(only="decode"))
+    first = done.advice.findings[0]
+    assert first.id == "uneven-ranks" and first.next_step is not None
+    assert first.next_step.command == f"nvtxmoe analyze {export} -o {tmp_path / 'out'}-all --report"
 
 
 def test_all_ranks_kept_is_no_filter(tmp_path: Path) -> None:

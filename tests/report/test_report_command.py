@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nvtxmoe_analysis.outputs.spec import FOLDER
-from tests.support.cli import DEMO, analyze, everything, files, refused, run, spawn
+from tests.support.cli import TWO_GPUS, analyze, everything, files, refused, run, spawn
 from tests.support.report_results import EVIL, Made, write
 
 
@@ -88,12 +88,12 @@ def test_names_from_the_capture_do_not_reach_the_terminal(tmp_path: Path) -> Non
 
 
 def test_analyze_makes_it_at_once(tmp_path: Path) -> None:
-    ran = analyze(DEMO, tmp_path / "out", "--report")
+    ran = analyze(TWO_GPUS, tmp_path / "out", "--report")
     assert (tmp_path / "out" / "report.html").read_text().startswith("<!doctype html>")
     assert str(tmp_path / "out" / "report.html") in ran.out.replace("\n", "")
-    found = run("analyze", DEMO, "-o", tmp_path / "again", "--report", "--json").json
+    found = run("analyze", TWO_GPUS, "-o", tmp_path / "again", "--report", "--json").json
     assert found["files"][-1] == str(tmp_path / "again" / "report.html")
-    analyze(DEMO, tmp_path / "without")
+    analyze(TWO_GPUS, tmp_path / "without")
     assert not (tmp_path / "without" / "report.html").exists()
 
 
@@ -114,7 +114,7 @@ def test_analyzing_does_not_pay_for_charts(tmp_path: Path) -> None:
         "import sys; from nvtxmoe import cli; code = cli.run(sys.argv[1:]);"
         "print('heavy:', sorted({'altair', 'vl_convert', 'jinja2'} & set(sys.modules))); sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, "analyze", str(DEMO), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-c", program, "analyze", str(TWO_GPUS), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "heavy: []"
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from nvtxmoe import cli
-from tests.support.paths import ROOT
+from tests.support.paths import GOLDEN
 
-DEMO = ROOT / "nvtxmoe" / "data" / "demo"
+#: The capture of ``golden_2gpu`` as a folder of Parquet files: small, and complete.
+TWO_GPUS = GOLDEN / "h100-2gpu-ep2-graphs"
 RESULTS = "moe_expert_tracking"
 #: Why nothing can be made in /proc.
 PROC = "No such file or directory" if os.access("/proc", os.W_OK) else "Permission denied"

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import EVENTS, MAGIC, block, record
-from tests.support.cli import DEMO
+from tests.support.cli import TWO_GPUS
 from tests.support.edited_meta import edited_meta
 from tests.support.export_builder import Export, simple_run
 from tests.support.sessions import BEGUN_NS, ENDED, run_of
@@ -205,7 +205,7 @@ def _beside(folder: Path, random: Random) -> Path:
 
 def _parquet_bytes(folder: Path, random: Random) -> Path:
     out = folder / "export"
-    shutil.copytree(DEMO, out)
+    shutil.copytree(TWO_GPUS, out)
     file = sorted(out.glob("*.parquet"))[random.integers(len(list(out.glob("*.parquet"))))]
     data = bytearray(file.read_bytes())
     _flip(data, random, last=min(len(data), 2000) if random.random() < 0.5 else None)
@@ -215,7 +215,7 @@ def _parquet_bytes(folder: Path, random: Random) -> Path:
 
 def _parquet_columns(folder: Path, random: Random) -> Path:
     out = folder / "export"
-    shutil.copytree(DEMO, out)
+    shutil.copytree(TWO_GPUS, out)
     files = sorted(out.glob("*.parquet"))
     file = files[random.integers(len(files))]
     table = pq.read_table(file)

@@ -5,14 +5,15 @@ python -m tests.support.screenshots
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from nvtxmoe.commands.demo import CAPTURE
 from nvtxmoe_analysis.analyze import analyze
 from nvtxmoe_analysis.report import report
 from tests.support.chromium import Browser, opened
-from tests.support.cli import DEMO
 from tests.support.paths import ROOT
 
 IMAGES = ROOT / "docs" / "images"
@@ -37,11 +38,16 @@ def take(browser: Browser, file: Path, first: str, last: str) -> None:
 
 
 def main() -> None:
-    """Analyse the demo's capture, open its report, take the pictures."""
+    """Analyse the demo's capture, open its report, take the pictures.
+
+    It runs where the clone's paths are: the page shows commands as somebody in the clone's root would type them.
+    """
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, opened(width=WIDTH, height=900) as browser:
-        analyze([DEMO], Path(folder))
-        page = report(Path(folder)).page
+        os.chdir(folder)
+        Path("nvtxmoe").symlink_to(ROOT / "nvtxmoe")
+        analyze([CAPTURE.relative_to(ROOT)], Path("nvtxmoe-demo"))
+        page = report(Path("nvtxmoe-demo")).page.resolve()
         for name, (scheme, first, last) in SHOTS.items():
             browser.scheme(scheme)
             browser.open(page)

@@ -14,8 +14,8 @@ import polars as pl
 import pytest
 
 from nvtxmoe.cli import run
-from nvtxmoe.commands.demo import CAPTURE as DEMO
 from nvtxmoe_analysis.analyze import analyze
+from tests.support.cli import TWO_GPUS
 from tests.support.nsys_runs import profile_nvtx
 from tests.support.paths import GOLDEN, ROOT
 
@@ -104,20 +104,20 @@ def test_a_gpu_program_counted_the_same(golden_program: Path, tmp_path: Path) ->
     assert coverage["classes"]["unplaced"]["operations"] == 0
 
 
-def test_the_demos_capture_is_the_two_gpu_one(golden_2gpu: Path, tmp_path: Path) -> None:
+def test_a_folder_of_parquet_files_gives_what_sqlite_gives(golden_2gpu: Path, tmp_path: Path) -> None:
     """The same reference figures from Parquet (tests/golden/README.md), and the same files as from SQLite."""
-    demo, sqlite = analyze([DEMO], tmp_path / "demo"), analyze([golden_2gpu], tmp_path / "sqlite")
-    layers = demo.results.layers
+    parquet, sqlite = analyze([TWO_GPUS], tmp_path / "parquet"), analyze([golden_2gpu], tmp_path / "sqlite")
+    layers = parquet.results.layers
     sums = [int(layers[c].sum()) for c in ("kernel_count", "kernel_time_ns", "memcpy_count", "memcpy_time_ns")]
     assert [len(layers), *sums] == [376, 3_408, 14_442_661, 1_128, 1_204_533]
-    classes = demo.validation["coverage"]["classes"]
+    classes = parquet.validation["coverage"]["classes"]
     assert (classes["in_step"]["operations"], classes["outside_steps"]["operations"]) == (7_396, 33_220)
-    for one, other in zip(demo.files, sqlite.files, strict=True):
+    for one, other in zip(parquet.files, sqlite.files, strict=True):
         if one.name not in ("moe_capture_validation.json", "findings.json"):  # both name the capture
             assert one.read_bytes() == other.read_bytes()
-    demos, others = (
-        json.loads((tmp_path / name / "findings.json").read_text())["findings"] for name in ("demo", "sqlite")
+    found, others = (
+        json.loads((tmp_path / name / "findings.json").read_text())["findings"] for name in ("parquet", "sqlite")
     )
-    for finding in (*demos, *others):
+    for finding in (*found, *others):
         del finding["next_step"]  # its command has the capture's path
-    assert demos == others
+    assert found == others

@@ -29,21 +29,8 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
         batches: decode at other batches.
     """
     run = prediction.run
-    answer = verdict(prediction)
     return {
-        "verdict": {
-            "answer": answer.answer,
-            "sentence": answer.sentence,
-            "placement": answer.placement,
-            "saves_at_most_ns": _rounded(answer.at_most_ns),
-            "step_gpu_ns": _rounded(answer.step_ns),
-            **_named("net_saved", answer.saves),
-            "considered": answer.considered,
-            "phases": {
-                name: {**_named("net_saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
-                for name, phase in answer.phases.items()
-            },
-        },
+        "verdict": verdict_document(prediction),
         "options": {
             "redundant": prediction.options.redundant,
             "rearrange_every": prediction.options.rearrange_every,
@@ -62,6 +49,24 @@ def document(prediction: Prediction, batches: Sequence[AtBatch] = ()) -> dict[st
         "phases": {name: _phase(prediction, phase) for name, phase in prediction.phases.items()},
         "placements": [_placement(prediction, placement) for placement in prediction.placements],
         "batches": [_batch(prediction, batch) for batch in batches],
+    }
+
+
+def verdict_document(prediction: Prediction) -> dict[str, Any]:
+    """Return the part ``verdict`` of the document, without what each layer takes. Times are nanoseconds per step."""
+    answer = verdict(prediction)
+    return {
+        "answer": answer.answer,
+        "sentence": answer.sentence,
+        "placement": answer.placement,
+        "saves_at_most_ns": _rounded(answer.at_most_ns),
+        "step_gpu_ns": _rounded(answer.step_ns),
+        **_named("net_saved", answer.saves),
+        "considered": answer.considered,
+        "phases": {
+            name: {**_named("net_saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
+            for name, phase in answer.phases.items()
+        },
     }
 
 

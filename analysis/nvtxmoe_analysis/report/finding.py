@@ -38,6 +38,11 @@ class Stake:
         return ESTIMATED if self.per_step.is_estimated else MEASURED
 
     @property
+    def sure_ns(self) -> float:
+        """Time that is sure: the lower end of the interval, or a measured time itself."""
+        return self.per_step.value if self.per_step.interval is None else self.per_step.interval[0]
+
+    @property
     def matters(self) -> bool:
         """True if the share is at least LEAST_PCT."""
         return self.share.value >= LEAST_PCT

@@ -105,7 +105,8 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
         whose = f"{ledger.of_mean_rank}'s step" if ledger.of_mean_rank else ""
-        return Answer(GAIN, f"at most {time} ({share}){whose}", first.headline, finding=first.id)
+        limit = "about" if time.how == "predicted" else "at most"
+        return Answer(GAIN, f"{limit} {time} ({share}){whose}", first.headline, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)

@@ -18,13 +18,22 @@ UNKNOWN, ABSENT = -1, -2
 
 
 def idle_steps(events: Events) -> pl.DataFrame:
-    """``pid`` and ``step`` (Int64) of idle batches.
+    """``pid`` and ``step`` (Int64) of idle batches: see :func:`idle_batches`."""
+    return idle_batches(events).select("pid", "step")
+
+
+def idle_batches(events: Events) -> pl.DataFrame:
+    """``row`` (of NVTX_EVENTS), ``pid`` and ``step`` (Int64) of idle batches.
 
     Left out are those between two steps whose numbers leave room for more or fewer (then some batch was not captured),
     those beside a step without a number, and all of a process that has no step.
     """
-    idle = events.ranges.filter(name=schema.IDLE).select("pid", "start", idle=True, step=pl.lit(UNKNOWN, pl.Int64))
-    steps = events.steps.select("pid", "start", idle=False, step=pl.col("step").fill_null(UNKNOWN))
+    idle = events.ranges.filter(name=schema.IDLE).select(
+        "row", "pid", "start", idle=True, step=pl.lit(UNKNOWN, pl.Int64)
+    )
+    steps = events.steps.select(
+        pl.lit(None, pl.Int64).alias("row"), "pid", "start", idle=False, step=pl.col("step").fill_null(UNKNOWN)
+    )
     batches = pl.concat([steps, idle]).sort("pid", "start", maintain_order=True)
     pid, is_idle, step = (batches[name].to_numpy() for name in ("pid", "idle", "step"))
     first, size = runs(pid, is_idle)
@@ -37,4 +46,5 @@ def idle_steps(events: Events) -> pl.DataFrame:
     numbered &= (before == ABSENT) | (after == ABSENT) | (after == begin + size)
     first, size, begin = first[numbered], size[numbered], begin[numbered]
     place = np.arange(size.sum()) - np.repeat(np.cumsum(size) - size, size)
-    return pl.DataFrame({"pid": np.repeat(pid[first], size), "step": np.repeat(begin, size) + place})
+    rows = batches["row"].gather(np.repeat(first, size) + place)
+    return pl.DataFrame({"row": rows, "pid": np.repeat(pid[first], size), "step": np.repeat(begin, size) + place})

@@ -1,7 +1,7 @@
 """Reduce an export to what the analysis reads, fit for sharing: no environment, commands, users, hosts or paths.
 
 The analysis computes the same numbers from the trimmed export: it keeps the rows that attribution, completeness of
-launches, payloads and versions need, and nothing else.
+launches, payloads and versions need, and nothing else. It may keep a range of steps only (``step_cut``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from nvtxmoe.formats import schema
 from nvtxmoe_analysis.attribution.ranges import Segments, classify, flatten
 from nvtxmoe_analysis.core.files import size_bytes
 from nvtxmoe_analysis.events.decode import PAYLOAD_EVENTS
-from nvtxmoe_analysis.events.nvtx import pid_of, read_nvtx, read_payloads
+from nvtxmoe_analysis.events.nvtx import pid_of, push_pop, read_nvtx, read_payloads, step_ranges
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.base import Export
 from nvtxmoe_analysis.readers.nsys_tables import OPERATIONS, Table
 from nvtxmoe_analysis.readers.session import Session
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_blob, scrub_words
+from nvtxmoe_analysis.trimming.step_cut import StepCut
 from nvtxmoe_analysis.trimming.write_export import check_target, write_export
 
 #: Events of the domain that are kept; ``moe.layer.7`` is of this form too.
@@ -65,14 +66,16 @@ class Trimmed:
         return sum(after for _, after in self.rows.values())
 
 
-def trim(export: Export, out: Path) -> Trimmed:
+def trim(export: Export, out: Path, *, first_step: int | None = None, last_step: int | None = None) -> Trimmed:
     """Write what the analysis needs of ``export`` to ``out``.
 
     Parameters:
         out: a SQLite file if its name ends in .sqlite or .db, otherwise a folder of Parquet files.
+        first_step, last_step: keep these steps only, both inclusive; None for no limit.
 
     Raises:
-        NvtxmoeError: the export has no nvtxmoe events, a moe.meta can't be read, or ``out`` can't be written.
+        NvtxmoeError: the export has no nvtxmoe events or no such step, a moe.meta can't be read, or ``out`` can't be
+            written.
     """
     if isinstance(export, Session):
         raise NvtxmoeError(
@@ -81,7 +84,7 @@ def trim(export: Export, out: Path) -> Trimmed:
             remedy="Share its results: nvtxmoe merge",
         )
     check_target(out, export.source, export.path)
-    frames = select(export)
+    frames = select(export, first_step, last_step)
     export.require_unchanged()
     # nsys leaves out tables without rows; a file without these two would not be recognised as an export.
     written = {t: f for t, f in frames.items() if len(f) or (t in (nsys_tables.STRINGS, nsys_tables.EXPORT_META))}
@@ -100,18 +103,30 @@ def _rows(export: Export, table: Table) -> int:
     return len(export.read(table, ("id",))) if table == nsys_tables.STRINGS else export.rows(table)
 
 
-def select(export: Export) -> dict[Table, pl.DataFrame]:
+def select(export: Export, first_step: int | None = None, last_step: int | None = None) -> dict[Table, pl.DataFrame]:
     """Return the rows and columns to keep of each table in the export, in file order.
 
     Columns are those of ``readers.nsys_tables`` that the file has, and ``binaryData`` (Binary).
+
+    Parameters:
+        first_step, last_step: see :func:`trim`.
     """
-    nvtx, segments = _nvtx(export)
+    all_events = read_nvtx(export)
+    events = all_events.filter(pl.col("name").str.contains(EVENT_PATTERN))
+    segments = flatten(classify(push_pop(events), step_ranges(events)))
     operations = {table: _read(export, table) for table in OPERATIONS if export.has(table)}
-    frames = {nsys_tables.NVTX: nvtx, **operations}
+    cut = None
+    if first_step is not None or last_step is not None:
+        cut = StepCut(export, all_events, segments, first_step, last_step)
+        operations = cut.operations(operations)
+    frames = dict(operations)
     worked = [f.select(_key("globalPid", -1)) for f in operations.values()]
-    runtime = _runtime(export, segments, worked)
+    runtime = _runtime(export, segments, cut, worked)
     frames[nsys_tables.RUNTIME] = runtime
-    frames[nsys_tables.GRAPH_NODES] = _graph_nodes(export, list(operations.values()), runtime)
+    nodes = _graph_nodes(export, list(operations.values()), runtime)
+    frames[nsys_tables.GRAPH_NODES] = nodes
+    nvtx = _nvtx(export, all_events, events if cut is None else cut.events(events, nodes))
+    frames[nsys_tables.NVTX] = nvtx
     domains = nvtx["domainId"].unique()
     for table in (nsys_tables.PAYLOAD_SCHEMAS, nsys_tables.PAYLOAD_ENTRIES):
         frames[table] = _read(export, table).filter(pl.col("domainId").is_in(domains.implode()))
@@ -152,19 +167,20 @@ def _in_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.sort("row").drop("row")
 
 
-def _nvtx(export: Export) -> tuple[pl.DataFrame, Segments]:
-    """Return the rows of the domain ``nvtxmoe``, payloads scrubbed, and the segments of its ranges."""
-    nvtx = read_nvtx(export)
-    events = nvtx.filter(pl.col("name").str.contains(EVENT_PATTERN))
-    ranges = events.filter(pl.col("eventType") == nsys_tables.NVTX_PUSH_POP)
-    segments = flatten(classify(ranges, ranges.filter(pl.col("name") == schema.STEP)))
+def _nvtx(export: Export, nvtx: pl.DataFrame, events: pl.DataFrame) -> pl.DataFrame:
+    """Return rows of the domain ``nvtxmoe``, payloads scrubbed.
+
+    Parameters:
+        nvtx: see ``read_nvtx``.
+        events: those of them that are kept.
+    """
     kept_rows = pl.concat([events["row"], _domain_rows(export)]).unique().alias("row")
     frame = _read_with_rows(export, nsys_tables.NVTX).join(kept_rows.to_frame(), on="row", how="semi")
     where = f"{export.source}, table {nsys_tables.NVTX.name}"
     frame = _with_words(frame, events, where)
     if export.has_blob_column():
         frame = _with_blobs(frame, read_payloads(export, nvtx), where)
-    return _in_order(frame), segments
+    return _in_order(frame)
 
 
 def _with_words(frame: pl.DataFrame, events: pl.DataFrame, where: str) -> pl.DataFrame:
@@ -198,11 +214,12 @@ def _domain_rows(export: Export) -> pl.Series:
     return rows.filter(pl.coalesce("text", registered) == schema.DOMAIN)["row"]
 
 
-def _runtime(export: Export, segments: Segments, worked: list[pl.DataFrame]) -> pl.DataFrame:
-    """Return calls that gave GPU work, and all launch calls inside steps."""
+def _runtime(export: Export, segments: Segments, cut: StepCut | None, worked: list[pl.DataFrame]) -> pl.DataFrame:
+    """Return calls that gave GPU work, and all launch calls inside the steps that are kept."""
     frame = _read_with_rows(export, nsys_tables.RUNTIME)
-    tid = frame["globalTid"].fill_null(0).to_numpy()
-    in_step = pl.Series(segments.step[segments.find(tid, frame["start"].to_numpy())] >= 0)
+    tid, start = frame["globalTid"].fill_null(0).to_numpy(), frame["start"].to_numpy()
+    inside = segments.step[segments.find(tid, start)] >= 0 if cut is None else cut.in_kept_step(tid, start)
+    in_step = pl.Series(inside)
     names = export.strings(frame["nameId"].drop_nulls().unique().to_list())
     name = pl.col("nameId").replace_strict(names, default="", return_dtype=pl.String)
     launches = frame.filter(in_step).filter(name.str.contains(nsys_tables.LAUNCH_PATTERN)).select("row")

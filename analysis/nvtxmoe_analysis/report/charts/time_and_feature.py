@@ -232,7 +232,7 @@ def _words(best: pl.DataFrame, kinds: list[str], points: pl.DataFrame) -> pl.Dat
 def unfitted(row: Mapping[str, Any]) -> str:
     """Return why a panel has no line. "No feature explains the time" needs that every feature was tested."""
     if row["status"] == "no_effect" and row["untested"]:
-        return "not tested: some features vary too little; of the others none explains the time"
+        return "none explains it; some vary too little to test"
     return NO_FIT[row["status"]]
 
 

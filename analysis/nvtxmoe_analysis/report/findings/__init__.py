@@ -38,12 +38,12 @@ def finding_modules() -> Mapping[str, FindingModule]:
 
 
 def findings(ledger: Ledger) -> list[Finding]:
-    """All findings of these results: by kind, then by the time at stake per step, then in the modules' order."""
+    """All findings of these results: by kind, then by the time at stake that is sure, then in the modules' order."""
     for module in finding_modules().values():
         ledger.findings += [replace(finding, id=module.ID) for finding in module.find(ledger)]
     return sorted(ledger.findings, key=_place)
 
 
-def _place(finding: Finding) -> tuple[int, float]:
-    at_stake = 0.0 if finding.stake is None else finding.stake.per_step.value
-    return KINDS.index(finding.kind), -at_stake
+def _place(finding: Finding) -> tuple[int, float, float]:
+    at_stake = (0.0, 0.0) if finding.stake is None else (finding.stake.sure_ns, finding.stake.per_step.value)
+    return KINDS.index(finding.kind), -at_stake[0], -at_stake[1]

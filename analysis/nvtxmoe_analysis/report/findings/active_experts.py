@@ -37,11 +37,13 @@ def find(ledger: Ledger) -> list[Finding]:
     if not (at_stake.share.value >= LEAST_SHARE_PCT and rows.value < MOST_ROWS):
         return []
     text = "Few tokens hit many experts: weights are read for {} rows per active expert, which costs {} per {}, {}{}."
+    if not at_stake.sure_ns > 0:
+        text = (
+            "Few tokens hit many experts: weights are read for {} rows per active expert. Estimate: this costs {} per "
+            "{}, {}{}. Active experts and tiles rise together here, so some or all of it may be rows that pad tiles."
+        )
     headline = sentence(text, rows, further, ledger.steady.noun, at_stake.share, interval_words(further))
     details = [sentence("A rank's layer has {} active experts and {} assignments on average.", active, assignments)]
-    if further.interval is not None and not further.interval[0] > 0:
-        text = "Active experts and tiles rise together here: some or all of it may be the cost of rows that pad tiles."
-        details.append(sentence(text))
     next_step = NextStep(
         "larger batches",
         "Send more requests at a time: an expert's weights are then read once for more tokens. Weights of fewer bytes "

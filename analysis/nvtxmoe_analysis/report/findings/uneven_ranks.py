@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
-from nvtxmoe_analysis.placement.document import document
+from nvtxmoe_analysis.placement.document import verdict_document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
 from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
@@ -13,6 +13,7 @@ from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, shown
+from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
@@ -25,6 +26,7 @@ MEANING = (
 
 TOPIC = "Uneven ranks"
 TRY = "Write the placement for your server and record the same load again; or let vLLM rearrange: --enable-eplb."
+ALL = "Analyse the capture without filters: placements are predicted from all ranks, layers and steps."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
 
 
@@ -37,7 +39,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
         return [_even(stake(even, ledger.step_time))]
     try:
-        verdict = document(place(ledger.source.loaded))["verdict"]
+        verdict = verdict_document(place(ledger.source.loaded))
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
         return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
@@ -67,17 +69,10 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | No
     expected = sentence(text, at_stake.per_step)
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     kind = COST if at_stake.matters else NOTE
-    return Finding(
-        TOPIC,
-        headline,
-        details,
-        confidence,
-        kind,
-        "stragglers",
-        at_stake,
-        NextStep("predict placements", EXACT, expected, commands.place(ledger.source)),
-        first_screen=aside,
-    )
+    next_step = NextStep("predict placements", EXACT, expected, commands.place(ledger.source))
+    if filters(ledger):
+        next_step = NextStep("analyse all", ALL, expected, commands.analyze_all(ledger.source))
+    return Finding(TOPIC, headline, details, confidence, kind, "stragglers", at_stake, next_step, first_screen=aside)
 
 
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
