@@ -27,7 +27,8 @@ def trim(source: Path, out: Path, steps: str | None, as_json: bool, nsys: Path |
     """Write the export IN to OUT with only what the analysis reads.
 
     Environment, commands, users, hosts and paths stay behind; every figure of `nvtxmoe analyze` stays the same. With
-    --steps, so does every figure of those steps; times count from the first step that is kept.
+    --steps, so does every figure of those steps, with two exceptions: `timestamp_sec` counts from the first of them,
+    and several reports of one run may lack waiting and transfer, as fewer collectives are left to align their clocks.
     IN is a .nsys-rep, a SQLite export, or a folder of Parquet files. OUT becomes a SQLite file when its name ends
     in .sqlite or .db, else a folder of Parquet files; an export of that name is replaced.
     """

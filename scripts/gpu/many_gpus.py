@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import shutil
@@ -180,8 +181,13 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="Print the commands; run nothing.")
     parser.add_argument("--small", action="store_true", help="Two ranks of a tiny model on CPUs, to try the stages.")
     options = parser.parse_args()
+    if not 0 < options.limit_factor < math.inf:
+        parser.error(f"--limit-factor {options.limit_factor}: a number above 0 is needed")
+    if shutil.which(options.python) is None:
+        parser.error(f"no Python at {options.python}: name the one that has vLLM with --python")
     facts = machine(options.python)
-    ranks = options.gpus or (2 if options.small else len(facts["gpus"]))
+    default = 2 if options.small else len(facts["gpus"])
+    ranks = default if options.gpus is None else options.gpus
     if ranks not in (2, 4, 8):
         parser.error(f"{ranks} GPUs: 2, 4 or 8 are needed (--gpus N)")
     nsys = shutil.which(options.nsys)

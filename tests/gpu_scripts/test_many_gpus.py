@@ -242,20 +242,3 @@ def test_a_wrong_number_of_gpus_a_missing_nsys_and_a_folder_of_other_files_are_r
     mine.touch()
     assert "holds other files" in said("--gpus", "4", "--nsys", sys.executable)
     assert mine.exists()
-
-
-@pytest.mark.tried_again
-def test_two_data_parallel_ranks_on_cpus(vllm_python: Path, nsys_path: Path, tmp_path: Path) -> None:
-    """The chain of one stage with a real vLLM and nsys; a stage without the report that it needs is not run."""
-    words = ["--small", "--python", vllm_python, "--nsys", nsys_path, "--only", "profile-dp-ep", "golden"]
-    script = ROOT / "scripts" / "gpu" / "many_gpus.py"
-    command = [str(word) for word in (sys.executable, script, tmp_path / "out", *words)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    document = json.loads((tmp_path / "out" / "summary.json").read_text())
-    profiled, golden = document["stages"]
-    assert profiled["status"] == "passed", profiled["line"] + done.stdout + done.stderr
-    assert profiled["facts"]["ranks"] == [0, 1]
-    assert [rank["rank"] for rank in profiled["facts"]["counts"]["per_rank"]] == [0, 1]
-    assert profiled["facts"]["counts"]["wrong_experts"] == 0
-    assert golden["status"] == "not run"
-    assert done.returncode == 1

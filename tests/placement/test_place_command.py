@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from nvtxmoe_analysis import load
+from nvtxmoe_analysis.placement.blocks import cut
 from nvtxmoe_analysis.placement.predict import Predictor
 from nvtxmoe_analysis.placement.run_data import read_run
 from nvtxmoe_analysis.report import report
@@ -247,7 +248,7 @@ def test_two_gpus_of_a_real_capture(golden: Path) -> None:
 def test_the_report_needs_no_prediction_if_ranks_are_even(golden: Path) -> None:
     """Even loads would save less than the least gain that is worth it, so no placement saves more."""
     found = next(one for one in report(golden).findings if one.id == "uneven-ranks")
-    assert str(found.headline).startswith("Loads of the ranks are even: equal ones would save at most ")
+    assert str(found.headline).startswith("Loads of the ranks are even: equal ones would save about ")
     assert found.kind == "note" and found.stake is not None and found.stake.share.value < 1
     assert run("place", golden, "--json").json["verdict"]["answer"] == "not worth it"
 
@@ -259,6 +260,16 @@ def test_the_report_says_what_rebalancing_saves(golden: Path, tmp_path: Path) ->
     verdict = run("place", golden, "--json").json["verdict"]
     assert str(found.headline).startswith("Rebalancing experts saves at most ")
     assert found.stake is not None and found.stake.per_step.value == verdict["saves_at_most_ns"]
+    # the share is of the steps that were valued, not of all: batches differ
+    times = pl.read_csv(golden / RESULTS / "moe_layer_correlation.csv")
+    steps = times.group_by("step").agg(pl.col("prefill_tokens").sum(), pl.col("step_gpu_ns").mean())
+    steps = steps.filter(prefill_tokens=0).sort("step")
+    blocks = cut(steps["step"].to_numpy())
+    of_valued = steps.filter(pl.Series(blocks.for_value[blocks.of(steps["step"].to_numpy())]))["step_gpu_ns"]
+    mean_ns = float(np.mean(of_valued.to_numpy()))
+    assert len(of_valued) < len(steps)
+    assert verdict["phases"]["decode"]["step_gpu_ns"] == pytest.approx(mean_ns, abs=0.1)
+    assert found.stake.share.value == pytest.approx(100 * verdict["phases"]["decode"]["saves_at_most_ns"] / mean_ns)
 
 
 def test_a_report_of_one_rank_has_no_such_finding(golden_1gpu: Path, tmp_path: Path) -> None:

@@ -109,4 +109,4 @@ def test_captures_that_are_not_known_or_too_many_stay_a_placeholder(data_paralle
     for paths in ([], ["a"] * 9, ["a\x1bb"]):
         file.write_text(json.dumps({**document, "inputs": [{**document["inputs"][0], "path": p} for p in paths]}))
         command = export_perfetto(Source(load(tmp_path)))
-        assert command == f"nvtxmoe export {UNKNOWN} --perfetto run.pftrace"
+        assert command == f"nvtxmoe export {UNKNOWN} --perfetto run.pftrace --all"

@@ -29,10 +29,10 @@ def test_the_verdict_of_predicted_placements(name: str, answer: str, tmp_path: P
     assert text.endswith(f": {answer}.")
 
 
-def test_even_loads_are_the_verdict_where_they_would_save_little(golden_2gpu: Path, tmp_path: Path) -> None:
+def test_even_loads_are_named_where_they_would_save_little(golden_2gpu: Path, tmp_path: Path) -> None:
     answer = gain(analyze([golden_2gpu], tmp_path).advice)
     assert answer.finding == "launch-skew"
-    aside = "Rebalancing experts is not worth it: even loads would save at most "
+    aside = "Loads of the ranks are even: equal ones would save about "
     assert str(answer.text).count(aside) == 1
     assert not str(answer.text).startswith(aside)
 

@@ -64,7 +64,11 @@ def verdict_document(prediction: Prediction) -> dict[str, Any]:
         **_named("net_saved", answer.saves),
         "considered": answer.considered,
         "phases": {
-            name: {**_named("net_saved", phase.saves), "saves_at_most_ns": _rounded(phase.at_most_ns)}
+            name: {
+                **_named("net_saved", phase.saves),
+                "saves_at_most_ns": _rounded(phase.at_most_ns),
+                "step_gpu_ns": _rounded(phase.step_ns),
+            }
             for name, phase in answer.phases.items()
         },
     }

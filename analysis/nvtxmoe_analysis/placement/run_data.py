@@ -78,6 +78,7 @@ class RunData:
     Attributes:
         step_ns: by phase the typical GPU time of a step (median over steps of the mean over ranks); None where unknown.
         steps: by phase their number.
+        time_ns: by step number, the mean over ranks of its GPU time; steps of unknown time are left out.
         cells: (step, layer) of all; dropped: those in which something is not known of a rank.
         eplb: whether EPLB ran. monolithic: whether routing is inside the experts' kernel.
     """
@@ -85,6 +86,7 @@ class RunData:
     layers: tuple[LayerData, ...]
     step_ns: dict[str, float | None]
     steps: dict[str, int]
+    time_ns: dict[int, float]
     cells: int
     dropped: int
     eplb: bool
@@ -139,11 +141,12 @@ def read_run(results: Results) -> RunData:
         raise NvtxmoeError(
             "layers are on different ranks (pipeline stages): one group of ranks is needed", where=results.folder
         )
-    step_ns, steps = _steps(rows)
+    step_ns, steps, time_ns = _steps(rows)
     return RunData(
         tuple(layers),
         step_ns,
         steps,
+        time_ns,
         cells,
         cells - sum(len(layer.steps) for layer in layers),
         any(bool(process.get("eplb")) for process in processes),
@@ -204,8 +207,8 @@ def _refuse_without_group(results: Results, rows: pl.DataFrame) -> None:
         )
 
 
-def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int]]:
-    """Return by phase a step's typical GPU time, and the number of steps."""
+def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int], dict[int, float]]:
+    """Return by phase a step's typical GPU time and the number of steps; by step its GPU time."""
     each = rows.group_by("step").agg(
         prefill=pl.col("prefill_tokens").sum() > 0, tokens=pl.col("num_tokens").sum(), ns=pl.col("step_gpu_ns").mean()
     )
@@ -217,7 +220,7 @@ def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int]]
         median = of_phase["ns"].median()
         times[phase] = float(median) if isinstance(median, (int, float)) else None
         numbers[phase] = len(of_phase)
-    return times, numbers
+    return times, numbers, dict(each.select("step", "ns").drop_nulls().iter_rows())
 
 
 def _layer(layer: int, rows: pl.DataFrame, counts: pl.DataFrame) -> LayerData | None:

@@ -50,10 +50,12 @@ class InPhase:
     Attributes:
         saves: what the verdict's placement saves, net of moving where that is known; None without a model.
         at_most_ns: no placement compared saves more, at 95 %; None where unknown.
+        step_ns: GPU time of the steps that were valued: the mean over steps and ranks; None where unknown.
     """
 
     saves: Estimate | None
     at_most_ns: float | None
+    step_ns: float | None
 
 
 def net(prediction: Prediction, placement: Valued) -> Estimate:
@@ -144,7 +146,14 @@ def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
 
     ends = [saves(placement).interval(confidence)[1] for placement in others]
     at_most = max(0.0, min(max(ends), _bound(prediction, [phase])))
-    return InPhase(saves(chosen), _finite(at_most))
+    return InPhase(saves(chosen), _finite(at_most), _valued_ns(prediction, phase))
+
+
+def _valued_ns(prediction: Prediction, phase: Phase) -> float | None:
+    valued = zip(prediction.run.layers, phase.values, strict=True)
+    steps = {step for layer, chosen in valued for step in layer.steps[chosen].tolist()}
+    times = [prediction.run.time_ns[step] for step in steps & prediction.run.time_ns.keys()]
+    return float(np.mean(times)) if times else None
 
 
 def _finite(value: float) -> float | None:
@@ -157,7 +166,10 @@ def _without_model(
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
     reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
     facts = considered(prediction)
-    phases = {phase.name: InPhase(None, _finite(_bound(prediction, [phase]))) for phase in measured}
+    phases = {
+        phase.name: InPhase(None, _finite(_bound(prediction, [phase])), _valued_ns(prediction, phase))
+        for phase in measured
+    }
     if np.isfinite(bound) and bound < least:
         text = (
             f"Not worth it: ranks that all took the mean's time would save at most {_us(bound)} per step, "

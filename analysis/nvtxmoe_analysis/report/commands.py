@@ -20,8 +20,8 @@ def output_folder(results: Path) -> Path:
 
 
 def export_perfetto(source: Source) -> str:
-    """Return the command that writes a trace of the capture."""
-    return f"nvtxmoe export {_captures(source)} --perfetto run.pftrace"
+    """Return the command that writes a trace of the capture, with the operations outside of MoE layers."""
+    return f"nvtxmoe export {_captures(source)} --perfetto run.pftrace --all"
 
 
 def analyze_all(source: Source) -> str:

@@ -25,7 +25,14 @@ MEANING = (
 )
 
 TOPIC = "Uneven ranks"
-TRY = "Write the placement for your server and record the same load again; or let vLLM rearrange: --enable-eplb."
+TRY = (
+    "Let vLLM rearrange: --enable-eplb; or renumber the checkpoint's experts by the placement that the command writes. "
+    "Then record the same load again."
+)
+SAME_REQUESTS = (
+    "The interval is for the requests of this capture: a step has mostly the requests of the step before. Record many "
+    "requests to know it for your traffic."
+)
 ALL = "Analyse the capture without filters: placements are predicted from all ranks, layers and steps."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
 
@@ -48,10 +55,10 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _even(at_stake: Stake) -> Finding:
     """Return that ranks are even enough."""
-    text = "Loads of the ranks are even: equal ones would save at most {} per step of the mean rank{}."
+    text = "Loads of the ranks are even: equal ones would save about {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
-    text = "Rebalancing experts is not worth it: even loads would save at most {} per step of the mean rank."
+    text = "Loads of the ranks are even: equal ones would save about {} per step of the mean rank."
     aside = sentence(text, at_stake.per_step)
     return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake, first_screen=aside)
 
@@ -65,7 +72,7 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | No
     text = "Uneven loads of the ranks cost {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     details = [sentence("What another placement would save cannot be told: {}.", reason.rstrip("."))]
-    text = "at most {} less per step of the mean rank: perfectly even loads would save as much."
+    text = "about {} less per step of the mean rank if loads were perfectly even."
     expected = sentence(text, at_stake.per_step)
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     kind = COST if at_stake.matters else NOTE
@@ -87,7 +94,13 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
         expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
         next_step = NextStep("rebalance experts", TRY, expected, commands.place(ledger.source))
-        return [Finding(TOPIC, headline, [], confidence, COST, "stragglers", saved, next_step, first_screen=headline)]
+        step = _valued_step(ledger, verdict, phase)
+        text = "Predicted for the half of the {} steps that the model did not see; these take {} each."
+        details = [] if step is None else [sentence(text, phase, step)]
+        details.append(sentence(SAME_REQUESTS))
+        return [
+            Finding(TOPIC, headline, details, confidence, COST, "stragglers", saved, next_step, first_screen=headline)
+        ]
     at_most = _predicted(ledger, verdict, phase, "saves_at_most_ns")
     headline = sentence("Whether another placement of experts saves time in {}s cannot be told.", noun)
     if at_most is not None:
@@ -100,8 +113,8 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
 
 
 def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str) -> Stake | None:
-    """Return a time of the verdict per step of a phase, as a share of a steady step; None if the phase has none. No
-    file holds it, it is predicted from one."""
+    """Return a time of the verdict per step of a phase, as a share of the steps that were valued; None if the phase
+    has none. No file holds it, it is predicted from one."""
     of_phase = verdict["phases"].get(phase, {})
     if of_phase.get(column) is None or ledger.step_time is None:
         return None
@@ -110,4 +123,14 @@ def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str)
     bounded = column == "net_saved_ns" and low is not None and high is not None
     interval = (float(low), float(high)) if bounded else None
     key = f"phases.{phase}.{column}"
-    return stake(SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval), ledger.step_time)
+    time = SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval)
+    step = _valued_step(ledger, verdict, phase)
+    return stake(time, ledger.step_time if step is None else step)
+
+
+def _valued_step(ledger: Ledger, verdict: dict[str, Any], phase: str) -> SourcedNumber | None:
+    """Return the GPU time of the steps that placements were valued on; they may be longer than the steady ones."""
+    value, key = verdict["phases"].get(phase, {}).get("step_gpu_ns"), f"phases.{phase}.step_gpu_ns"
+    if value is None:
+        return None
+    return SourcedNumber(float(value), shown(float(value), key), ledger.source.file(CORRELATION), key, "predicted")
