@@ -103,7 +103,7 @@ def simulate(case: Case, runs: int, seed: int = 0) -> Outcome:
     estimates = []
     for batch in batches(samples):
         fitted_at_once = [samples[at] for at in batch]
-        estimates += [estimate.single for estimate in alone(fitted_at_once, [design(one) for one in fitted_at_once])]
+        estimates += [estimate.single for estimate in alone(fitted_at_once, [design(run) for run in fitted_at_once])]
     inferred = infer(estimates)
     judged = np.array([not estimate.too_few[0] for estimate in inferred])
     slope, low, high = (
