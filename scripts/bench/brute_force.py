@@ -84,8 +84,8 @@ def operations(connection: sqlite3.Connection, capture: Capture) -> Iterator[Ope
 
 def place(capture: Capture, operation: Operation, pid: int, correlation: int, node: int | None) -> Operation:
     """Give one operation its class and, in a layer of a step, its cell and phase."""
-    found = placement(capture, pid, correlation, node)
-    return replace(operation, **found) if found else operation
+    placed = placement(capture, pid, correlation, node)
+    return replace(operation, **placed) if placed else operation
 
 
 def placement(capture: Capture, pid: int, correlation: int, node: int | None) -> dict[str, Any]:
@@ -94,21 +94,21 @@ def placement(capture: Capture, pid: int, correlation: int, node: int | None) ->
     if launch is None:
         return {}
     launch_ns, launch_tid = launch
-    found: dict[str, Any] = {"launch_ns": launch_ns, "pid": pid}
+    placed: dict[str, Any] = {"launch_ns": launch_ns, "pid": pid}
     step = value_at(capture.steps, launch_tid, launch_ns)
     if not isinstance(step, Step):
-        return found | {"placed": OUTSIDE}
-    found["step"] = (step.rank, step.step)
+        return placed | {"placed": OUTSIDE}
+    placed["step"] = (step.rank, step.step)
     origin = launch if node is None else creation_of(capture, pid, node)
     if origin is None:
-        return found
-    found |= {"origin": origin, "original": None if node is None else capture.originals[pid, node]}
+        return placed
+    placed |= {"origin": origin, "original": None if node is None else capture.originals[pid, node]}
     origin_ns, origin_tid = origin
     layer = value_at(capture.layers, origin_tid, origin_ns)
     if not isinstance(layer, int):
-        return found | {"placed": IN_STEP}
+        return placed | {"placed": IN_STEP}
     phase = value_at(capture.phases, origin_tid, origin_ns) or "other"
-    return found | {"placed": IN_LAYER, "key": (step.rank, step.step, layer), "phase": str(phase)}
+    return placed | {"placed": IN_LAYER, "key": (step.rank, step.step, layer), "phase": str(phase)}
 
 
 def busy_ns(intervals: Iterable[tuple[int, int]]) -> int:

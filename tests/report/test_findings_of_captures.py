@@ -98,7 +98,7 @@ def test_the_next_step_can_be_pasted(
     assert run("analyze", name, "-o", "out").code == 0
     printed = next(line for line in run("report", "out").out.splitlines() if line.startswith("  $ "))
     words = shlex.split(printed.removeprefix("  $ "))
-    assert words == ["nvtxmoe", "export", name, "--perfetto", "run.pftrace"]
+    assert words == ["nvtxmoe", "export", name, "--perfetto", "run.pftrace", "--all"]
     assert run(*words[1:]).code == 0
     assert Path("run.pftrace").is_file()
 
