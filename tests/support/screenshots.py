@@ -20,7 +20,7 @@ IMAGES = ROOT / "docs" / "images"
 WIDTH = 1140
 #: File -> colour scheme, first and last element of the page that it shows.
 SHOTS: Mapping[str, tuple[str, str, str]] = {
-    "report-findings.png": ("light", "body", ".findings > li:nth-child(3)"),
+    "report-findings.png": ("light", "body", ".findings > li:nth-child(2)"),
     "report-time.png": ("dark", "#chart-step_share", "#chart-layer_phases"),
     "report-why.png": ("light", "#chart-time_and_feature", "#chart-time_and_feature"),
     "report-routing.png": ("dark", "#chart-expert_heatmap", "#chart-imbalance_time"),
