@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from scripts.gpu.engine_settings import ON_CPU, end_engine
+from scripts.gpu.engine_settings import end_engine
 from scripts.gpu.made_up_models import model_folder
-from scripts.gpu.placement_run import SHAPE, SMALL_VOCABULARY
+from scripts.gpu.placement_run import SHAPE, SMALL_VOCABULARY, start
 
 LAYERS, EXPERTS, TOP_K = 48, 128, 8
 #: Tokens of a step of prefill at most, for which vLLM captures a graph too.
@@ -51,32 +51,10 @@ def main() -> None:
 
 def engine(options: argparse.Namespace) -> Any:
     """Return the engine, with weights that vLLM makes up."""
-    from vllm import LLM  # noqa: PLC0415  slow
-
     shape = {} if options.small else SHAPE
     model = model_folder("qwen3_moe", options.layers, EXPERTS, TOP_K, changes=shape)
-    settings: dict[str, Any] = {
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,
-        "max_model_len": 512,
-        "max_num_batched_tokens": PREFILL_TOKENS,
-        "max_num_seqs": options.requests,
-        "enable_prefix_caching": False,
-        "tensor_parallel_size": options.tp,
-        "enable_expert_parallel": options.tp > 1,
-        "worker_extension_cls": "scripts.gpu.placed_experts.PlacedExperts",
-        "seed": 0,
-    }
-    if options.small:
-        settings |= ON_CPU
-    else:
-        sizes = sorted({options.requests // 2, options.requests, PREFILL_TOKENS})
-        settings |= {
-            "gpu_memory_utilization": 0.5,
-            "attention_backend": "TRITON_ATTN",
-            "compilation_config": {"cudagraph_capture_sizes": sizes},
-        }
-    return LLM(model=str(model), **settings)
+    sizes = sorted({options.requests // 2, options.requests, PREFILL_TOKENS})
+    return start(model, options, sizes, requests=options.requests, longest=512, batch_tokens=PREFILL_TOKENS)
 
 
 def generate(llm: Any, options: argparse.Namespace, chance: random.Random, *, requests: int, tokens: int) -> list[Any]:

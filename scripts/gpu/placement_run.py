@@ -98,17 +98,30 @@ def cases(options: argparse.Namespace) -> dict[str, dict[str, list[list[int]]]]:
 
 def engine(options: argparse.Namespace) -> Any:
     """The engine, with weights that vLLM makes up."""
-    from vllm import LLM  # noqa: PLC0415  slow
-
     shape = {} if options.small else SHAPE
     model = model_folder("qwen3_moe", options.layers, options.experts, options.top_k, changes=shape)
     sizes = sorted({requests for requests, _, _ in decode_load(options)})
+    lengths = (256, 256) if options.small else (2304, PREFILL_TOKENS)
+    return start(model, options, sizes, requests=max(sizes), longest=lengths[0], batch_tokens=lengths[1])
+
+
+def start(
+    model: Path, options: argparse.Namespace, sizes: list[int], *, requests: int, longest: int, batch_tokens: int
+) -> Any:
+    """Start vLLM with made-up weights and experts that can be moved.
+
+    Parameters:
+        sizes: batch sizes for which vLLM captures CUDA graphs.
+        requests, longest, batch_tokens: at most so many at a time; tokens of one; tokens per step.
+    """
+    from vllm import LLM  # noqa: PLC0415  slow
+
     settings: dict[str, Any] = {
         "load_format": "dummy",
         "skip_tokenizer_init": True,
-        "max_model_len": 256 if options.small else 2304,
-        "max_num_batched_tokens": 256 if options.small else PREFILL_TOKENS,
-        "max_num_seqs": max(sizes),
+        "max_model_len": longest,
+        "max_num_batched_tokens": batch_tokens,
+        "max_num_seqs": requests,
         "enable_prefix_caching": False,
         "tensor_parallel_size": options.tp,
         "enable_expert_parallel": options.tp > 1,

@@ -58,9 +58,7 @@ def _even(at_stake: Stake) -> Finding:
     text = "Loads of the ranks are even: equal ones would save about {} per step of the mean rank{}."
     headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
-    text = "Loads of the ranks are even: equal ones would save about {} per step of the mean rank."
-    aside = sentence(text, at_stake.per_step)
-    return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake, first_screen=aside)
+    return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake, first_screen=headline)
 
 
 def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | None = None) -> Finding:
