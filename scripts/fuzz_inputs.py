@@ -60,7 +60,7 @@ def main() -> int:
     work = tempfile.TemporaryDirectory()
     made = [sys.executable, "-m", "nvtxmoe", "analyze", str(good(Path(work.name))), "--report", "-o"]
     made.append(str(Path(work.name) / "results"))
-    paths = {"PYTHONPATH": os.pathsep.join(sys.path[:2])}
+    paths = {"PYTHONPATH": os.pathsep.join(filter(None, [*sys.path[:2], os.environ.get("PYTHONPATH")]))}
     subprocess.run(made, check=True, stdout=subprocess.DEVNULL, env=os.environ | paths)
     for seed in range(options.first, options.first + options.draws):
         code, seconds, size_bytes = fuzz_seed(seed, Path(work.name) / "results")
