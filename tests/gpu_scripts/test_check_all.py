@@ -90,6 +90,13 @@ def test_every_status(tmp_path: Path, python: str, capsys: pytest.CaptureFixture
     assert len(capsys.readouterr().out.splitlines()) == len(cases)
 
 
+def test_a_case_whose_package_is_absent_is_not_run(tmp_path: Path, python: str) -> None:
+    cases = [case("absent", "good", module="a_module_of_no_package"), case("there", "good", module="json")]
+    found = run(tmp_path / "out", cases, python)
+    assert found["absent"]["why"] == "needs the module a_module_of_no_package, which is not installed"
+    assert found["there"]["status"] == "exact"
+
+
 def test_no_case_is_begun_that_cannot_end(tmp_path: Path, python: str) -> None:
     found = run(tmp_path / "out", [case("long", "good", least_s=500.0), case("short", "good")], python)
     assert found["long"]["why"] == "no time was left"
