@@ -22,13 +22,13 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
     Returns:
         The comparison of ``compare_journal.compare`` for the steps before the change; ``sizes``, the numbers of
         data-parallel and expert-parallel ranks in turn; ``steps_after`` of the oracle, ``recorded_after`` of the
-        journal, ``told_after``: the number among the losses (None: the process did not end in an orderly way, or told
-        none) and ``told_as``, their name; ``first_place``: ranks and experts by the first moe.meta, and ``places``, how
-        many different ones there are.
+        journal, ``told_after``: their number among the losses that are told last, None for no such loss, and
+        ``told_as``, its name; ``has_end``: whether these are the losses at the process's end; ``first_place``: ranks and
+        experts by the first moe.meta, and ``places``, how many different ones there are.
     """
     first = first_of_another_size(steps)
     after = sum(len(step) > 0 for step in steps.ids[first:])
-    metas, last_step, lost = _told(journal)
+    metas, last_step, lost, ended = _told(journal)
     told = {name: number for name, number in lost.items() if name.startswith(CHANGED)}
     places = [place_of(meta) for meta in metas]
     found: dict[str, Any] = {
@@ -37,6 +37,7 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
         "recorded_after": max(0, last_step + 1 - first),
         "told_after": next(iter(told.values()), None),
         "told_as": next(iter(told), None),
+        "has_end": ended,
         "first_place": places[0] if places else None,
         "places": len({json.dumps(place) for place in places}),
     }
@@ -45,7 +46,8 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
     comparison = compare(journal, until(steps, first), eplb=True)
     data, expert = steps.sizes[0] if steps.sizes else (None, None)
     is_its_own_place = bool(places) and (places[0]["dp_size"] or 1, places[0]["ep_size"]) == (data, expert)
-    is_told = found["told_after"] == after if after else not told
+    # moe.meta is sent with the first loss of a name: only the end has the number
+    is_told = (found["told_after"] == after if ended else bool(told)) if after else not told
     exact = comparison["exact"] and is_told and is_its_own_place and found["places"] == 1
     return {**comparison, **found, "exact": exact}
 
@@ -78,8 +80,8 @@ def place_of(meta: dict[str, Any]) -> dict[str, Any]:
     return {**ranks, "physical": layer.get("num_physical_experts"), "local": layer.get("local_experts")}
 
 
-def _told(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
-    """Every moe.meta, the number of the last step, and the losses that are told last."""
+def _told(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int], bool]:
+    """Every moe.meta, the last step's number, the losses that are told last, and whether an end record has them."""
     from nvtxmoe.formats import schema  # noqa: PLC0415
     from nvtxmoe.formats.journal import EVENTS, Journal  # noqa: PLC0415
 
@@ -93,5 +95,7 @@ def _told(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int]]:
             elif event == "step":
                 payload = part.payloads(np.array([place])).tobytes()
                 last = max(last, int(np.frombuffer(payload, schema.STEP_DTYPE)[0]["step"]))
-    ended = json.loads(record.ended) if record.ended else {}
-    return metas, last, dict(ended.get("lost") or {})
+    if record.ended:
+        return metas, last, dict(json.loads(record.ended).get("lost") or {}), True
+    capture = metas[-1].get("capture") if metas else None
+    return metas, last, dict((capture or {}).get("lost") or {}), False

@@ -38,8 +38,10 @@ def oracle(steps: list[tuple[np.ndarray[Any, Any], tuple[int, int]]]) -> Steps:
     )
 
 
-def written(folder: Path, steps: list[np.ndarray[Any, Any]], lost: dict[str, int], **place: int) -> Path:
-    """A journal that recorded these steps, in a place of two ranks unless told otherwise."""
+def written(
+    folder: Path, steps: list[np.ndarray[Any, Any]], lost: dict[str, int], *, ends: bool = True, **place: int
+) -> Path:
+    """A journal that recorded these steps, in a place of two ranks; its last moe.meta names the losses."""
     layer = {
         "layer": 0,
         "num_experts": EXPERTS,
@@ -64,7 +66,10 @@ def written(folder: Path, steps: list[np.ndarray[Any, Any]], lost: dict[str, int
         out.append(("topk", topk.tobytes()))
     file = folder / "rank0-1.journal"
     writer = JournalWriter(file)
-    for event, payload in [*out, ("end", json.dumps({"lost": lost}).encode())]:
+    out.append(("meta", json.dumps({**meta, "capture": {"lost": dict.fromkeys(lost, 1)}}).encode()))
+    if ends:
+        out.append(("end", json.dumps({"lost": lost}).encode()))
+    for event, payload in out:
         writer.append(record(event, 0, payload))
     writer.close()
     return file
@@ -92,6 +97,14 @@ def test_steps_after_the_change_that_are_not_told(lost: dict[str, int], tmp_path
 def test_a_step_after_the_change_that_was_recorded(tmp_path: Path) -> None:
     found = judged(written(tmp_path, [*BEFORE, BUSY], {CHANGE: 2}), oracle(SCALED))
     assert (found["exact"], found["recorded_after"]) == (False, 1)
+
+
+@pytest.mark.parametrize(("lost", "exact"), [({CHANGE: 2}, True), ({}, False)])
+def test_a_process_that_was_killed_has_told_the_change_in_its_last_meta(
+    lost: dict[str, int], exact: bool, tmp_path: Path
+) -> None:
+    found = judged(written(tmp_path, BEFORE, lost, ends=False), oracle(SCALED))
+    assert (found["exact"], found["has_end"]) == (exact, False)
 
 
 def test_a_wrong_count_before_the_change(tmp_path: Path) -> None:
