@@ -23,8 +23,8 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
         The comparison of ``compare_journal.compare`` for the steps before the change; ``sizes``, the numbers of
         data-parallel and expert-parallel ranks in turn; ``steps_after`` of the oracle, ``recorded_after`` of the
         journal, ``told_after``: their number among the losses that are told last, None for no such loss, and
-        ``told_as``, its name; ``has_end``: whether these are the losses at the process's end; ``first_place``: ranks and
-        experts by the first moe.meta, and ``places``, how many different ones there are.
+        ``told_as``, its name; ``has_end``: whether these are the losses at the process's end; ``first_place``: ranks
+        and experts by the first moe.meta, and ``places``, how many different ones there are.
     """
     first = first_of_another_size(steps)
     after = sum(len(step) > 0 for step in steps.ids[first:])
