@@ -220,8 +220,8 @@ class Run:
 
 
 def results_of(out: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
-    """Judge every worker that has an oracle, in the order in which they began."""
-    files = sorted(out.glob("*.oracle"), key=lambda file: file.stat().st_ino)
+    """Judge every worker that has an oracle, by their numbers of processes."""
+    files = sorted(out.glob("*.oracle"), key=lambda file: int(file.stem))
     results = []
     for file in files:
         journals = list((out / "session").glob(f"ranks/*-{file.stem}.journal"))
