@@ -128,7 +128,8 @@ class Oracle:
                 self._warming_up = False
 
         def idled(worker: Any, *args: Any, **kwargs: Any) -> Any:
-            self.idle_step()
+            if not self._warming_up:
+                self.idle_step()
             return dummy(worker, *args, **kwargs)
 
         worker_class.load_model, worker_class.execute_model = loaded, executed

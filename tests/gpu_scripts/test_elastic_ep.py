@@ -39,7 +39,11 @@ def oracle(steps: list[tuple[np.ndarray[Any, Any], tuple[int, int]]]) -> Steps:
 
 
 def written(
-    folder: Path, steps: list[np.ndarray[Any, Any]], lost: dict[str, int], *, ends: bool = True, **place: int
+    folder: Path,
+    steps: list[np.ndarray[Any, Any]],
+    lost: dict[str, int],
+    place: dict[str, int] | None = None,
+    ends: bool = True,
 ) -> Path:
     """A journal that recorded these steps, in a place of two ranks; its last moe.meta names the losses."""
     layer = {
@@ -49,7 +53,7 @@ def written(
         "num_physical_experts": SLOTS,
         "recording": "references",
     }
-    meta = {"rank": 0, "dp_size": 2, "ep_size": 2, "layers": [layer], **place}
+    meta = {"rank": 0, "dp_size": 2, "ep_size": 2, "layers": [layer], **(place or {})}
     out = [("meta", json.dumps(meta).encode())]
     for number, ids in enumerate(steps):
         if not len(ids):
@@ -120,7 +124,7 @@ def test_a_rank_that_joins_is_exact_to_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("place", [{"dp_size": 1}, {"ep_size": 1}])
 def test_a_place_that_is_not_the_one_of_vllms_groups(place: dict[str, int], tmp_path: Path) -> None:
-    assert judged(written(tmp_path, BEFORE, {CHANGE: 2}, **place), oracle(SCALED))["exact"] is False
+    assert judged(written(tmp_path, BEFORE, {CHANGE: 2}, place), oracle(SCALED))["exact"] is False
 
 
 def test_the_oracle_before_the_change() -> None:

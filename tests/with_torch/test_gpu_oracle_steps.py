@@ -66,7 +66,7 @@ def test_an_idle_batch_takes_a_number_in_every_list_that_goes_by_number() -> Non
 def test_each_step_has_the_sizes_of_the_groups_that_it_ran_in(monkeypatch: pytest.MonkeyPatch) -> None:
     oracle, worker = followed()
     state = SimpleNamespace(_DP=SimpleNamespace(world_size=2), _EP=SimpleNamespace(world_size=2))
-    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm.distributed.parallel_state", state)
     step(worker, 1)
     state._DP = state._EP = SimpleNamespace(world_size=1)
     worker.execute_dummy_batch()
@@ -91,7 +91,7 @@ def test_micro_batches_of_both_model_runners(monkeypatch: pytest.MonkeyPatch) ->
         def prepare(self) -> Any:
             return SimpleNamespace(slices=[Slice(0, 3), Slice(3, 6)])
 
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "vllm.forward_context": {"get_forward_context": lambda: context},
         "vllm.v1.worker.gpu.ubatch_utils": {"UBatchRunner": UBatchRunner},
         "vllm.v1.worker.gpu_ubatch_wrapper": {"UBatchWrapper": UBatchWrapper},
