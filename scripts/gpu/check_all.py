@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,8 @@ class Driver:
         for case in list(self.waiting):
             if case.gpus > self.gpus:
                 self._leave_out(case, f"needs {case.gpus} GPUs, there is {self.gpus}")
+            elif case.module is not None and find_spec(case.module) is None:
+                self._leave_out(case, f"needs the module {case.module}, which is not installed")
             elif left < case.least_s:
                 self._leave_out(case, "no time was left")
             else:

@@ -34,7 +34,9 @@ from scripts.gpu import stand_in_sink  # noqa: E402
 from scripts.gpu.compare_journal import compare  # noqa: E402
 from scripts.gpu.engine_settings import (  # noqa: E402
     DRAFTS,
+    EXCHANGES,
     MODES,
+    PLAIN_EXCHANGE,
     add_model_options,
     check_engine,
     plain_exchange_under_dbo,
@@ -99,14 +101,14 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         options.family, options.layers, options.experts, options.top_k,
         quantisation=options.quantisation, draft_layers=int(options.draft == "mtp"), changes=options.config,
     )  # fmt: skip
-    with plain_exchange_under_dbo() if options.dbo else nullcontext():
+    with plain_exchange_under_dbo() if options.dbo and options.exchange == PLAIN_EXCHANGE else nullcontext():
         llm = LLM(model=str(model), **check_engine(options))
         dp_rank = int(os.environ["RANK"]) // options.tp if options.dp > 1 else None
         drive(llm, options.requests, options.longest, shared_prefix=True, dp_rank=dp_rank)
     llm.llm_engine.engine_core.shutdown()
     if not by_stage:
         journal = next(session.glob(f"ranks/*-{os.getpid()}.journal"))
-        return [compare(journal, oracle.recorded, eplb=options.eplb)]
+        return [compare(journal, oracle.recorded, eplb=options.eplb, dbo=options.dbo)]
     results = []
     for file in sorted(scratch.glob("*.oracle")):
         steps: Steps = pickle.loads(file.read_bytes())
@@ -129,7 +131,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pp", type=int, default=1, help="Pipeline stages, in workers that vLLM starts.")
     made.add_argument("--eplb", action="store_true")
     made.add_argument("--draft", choices=DRAFTS, default="none", help="Speculative decoding.")
-    made.add_argument("--dbo", action="store_true", help="Micro-batches, with the exchange that needs no package.")
+    made.add_argument("--dbo", action="store_true", help="Micro-batches.")
+    made.add_argument(
+        "--exchange", choices=(PLAIN_EXCHANGE, *EXCHANGES), default=PLAIN_EXCHANGE,
+        help="Between data-parallel ranks. Default: the one that needs no package.",
+    )  # fmt: skip
     made.add_argument("--stand-in", action="store_true", help="Kernels that route inside and fill vLLM's sink.")
     made.add_argument("--result", type=Path, metavar="FOLDER", help="Write the lines of JSON there too.")
     return made

@@ -209,12 +209,13 @@ def recording_of(declared: str | dict[str, str] | None, layer: int) -> str | Non
     return None
 
 
-def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, Any]:
+def compare(journal: Path, oracle: Steps, *, eplb: bool = False, dbo: bool = False) -> dict[str, Any]:
     """Compare a rank's journal with its oracle.
 
     Parameters:
         journal: of the process that the oracle was in.
         eplb: physical counts have to be there.
+        dbo: steps have to be there whose tokens lie in two micro-batches, as vLLM divided them.
 
     Returns:
         The sums, what ran, how each layer was recorded, and ``exact``.
@@ -245,6 +246,7 @@ def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, An
         "experts_used": experts_used(oracle),
         "replayed_steps": sum(number > 0 for number in oracle.replays),
         "replays": sum(oracle.replays),
+        **micro_batched(oracle),
         "moe_layers": oracle.layers,
         "recording": recordings,
         "hidden": hidden,
@@ -257,7 +259,22 @@ def compare(journal: Path, oracle: Steps, *, eplb: bool = False) -> dict[str, An
         "capture": meta.get("capture"),
         "ended": ended,
     }
-    return {"exact": is_exact(report, eplb=eplb), **report}
+    return {"exact": is_exact(report, eplb=eplb) and bool(report["micro_batched_steps"] or not dbo), **report}
+
+
+def micro_batched(oracle: Steps) -> dict[str, int]:
+    """Steps with tokens in more than one micro-batch, their tokens, and those of the steps that replayed a graph."""
+    tokens = [len(step) for step in oracle.ids if len(step)]  # an idle batch has no entry in the other lists
+    divided = [
+        (number, replays)
+        for number, replays, starts in zip(tokens, oracle.replays, oracle.micro_batches, strict=False)
+        if len(starts) > 1 and starts[1] < number
+    ]
+    return {
+        "micro_batched_steps": len(divided),
+        "micro_batched_tokens": sum(number for number, _ in divided),
+        "micro_batched_replays": sum(replays > 0 for _, replays in divided),
+    }
 
 
 def experts_used(oracle: Steps) -> int:

@@ -16,6 +16,7 @@ MODES: dict[str, dict[str, str | int]] = {
     "default": {},
     "full": {"cudagraph_mode": "FULL"},
     "full_uncompiled": {"cudagraph_mode": "FULL", "mode": 0},
+    "full_decode": {"cudagraph_mode": "FULL_DECODE_ONLY", "mode": 0},
     "full_and_piecewise": {"cudagraph_mode": "FULL_AND_PIECEWISE"},
     "piecewise": {"cudagraph_mode": "PIECEWISE"},
     "eager": {},
@@ -24,6 +25,12 @@ MODES: dict[str, dict[str, str | int]] = {
 DRAFTS = ("none", "ngram", "mtp")
 #: The exchange between data-parallel ranks that needs no further package.
 PLAIN_EXCHANGE, EXCHANGE_OF_DBO = "allgather_reducescatter", "deepep_low_latency"
+#: Exchanges between data-parallel ranks that vLLM admits under DBO on CUDA, and the module that each needs.
+EXCHANGES = {"nixl_ep": "nixl_ep", "deepep_low_latency": "deep_ep", "deepep_high_throughput": "deep_ep"}
+#: Exchanges whose experts get room for the largest batch of every rank, whatever a step has.
+ROOM_FOR_ALL = ("nixl_ep", "deepep_low_latency")
+#: Elsewhere vLLM makes room for a micro-batch of its profile run, and a step that is not divided has to fit in it.
+LARGEST_DIVIDED = 1024
 
 #: A try-out without a GPU: no graphs, and experts on several ranks (scripts/gpu/cpu_try_out.py).
 ON_CPU = {"enforce_eager": True, "worker_extension_cls": "scripts.gpu.cpu_try_out.PlacedExpertsOnCpu"}
@@ -102,11 +109,17 @@ def check_engine(options: Namespace) -> dict[str, Any]:
         made["speculative_config"] = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4}
     if options.draft == "mtp":
         made["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+    sizes = [1, 2, 4, 8, 16, 32, 64]
+    if options.exchange != PLAIN_EXCHANGE:
+        made["all2all_backend"] = options.exchange
     if options.dbo:
         made |= {"enable_dbo": True, "dbo_decode_token_threshold": 4, "dbo_prefill_token_threshold": 8}
-        made["all2all_backend"] = EXCHANGE_OF_DBO
+        if options.exchange not in ROOM_FOR_ALL:
+            made["max_num_batched_tokens"] = LARGEST_DIVIDED
+            sizes += [128, 256, 512]
+        if options.exchange == PLAIN_EXCHANGE:
+            made["all2all_backend"] = EXCHANGE_OF_DBO
     if MODES[options.mode]:
-        sizes = [1, 2, 4, 8, 16, 32, 64]
         made["compilation_config"] = {**MODES[options.mode], "cudagraph_capture_sizes": sizes}
     return {**made, **options.engine}
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from scripts.gpu import vllm_topk
+from scripts.gpu import vllm_state, vllm_topk
 
 #: Parameters that are a router's matrix.
 GATES = ("gate.weight", "router.weight")
@@ -37,6 +37,8 @@ class Steps:
         ties: per step, tokens whose k-th and (k+1)-th score are equal, [tokens, layers] bool; empty when no layer
             routes in its kernel.
         replays: CUDA graph replays per step.
+        micro_batches: per step, first token of every micro-batch that vLLM divided it into; empty when it did not.
+        sizes: per step, ranks in vLLM's group of data parallelism and in that of expert parallelism.
         idle: steps without tokens of this rank.
         kernels: (quantisation method, class of the experts, class of the router, routes inside) and its layers.
         runner: the model runner's module.
@@ -49,16 +51,12 @@ class Steps:
     weights: list[np.ndarray[Any, Any]] = field(default_factory=list)
     ties: list[np.ndarray[Any, Any]] = field(default_factory=list)
     replays: list[int] = field(default_factory=list)
+    micro_batches: list[list[int]] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
     idle: int = 0
     kernels: list[dict[str, Any]] = field(default_factory=list)
     runner: str = ""
     sources: dict[int, str] = field(default_factory=dict)
-
-    def clear(self) -> None:
-        """Forget the steps so far: those of warm-up."""
-        for records in (self.ids, self.physical, self.weights, self.ties, self.replays):
-            records.clear()
-        self.idle = 0
 
 
 class Oracle:
@@ -81,6 +79,8 @@ class Oracle:
         self._experts: dict[int, int] = {}
         self._dtypes: dict[int, Any] = {}
         self._replayed = 0
+        self._micro_batches: list[int] = []
+        self._warming_up = False
 
     def install(self) -> None:
         """Wrap the worker outermost, and count replays."""
@@ -91,6 +91,7 @@ class Oracle:
         if not torch.cuda.is_available():
             return
         self.device = "cuda"
+        vllm_state.watch_micro_batches(self._divided)
         replay = torch.cuda.CUDAGraph.replay
 
         def replayed(graph: Any) -> Any:
@@ -98,6 +99,9 @@ class Oracle:
             return replay(graph)
 
         torch.cuda.CUDAGraph.replay = replayed
+
+    def _divided(self, first_tokens: list[int]) -> None:
+        self._micro_batches = first_tokens
 
     def wrap(self, worker_class: Any) -> None:
         """Put the oracle around the methods of a worker's class."""
@@ -110,20 +114,22 @@ class Oracle:
             return result
 
         def executed(worker: Any, scheduled: Any, *args: Any, **kwargs: Any) -> Any:
-            self._replayed = 0
+            self._replayed, self._micro_batches = 0, []
             result = execute(worker, scheduled, *args, **kwargs)
-            if tokens := scheduled.total_num_scheduled_tokens:
+            if (tokens := scheduled.total_num_scheduled_tokens) and not self._warming_up:
                 self.step(worker, tokens)
             return result
 
         def warmed_up(worker: Any, *args: Any, **kwargs: Any) -> Any:
-            result = warm_up(worker, *args, **kwargs)
-            self.recorded.clear()  # model runner V2 runs steps of its own
-            return result
+            self._warming_up = True  # model runner V2 runs steps of its own
+            try:
+                return warm_up(worker, *args, **kwargs)
+            finally:
+                self._warming_up = False
 
         def idled(worker: Any, *args: Any, **kwargs: Any) -> Any:
-            self.recorded.ids.append(np.zeros((0, len(self.recorded.layers), 1), dtype=np.int64))  # it takes a number
-            self.recorded.idle += 1
+            if not self._warming_up:
+                self.idle_step()
             return dummy(worker, *args, **kwargs)
 
         worker_class.load_model, worker_class.execute_model = loaded, executed
@@ -177,7 +183,7 @@ class Oracle:
         return torch.zeros((self.most_tokens, columns), dtype=getattr(torch, dtype), device=self.device)
 
     def _keep(self, name: str, layer: int, rows: Any) -> None:
-        start = first_row()
+        start = vllm_state.first_row()
         self._buffers[name][layer][start : start + len(rows)].copy_(rows)
 
     def _keep_logical(self, router: Any, layer: int) -> None:
@@ -215,6 +221,18 @@ class Oracle:
         for name, rows in (("ids", ids), ("physical", ids), ("weights", weights)):
             self._keep(name, layer, rows)
 
+    def idle_step(self) -> None:
+        """An idle batch takes a number, and has no tokens."""
+        recorded, empty = self.recorded, np.zeros((0, len(self.recorded.layers), 1), dtype=np.int64)
+        recorded.ids.append(empty)
+        if self.kind == "copies":
+            recorded.physical.append(empty)
+            recorded.weights.append(empty.astype(np.float32))
+        if self._routing:
+            recorded.ties.append(np.zeros(empty.shape[:2], dtype=bool))
+        recorded.sizes.append(vllm_state.group_sizes())
+        recorded.idle += 1
+
     def step(self, worker: Any, tokens: int) -> None:
         """Read the buffers after a step's forward."""
         if self.device == "cuda":
@@ -223,8 +241,10 @@ class Oracle:
             torch.cuda.synchronize()
         recorded = self.recorded
         recorded.replays.append(self._replayed)
+        recorded.micro_batches.append(self._micro_batches)
+        recorded.sizes.append(vllm_state.group_sizes())
         if self.kind == "vllm":
-            buffer = capturer_buffer(worker.model_runner)
+            buffer = vllm_state.capturer_buffer(worker.model_runner)
             recorded.ids.append(buffer[:tokens, recorded.layers].cpu().numpy().astype(np.int64))
         else:
             self._route_again(tokens)
@@ -249,15 +269,6 @@ class Oracle:
                 self._keep(name, layer, rows)
             ties[:, self.recorded.layers.index(layer)] = vllm_topk.tied(logits, ids.shape[1]).cpu().numpy()
         self.recorded.ties.append(ties)
-
-
-def first_row() -> int:
-    """The row of the step's batch that this thread's micro-batch begins at; 0 without micro-batches."""
-    try:
-        from vllm.v1.worker.ubatching import dbo_current_ubatch_token_offset  # noqa: PLC0415
-    except ImportError:  # older than micro-batches with an offset
-        return 0
-    return int(dbo_current_ubatch_token_offset())
 
 
 def fused_experts(runner: Any) -> Any:
@@ -294,16 +305,3 @@ def draw_gates(model: Any, device: str) -> int:
             parameter.data.normal_(0, 0.5, generator=generator)
             drawn += 1
     return drawn
-
-
-def capturer_buffer(model_runner: Any) -> Any:
-    """The buffer [tokens, layers, top_k] of vLLM's routed-experts capturer, wherever this model runner holds it.
-
-    Raises:
-        AttributeError: the runner has no capturer that this function knows.
-    """
-    capturer = getattr(model_runner, "routed_experts_capturer", None)  # model runner V1, to vLLM 0.32
-    if capturer is None:
-        connector = model_runner.aux_output_connector  # model runner V2
-        capturer = connector._capturer
-    return capturer.get_device_buffer() if hasattr(capturer, "get_device_buffer") else capturer.device_buffer

@@ -30,7 +30,8 @@ HEAD = (
 )  # fmt: skip
 GRAPHS = {
     "default": "vLLM's choice", "full": "full", "full_uncompiled": "full, not compiled",
-    "full_and_piecewise": "full and piecewise", "piecewise": "piecewise", "eager": "none",
+    "full_decode": "full for decode, not compiled", "full_and_piecewise": "full and piecewise",
+    "piecewise": "piecewise", "eager": "none",
 }  # fmt: skip
 ORACLES = {"copies": "copies in the graph", "vllm": "vLLM's capturer"}
 
@@ -132,12 +133,20 @@ def _row(case: Mapping[str, Any], process: Mapping[str, Any], rank: str) -> list
         ORACLES[process["oracle"]],
         ", ".join(kernels),
         recorded,
-        f"{process['oracle_steps']} ({process['replayed_steps']})",
+        _steps(process),
         cells,
         tokens,
         _weights(process),
         _result(process),
     ]
+
+
+def _steps(process: Mapping[str, Any]) -> str:
+    """Steps and replays; where steps were divided into micro-batches, these too."""
+    text = f"{process['oracle_steps']} ({process['replayed_steps']})"
+    if divided := process.get("micro_batched_steps"):
+        text += f"; {divided} ({process['micro_batched_replays']}) in two micro-batches"
+    return text
 
 
 def _result(process: Mapping[str, Any]) -> str:

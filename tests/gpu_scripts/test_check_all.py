@@ -16,7 +16,13 @@ from scripts.gpu import check_all, check_exact
 from scripts.gpu.case_process import command, last_error
 from scripts.gpu.cases import CASES, Case
 from scripts.gpu.check_all import Driver
-from scripts.gpu.engine_settings import EXCHANGE_OF_DBO, PLAIN_EXCHANGE, check_engine, plain_exchange_under_dbo
+from scripts.gpu.engine_settings import (
+    EXCHANGE_OF_DBO,
+    EXCHANGES,
+    PLAIN_EXCHANGE,
+    check_engine,
+    plain_exchange_under_dbo,
+)
 from scripts.gpu.made_up_models import QUANTISATIONS
 from tests.support import fakes
 
@@ -84,6 +90,13 @@ def test_every_status(tmp_path: Path, python: str, capsys: pytest.CaptureFixture
     assert len(capsys.readouterr().out.splitlines()) == len(cases)
 
 
+def test_a_case_whose_package_is_absent_is_not_run(tmp_path: Path, python: str) -> None:
+    cases = [case("absent", "good", module="a_module_of_no_package"), case("there", "good", module="json")]
+    found = run(tmp_path / "out", cases, python)
+    assert found["absent"]["why"] == "needs the module a_module_of_no_package, which is not installed"
+    assert found["there"]["status"] == "exact"
+
+
 def test_no_case_is_begun_that_cannot_end(tmp_path: Path, python: str) -> None:
     found = run(tmp_path / "out", [case("long", "good", least_s=500.0), case("short", "good")], python)
     assert found["long"]["why"] == "no time was left"
@@ -113,7 +126,11 @@ def test_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
         assert options.tp * options.dp * options.pp == one.gpus, one.name
         assert options.draft == "none" or "speculative_config" in made
         assert made["attention_backend"] == ("TRITON_MLA" if options.family == "deepseek_v3" else "TRITON_ATTN")
-        assert (made.get("all2all_backend") == EXCHANGE_OF_DBO) is options.dbo
+        plain = options.exchange == PLAIN_EXCHANGE
+        exchange = (EXCHANGE_OF_DBO if options.dbo else None) if plain else options.exchange
+        assert made.get("all2all_backend") == exchange
+        assert made.get("enable_dbo", False) is options.dbo
+        assert one.module == EXCHANGES.get(options.exchange)
         assert (made.get("async_scheduling") is False) is (options.dp > 1)  # ranks in step
         assert set(QUANTISATIONS[options.quantisation].engine) <= set(made)
         assert one.least_s < one.limit_s

@@ -193,5 +193,24 @@ def test_a_layer_without_counts(tmp_path: Path) -> None:
     assert found["recording"] == {"references": [1, 3], "hidden": [5]}
 
 
+@pytest.mark.parametrize(
+    ("starts", "divided", "tokens", "replays"),
+    [
+        ([[0, 1], []], 1, 2, 0),
+        ([[0, 1], [0, 1]], 1, 2, 0),  # the second step's only token is in its first micro-batch
+        ([[], []], 0, 0, 0),
+        ([[], [0]], 0, 0, 0),
+    ],
+)
+def test_micro_batches_have_to_be_there_where_they_are_asked_for(
+    starts: list[list[int]], divided: int, tokens: int, replays: int, tmp_path: Path
+) -> None:
+    found = compare(written(tmp_path), oracle(micro_batches=starts), dbo=True)
+    assert found["exact"] is bool(divided)
+    assert found["micro_batched_steps"] == divided
+    assert (found["micro_batched_tokens"], found["micro_batched_replays"]) == (tokens, replays)
+    assert compare(written(tmp_path / "plain"), oracle(micro_batches=starts))["exact"] is True
+
+
 def test_nothing_at_all_is_not_exact(tmp_path: Path) -> None:
     assert compare(written(tmp_path, ids=[]), Steps(layers=LAYERS))["exact"] is False

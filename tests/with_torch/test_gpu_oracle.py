@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from scripts.gpu import vllm_topk
-from scripts.gpu.oracle import Oracle, capturer_buffer, draw_gates, kernels_of
+from scripts.gpu.oracle import Oracle, draw_gates, kernels_of
 from scripts.gpu.stand_in_sink import stand_in_class
+from scripts.gpu.vllm_state import capturer_buffer
 
 TOP_K, EXPERTS = 2, 4
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0], [5.0, 1.0, 1.0, 0.0], [4.0, 3.0, 0.0, 3.0]])
