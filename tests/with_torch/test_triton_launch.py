@@ -44,7 +44,9 @@ def histogram(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[Histogr
     def make(takes_numbers: bool) -> tuple[Histogram, Kernel]:
         kernel = Kernel(takes_numbers)
         triton, language = types.ModuleType("triton"), types.ModuleType("triton.language")
-        monkeypatch.setattr(triton, "jit", lambda *device, **_: device[0] if device else lambda _: kernel, raising=False)
+        monkeypatch.setattr(
+            triton, "jit", lambda *device, **_: device[0] if device else lambda _: kernel, raising=False
+        )
         monkeypatch.setattr(triton, "next_power_of_2", lambda n: 1 << (n - 1).bit_length(), raising=False)
         monkeypatch.setattr(triton, "language", language, raising=False)
         monkeypatch.setattr(language, "constexpr", object, raising=False)

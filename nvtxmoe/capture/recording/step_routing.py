@@ -95,8 +95,10 @@ class StepRouting:
         if self._eager is None:
             return _NOTHING
         eager, replays = self._eager, tuple(self._replays)
-        self._eager, self._replays = None, []
-        of_graphs = self._graph_tensors(replays)
+        self._eager = None
+        of_graphs = self._merged.get(replays) if self.graphs.gone == self._gone else None
+        if of_graphs is None:
+            of_graphs = self._graph_tensors(replays)
         if not eager:
             return of_graphs
         return _tensors(self._together(of_graphs.routed, tuple(eager.values())), None)
