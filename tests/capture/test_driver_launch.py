@@ -72,10 +72,12 @@ def test_the_driver_gets_grid_block_stream_and_arguments(driver: Driver, added: 
     driver.sizes = (8, 8, 4, 4, *added)
     kernel = driver_kernel(compiled(), GRID, STRIDE)
     assert kernel is not None
-    first, second = kernel.into(0x7FFF_0000_1000, 0x7FFF_0000_2000), kernel.into(0x7FFF_0000_1000, 0x7FFF_0000_3000)
-    assert first(5, 0x5555_0000_0001)
-    assert second(7, 0)
-    assert first(6, 0x5555_0000_0002)
+    streams, refused = {3: 0x5555_0000_0001}, list[int]()
+    first = kernel.into(0x7FFF_0000_1000, 0x7FFF_0000_2000, streams.__getitem__, 3, refused.append)
+    second = kernel.into(0x7FFF_0000_1000, 0x7FFF_0000_3000, streams.__getitem__, 3, refused.append)
+    for call, rows, streams[3] in ((first, 5, 0x5555_0000_0001), (second, 7, 0), (first, 6, 0x5555_0000_0002)):
+        call(rows)
+    assert refused == []
     shape = (48, 2, 1, 128, 1, 1, 1024)
     none = [0] * len(added)
     assert driver.launched == [
@@ -85,12 +87,12 @@ def test_the_driver_gets_grid_block_stream_and_arguments(driver: Driver, added: 
     ]
 
 
-def test_a_refusal_is_returned(driver: Driver) -> None:
-    kernel = driver_kernel(compiled(), GRID, STRIDE)
+def test_a_refusal_is_told(driver: Driver) -> None:
+    kernel, refused = driver_kernel(compiled(), GRID, STRIDE), list[int]()
     assert kernel is not None
-    launch = kernel.into(1, 2)
     driver.status = INVALID_VALUE
-    assert not launch(5, 0)
+    kernel.into(1, 2, lambda _: 0, 0, refused.append)(5)
+    assert refused == [5]
 
 
 @pytest.mark.parametrize("sizes", [(8, 8, 4), (8, 8, 8, 4), (8, 8, 4, 4, 4), (8, 8, 4, 4, 8, 8, 8)])

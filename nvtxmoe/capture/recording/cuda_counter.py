@@ -168,7 +168,8 @@ class CudaCounter:
         except BaseException:
             self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
             raise
-        self._pending.append(_Pending(step, plan.tables, slot, plan.free, samples, events))
+        fields = step, plan.tables, slot, plan.free, samples, events
+        self._pending.append(tuple.__new__(_Pending, fields))  # _Pending() would run Python of its own
 
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps whose counts have arrived, in order. Only ``wait`` waits for the device.

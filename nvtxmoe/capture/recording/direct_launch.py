@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from nvtxmoe.capture.log import logger
@@ -61,13 +61,8 @@ class Prepared:
         raw_stream, index = self._raw_stream, device.index
         if raw_stream is None or index is None or self._refused or self._kernel is None:
             return None
-        launch = self._kernel.into(address_of(table), address_of(out))
-
-        def call(num_rows: int) -> None:
-            if not launch(num_rows, raw_stream(index)):
-                self._launch_refused(device, table, out, num_rows)
-
-        return call
+        refused = partial(self._launch_refused, device, table, out)
+        return self._kernel.into(address_of(table), address_of(out), raw_stream, index, refused)
 
     def _launch_refused(self, device: torch.device, table: torch.Tensor, out: torch.Tensor, num_rows: int) -> None:
         if not self._refused:

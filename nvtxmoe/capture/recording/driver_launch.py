@@ -17,9 +17,6 @@ MOST_ADDED = 2
 MOST_SHARED_BYTES = 228 * 1024
 WARP = 32
 
-#: Launches a kernel on a stream: (rows, handle of the stream). False where the driver refused.
-DriverLaunch = Callable[[int, int], bool]
-
 
 class Config(ctypes.Structure):
     """``CUlaunchConfig``."""
@@ -57,8 +54,15 @@ class DriverKernel:
         self._grid, self._block, self._shared_bytes = grid, (WARP * warps, 1, 1), shared_bytes
         self._row_stride, self._num_parameters = row_stride, num_parameters
 
-    def into(self, table: int, out: int) -> DriverLaunch:
-        """Return what launches it with these addresses."""
+    def into(
+        self, table: int, out: int, raw_stream: Callable[[int], int], device: int, refused: Callable[[int], None]
+    ) -> Callable[[int], None]:
+        """Return what launches it with these addresses, given the rows.
+
+        Parameters:
+            raw_stream: from a device's index to the handle of its current stream.
+            refused: called with the rows where the driver did not launch it.
+        """
         number = self._num_parameters
         values = (ctypes.c_uint64 * number)(table, out, 0, self._row_stride)
         first = ctypes.addressof(values)
@@ -71,10 +75,11 @@ class DriverKernel:
             ctypes.byref(pointers),
         )
 
-        def call(rows: int, stream: int) -> bool:
+        def call(rows: int) -> None:
             values[2] = rows
-            config.stream = stream
-            return not launch(at_config, function, at_pointers, None)
+            config.stream = raw_stream(device)
+            if launch(at_config, function, at_pointers, None):
+                refused(rows)
 
         return call
 

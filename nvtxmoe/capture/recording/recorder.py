@@ -206,15 +206,18 @@ class Recorder:
             return
         number = self.steps
         self.steps = number + 1
-        self._takers = self.recorded.begin(number, num_tokens)
-        if self.recorded.quiet and not self._takers:
+        recorded = self.recorded
+        takers = self._takers = recorded.begin(number, num_tokens) if recorded.windowed else recorded.always
+        if recorded.quiet and not takers:
             return
         if number and number % META_EVERY == 0:
             self.tell_meta()
-        step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+        # Step() would run Python of its own.
+        fields = number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens
+        step = self._step = tuple.__new__(Step, fields)
         self._routing.begin()
         self._open = True
-        for sink in self._takers:
+        for sink in takers:
             sink.step_begins(step)
 
     def pass_step(self) -> bool:
@@ -327,7 +330,8 @@ class Recorder:
         if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
             with self._lock:  # a window that closes begins new spans, too
                 self._pairs.begin()
-        self.recorded.end()
+        if self.recorded.windowed:
+            self.recorded.end()
         if self._counter is not None and self._counter.arrives_later:
             if not self.steps % WAKE_EVERY:
                 self._sending.wake()

@@ -73,12 +73,12 @@ class EveryStep:
     """All steps are recorded.
 
     Attributes:
-        may_pass: whether ``passes`` can be true of a step.
+        windowed: whether steps may be outside of a window; else ``begin``, ``passes`` and ``end`` need no call.
         sinks: those that may take something now.
         quiet: whether the running batch is not to be recorded, but by sinks that take all steps.
     """
 
-    may_pass = False
+    windowed = False
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.always = tuple(sinks)
@@ -140,7 +140,7 @@ class Windows(EveryStep):
         taken: number of batches that have begun, idle ones too: the number of the next one.
     """
 
-    may_pass = True
+    windowed = True
 
     def __init__(
         self, always: Sequence[Sink], shared: Sequence[Sink], make_own: Callable[[int], Sequence[Sink]]

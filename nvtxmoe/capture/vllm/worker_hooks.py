@@ -37,7 +37,7 @@ def step_hook(capture: Capture) -> Hook:
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
             return False
-        if recorder.recorded.may_pass and recorder.pass_step():
+        if recorder.recorded.windowed and recorder.pass_step():
             requests.learn(scheduled)
             return False
         prefill = requests.prefill_tokens(scheduled)
