@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nvtxmoe.capture.recording.cpu_counter import CpuCounter
 from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_function
 from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.run_identity import Step
+from nvtxmoe.capture.sinks.nvtx import NvtxSink
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.checksum import seal, sealed_dtype
 from nvtxmoe.formats.journal import record, records_of
@@ -93,6 +95,16 @@ def test_records_of_rows_are_those_of_each_row() -> None:
     assert bytes(together) == b"".join(record("counts", 99, row.tobytes()) for row in rows)
     rows["counts"] = 0  # the recorder fills its rows again
     assert bytes(together) != bytes(records_of("counts", 99, rows))
+
+
+def test_the_range_of_each_step_has_the_fields_of_that_step() -> None:
+    pushed: list[Any] = []
+    emitter = SimpleNamespace(encoding="binary", push_step=lambda payload: pushed.append(payload.copy()))
+    sink: Any = NvtxSink(emitter)  # type: ignore[arg-type]
+    steps = [Step(7, 3, 6, 2, 6, 0), Step(8, 3, 6, 2, 6, 0), Step(1 << 40, 3, 6, 2, 0, 6), Step(9, 3, 6, 2, 0, 6)]
+    for step in steps:
+        sink.step_begins(step)
+    assert pushed == [step.payload() for step in steps]
 
 
 class Recorded:

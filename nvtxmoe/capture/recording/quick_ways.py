@@ -27,6 +27,10 @@ class Ways(NamedTuple):
     driver: bool = False
     flags: bool = False
 
+    def __str__(self) -> str:
+        launches = "launches by the driver" if self.driver else "launches by Triton"
+        return f"{launches} with {'flags of the kernel' if self.flags else 'events'}"
+
 
 #: From the quickest on.
 QUICK = (Ways(driver=True, flags=True), Ways(flags=True), Ways(driver=True))
@@ -49,8 +53,7 @@ def try_out(counter: Counter, shapes: Iterable[tuple[int, int]]) -> Ways:
                 logger().warning("counting takes more CPU time than it could: %s", failures[0])
             return ways
         failures.append(failure)
-    if failures:
-        logger().warning("counting takes more CPU time than it could: %s", failures[0])
+    logger().warning("counting takes more CPU time than it could: %s", failures[0])
     return Ways()
 
 
