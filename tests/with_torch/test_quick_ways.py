@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording import counts_memory, quick_ways
 from nvtxmoe.capture.recording.counts_memory import ALIGNED
 from nvtxmoe.capture.recording.cuda_counter import CudaCounter
@@ -71,10 +72,18 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return Kernel()
 
 
-def test_flags_are_taken_where_they_count_right(kernel: Kernel, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Warnings of capture."""
+    lines: list[str] = []
+    monkeypatch.setattr(logger(), "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
+def test_flags_are_taken_where_they_count_right(kernel: Kernel, warnings: list[str]) -> None:
     assert try_out(CudaCounter(kernel), SHAPES) == Ways(driver=True, flags=True)
     assert kernel.flagged == [True] * 6
-    assert capsys.readouterr().err == ""
+    assert warnings == []
 
 
 @pytest.mark.parametrize(
@@ -86,12 +95,12 @@ def test_flags_are_taken_where_they_count_right(kernel: Kernel, capsys: pytest.C
     ],
 )
 def test_events_are_used_where_flags_are_wrong(
-    kernel: Kernel, wrong: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
+    kernel: Kernel, wrong: dict[str, Any], said: str, warnings: list[str]
 ) -> None:
     vars(kernel).update(wrong)
     counter = CudaCounter(kernel)
     assert try_out(counter, SHAPES) == Ways(driver=True)  # the launch by the driver is another matter
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = warnings
     assert f"launches by the driver with flags of the kernel {said}" in line
     assert counter.oldest() is None
 
