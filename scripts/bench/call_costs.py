@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def launches() -> dict[str, Callable[[], Any]]:
         histogram(launch, table, out, TOKENS)
         prepared = launch.prepared["count"]
         flags = "with" if flagged else "without"
-        calls[f"launch by Triton, {flags} flags"] = lambda prepared=prepared: prepared(device, table, out, TOKENS)
+        calls[f"launch by Triton, {flags} flags"] = partial(prepared, device, table, out, TOKENS)
         by_driver = prepared.into(device, table, out)
         if by_driver is not None:
-            calls[f"launch by the driver, {flags} flags"] = lambda call=by_driver: call(TOKENS)
+            calls[f"launch by the driver, {flags} flags"] = partial(by_driver, TOKENS)
     torch.cuda.synchronize()
     assert room[LAYERS * EXPERTS :].tolist() == [1] * LAYERS, "the flags have not arrived"
     streams, event, kept = CurrentStreams(), torch.cuda.Event(), (ids, table, room)
@@ -69,7 +70,7 @@ def ranges() -> dict[str, tuple[Callable[[], Any], Callable[[], Any]]]:
     made: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {}
     for kind, payload in payloads.items():
         attributes = domain.get_event_attributes(message=f"with {kind}", payload=payload)
-        made[kind] = (lambda attributes=attributes: domain.push_range(attributes)), domain.pop_range
+        made[kind] = partial(domain.push_range, attributes), domain.pop_range
     return made
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -115,7 +117,7 @@ def test_flags_are_not_even_tried_where_memory_is_read_out_of_order(
 
 @pytest.mark.parametrize(("machine", "ordered"), [("x86_64", True), ("aarch64", False)])
 def test_processors_that_read_in_order(monkeypatch: pytest.MonkeyPatch, machine: str, ordered: bool) -> None:
-    monkeypatch.setattr(counts_memory.platform, "machine", lambda: machine)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
     assert counts_memory.flags_are_ordered() is ordered
 
 
@@ -183,7 +185,7 @@ def test_at_the_end_flags_are_waited_for(kernel: Kernel, monkeypatch: pytest.Mon
     replay(made, graph, tensors, (1, 7))
     waits: list[Callable[[], None]] = [lambda: None, kernel.arrive]
     monkeypatch.setattr(counts_memory, "LOOKS_S", 0.05)
-    monkeypatch.setattr(counts_memory.time, "sleep", lambda _: waits.pop(0)() if arrives and waits else None)
+    monkeypatch.setattr(time, "sleep", lambda _: waits.pop(0)() if arrives and waits else None)
     if arrives:
         made.settle()
         assert len(sink.counts()) == 2

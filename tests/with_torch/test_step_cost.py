@@ -100,7 +100,7 @@ def test_records_of_rows_are_those_of_each_row() -> None:
 def test_the_range_of_each_step_has_the_fields_of_that_step() -> None:
     pushed: list[Any] = []
     emitter = SimpleNamespace(encoding="binary", push_step=lambda payload: pushed.append(payload.copy()))
-    sink: Any = NvtxSink(emitter)  # type: ignore[arg-type]
+    sink: Any = NvtxSink(emitter)
     steps = [Step(7, 3, 6, 2, 6, 0), Step(8, 3, 6, 2, 6, 0), Step(1 << 40, 3, 6, 2, 0, 6), Step(9, 3, 6, 2, 0, 6)]
     for step in steps:
         sink.step_begins(step)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def tell_arrival(out, size, program):  # type: ignore[no-untyped-def]
     """Set a program's flag behind ``size`` counts, ``size`` rounded up to a multiple of 4 (``counts_memory.ALIGNED``).
 
