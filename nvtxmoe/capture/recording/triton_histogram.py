@@ -76,7 +76,8 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
         )
         layers = len(launch.layers)
         compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *trailing_arguments, num_warps=4)
-        # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
-        launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), trailing_arguments)
+        if compiled is not None:  # Triton's interpreter gives nothing
+            # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
+            launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), trailing_arguments)
         return
     prepared(launch.device, table, out, num_tokens)
