@@ -17,8 +17,12 @@ from nvtxmoe.capture.log import logger
 MARK = "__nvtxmoe_hook__"
 
 
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
+def nothing(*_: Any, **__: Any) -> None:
+    """Do nothing: where a hook has this, it is not called."""
+
+
+def _no_ranges() -> int:
+    return 0
 
 
 @dataclass
@@ -34,18 +38,18 @@ class Hook:
     """
 
     name: str
-    enter: Callable[..., Any] = _nothing
-    leave: Callable[[Any, Any], None] = _nothing
-    abandon: Callable[[Any], None] = _nothing
-    depth: Callable[[], int] = lambda: 0
-    unwind: Callable[[int], None] = _nothing
+    enter: Callable[..., Any] = nothing
+    leave: Callable[[Any, Any], None] = nothing
+    abandon: Callable[[Any], None] = nothing
+    depth: Callable[[], int] = _no_ranges
+    unwind: Callable[[int], None] = nothing
     failure: str | None = field(default=None)
 
     def fail(self, error: BaseException, depth: int) -> None:
         """Switch the hook off, with one warning."""
         if self.failure is None:
             self.failure = f"{type(error).__name__}: {error}"
-            _failed.append(self.name)
+            FAILED.append(self.name)
             logger().warning(
                 "hook %r failed and is off from here on (%s); the model runs on, records may be incomplete",
                 self.name,
@@ -58,8 +62,8 @@ class Hook:
 
 
 REGISTRY: dict[str, Hook] = {}
-#: Hooks that were switched off in this process, in their order.
-_failed: list[str] = []
+#: Hooks that were switched off in this process, in their order: its length changes when ``failures`` does.
+FAILED: list[str] = []
 _undo: list[Callable[[], None]] = []
 
 
@@ -127,8 +131,10 @@ def _bare_wrapper(original: Callable[..., Any], hook: Hook) -> Callable[..., Any
             return original(*args, **kwargs)
         depth, state, entered = 0, None, False
         try:
-            depth = hook.depth()
-            state = hook.enter(*args, **kwargs)
+            if hook.depth is not _no_ranges:  # a call takes much longer than to look, in every step
+                depth = hook.depth()
+            if hook.enter is not nothing:
+                state = hook.enter(*args, **kwargs)
             entered = True
         except Exception as error:  # fails open
             hook.fail(error, depth)
@@ -136,20 +142,19 @@ def _bare_wrapper(original: Callable[..., Any], hook: Hook) -> Callable[..., Any
             result = original(*args, **kwargs)
         except BaseException:
             if entered:
-                _closed(hook, depth, hook.abandon, state)
+                try:
+                    hook.abandon(state)
+                except Exception as error:  # fails open
+                    hook.fail(error, depth)
             raise
-        if entered:
-            _closed(hook, depth, hook.leave, state, result)
+        if entered and hook.leave is not nothing:
+            try:
+                hook.leave(state, result)
+            except Exception as error:  # fails open
+                hook.fail(error, depth)
         return result
 
     return wrapper
-
-
-def _closed(hook: Hook, depth: int, close: Callable[..., None], *args: Any) -> None:
-    try:
-        close(*args)
-    except Exception as error:  # fails open
-        hook.fail(error, depth)
 
 
 def _skipping(
@@ -162,11 +167,6 @@ def _skipping(
         return wrapped(*args, **kwargs)
 
     return wrapper
-
-
-def failed_so_far() -> int:
-    """How many hooks were switched off in this process: it changes when ``failures`` does."""
-    return len(_failed)
 
 
 def failures() -> dict[str, str]:

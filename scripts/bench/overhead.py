@@ -8,6 +8,7 @@
 The model has the shape of Qwen3-30B-A3B (48 layers, 128 experts, top-8, hidden 2048, expert width 768) with random
 weights, decoding 32 requests under full CUDA graphs. GPU time is that between an event just before the graph's replay
 and one after everything that the step enqueued up to the end of ``execute_model``: forward, logits, and the counting.
+Counting is measured with the launch and the notice of arrival that were tried out at the start, and with those before.
 Prints JSON lines: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval. CPU time
 is that of the recorder's calls and, apart, of the hooks with all that they call, on the serving thread: the mean and
 the quartiles of blocks. That of nvtxmoe's thread that sends counts is per recorded step. The rows `parts` time what
@@ -93,6 +94,21 @@ class Clock:
         setattr(owner, name, call)
         return lambda: setattr(owner, name, original) if own_attribute else delattr(owner, name)
 
+    def timed_launches(self, counter: Any) -> Callable[[], None]:
+        """Time the launches that are kept by slot; those of new slots are not timed."""
+
+        def timed_call(call: Callable[[int], None]) -> Callable[[int], None]:
+            def launch(num_tokens: int) -> None:
+                began = time.perf_counter_ns()
+                call(num_tokens)
+                self.cpu_ns["part launch"] += time.perf_counter_ns() - began
+
+            return launch
+
+        for plan in counter._plans.values():
+            plan.calls.update({slot: tuple(map(timed_call, calls)) for slot, calls in plan.calls.items()})
+        return lambda: counter.use(counter._ways)  # makes the plans anew
+
     def take_us(self) -> float:
         """Median window since the last call."""
         import torch  # noqa: PLC0415
@@ -154,6 +170,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=48)
     parser.add_argument("--blocks", type=int, default=150)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--only-counts", action="store_true", help="Neither sampled tokens nor pairs.")
     parser.add_argument("--nsys", help="Run a second time under this nsys.")
     options = parser.parse_args()
     if options.nsys:
@@ -206,6 +223,8 @@ def main() -> None:
     measure(options, clock, steps)
 
 
+#: Counts without the quicker ways, which are taken where they have been tried out.
+EARLIER = "counts, launched by Triton, with an event"
 #: Calls of the recorder, whose sum is ``cpu_us_a_step``.
 CALLS = ("begin_step", "replayed", "forward_done", "end_step")
 #: Hooks of vLLM's worker and of PyTorch's graphs: with all that runs because of them.
@@ -234,6 +253,7 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     """Ours against nothing in each mode: counts, with samples, with pairs, and the parts of counts."""
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
     from nvtxmoe.capture.recording.pair_counter import PairCounts  # noqa: PLC0415
+    from nvtxmoe.capture.recording.quick_ways import Ways  # noqa: PLC0415
     from nvtxmoe.capture.recording.windows import EveryStep  # noqa: PLC0415
 
     capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
@@ -243,22 +263,30 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     clock.timed(recorder._routing, "replayed")
     for name, moment in HOOKS:
         clock.timed(REGISTRY[name], moment, f"hook {name}.{moment}")
-    ways: dict[str, tuple[int, bool]] = {
-        "counts": (0, False),
-        "parts": (0, False),
-        "counts, and sampled tokens in every step": (1, False),
-        "counts, and exact pairs": (0, True),
+    quick = recorder._counter._ways
+    print(json.dumps({"quick_ways_proved": quick._asdict()}), flush=True)
+    ways: dict[str, tuple[int, bool, Any]] = {
+        "counts": (0, False, quick),
+        "parts": (0, False, quick),
+        EARLIER: (0, False, Ways()),
+        "parts, launched by Triton, with an event": (0, False, Ways()),
+        "counts, and sampled tokens in every step": (1, False, quick),
+        "counts, and exact pairs": (0, True, quick),
     }
+    if options.only_counts:
+        ways = {way: setting for way, setting in ways.items() if setting[:2] == (0, False)}
     modes = sinks_by_mode(recorder)
-    for way, (every, pairs) in ways.items():
+    for way, (every, pairs, counting) in ways.items():
         for mode, sinks in modes.items():
             recorder.settle()  # what is under way belongs to the sinks before
             recorder.recorded, recorder._steps_a_send = EveryStep(sinks), sinks[0].steps_a_send
             recorder._sample_every = every
             recorder._emit = frozenset({"counts", "topk", "physical"})
             recorder._pairs = PairCounts() if pairs else None
-            undo = timed_parts(clock, recorder, sinks[0]) if way == "parts" else []
-            blocks = options.blocks if way == "counts" else max(4, options.blocks // 5)
+            recorder._counter.use(counting)
+            steps(options.steps)  # plans are made anew
+            undo = timed_parts(clock, recorder, sinks[0]) if way.startswith("parts") else []
+            blocks = options.blocks if way in ("counts", EARLIER) else max(4, options.blocks // 5)
             measured = {"mode": mode, "way": way, **in_blocks(clock, steps, blocks, options.steps, recorder)}
             for end in undo:
                 end()
@@ -270,13 +298,11 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
 
 def timed_parts(clock: Clock, recorder: Any, sink: Any) -> list[Callable[[], None]]:
     """Time what the recorder's calls consist of; return what ends that."""
-    from nvtxmoe.capture.recording.direct_launch import Prepared  # noqa: PLC0415
-
     counter = recorder._counter
     inner = [(recorder._routing, "begin"), (recorder._routing, "end"), (counter, "submit")]
     inner += [(counter._streams, "record"), (sink, "step_begins"), (sink, "step_ends")]
     undo = [clock.timed(owner, name, f"part {name}") for owner, name in inner]
-    undo.append(clock.timed(Prepared, "__call__", "part launch"))
+    undo.append(clock.timed_launches(counter))
     # In the thread that sends: not a part of the calls.
     apart_functions = [(recorder, "_arrived"), (recorder._events, "send"), (sink, "payloads")]
     return undo + [clock.timed(owner, name, f"sending thread {name}") for owner, name in apart_functions]

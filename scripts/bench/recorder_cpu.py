@@ -5,7 +5,7 @@
     python scripts/bench/recorder_cpu.py --against TREE   # TREE: another checkout, measured in turn in one process
 
 Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
-kernel and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
+kernel and CUDA events do nothing, its flags are set between steps, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
 is made to believe that a tool listens, so that payloads are copied as under nsys. In the mode closed no window is open
 (NVTXMOE_WINDOW=closed). `calls` are the recorder's four
 calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding requests, with these calls inside.
@@ -44,7 +44,7 @@ MODULES = {
     "counter": "recording.cuda_counter", "recorder": "recording.recorder", "graphs": "recording.cuda_graphs",
     "tensors": "recording.routing_tensors", "identity": "run_identity", "journal": "sinks.journal",
     "nvtx": "sinks.nvtx", "emitter": "sinks.nvtx_emitter", "hooks": "hooks", "layer_hooks": "vllm.layer_hooks",
-    "worker_hooks": "vllm.worker_hooks", "windows": "recording.windows",
+    "worker_hooks": "vllm.worker_hooks", "windows": "recording.windows", "ways": "recording.quick_ways",
 }  # fmt: skip
 
 
@@ -155,7 +155,9 @@ class Subject:
         self.recorder = code.recorder.Recorder(sinks, sample_every=0)
         infos = tuple(identity.LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))
         self.recorder.model_loaded(identity.Identity(layers=infos))
-        self.recorder._counter = code.counter.CudaCounter(histogram)
+        self.recorder._counter = self.counter = code.counter.CudaCounter(histogram)
+        if hasattr(self.counter, "use"):  # builds before had an event per step
+            self.counter.use(code.ways.Ways(flags=True))
         graph_class = torch.cuda.CUDAGraph
         torch.cuda.CUDAGraph = Graph
         code.graphs.hook_graphs(self.recorder.graphs, self.recorder.replayed)
@@ -198,6 +200,9 @@ class Subject:
                 for name, begin_ns, ended in zip(PARTS, at, at[1:], strict=False):
                     times_ns[name] += ended - begin_ns
                 times_ns["calls"] += at[-1] - at[0]
+            for pending in tuple(self.counter._pending):
+                for flags in getattr(pending.slot, "flags", ()):
+                    flags.fill(1)
             time.sleep(0.002)  # other threads run now
             others += max(0, time.process_time_ns() - process - (now() - at[0]))
         parts_us = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}

@@ -198,7 +198,7 @@ steps(2000)
 print(rss() - before)
 kept = sink.emitter._reused(schema.COUNTS, rows, "counts")
 print(np.array_equal(kept.payload, rows))
-print(sink.emitter._local.in_place is not None, nvtx_emitter._reads_in_place(kept, rows))
+print(sink.emitter._local.in_place[0] is not None, nvtx_emitter._reads_in_place(kept, rows))
 """
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from nvtxmoe.capture.hooks import Hook, failed_so_far
+from nvtxmoe.capture.hooks import FAILED, Hook
 from nvtxmoe.capture.recording import current_stream
 from nvtxmoe.capture.recording.cpu_counter import CpuCounter
 from nvtxmoe.capture.recording.current_stream import CurrentStreams, raw_stream_function
 from nvtxmoe.capture.recording.prepared_rows import PreparedRows
 from nvtxmoe.capture.run_identity import Step
+from nvtxmoe.capture.sinks.nvtx import NvtxSink
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.checksum import seal, sealed_dtype
 from nvtxmoe.formats.journal import record, records_of
@@ -95,6 +97,16 @@ def test_records_of_rows_are_those_of_each_row() -> None:
     assert bytes(together) != bytes(records_of("counts", 99, rows))
 
 
+def test_the_range_of_each_step_has_the_fields_of_that_step() -> None:
+    pushed: list[Any] = []
+    emitter = SimpleNamespace(encoding="binary", push_step=lambda payload: pushed.append(payload.copy()))
+    sink: Any = NvtxSink(emitter)
+    steps = [Step(7, 3, 6, 2, 6, 0), Step(8, 3, 6, 2, 6, 0), Step(1 << 40, 3, 6, 2, 0, 6), Step(9, 3, 6, 2, 0, 6)]
+    for step in steps:
+        sink.step_begins(step)
+    assert pushed == [step.payload() for step in steps]
+
+
 class Recorded:
     """An event that remembers what it was recorded on."""
 
@@ -138,9 +150,9 @@ def test_a_failure_of_a_hook_is_told_with_the_step_in_which_it_failed() -> None:
     graph, tensors = graph_of(made, 0)
     Event.ready = True
     replay(made, graph, tensors, (0, 7))
-    before, metas = failed_so_far(), len(sink.of("meta"))
+    before, metas = len(FAILED), len(sink.of("meta"))
     Hook("dispatch").fail(RuntimeError("no"), 0)
-    assert failed_so_far() == before + 1
+    assert len(FAILED) == before + 1
     replay(made, graph, tensors, (0, 7))
     assert len(sink.of("meta")) == metas + 1
     replay(made, graph, tensors, (0, 7))

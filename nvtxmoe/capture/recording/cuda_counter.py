@@ -1,21 +1,20 @@
 """From routing tensors to counts on a GPU, without the host ever waiting for it.
 
-One small kernel a step counts all layers, and writes the counts straight into pinned memory of the host; an event
-says when they have arrived. It runs on the stream of the forward, after it, so that the next forward can't overwrite
-what is being read.
+One small kernel a step counts all layers, and writes the counts straight into pinned memory of the host; flags that
+the kernel sets there, or an event, say when they have arrived. It runs on the stream of the forward, after it, so that
+the next forward can't overwrite what is being read.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from nvtxmoe.capture.recording.counts_memory import Slot, new_slot
 from nvtxmoe.capture.recording.current_stream import CurrentStreams
 from nvtxmoe.capture.recording.kernel_launch import (
     Histogram,
@@ -34,6 +33,7 @@ from nvtxmoe.capture.recording.logits_launch import (
     torch_recompute,
 )
 from nvtxmoe.capture.recording.pair_counter import PairCounts
+from nvtxmoe.capture.recording.quick_ways import Ways, try_out
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, SameRuleLogits, alike_logits, only_ids
 from nvtxmoe.capture.recording.routing_tensors import (
     Cells,
@@ -46,33 +46,12 @@ from nvtxmoe.capture.recording.routing_tensors import (
 from nvtxmoe.capture.run_identity import Step
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     import torch
 
-#: Counts of a launch begin at multiples of so many, 16 bytes: a kernel is compiled for how its memory is aligned.
-ALIGNED = 4
 #: Steps that may be on their way to the host; more are left out (and counted), never waited for.
 MOST_PENDING = 256
 #: Plans kept for routing tensors that come again and again: those of CUDA graphs.
 MOST_PLANS = 512
-
-
-@dataclass(frozen=True)
-class _Slot:
-    """Pinned memory for one step's counts, and the events that they have arrived, one a device.
-
-    Attributes:
-        number: its own in the process.
-        outs: int32, as many as a launch's shape has, each aligned to 16 bytes.
-        cells: the same as arrays, of the launches that count ids.
-        recomputed: the same of those that recompute: [layers, parts, experts + 1] each.
-    """
-
-    number: int
-    outs: tuple[Any, ...]
-    cells: tuple[Cells, ...]
-    recomputed: tuple[tuple[LogitsLaunch, npt.NDArray[Any]], ...]
-    events: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -83,27 +62,35 @@ class _Plan:
         groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
         free: slots for these layers that nothing is under way to.
         calls: launches of a kept plan into a slot, by the slot's ``number``; each is given the tokens.
+        kept: whether it comes again.
+        flagged: whether flags say when its counts have arrived.
     """
 
     launches: tuple[Launch | LogitsLaunch, ...]
     tables: tuple[Any, ...]
     groups: tuple[SameShapeTensors | SameRuleLogits | None, ...]
     devices: tuple[torch.device, ...]
-    free: list[_Slot]
+    free: list[Slot]
     calls: dict[int, tuple[Callable[[int], None], ...]] = field(default_factory=dict)
+    kept: bool = False
+    flagged: bool = False
 
 
 class _Pending(NamedTuple):
     """A step on its way. It holds no routing tensor: what reads them is enqueued, and memory is reused in that order.
 
     The tables are held: PyTorch does not know that a kernel of ours reads them.
+
+    Attributes:
+        events: those that were recorded; none where the slot's flags say when everything has arrived.
     """
 
     step: Step
     tables: tuple[Any, ...]
-    slot: _Slot
-    free: list[_Slot]
+    slot: Slot
+    free: list[Slot]
     samples: Sequence[tuple[int, Any, Any]]
+    events: tuple[Any, ...]
 
 
 class CudaCounter:
@@ -124,11 +111,22 @@ class CudaCounter:
         self._histogram, self._pairs = (histogram, pairs) if given_kernels else best_kernels()
         self._recompute = recompute if given_kernels else best_recompute()
         self._plans: dict[Hashable, _Plan] = {}
-        self._free: dict[Hashable, list[_Slot]] = {}
+        self._free: dict[Hashable, list[Slot]] = {}
         self._pending: deque[_Pending] = deque()
         self._parked: list[Any] = []
         self._streams = CurrentStreams()
         self._device: torch.device | None = None
+        self._ways = Ways()
+
+    def use(self, ways: Ways) -> None:
+        """Count in these ways from the next step on."""
+        self._ways = ways
+        self._plans.clear()
+
+    def forget_pending(self) -> None:
+        """Never give out steps that are on their way. Their memory is kept: a kernel may be running on it."""
+        while self._pending:
+            self._parked.append(self._pending.popleft())
 
     def submit(
         self,
@@ -143,27 +141,35 @@ class CudaCounter:
             self.dropped += 1
             return
         plan = (None if key is None else self._plans.get(key)) or self._make_plan(routed, key)
-        slot = plan.free.pop() if plan.free else _new_slot(plan)
+        slot = plan.free.pop() if plan.free else new_slot(plan.launches, len(plan.devices))
         several = len(plan.devices) > 1
+        samples: Sequence[tuple[int, Any, Any]] = ()
+        events: tuple[Any, ...] = ()
         try:
             if several:
                 self._launch_on_each(plan, slot, step.num_tokens)
-            else:
-                for call in plan.calls.get(slot.number) or self._calls(plan, slot):
+            elif calls := plan.calls.get(slot.number):
+                for call in calls:
                     call(step.num_tokens)
+            else:
+                self._launch_first(plan, slot, step.num_tokens)
             if pairs is not None:
                 self._add_pairs(plan, step, routed, pairs)
-            samples = [_sampled(tensors, step.num_tokens) for tensors in routed] if sample else ()
+            if sample:
+                samples = [_sampled(tensors, step.num_tokens) for tensors in routed]
             if several:
                 for event, device in zip(slot.events, plan.devices, strict=True):
                     with _on(device):
                         event.record()
-            else:
+                events = slot.events
+            elif sample or pairs is not None or not plan.flagged:  # what else is enqueued sets no flag
                 self._streams.record(slot.events[0], plan.devices[0])
+                events = slot.events
         except BaseException:
             self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
             raise
-        self._pending.append(_Pending(step, plan.tables, slot, plan.free, samples))
+        fields = step, plan.tables, slot, plan.free, samples, events
+        self._pending.append(tuple.__new__(_Pending, fields))  # _Pending() would run Python of its own
 
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
         """Steps whose counts have arrived, in order. Only ``wait`` waits for the device.
@@ -172,13 +178,19 @@ class CudaCounter:
         """
         while self._pending:
             first = self._pending[0]
-            for event in first.slot.events:
+            for event in first.events:
                 if not event.query():
                     if not wait:
                         return
                     event.synchronize()
+            if not first.events and not first.slot.flagged():
+                if not wait:
+                    return
+                assert self._device is not None  # a plan has been made
+                first.slot.wait_for_flags(self._device)
             self._pending.popleft()
             yield _arrived(first)
+            first.slot.clear()
             first.free.append(first.slot)
 
     def oldest(self) -> int | None:
@@ -194,8 +206,11 @@ class CudaCounter:
             torch.cuda.set_device(device)
         return device is not None
 
-    def warm_up(self, shapes: Iterable[tuple[int, int]], pairs: bool) -> None:
-        """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it."""
+    def warm_up(self, shapes: Sequence[tuple[int, int]], pairs: bool) -> None:
+        """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it.
+
+        Quicker ways are tried out, and taken from here on where they count right.
+        """
         import torch  # noqa: PLC0415
 
         if self._histogram is None:
@@ -206,6 +221,7 @@ class CudaCounter:
             self.submit(Step(-1, 0, 1, 1, 0, 1), (RoutingTensors(0, experts, ids, None),), sample=False, pairs=unused)
         for _ in self.drain(wait=True):
             pass
+        self.use(try_out(self, shapes))
 
     def warm_up_logits(self, logits: RouterLogits) -> None:
         """Compile the kernel for logits like these now, likewise. Nothing of it is counted."""
@@ -215,17 +231,31 @@ class CudaCounter:
         for _ in self.drain(wait=True):
             pass
 
-    def _launch_on_each(self, plan: _Plan, slot: _Slot, num_tokens: int) -> None:
+    def _launch_on_each(self, plan: _Plan, slot: Slot, num_tokens: int) -> None:
         for launch, call in zip(plan.launches, self._calls(plan, slot), strict=True):
             with _on(launch.device):
                 call(num_tokens)
 
-    def _calls(self, plan: _Plan, slot: _Slot) -> tuple[Callable[[int], None], ...]:
-        """The plan's launches into a slot, made once for a plan that comes again."""
-        calls = plan.calls[slot.number] = tuple(
-            self._call(*each) for each in zip(plan.groups, plan.launches, plan.tables, slot.outs, strict=True)
-        )
-        return calls
+    def _launch_first(self, plan: _Plan, slot: Slot, num_tokens: int) -> None:
+        """Launch into a slot for the first time, which may compile, and keep how to do it again."""
+        calls = self._calls(plan, slot)
+        for call in calls:
+            call(num_tokens)
+        if plan.kept:
+            plan.calls[slot.number] = tuple(
+                self._again(*each) for each in zip(calls, plan.launches, plan.tables, slot.outs, strict=True)
+            )
+
+    def _again(
+        self, call: Callable[[int], None], launch: Launch | LogitsLaunch, table: Any, out: Any
+    ) -> Callable[[int], None]:
+        prepared = launch.prepared.get("count")
+        quicker = prepared.into(launch.device, table, out) if self._ways.driver and prepared is not None else None
+        return quicker or call
+
+    def _calls(self, plan: _Plan, slot: Slot) -> tuple[Callable[[int], None], ...]:
+        """The plan's launches into a slot."""
+        return tuple(self._call(*each) for each in zip(plan.groups, plan.launches, plan.tables, slot.outs, strict=True))
 
     def _call(
         self, group: SameShapeTensors | SameRuleLogits | None, launch: Launch | LogitsLaunch, table: Any, out: Any
@@ -276,42 +306,23 @@ class CudaCounter:
                 launch.parts = 1  # PyTorch's operations do it in one
         devices = tuple(dict.fromkeys(launch.device for launch in launches))
         self._device = devices[0]
+        flagged = self._ways.flags and not any(plain) and len(devices) == 1
+        for launch in launches:
+            launch.flagged = flagged
         plan = _Plan(
             launches=launches,
             tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),
             groups=plain,
             devices=devices,
             free=self._free.setdefault((tuple((type(launch), launch.counted) for launch in launches), devices), []),
+            kept=key is not None and not any(plain),
+            flagged=flagged,
         )
-        if key is not None and not any(plain):
+        if plan.kept:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
         return plan
-
-
-_numbers = itertools.count()
-
-
-def _new_slot(plan: _Plan) -> _Slot:
-    import torch  # noqa: PLC0415  only where there are tensors of a GPU
-
-    sizes = [math.prod(launch.shape) for launch in plan.launches]
-    padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]
-    host = torch.empty(sum(padded), dtype=torch.int32, pin_memory=True)
-    parts = [part[:size] for part, size in zip(host.split(padded), sizes, strict=True)]
-    counts = [(launch, part.numpy().reshape(launch.shape)) for part, launch in zip(parts, plan.launches, strict=True)]
-    return _Slot(
-        number=next(_numbers),
-        outs=tuple(parts),
-        cells=tuple(
-            Cells(launch.layers, launch.top_k, numbers, launch.physical)
-            for launch, numbers in counts
-            if isinstance(launch, Launch)
-        ),
-        recomputed=tuple((launch, numbers) for launch, numbers in counts if isinstance(launch, LogitsLaunch)),
-        events=tuple(torch.cuda.Event() for _ in plan.devices),
-    )
 
 
 def _launch_of(group: SameShapeTensors) -> Launch:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 from nvtxmoe.capture.hooks import REGISTRY, Hook, listen, registered, wrap
@@ -135,17 +134,18 @@ class Graphs:
         self.gone += 1
 
 
-#: Who is told of captures and replays: a pair of its graphs and what it does on a replay, while it lives.
-_listeners: list[tuple[weakref.ref[Graphs], weakref.WeakMethod[Callable[[int], None]]]] = []
+#: Who is told of captures and replays, while it lives: its graphs, an object, and the name of its method for replays.
+#: A weak reference to the method itself takes several times as long to follow.
+_listeners: list[tuple[weakref.ref[Graphs], weakref.ref[Any], str]] = []
 
 
-def _live_hooks() -> list[tuple[Graphs, Callable[[int], None]]]:
-    """The listeners that live."""
-    live_hooks = [(graphs(), replayed()) for graphs, replayed in _listeners]
-    return [(graphs, replayed) for graphs, replayed in live_hooks if graphs is not None and replayed is not None]
+def _live_graphs() -> list[Graphs]:
+    """Graphs of the listeners that live."""
+    live = [(graphs(), owner()) for graphs, owner, _ in _listeners]
+    return [graphs for graphs, owner in live if graphs is not None and owner is not None]
 
 
-def hook_graphs(graphs: Graphs, on_replay: Callable[[int], None]) -> None:
+def hook_graphs(graphs: Graphs, on_replay: Any) -> None:
     """Hook PyTorch's graphs, once a process; the listener is forgotten when it goes.
 
     ``capture_begin`` and ``capture_end`` are what every way of capturing calls, ``torch.cuda.graph`` too. Programs may
@@ -158,32 +158,32 @@ def hook_graphs(graphs: Graphs, on_replay: Callable[[int], None]) -> None:
     import torch  # noqa: PLC0415  only where there is a model
 
     _listeners[:] = [listener for listener in _listeners if listener[0]() is not None]
-    _listeners.append((weakref.ref(graphs), weakref.WeakMethod(on_replay)))
+    _listeners.append((weakref.ref(graphs), weakref.ref(on_replay.__self__), on_replay.__name__))
 
     def announce(graph: Any, *_: Any, **__: Any) -> Any:
-        for kept_graphs, _replayed in _live_hooks():
+        for kept_graphs in _live_graphs():
             kept_graphs.announce()
         return graph
 
     def begin(graph: Any, _: Any) -> None:
-        for kept_graphs, _replayed in _live_hooks():
+        for kept_graphs in _live_graphs():
             kept_graphs.begin(graph)
             kept_graphs.withdraw()
 
     def give_up(_: Any) -> None:
-        for kept_graphs, _replayed in _live_hooks():
+        for kept_graphs in _live_graphs():
             kept_graphs.withdraw()
 
     def end(graph: Any) -> None:
-        for kept_graphs, _replayed in _live_hooks():
+        for kept_graphs in _live_graphs():
             kept_graphs.end(graph)
 
     def replay(graph: Any, *_: Any, **__: Any) -> None:
         key = id(graph)
-        for kept_graphs, replayed in _listeners:  # ``_live_hooks`` would make lists in every replay
-            notify = replayed()
-            if notify is not None and kept_graphs() is not None:
-                notify(key)
+        for kept_graphs, owner, name in _listeners:  # ``_live_graphs`` would make lists in every replay
+            listener = owner()
+            if listener is not None and kept_graphs() is not None:
+                getattr(listener, name)(key)
 
     owner = torch.cuda.CUDAGraph
     wrap(owner, "capture_begin", registered(Hook("graph_capture", announce, begin, give_up)))

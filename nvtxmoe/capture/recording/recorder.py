@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nvtxmoe.capture.hooks import failed_so_far, failures
+from nvtxmoe.capture.hooks import FAILED, failures
 from nvtxmoe.capture.log import logger
 from nvtxmoe.capture.recording.compile_ahead import compile_counting, compile_recomputing
 from nvtxmoe.capture.recording.cpu_counter import Counter, CpuCounter
@@ -80,6 +80,7 @@ class Recorder:
         self._step: Step | None = None
         self._lock = threading.RLock()
         self._routing = StepRouting(self.records, self.hide, self._lock)
+        self.replayed = self._routing.replayed  # a CUDA graph is replayed, as part of the step's forward
         self._open = False
         self._counter: Counter | None = None
         self._together = Together()
@@ -205,15 +206,18 @@ class Recorder:
             return
         number = self.steps
         self.steps = number + 1
-        self._takers = self.recorded.begin(number, num_tokens)
-        if self.recorded.quiet and not self._takers:
+        recorded = self.recorded
+        takers = self._takers = recorded.begin(number, num_tokens) if recorded.windowed else recorded.always
+        if recorded.quiet and not takers:
             return
         if number and number % META_EVERY == 0:
             self.tell_meta()
-        step = self._step = Step(number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens)
+        # Step() would run Python of its own.
+        fields = number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens
+        step = self._step = tuple.__new__(Step, fields)
         self._routing.begin()
         self._open = True
-        for sink in self._takers:
+        for sink in takers:
             sink.step_begins(step)
 
     def pass_step(self) -> bool:
@@ -263,13 +267,9 @@ class Recorder:
         """
         self._routing.add(tensors)
 
-    def replayed(self, graph: int) -> None:
-        """A CUDA graph is replayed, as part of the step's forward."""
-        self._routing.replayed(graph)
-
     def forward_done(self) -> None:
         """The step's forward was launched: begin to count it. Nothing waits for the device."""
-        step = self._step
+        step, self._step = self._step, None
         tensors = self._routing.end()
         if step is None or self.identity is None:
             return
@@ -285,7 +285,8 @@ class Recorder:
             return
         counter = self._counter or self._counter_for(routed)
         pairs = None if self._pairs is None else self._pairs_of(step)
-        counter.submit(step, routed, self._samples(step), key, pairs)
+        sample = self._sample_every > 0 and self._samples(step)
+        counter.submit(step, routed, sample, key, pairs)
 
     def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)
@@ -321,14 +322,16 @@ class Recorder:
         if not self._open:
             return
         self._open = False
-        self._step = None
-        self._routing.end()
+        if self._step is not None:  # its forward did not come to its end
+            self._step = None
+            self._routing.end()
         for sink in self._takers:
             sink.step_ends()
         if self._pairs is not None and self.steps % PAIRS_EVERY == 0:
             with self._lock:  # a window that closes begins new spans, too
                 self._pairs.begin()
-        self.recorded.end()
+        if self.recorded.windowed:
+            self.recorded.end()
         if self._counter is not None and self._counter.arrives_later:
             if not self.steps % WAKE_EVERY:
                 self._sending.wake()
@@ -373,7 +376,7 @@ class Recorder:
 
     def _changes(self) -> object:
         """Numbers one of which changes when moe.meta is worth sending again: a new failure, loss or hidden layer."""
-        return failed_so_far(), len(self.lost), len(self.hidden), self._routing.graphs.held_bytes
+        return len(FAILED), len(self.lost), len(self.hidden), self._routing.graphs.held_bytes
 
     def tell_meta(self) -> None:
         """Send moe.meta to all sinks. Any thread may call it."""

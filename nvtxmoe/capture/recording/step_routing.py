@@ -59,6 +59,7 @@ class StepRouting:
         self._is_recorded = is_recorded
         self._hide = hide
         self._eager: dict[tuple[int, int], Routed] | None = None  # None: no forward runs
+        self._empty: dict[tuple[int, int], Routed] = {}  # used again: most steps replay graphs alone
         self._replays: list[int] = []
         self._merged: dict[tuple[int, ...], StepTensors] = {}
         self._keys = itertools.count()
@@ -70,7 +71,10 @@ class StepRouting:
 
     def begin(self) -> None:
         """A forward begins."""
-        self._eager, self._replays = {}, []
+        if self._empty:  # the forward before did not come to its end
+            self._empty = {}
+        self._eager = self._empty
+        self._replays.clear()
 
     def add(self, tensors: Routed) -> None:
         """A router chose: kept for this step, or under the graph that is being captured."""
@@ -95,10 +99,13 @@ class StepRouting:
         if self._eager is None:
             return _NOTHING
         eager, replays = self._eager, tuple(self._replays)
-        self._eager, self._replays = None, []
-        of_graphs = self._graph_tensors(replays)
+        self._eager = None
+        of_graphs = self._merged.get(replays) if self.graphs.gone == self._gone else None
+        if of_graphs is None:
+            of_graphs = self._graph_tensors(replays)
         if not eager:
             return of_graphs
+        self._empty = {}
         return _tensors(self._together(of_graphs.routed, tuple(eager.values())), None)
 
     def forget_merged(self) -> None:

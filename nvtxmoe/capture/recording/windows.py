@@ -73,9 +73,12 @@ class EveryStep:
     """All steps are recorded.
 
     Attributes:
+        windowed: whether steps may be outside of a window; else ``begin``, ``passes`` and ``end`` need no call.
         sinks: those that may take something now.
         quiet: whether the running batch is not to be recorded, but by sinks that take all steps.
     """
+
+    windowed = False
 
     def __init__(self, sinks: Sequence[Sink] = ()) -> None:
         self.always = tuple(sinks)
@@ -136,6 +139,8 @@ class Windows(EveryStep):
         quiet: whether the running batch is outside of every window. The serving thread sets it, between batches.
         taken: number of batches that have begun, idle ones too: the number of the next one.
     """
+
+    windowed = True
 
     def __init__(
         self, always: Sequence[Sink], shared: Sequence[Sink], make_own: Callable[[int], Sequence[Sink]]

@@ -48,24 +48,28 @@ class Emitter(Protocol):
         """Ranges open on this thread."""
 
 
-class _Depth(threading.local):
-    value = 0
+class _Thread(threading.local):
+    """What a thread uses again, and how deep its ranges are, to unwind after a failure.
+
+    Attributes:
+        attributes: attributes objects by message.
+        in_place: the attributes object that holds the address of ``moe.step``'s payload, and that payload.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.attributes: dict[str, Any] = {}
+        self.in_place: tuple[Any, Payload] = None, None
 
 
 class _Ranges:
-    """How deep each thread's ranges are, to unwind after a failure."""
+    """An emitter's state in each thread."""
 
     def __init__(self) -> None:
-        self._depth = _Depth()
+        self._local = _Thread()
 
     def depth(self) -> int:
-        return self._depth.value
-
-    def _pushed(self) -> None:
-        self._depth.value += 1
-
-    def _popped(self) -> None:
-        self._depth.value -= 1
+        return self._local.depth
 
 
 class BinaryEmitter(_Ranges):
@@ -81,7 +85,6 @@ class BinaryEmitter(_Ranges):
         super().__init__()
         self._domain = nvtx.get_domain(schema.DOMAIN)
         self._of_range = lru_cache(maxsize=None)(self._attributes)
-        self._local = _Reused()
 
     def _attributes(self, name: str, payload: Payload, category: str) -> Any:
         return self._domain.get_event_attributes(message=name, category=category, payload=payload)
@@ -97,22 +100,22 @@ class BinaryEmitter(_Ranges):
     def push(self, name: str, layer: int, category: str) -> None:
         """Open a range with an int payload."""
         self._domain.push_range(self._of_range(name, layer, category))
-        self._pushed()
+        self._local.depth += 1
 
     def push_step(self, payload: Payload) -> None:
         """Open ``moe.step`` with its struct. Where nvtx holds the struct's address, setting it again is spared."""
         local = self._local
-        attributes = local.in_place
-        if attributes is None or attributes.payload is not payload:
+        attributes, held = local.in_place
+        if held is not payload:
             attributes = self._reused(schema.STEP, payload, "step")
-            local.in_place = attributes if _reads_in_place(attributes, payload) else None
+            local.in_place = (attributes, payload) if _reads_in_place(attributes, payload) else (None, None)
         self._domain.push_range(attributes)
-        self._pushed()
+        local.depth += 1
 
     def pop(self) -> None:
         """Close the innermost range of this thread."""
         self._domain.pop_range()
-        self._popped()
+        self._local.depth -= 1
 
     def mark(self, event: str, payload: Payload) -> None:
         """Emit a payload as it is."""
@@ -146,7 +149,6 @@ class WordEmitter(_Ranges):
         self._domain = nvtx.get_domain(schema.DOMAIN)
         self._push, self._pop, self._mark = _calls(self._domain)
         self._of_range = lru_cache(maxsize=None)(self._attributes)
-        self._local = _Reused()
 
     def _attributes(self, name: str, payload: int, category: str | None) -> Any:
         return self._domain.get_event_attributes(message=name, category=category, payload=payload)
@@ -165,18 +167,18 @@ class WordEmitter(_Ranges):
     def push(self, name: str, layer: int, category: str) -> None:
         """Open a range with an int payload."""
         self._push(self._of_range(name, layer, category))
-        self._pushed()
+        self._local.depth += 1
 
     def push_step(self, payload: Payload) -> None:
         """Open ``moe.step`` with the step's number; its struct follows as words."""
         self._push(self._reused(schema.STEP, int(payload["step"]), "step"))
-        self._pushed()
+        self._local.depth += 1
         self.mark(schema.STEP, payload)
 
     def pop(self) -> None:
         """Close the innermost range of this thread."""
         self._pop()
-        self._popped()
+        self._local.depth -= 1
 
     def mark(self, event: str, payload: Payload) -> None:
         """Emit a payload as words, consecutive on this thread."""
@@ -192,14 +194,6 @@ class WordEmitter(_Ranges):
         """Emit each row as words of its own: a row's length follows from its layer, that of several rows does not."""
         for row in without_checksum(rows):
             self.mark(event, row)
-
-
-class _Reused(threading.local):
-    """Attributes objects of a thread, by message."""
-
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
-        self.in_place: Any = None
 
 
 def _reads_in_place(attributes: Any, payload: Payload) -> bool:

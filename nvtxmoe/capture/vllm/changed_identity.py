@@ -31,9 +31,15 @@ class Place:
         self._parallel = worker.vllm_config.parallel_config
         self._layer = layers[0].key if layers else None
         self._before = self._now()
+        self._ranks, self._experts = self._before[: len(RANKS)], self._before[len(RANKS) :]
 
     def change(self) -> str | None:
         """Return what is different now, as ``data_parallel_size 2 -> 4``; None where nothing is."""
+        try:
+            if _ranks_of(self._parallel) == self._ranks and _experts_of(self._layer) == self._experts:
+                return None
+        except AttributeError:
+            pass
         now = self._now()
         if now == self._before:
             return None

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from nvtxmoe.capture.hooks import Hook, registered
+from nvtxmoe.capture.hooks import Hook, nothing, registered
 from nvtxmoe.capture.recording.recorder import Recorder
 from nvtxmoe.capture.recording.routing_tensors import RoutingTensors
 from nvtxmoe.capture.run_identity import LayerInfo
@@ -183,9 +183,9 @@ class Capture:
     def hook(
         self,
         name: str,
-        enter: Callable[..., Any] = lambda *_, **__: None,
-        leave: Callable[[Any, Any], None] = lambda *_: None,
-        abandon: Callable[[Any], None] = lambda _: None,
+        enter: Callable[..., Any] = nothing,
+        leave: Callable[[Any, Any], None] = nothing,
+        abandon: Callable[[Any], None] = nothing,
     ) -> Hook:
         """The hook of that name, made now or before; a failure in it closes the ranges that it left open."""
         hook = Hook(name, enter, leave, abandon)

@@ -15,13 +15,15 @@ class RequestLengths:
 
     def prefill_tokens(self, scheduled: Any) -> int:
         """Tokens of a SchedulerOutput at positions inside their prompts; the others are decode tokens."""
-        self.learn(scheduled)
-        computed = {new.req_id: new.num_computed_tokens for new in scheduled.scheduled_new_reqs}
+        news = scheduled.scheduled_new_reqs
+        if news:
+            self.learn(scheduled)
         cached = scheduled.scheduled_cached_reqs
-        if not computed and len(cached.req_ids) == len(scheduled.num_scheduled_tokens):
+        if not news and len(cached.req_ids) == len(scheduled.num_scheduled_tokens):
             prompts = map(self._prompt.get, cached.req_ids, repeat(0))
             if not any(map(lt, cached.num_computed_tokens, prompts)):
                 return 0  # all requests decode, as in most steps
+        computed = {new.req_id: new.num_computed_tokens for new in news}
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         prefill = 0
         for request, tokens in scheduled.num_scheduled_tokens.items():

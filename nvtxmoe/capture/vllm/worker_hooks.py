@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from nvtxmoe.capture.hooks import Hook, wrap
 from nvtxmoe.capture.log import logger
@@ -20,30 +20,35 @@ from nvtxmoe.formats import schema
 def step_hook(capture: Capture) -> Hook:
     """Around ``execute_model``. The step goes on to the end of ``sample_tokens`` where that follows."""
     by_worker: WeakKeyDictionary[Any, RequestLengths] = WeakKeyDictionary()  # names of requests repeat
+    latest: tuple[Callable[[], Any], RequestLengths] = (lambda: None), RequestLengths()
+    recorder = capture.recorder
 
     def enter(worker: Any, scheduler_output: Any) -> bool:
+        nonlocal latest
         scheduled = scheduler_output
-        requests = by_worker.get(worker)
-        if requests is None:
-            requests = by_worker[worker] = RequestLengths()
+        reference, requests = latest  # to ask the dictionary takes longer
+        if reference() is not worker:
+            requests = by_worker.setdefault(worker, RequestLengths())
+            latest = ref(worker), requests
         if scheduled.finished_req_ids:
             requests.forget(scheduled.finished_req_ids)
-        _notice_change(capture)
+        if capture.place is not None:
+            _notice_change(capture, capture.place)
         tokens = scheduled.total_num_scheduled_tokens
         if not tokens:
             return False
-        if capture.recorder.pass_step():
+        if recorder.recorded.windowed and recorder.pass_step():
             requests.learn(scheduled)
             return False
         prefill = requests.prefill_tokens(scheduled)
-        capture.recorder.begin_step(tokens, len(scheduled.num_scheduled_tokens), prefill, tokens - prefill)
+        recorder.begin_step(tokens, len(scheduled.num_scheduled_tokens), prefill, tokens - prefill)
         return True
 
     def leave(began: bool, result: Any) -> None:
         if began:
-            capture.recorder.forward_done()
+            recorder.forward_done()
             if result is not None:
-                capture.recorder.end_step()
+                recorder.end_step()
 
     hook = capture.hook("step", enter, leave, lambda _: capture.recorder.abandon_step())
     unwind = hook.unwind
@@ -56,8 +61,8 @@ def step_hook(capture: Capture) -> Hook:
     return hook
 
 
-def _notice_change(capture: Capture) -> None:
-    if capture.place is not None and (change := capture.place.change()) is not None:
+def _notice_change(capture: Capture, place: Place) -> None:
+    if (change := place.change()) is not None:
         capture.recorder.stop(change)
         capture.place = None
 
@@ -71,7 +76,8 @@ def idle_hook(capture: Capture) -> Hook:
     """Around a data-parallel rank's dummy batch."""
 
     def enter(*_: Any, **__: Any) -> None:
-        _notice_change(capture)
+        if capture.place is not None:
+            _notice_change(capture, capture.place)
         capture.recorder.skip_step()
         capture.push(schema.IDLE, 0, "idle")
 
