@@ -27,9 +27,10 @@ from pathlib import Path
 from socket import create_server
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-from scripts.gpu.made_up_models import model_folder
+from scripts.gpu.made_up_models import model_folder  # noqa: E402
 
 LAYERS, EXPERTS, TOP_K = 4, 32, 4
 WAYS = ("attached", "eager", "whole")
@@ -64,8 +65,10 @@ def run(way: str, options: argparse.Namespace) -> dict[str, Any]:
     if way == "whole":
         command = [options.nsys, "profile", *trace, "-o", str(folder / "report"), *server]
     else:
-        command = [options.nsys, "launch", f"--session-new={way}", *trace, *server]
+        command = [options.nsys, "launch", f"--session-new={session_name(way)}", *trace, *server]
+    path = [str(ROOT / "nvtxmoe" / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     settings = {
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "nsys",
         "NVTXMOE_WINDOW": "closed",
@@ -90,18 +93,21 @@ def record(way: str, nsys: str, process: subprocess.Popen[bytes], port: int, fol
     wait_for_health(process, port)
     complete(port, BEFORE)
     if way != "whole":
-        subprocess.run(
-            [nsys, "start", f"--session={way}", "-o", str(folder / "report")], check=True, timeout=PATIENCE_S
-        )
+        ask(nsys, "start", f"--session={session_name(way)}", "-o", str(folder / "report"))
     (session,) = (folder / "sessions").iterdir()
     window("start", session)
     complete(port, INSIDE)
     window("stop", session)
     complete(port, AFTER)
     if way != "whole":
-        ask(nsys, "stop", f"--session={way}")
+        ask(nsys, "stop", f"--session={session_name(way)}")
     os.kill(server_process(port), signal.SIGINT)
     process.wait(PATIENCE_S)
+
+
+def session_name(way: str) -> str:
+    """A name that no session of an earlier run has."""
+    return f"{way}{os.getpid()}"
 
 
 def window(action: str, session: Path) -> None:
