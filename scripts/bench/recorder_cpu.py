@@ -7,7 +7,8 @@
 Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
 kernel and CUDA events do nothing, the kernel's flags are set between steps, and memory is ordinary. The mode nsys needs
 nvtx 0.2.15 or newer, whose domain is made to believe that a tool listens, so that payloads are copied as under nsys. In
-the mode closed no window is open (NVTXMOE_WINDOW=closed). `calls` are the recorder's four calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding requests, with these calls inside.
+the mode closed no window is open (NVTXMOE_WINDOW=closed). `calls` are the recorder's four calls; `hooks` are nvtxmoe's
+hooks around a stand-in worker with 32 decoding requests, with these calls inside.
 
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
 imitate that: 64 MB are written between steps. `warm` rows sleep for a millisecond. Prints JSON: per part the mean, the
