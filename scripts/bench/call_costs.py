@@ -58,8 +58,8 @@ def launches() -> dict[str, Callable[[], Any]]:
             calls[f"launch by the driver, {flags} flags"] = partial(by_driver, TOKENS)
     torch.cuda.synchronize()
     assert room[LAYERS * EXPERTS :].tolist() == [1] * LAYERS, "the flags have not arrived"
-    streams, event, kept = CurrentStreams(), torch.cuda.Event(), (ids, table, room)
-    calls["CUDA event"] = lambda: streams.record(event, kept[0].device)
+    streams, event, tensors = CurrentStreams(), torch.cuda.Event(), (ids, table, room)
+    calls["CUDA event"] = lambda: streams.record(event, tensors[0].device)
     return calls
 
 

@@ -62,7 +62,7 @@ class _Plan:
         groups: the tensors themselves, where PyTorch's operations must count them; a kept plan holds none.
         free: slots for these layers that nothing is under way to.
         calls: launches of a kept plan into a slot, by the slot's ``number``; each is given the tokens.
-        kept: whether it comes again.
+        comes_again: whether it is kept for steps to come.
         flagged: whether flags say when its counts have arrived.
     """
 
@@ -72,7 +72,7 @@ class _Plan:
     devices: tuple[torch.device, ...]
     free: list[Slot]
     calls: dict[int, tuple[Callable[[int], None], ...]] = field(default_factory=dict)
-    kept: bool = False
+    comes_again: bool = False
     flagged: bool = False
 
 
@@ -241,12 +241,12 @@ class CudaCounter:
         calls = self._calls(plan, slot)
         for call in calls:
             call(num_tokens)
-        if plan.kept:
+        if plan.comes_again:
             plan.calls[slot.number] = tuple(
-                self._again(*each) for each in zip(calls, plan.launches, plan.tables, slot.outs, strict=True)
+                self._quickest(*each) for each in zip(calls, plan.launches, plan.tables, slot.outs, strict=True)
             )
 
-    def _again(
+    def _quickest(
         self, call: Callable[[int], None], launch: Launch | LogitsLaunch, table: Any, out: Any
     ) -> Callable[[int], None]:
         prepared = launch.prepared.get("count")
@@ -315,10 +315,10 @@ class CudaCounter:
             groups=plain,
             devices=devices,
             free=self._free.setdefault((tuple((type(launch), launch.counted) for launch in launches), devices), []),
-            kept=key is not None and not any(plain),
+            comes_again=key is not None and not any(plain),
             flagged=flagged,
         )
-        if plan.kept:
+        if plan.comes_again:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.clear()
             self._plans[key] = plan

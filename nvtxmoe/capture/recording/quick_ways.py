@@ -70,10 +70,10 @@ def _failure(counter: Counter, ways: Ways, experts: int, top_k: int) -> str | No
         for tokens in (1, 2, 1):  # the first launch compiles
             counter.submit(Step(-1, 0, tokens, 1, 0, tokens), routed, sample=False, key=key)
             torch.cuda.synchronize()
-            found = [cells.counts.copy() for counted in counter.drain() for cells in counted.cells]
-            wanted = np.bincount(chosen[:tokens].ravel(), minlength=experts)
-            if len(found) != 1 or not np.array_equal(found[0], [wanted, wanted]):
-                return f"{ways} gave {'no' if not found else 'wrong'} counts when it was tried out"
+            counts = [cells.counts.copy() for counted in counter.drain() for cells in counted.cells]
+            expected = np.bincount(chosen[:tokens].ravel(), minlength=experts)
+            if len(counts) != 1 or not np.array_equal(counts[0], [expected, expected]):
+                return f"{ways} gave {'no' if not counts else 'wrong'} counts when it was tried out"
     except Exception as error:
         return f"{ways} failed when it was tried out: {type(error).__name__}: {error}"
     finally:

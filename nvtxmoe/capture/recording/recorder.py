@@ -212,9 +212,8 @@ class Recorder:
             return
         if number and number % META_EVERY == 0:
             self.tell_meta()
-        # Step() would run Python of its own.
         fields = number, self.identity.rank, num_tokens, num_reqs, prefill_tokens, decode_tokens
-        step = self._step = tuple.__new__(Step, fields)
+        step = self._step = tuple.__new__(Step, fields)  # Step() would run Python of its own
         self._routing.begin()
         self._open = True
         for sink in takers:
@@ -284,9 +283,7 @@ class Recorder:
         if not routed:
             return
         counter = self._counter or self._counter_for(routed)
-        pairs = None if self._pairs is None else self._pairs_of(step)
-        sample = self._sample_every > 0 and self._samples(step)
-        counter.submit(step, routed, sample, key, pairs)
+        counter.submit(step, routed, self._samples(step), key, None if self._pairs is None else self._pairs_of(step))
 
     def _count_micro_batches(self, step: Step, routed: tuple[Routed, ...], key: Hashable | None) -> None:
         divided = divide(routed, step.num_tokens)
