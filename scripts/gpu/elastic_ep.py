@@ -132,7 +132,7 @@ def environment(rank: int, options: argparse.Namespace, *, joins: bool) -> dict[
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "CUDA_VISIBLE_DEVICES": str(rank % options.gpus if options.gpus else rank),
+        "CUDA_VISIBLE_DEVICES": str(options.gpus[rank % len(options.gpus)] if options.gpus else rank),
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "moe",
         "NVTXMOE_LOG_INTERVAL": "1",
@@ -242,7 +242,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("out", type=Path, metavar="OUT", help="A new folder.")
     made.add_argument("--sizes", type=int, nargs="+", default=[2, 1, 2], help="Ranks, one number after the other.")
     made.add_argument("--exchange", default="allgather_reducescatter", help="vLLM's --all2all-backend.")
-    made.add_argument("--gpus", type=int, default=0, help="Ranks share so many GPUs. Default: one each.")
+    made.add_argument("--gpus", type=int, nargs="+", help="GPUs that ranks take in turn. Default: one each, from 0.")
     made.add_argument("--eager", action="store_true", help="No CUDA graphs.")
     made.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="Further keys of config.json.")
     made.add_argument("--more", nargs="+", default=[], metavar="WORD", help="Further arguments of vllm serve.")
