@@ -194,7 +194,7 @@ def place_in_order(item: pytest.Item) -> int:
     fixtures = set(getattr(item, "fixturenames", ()))
     if starts_nsys(item):
         return 1 if "vllm_python" in fixtures else 0  # vLLM is set up last
-    if any(mark.args[0] in ("vllm", "with_torch") for mark in item.iter_markers("xdist_group")):
+    if any(mark.args == ("vllm",) for mark in item.iter_markers("xdist_group")):
         return 1
     if any(map(item.get_closest_marker, ("slow", "dask"))):
         return 2
