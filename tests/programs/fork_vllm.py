@@ -2,11 +2,10 @@
 
     python tests/programs/fork_vllm.py
 
-Standard input brings a JSON object per line: ``folder``, where spec.json is, ``environment`` and ``program``, a
-module here whose ``main`` is called. A run gets what a
-process of its own would have: that folder, exactly that environment, and vLLM as ``from vllm import LLM`` leaves it,
-before vLLM looks for plugins. Its output goes to stdout.txt and stderr.txt of the folder; status.txt gets its exit code
-when it has ended.
+Standard input brings a JSON object per line: ``folder``, where spec.json is, ``environment``, and ``program``, a module
+beside this one whose ``main`` is called. A run gets what a process of its own would have: that folder, exactly that
+environment, and vLLM as ``from vllm import LLM`` leaves it, before vLLM looks for plugins. Its output goes to the
+folder's stdout.txt and stderr.txt; status.txt gets its exit code when it has ended.
 """
 
 from __future__ import annotations

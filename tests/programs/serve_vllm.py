@@ -1,6 +1,8 @@
-"""vLLM's API server, whose processes are forks of one that has imported vLLM.
+"""Runs vLLM's API server, whose processes are forks of this one, which has imported vLLM.
 
-python tests/programs/serve_vllm.py --model MODEL ...
+    python tests/programs/serve_vllm.py --model MODEL ...
+
+Its options are those of ``vllm serve``.
 """
 
 from __future__ import annotations

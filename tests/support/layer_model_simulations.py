@@ -13,7 +13,7 @@ from nvtxmoe_analysis.core.arrays import Bools
 from nvtxmoe_analysis.metrics.layer_model import choose as choosing
 from nvtxmoe_analysis.metrics.layer_model.choice import Choice
 from nvtxmoe_analysis.metrics.layer_model.estimates import Estimates
-from nvtxmoe_analysis.metrics.layer_model.samples import Sample
+from nvtxmoe_analysis.metrics.layer_model.samples import Sample, samples
 from tests.support.compare_simulations import memory
 from tests.support.layer_model_terms import of_layers
 from tests.support.planted_correlation import Plan, draw
@@ -64,8 +64,6 @@ def simulated(
 
     def apart(estimates: Sequence[Estimates]) -> Bools:
         return np.concatenate([of_all([one]) for one in estimates])
-
-    samples = choosing.samples
 
     def of_runs(frame: pl.DataFrame, target: str) -> list[Sample]:
         return [sample for sample in samples(frame, target) if sample.layer is not None]

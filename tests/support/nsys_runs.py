@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 
 T = TypeVar("T")
 
-#: Held by the one process that runs nsys: two that start at one time can fail in nsys itself.
+#: Locked while nsys runs: two that start at one time can fail in nsys itself.
 LOCK = ROOT / ".cache" / "tests" / "nsys.lock"
 
 #: What nsys 2023.4 writes when it loses its own agent or does not find it, now and then on a busy machine.
@@ -31,7 +31,7 @@ class NsysError(AssertionError):
 
 @contextmanager
 def nsys_alone() -> Iterator[None]:
-    """Within, no other process of the tests runs nsys, nor another thread of this one that says so."""
+    """Wait until no other test or run of vLLM starts nsys, and keep it so within."""
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     with LOCK.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
