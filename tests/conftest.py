@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any, cast
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support.nsys_runs import again
+from tests.support.nsys_runs import again, nsys_alone
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_PROMETHEUS, INSTALLED_VLLM, ROOT
 
 #: Fixtures, and the marker that each puts on the tests which use it.
@@ -180,13 +181,21 @@ def shares_fixtures(item: pytest.Item) -> bool:
     return any(one[-1].scope == "module" for one in fixtures)
 
 
+def starts_nsys(item: pytest.Item) -> bool:
+    """Whether a test starts nsys itself, not by a run of vLLM."""
+    return "nsys_path" in getattr(item, "fixturenames", ()) and item.get_closest_marker("vllm_runs") is None
+
+
 def place_in_order(item: pytest.Item) -> int:
-    """What takes longest begins first: the chain of nsys and vLLM in one process (vLLM is set up last), what computes,
-    what waits for tools, modules that share fixtures, single tests.
+    """What takes longest begins first: the chain of nsys, that of vLLM, what computes, what waits for tools.
+
+    Modules that share fixtures and single tests come last.
     """
     fixtures = set(getattr(item, "fixturenames", ()))
-    if fixtures & {"nsys_path", "vllm_runs"}:
-        return 1 if "vllm_python" in fixtures else 0
+    if starts_nsys(item):
+        return 1 if "vllm_python" in fixtures else 0  # vLLM is set up last
+    if any(mark.args == ("vllm",) for mark in item.iter_markers("xdist_group")):
+        return 1
     if any(map(item.get_closest_marker, ("slow", "dask"))):
         return 2
     if fixtures & MARKERS.keys():
@@ -204,9 +213,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
             if fixture.startswith("golden_"):
                 item.add_marker("golden")
         grouped = any(map(item.get_closest_marker, ("xdist_group", "vllm_runs")))
-        if "nsys_path" in getattr(item, "fixturenames", ()) and not grouped:
-            # With those of vLLM, some of which run nsys too: two that start at one time can fail in nsys itself.
-            item.add_marker(pytest.mark.xdist_group("vllm"))
+        if starts_nsys(item) and not grouped:
+            item.add_marker(pytest.mark.xdist_group("nsys"))  # one at a time
         elif shares_fixtures(item) and not grouped:
             item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     if hasattr(config, "workerinput"):  # one of several processes
@@ -215,13 +223,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item], config: pytest.Confi
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit of pytest-timeout begins
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Wait until the tools of a test are set up, which scripts/test.sh does beside the tests; the fixtures check."""
+    """Wait until the tools of a test are set up, which scripts/test.sh does beside the tests; the fixtures check.
+
+    No run of vLLM starts nsys during a test that does.
+    """
     folder = item.config.getoption("--setting-up")
     for tool in MARKERS.values():
         if folder is not None and item.get_closest_marker(tool) is not None:
             while not Path(folder, f"{tool}.status").exists():
                 time.sleep(0.1)
-    return (yield)
+    with nsys_alone() if starts_nsys(item) else nullcontext():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)

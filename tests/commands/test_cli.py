@@ -295,21 +295,7 @@ def test_interrupted(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert files(tmp_path) == {"small.sqlite"}
 
 
-# demo ----------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_demo(tmp_path: Path) -> None:
-    """In a pipe, so without colours."""
-    ran = spawn("demo", cwd=tmp_path, env=os.environ | {"TERM": "xterm-256color"})
-    assert (ran.code, ran.err) == (0, "")
-    assert "\x1b" not in ran.out and "\r" not in ran.out
-    assert {path.name for path in tmp_path.iterdir()} == {"nvtxmoe-demo"}
-    assert files(tmp_path / "nvtxmoe-demo") == {f"{RESULTS}/{name}" for name in SET} | {"report.html", "findings.json"}
-    assert "\n2 ranks, 51 steps, 48 MoE layers, 8,864 tokens" in ran.out
-    assert "\nWhat next? rebalance experts\n" in ran.out
-    assert "\nCapture complete: " in ran.out
-    assert f"\nResults in nvtxmoe-demo/{RESULTS}:\n" in ran.out
+# demo: tests/project/test_docs.py runs the one of the tutorial -------------------------------------------------------
 
 
 def test_demo_elsewhere_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,11 @@
-"""Imports vLLM once, and forks a process per run of run_vllm.py: the import takes most of a short run.
+"""Imports vLLM once, and forks a process per run: the import takes most of a short run.
 
     python tests/programs/fork_vllm.py
 
-Standard input brings a JSON object per line: ``folder``, where spec.json is, and ``environment``. A run gets what a
-process of its own would have: that folder, exactly that environment, and vLLM as ``from vllm import LLM`` leaves it,
-before vLLM looks for plugins. Its output goes to stdout.txt and stderr.txt of the folder; status.txt gets its exit code
-when it has ended.
+Standard input brings a JSON object per line: ``folder``, where spec.json is, ``environment``, and ``program``, a module
+beside this one whose ``main`` is called. A run gets what a process of its own would have: that folder, exactly that
+environment, and vLLM as ``from vllm import LLM`` leaves it, before vLLM looks for plugins. Its output goes to the
+folder's stdout.txt and stderr.txt; status.txt gets its exit code when it has ended.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import json
 import os
 import select
 import sys
+from importlib import import_module
 from pathlib import Path
 
-from run_vllm import ENVIRONMENT, main  # type: ignore[import-not-found]
+from run_vllm import ENVIRONMENT  # type: ignore[import-not-found]
 
 LOOK_S = 0.05
 
@@ -74,4 +75,4 @@ if __name__ == "__main__":
     asked = serve()
     if asked is not None:
         become_run(asked)
-        main("spec.json", "out")
+        import_module(str(asked["program"])).main("spec.json", "out")

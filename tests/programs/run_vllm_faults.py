@@ -3,8 +3,7 @@
     python tests/programs/run_vllm_faults.py SPEC.json OUT
 
 SPEC is that of run_vllm.py. OUT.json gets, for every hook and each of its functions, how often it was called, the
-warnings, and what the model answered meanwhile. nvtxmoe must get in by PYTHONPATH: its hooks are wanted before an
-engine is made.
+warnings, and what the model answered meanwhile.
 """
 
 from __future__ import annotations
@@ -89,6 +88,9 @@ def main(spec_path: str, out: str) -> None:
     """Run one spec."""
     spec = json.loads(Path(spec_path).read_text())
     os.environ.update(ENVIRONMENT | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"})
+    from vllm.plugins import load_general_plugins  # noqa: PLC0415
+
+    load_general_plugins()  # nvtxmoe, as an engine does
     import vllm.v1.worker.gpu_worker  # noqa: F401, PLC0415  hooked when it is imported
 
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415

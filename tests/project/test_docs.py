@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -19,10 +20,12 @@ from nvtxmoe_analysis.attribution.placed import CLASSES, REASONS, UNPLACED
 from nvtxmoe_analysis.outputs.registry import document_builders, tables
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from tests.support import fakes
+from tests.support.cli import files, spawn
 from tests.support.cli import run as run_captured
 from tests.support.paths import ROOT
 from tests.support.profile_plans import make_nsys
 from tests.support.sessions import journal, meta, step_of
+from tests.support.written_results import file_set
 
 README = ROOT / "README.md"
 TUTORIAL = ROOT / "docs" / "tutorial" / "first-report.md"
@@ -58,27 +61,44 @@ class Tutorial:
 
     Attributes:
         printed: what each printed.
+        of_demo: files that the first one, which is the demo, left in the folder.
     """
 
     folder: Path
     commands: list[list[str]]
     printed: list[str]
+    of_demo: set[str]
 
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Tutorial:
-    """All that the tutorial runs, once."""
+    """All that the tutorial runs, once; the demo in a process of its own, with pipes."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "nvtxmoe").symlink_to(ROOT / "nvtxmoe")
-    commands = tutorial_commands()
-    printed = []
+    first, *others = commands = tutorial_commands()
+    ran = spawn(*first[1:], cwd=folder, env=os.environ | {"TERM": "xterm-256color"})
+    assert (ran.code, ran.err) == (0, "")
+    printed, of_demo = [ran.out], {name for name in files(folder) if not name.startswith("nvtxmoe/")}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for words in commands:
+        for words in others:
             ran = run_captured(*words[1:])
             assert (ran.code, ran.err) == (0, ""), words
             printed.append(ran.out)
-    return Tutorial(folder, commands, printed)
+    return Tutorial(folder, commands, printed, of_demo)
+
+
+@pytest.mark.slow
+def test_demo(tutorial: Tutorial) -> None:
+    """In a pipe, so without colours."""
+    printed = tutorial.printed[0]
+    assert "\x1b" not in printed and "\r" not in printed
+    results = {f"nvtxmoe-demo/{FOLDER}/{name}" for name in file_set("csv")}
+    assert tutorial.of_demo == results | {"nvtxmoe-demo/report.html", "nvtxmoe-demo/findings.json"}
+    assert "\n2 ranks, 51 steps, 48 MoE layers, 8,864 tokens" in printed
+    assert "\nWhat next? rebalance experts\n" in printed
+    assert "\nCapture complete: " in printed
+    assert f"\nResults in nvtxmoe-demo/{FOLDER}:\n" in printed
 
 
 def test_the_demo_prints_what_the_tutorial_shows(tutorial: Tutorial, update_golden: bool) -> None:

@@ -79,6 +79,7 @@ def exists(name: str, own: set[str]) -> bool:
     return name in modules
 
 
+@pytest.mark.xdist_group("references")  # all code is parsed once
 @pytest.mark.parametrize("folder", CODE)
 def test_named_things_exist(folder: str) -> None:
     stale = []
@@ -90,6 +91,7 @@ def test_named_things_exist(folder: str) -> None:
     assert stale == []
 
 
+@pytest.mark.xdist_group("references")
 def test_stale_names_would_be_found() -> None:
     own = {"fit"}
     assert exists("huber.fit", set()) and exists("stats.huber", set()) and exists("Strata.cell", set())

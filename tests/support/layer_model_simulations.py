@@ -13,6 +13,7 @@ from nvtxmoe_analysis.core.arrays import Bools
 from nvtxmoe_analysis.metrics.layer_model import choose as choosing
 from nvtxmoe_analysis.metrics.layer_model.choice import Choice
 from nvtxmoe_analysis.metrics.layer_model.estimates import Estimates
+from nvtxmoe_analysis.metrics.layer_model.samples import Sample, samples
 from tests.support.compare_simulations import memory
 from tests.support.layer_model_terms import of_layers
 from tests.support.planted_correlation import Plan, draw
@@ -46,6 +47,8 @@ def simulated(
 ) -> list[Choice]:
     """Return what the model finds in each of many runs of one layer, each tested without regard to the others.
 
+    The sample of all runs together, which is as large as all others, is left out.
+
     Parameters:
         popularity: how much the experts' popularity changes from step to step, see ``Plan.drift``.
     """
@@ -62,6 +65,10 @@ def simulated(
     def apart(estimates: Sequence[Estimates]) -> Bools:
         return np.concatenate([of_all([one]) for one in estimates])
 
+    def of_runs(frame: pl.DataFrame, target: str) -> list[Sample]:
+        return [sample for sample in samples(frame, target) if sample.layer is not None]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choosing, "_claims", apart)
+        patch.setattr(choosing, "samples", of_runs)
         return of_layers(choosing.choose(pl.concat(frames)))

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support.paths import ROOT
+
 T = TypeVar("T")
+
+#: Locked while nsys runs: two that start at one time can fail in nsys itself.
+LOCK = ROOT / ".cache" / "tests" / "nsys.lock"
 
 #: What nsys 2023.4 writes when it loses its own agent or does not find it, now and then on a busy machine.
 FAILED_BY_ITSELF = ("Connection to Agent lost", "Local Endpoint is not available", "ClientProxy.cpp")
@@ -20,6 +27,15 @@ TRIES = 3
 
 class NsysError(AssertionError):
     """A fault that can only be nsys's own."""
+
+
+@contextmanager
+def nsys_alone() -> Iterator[None]:
+    """Wait until no other test or run of vLLM starts nsys, and keep it so within."""
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def failed_by_itself(text: str) -> bool:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from nvtxmoe.capture.vllm.recomputed_beside import VARIABLE
 from scripts.make_tiny_model import write_model
 from tests.support.journal_reader import Captured, only_session, read_session
-from tests.support.nsys_runs import NsysError, again
+from tests.support.nsys_runs import NsysError, again, nsys_alone
 from tests.support.paths import ROOT
 from tests.support.router_oracle import Step, expected_steps
 
@@ -64,11 +65,11 @@ class Run:
 
     @property
     def forks(self) -> bool:
-        """Whether it may begin as a fork of a process that has imported vLLM: nothing has to be in place before.
+        """Whether it begins as a fork of a process that has imported vLLM, and so do vLLM's own processes.
 
-        vLLM's own processes are forked then, too; where nvtxmoe is on, they are started afresh.
+        It spares each the import. Nothing has to be in place before.
         """
-        return (self.mode == "inproc" or not self.settings) and self.way == "plugin" and self.eager and not self.nsys
+        return self.way == "plugin" and not self.nsys
 
 
 #: Softmax and all experts; sigmoid with a bias and groups; the best logits.
@@ -84,12 +85,12 @@ RUNS: dict[str, Run] = {
     "tp2 on": Run(mode="tp2", settings=BOTH, nsys=True),
     # Live metrics too, whose own server can't begin: no machine has this address (RFC 5737).
     "everything by site": Run(settings=EVERYTHING | METRICS, way="site"),
-    "both ways": Run(settings=DIRECT, way="both"),
     "metrics without a folder": Run(settings=DIRECT | {"NVTXMOE_METRICS": "1", "NVTXMOE_LIVE_DIR": "/dev/null/live"}),
     # Layers are recorded a second time, recomputed from their router's logits.
     **{f"{family} recomputed": Run(family, settings=RECOMPUTED) for family in RECOMPUTED_FAMILIES},
-    "faults": Run("deepseek_v3", settings=BOTH, way="site", faults=True),
-    "under nsys": Run(settings=BOTH, nsys=True),
+    "faults": Run("deepseek_v3", settings=BOTH, faults=True),
+    # Both ways in, too.
+    "under nsys": Run(settings=BOTH, nsys=True, way="both"),
     "compiled on": Run(settings=DIRECT | {"VLLM_CPU_CI_ENV": "1"}, eager=False),
 }
 
@@ -162,7 +163,7 @@ def specification(run: Run, model: Path) -> dict[str, Any]:
         "seed": 5,
         "oracle": run.oracle,
         "patient": run.nsys and run.mode != "inproc",
-        "start_method": "fork" if run.forks else "spawn",
+        "forks": run.forks,
     }
 
 
@@ -198,12 +199,14 @@ class Forks:
             )  # fmt: skip
         return self._process
 
-    def run(self, folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-        """Run the spec of a folder to its end."""
+    def run(self, folder: Path, environment: dict[str, str], program: str) -> subprocess.CompletedProcess[str]:
+        """Run a program on the spec of a folder to its end."""
         with self._lock:
             process = self._begun()
             assert process.stdin is not None
-            process.stdin.write(json.dumps({"folder": str(folder), "environment": environment}) + "\n")
+            process.stdin.write(
+                json.dumps({"folder": str(folder), "environment": environment, "program": program}) + "\n"
+            )
             process.stdin.flush()
         until = time.monotonic() + PATIENCE_S
         while not (folder / "status.txt").exists():
@@ -230,18 +233,19 @@ def attempt(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Fork
     """Run it in an empty folder."""
     model = write_model(folder / "model", run.family, layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
     (folder / "spec.json").write_text(json.dumps(specification(run, model)))
+    program = "run_vllm_faults" if run.faults else "run_vllm"
     if run.forks:
-        done = forks.run(folder, environment(run, folder))
+        done = forks.run(folder, environment(run, folder), program)
     else:
-        program = PROGRAMS / ("run_vllm_faults.py" if run.faults else "run_vllm.py")
-        command = [str(python), str(program), "spec.json", "out"]
+        command = [str(python), str(PROGRAMS / f"{program}.py"), "spec.json", "out"]
         if run.nsys:
             assert nsys is not None
             command = [str(nsys), "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", "report", *command]
-        done = subprocess.run(
-            command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False,
-            timeout=PATIENCE_S,
-        )  # fmt: skip
+        with nsys_alone() if run.nsys else nullcontext():
+            done = subprocess.run(
+                command, cwd=folder, env=environment(run, folder), capture_output=True, text=True, check=False,
+                timeout=PATIENCE_S,
+            )  # fmt: skip
         (folder / "stderr.txt").write_text(done.stderr)
     assert done.returncode == 0, f"{done.args} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}"
     if run.nsys and not (folder / "report.nsys-rep").exists():

@@ -31,14 +31,8 @@ SCRAPED = ((20, 7), (9, 12), (31, 5))
 REQUESTS = ((20, 7), (9, 12))
 #: After these two, and in the last window.
 OTHERS = ((31, 5),)
-#: The first window is open when the server starts. Workers are forked, as vLLM does by default, which spares each the
-#: import of vLLM; those of ``tests.support.vllm_runs`` are started afresh.
-SETTINGS = {
-    "NVTXMOE_METRICS": "1",
-    "NVTXMOE_METRICS_EXPERTS": "1",
-    "NVTXMOE_WINDOW": "open",
-    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-}
+#: The first window is open when the server starts.
+SETTINGS = {"NVTXMOE_METRICS": "1", "NVTXMOE_METRICS_EXPERTS": "1", "NVTXMOE_WINDOW": "open"}
 Sums = dict[tuple[str, ...], float]
 
 
@@ -144,14 +138,16 @@ def _serving(
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "analysis"), os.environ.get("PYTHONPATH"))))
     kept |= ENVIRONMENT | {
         "PYTHONPATH": path,
+        "TORCH_COMPILE_DISABLE": "1",  # vLLM would compile a function of the sampler in each worker
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "moe",
         "NVTXMOE_OUTPUT_DIR": str(folder / "sessions"),
         **settings,
     }
     command = [
-        str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--load-format", "dummy",
-        "--enforce-eager", "--dtype", "float32", "--skip-tokenizer-init", "--max-model-len", "128",
+        str(python), str(ROOT / "tests" / "programs" / "serve_vllm.py"), "--model", str(model),
+        "--load-format", "dummy", "--enforce-eager", "--dtype", "float32", "--skip-tokenizer-init",
+        "--max-model-len", "128",
         "--num-gpu-blocks-override", "64", "--max-num-seqs", "3", "--max-num-batched-tokens", "16",
         "--no-enable-prefix-caching", "--tensor-parallel-size", "2", "--shutdown-timeout", "60",
         "--host", "127.0.0.1", "--port", str(port),

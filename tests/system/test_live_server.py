@@ -10,7 +10,7 @@ import pytest
 from tests.support.dashboard import names_in
 from tests.support.vllm_server import EXPERTS, LAYERS, SCRAPED, Scraped, Served
 
-# One vLLM at a time: waiting workers keep a core busy.
+# After the other runs of vLLM, not beside them: waiting workers keep a core busy.
 pytestmark = pytest.mark.xdist_group("vllm")
 
 

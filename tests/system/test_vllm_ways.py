@@ -55,9 +55,10 @@ def test_live_metrics_that_cannot_be_published_change_nothing(vllm_runs: Runs) -
     assert "no live metrics: " in warning
 
 
-@pytest.mark.vllm_runs(OFF, "both ways")
+@pytest.mark.vllm_runs(OFF, "under nsys")
 def test_both_ways_at_once_count_once(vllm_runs: Runs) -> None:
-    off, on = vllm_runs[OFF], vllm_runs["both ways"]
+    off, on = vllm_runs[OFF], vllm_runs["under nsys"]
+    assert on.run.way == "both"
     ranks = on.captured()
     assert list(ranks) == [0]
     assert_equal(ranks[0], off.expected(), 0, SAMPLE_EVERY)

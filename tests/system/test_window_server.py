@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.vllm_server import LAYERS, OTHERS, REQUESTS, SCRAPED, TOP_K, Served, tokens_of
 
-# One vLLM at a time: waiting workers keep a core busy.
+# After the other runs of vLLM, not beside them: waiting workers keep a core busy.
 pytestmark = pytest.mark.xdist_group("vllm")
 
 
