@@ -53,8 +53,10 @@ class Source:
         """Return the evidence that a table lacks rows at its end; empty if there is none."""
         if not self.loaded.ends_in_line(name):
             return "it is damaged: its last line is cut"
+        if name != "activations":
+            return ""
         totals = [layer.get("total_activations") for layer in self.document("summary").values()]
-        if name == "activations" and totals and all(isinstance(total, int) for total in totals):
+        if totals and all(isinstance(total, int) for total in totals):
             counted, total = frame["activation_count"].sum(), sum(totals)
             if counted < total:
                 return f"it is damaged: it counts {counted:,} of the {total:,} assignments of {self.file('summary')}"
