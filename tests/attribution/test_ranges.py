@@ -182,6 +182,26 @@ def test_very_many_crossing_ranges() -> None:
     assert segments.crossing[segments.find(np.full(2, 3), np.array([number // 2, 0]))].tolist() == [True, False]
 
 
+def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = 1_000
+    rows: list[Row] = [
+        row
+        for at in range(0, 40 * number, 40)
+        for row in ((3, at, at + 20, "moe.layer.1", 1), (3, at + 10, at + 30, "moe.layer.2", 2))
+    ]
+    walks: list[int] = []
+    walk = ranges.open_ranges
+    monkeypatch.setattr(
+        ranges, "open_ranges", lambda index, *columns: [walks.append(len(index)), walk(index, *columns)][1]
+    )
+    segments, _ = segments_of(rows)
+    assert walks == [4 * number]
+    assert segments.crossings == 2 * number
+    at = segments.find(np.full(5, 3), 40 * (number // 2) + np.array([5, 15, 25, 35, 45]))
+    assert segments.layer[at].tolist() == [1, 2, 2, -1, 1]
+    assert segments.crossing[at].tolist() == [False, True, False, False, False]
+
+
 @pytest.mark.timeout(300)  # level by level this takes minutes
 def test_very_deep_ranges() -> None:
     number = 50_000
