@@ -190,10 +190,13 @@ def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: py
         for row in ((3, at, at + 20, "moe.layer.1", 1), (3, at + 10, at + 30, "moe.layer.2", 2))
     ]
     walks: list[int] = []
-    walk = ranges.open_ranges
-    monkeypatch.setattr(
-        ranges, "open_ranges", lambda index, *columns: [walks.append(len(index)), walk(index, *columns)][1]
-    )
+    walk = ranges_module.open_ranges
+
+    def counted(index: list[int], *columns: list[int]) -> Iterator[Seen]:
+        walks.append(len(index))
+        return walk(index, *columns)
+
+    monkeypatch.setattr(ranges_module, "open_ranges", counted)
     segments, _ = segments_of(rows)
     assert walks == [4 * number]
     assert segments.crossings == 2 * number

@@ -14,6 +14,8 @@ import pytest
 from nvtxmoe_analysis.outputs import read
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import advice
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
 from tests.support.cli import TWO_GPUS, analyze, everything, files, refused, run, spawn
 from tests.support.report_results import EVIL, Made, write
@@ -103,8 +105,12 @@ def test_analyze_makes_it_at_once(tmp_path: Path) -> None:
 def test_analyze_finds_and_reads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page is of the findings and tables that ``analyze`` has in memory, and equal to one of the files."""
     searches: list[Ledger] = []
-    search = advice.findings
-    monkeypatch.setattr(advice, "findings", lambda ledger: [searches.append(ledger), search(ledger)][1])
+
+    def counted(ledger: Ledger) -> list[Finding]:
+        searches.append(ledger)
+        return findings(ledger)
+
+    monkeypatch.setattr(advice, "findings", counted)
     with monkeypatch.context() as patched:
         patched.setattr(read, "read_frame", lambda file, _: pytest.fail(f"{file} was read"))
         analyze(TWO_GPUS, tmp_path, "--report")
