@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from nvtxmoe_analysis.attribution import ranges as ranges_module
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
-from nvtxmoe_analysis.attribution.unusual_ranges import number_crossing
+from nvtxmoe_analysis.attribution.unusual_ranges import Seen, number_crossing
 from tests.support import brute_attribution
 
 NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
