@@ -11,7 +11,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 LARGE_BYTES = 4 << 20
 #: So much that was freed at the end of the heap stays. By default next to nothing does once LARGE_BYTES is set, and the
 #: system hands out and clears the same pages again for each batch of rows: a tenth of the CPU time of an analysis.
-KEPT_BYTES = 64 << 20
+KEPT_BYTES = 16 << 20
 
 
 def keep_low() -> bool:
