@@ -7,6 +7,7 @@ it runs: the list of verbs comes from the names of the files, and their help fro
 from __future__ import annotations
 
 import ast
+import gc
 import os
 import pkgutil
 import sys
@@ -26,6 +27,8 @@ from nvtxmoe.terminal_text import harmless
 INTERNAL_ERROR = 1
 INTERRUPTED = 130
 PIPE_CLOSED = 1  # as click and rich have it
+#: New objects after which Python looks for cycles. Imports and tables make many objects and hardly a cycle.
+COLLECT_EVERY = 50_000
 
 
 def command_names() -> list[str]:
@@ -83,6 +86,7 @@ def cli() -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, 2 bad input, 3 --strict, 4 a failed gate, 1 a bug, 130 Ctrl-C."""
+    gc.set_threshold(COLLECT_EVERY)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  until the end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from nvtxmoe_analysis.ingest.task import Failure
 from nvtxmoe_analysis.metrics.roofline.peaks import PeakOptions
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 from nvtxmoe_analysis.outputs import capacity
+from nvtxmoe_analysis.outputs.as_written import AsWritten
 from nvtxmoe_analysis.outputs.capture_validation import validate
 from nvtxmoe_analysis.outputs.registry import declarations, document_builders, parquet_only, table_builders
 from nvtxmoe_analysis.outputs.spec import FOLDER, VALIDATION, Document, Table
@@ -28,8 +30,9 @@ from nvtxmoe_analysis.outputs.sqlite_file import check_database, writing_databas
 from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.readers.find_inputs import reports_of
 from nvtxmoe_analysis.readers.open import refuse_mixture
-from nvtxmoe_analysis.report.advice import Advice, write_findings
+from nvtxmoe_analysis.report.advice import Advice, Advised, advise, write_findings
 from nvtxmoe_analysis.report.outdated import mark_outdated
+from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.run.run_facts import merge
 
 
@@ -42,7 +45,12 @@ class Analysis:
     validation: dict[str, Any]
     folder: Path
     files: list[Path]
-    advice: Advice
+    advised: Advised
+
+    @property
+    def advice(self) -> Advice:
+        """Findings and answers."""
+        return self.advised.advice
 
     @property
     def failed(self) -> tuple[Failure, ...]:
@@ -126,18 +134,26 @@ def analyze(
     documents = {**dict(zip(document_stems, built[len(table_stems) :], strict=True)), VALIDATION: validation}
     progress.begin("writing")
     flat = {stem: table for stem, table in tables.items() if stem not in parquet_only()}
-    with nullcontext() if database is None else writing_database(database, flat):
-        files = write_set(
-            folder,
-            tables,
-            documents,
-            formats,
-            absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
-            parquet_only=parquet_only(),
-        )
-    mark_outdated(folder)
-    if database is not None:
-        files.append(database)
+
+    def write() -> list[Path]:
+        with nullcontext() if database is None else writing_database(database, flat):
+            files = write_set(
+                folder,
+                tables,
+                documents,
+                formats,
+                absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
+                parquet_only=parquet_only(),
+            )
+        mark_outdated(folder)
+        return files if database is None else [*files, database]
+
+    # Findings are made of what the files will hold, while these are written.
+    with ThreadPoolExecutor(1, "nvtxmoe-writing") as aside:
+        writing = aside.submit(write)
+        source = Source(AsWritten(folder, tables, documents, formats))
+        advice = advise(source)
+        files = writing.result()
     progress.begin("findings")
-    advice, file = write_findings(folder)
-    return Analysis(results, checks, validation, folder, [*files, file], advice)
+    _, file = write_findings(folder, advice)
+    return Analysis(results, checks, validation, folder, [*files, file], Advised(source, advice))

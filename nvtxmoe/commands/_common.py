@@ -105,20 +105,19 @@ partial_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 
-def renew_report(folder: Path, report_progress: Callable[[str, float | None], None], *, with_report: bool) -> list[str]:
+def renew_report(
+    done: Analysis, report_progress: Callable[[str, float | None], None], *, with_report: bool
+) -> list[str]:
     """Write report.html where it is wanted, or where one of earlier results stands, which would contradict the tables.
-
-    Parameters:
-        folder: of the result files; the page is beside it.
 
     Returns:
         The page's path, or nothing.
     """
     from nvtxmoe_analysis.report.result import page_of  # noqa: PLC0415  polars only when needed
 
-    if not with_report and not page_of(folder).is_file():
+    if not with_report and not page_of(done.folder).is_file():
         return []
     from nvtxmoe_analysis.report import report  # noqa: PLC0415  altair only where it is asked for
 
     report_progress("report", None)
-    return [str(report(folder).page)]
+    return [str(report(done.folder, advised=done.advised).page)]

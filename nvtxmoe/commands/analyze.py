@@ -130,7 +130,7 @@ def analyze(
             tell=report_progress,
         )
         summary = overview(done)
-        summary["files"] += renew_report(done.folder, report_progress, with_report=with_report)
+        summary["files"] += renew_report(done, report_progress, with_report=with_report)
     if as_json:
         print_json(summary)
     else:

@@ -59,7 +59,7 @@ def merge(
     with progress_bar() as report_progress:
         done = analyze(sessions, chosen, formats=tuple(dict.fromkeys(formats)), tell=report_progress)
         summary = overview(done)
-        summary["files"] += renew_report(done.folder, report_progress, with_report=with_report)
+        summary["files"] += renew_report(done, report_progress, with_report=with_report)
     if as_json:
         print_json(summary)
     else:

@@ -51,7 +51,9 @@ def prepare(folder: Path, kernels: int, topk_every: int) -> dict[str, object]:
 def timed(command: list[str]) -> tuple[float, float, float]:
     """Wall seconds, CPU seconds and peak MiB of a command."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # Compiled modules are kept, as an installation has them.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - began
     if status:
@@ -76,13 +78,18 @@ def check(results: Path, folder: Path) -> dict[str, str]:
     return equal_rows
 
 
-def table_row(name: str, runs: list[tuple[float, float, float]], base: float | None) -> str:
-    """One line of the table."""
-    wall = [r[0] for r in runs]
-    ratio = f"{statistics.median(wall) / base:.2f}" if base else ""
+def table_row(name: str, runs: list[tuple[float, float, float]], bare: list[tuple[float, float, float]]) -> str:
+    """One line of the table; ratios to the yardstick's runs, if there are any."""
+    wall, cpu = ([run[at] for run in runs] for at in (0, 1))
+    ratios = [""] * 2
+    if bare:
+        ratios = [
+            f"{statistics.median(r[at] for r in runs) / statistics.median(r[at] for r in bare):.2f}" for at in (0, 1)
+        ]
     return (
         f"| {name} | {statistics.median(wall):.2f} | {min(wall):.2f} to {max(wall):.2f} | "
-        f"{statistics.median(r[1] for r in runs):.2f} | {max(r[2] for r in runs):,.0f} | {ratio} |"
+        f"{statistics.median(cpu):.2f} | {min(cpu):.2f} to {max(cpu):.2f} | {max(run[2] for run in runs):,.0f} | "
+        f"{ratios[0]} | {ratios[1]} |"
     )
 
 
@@ -114,11 +121,11 @@ def main() -> None:
     print(f"({truth['ranges_and_marks_per_kernel']:.3f} a kernel), {truth['processes']} processes, ")
     print(f"{truth['topk_tokens']:,} sampled tokens.")
     print(f"Rows equal to the truth: {', '.join(f'{k} {v}' for k, v in equal_rows.items())}.\n")
-    print("| run | median s | range s | CPU s | peak MiB | x bare |\n| --- | --- | --- | --- | --- | --- |")
+    print("| run | median s | range s | CPU s | range CPU s | peak MiB | x bare | x bare (CPU) |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, measured in runs.items():
-        twin = runs.get(name.replace("analyze", "bare"), [])
-        base = statistics.median(r[0] for r in twin) if twin and name.startswith("analyze") else None
-        print(table_row(name, measured, base))
+        twin = runs.get(name.replace("analyze", "bare"), []) if name.startswith("analyze") else []
+        print(table_row(name, measured, twin))
     packages = ", ".join(f"{p} {version(p)}" for p in ("nvtxmoe", "polars", "pyarrow", "connectorx", "numpy"))
     print(f"\nPython {platform.python_version()}, {packages}; {os.cpu_count()} cores, {processor()}; ", end="")
     print(f"{args.repeats} repetitions in turn, load average {os.getloadavg()[0]:.1f} at the end.")

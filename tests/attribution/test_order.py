@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvtxmoe_analysis.attribution.node_generations import Generations
-from nvtxmoe_analysis.attribution.order import calls_disordered, nodes_disordered, operations_disordered
+from nvtxmoe_analysis.attribution.order import (
+    OVERLAP_NS,
+    calls_disordered,
+    nodes_disordered,
+    operations_disordered,
+    operations_of_streams,
+    operations_overlapping,
+)
 from nvtxmoe_analysis.core.arrays import Ints
 
 SMALL = st.integers(0, 3)
@@ -51,6 +58,17 @@ def test_nodes(rows: list[tuple[int, int, int]]) -> None:
 def test_operations(rows: list[tuple[int, int, int]]) -> None:
     stream, start_ns, launched_ns = columns(rows)
     assert operations_disordered(stream, start_ns, launched_ns) == falls(rows)
+
+
+@given(ROWS, st.lists(st.integers(0, 1), min_size=30, max_size=30), st.booleans())
+def test_operations_of_streams(rows: list[tuple[int, int, int]], threads: list[int], alone: bool) -> None:
+    """One order or two, the numbers are those of either check by itself; ``alone``: one thread a stream."""
+    stream, start_ns, launched_ns = columns(rows)
+    thread = stream if alone else np.array(threads[: len(rows)], dtype=np.int64)
+    end_ns = start_ns + launched_ns * OVERLAP_NS // 8
+    disordered = falls([(2 * row[0] + int(t), *row[1:]) for row, t in zip(rows, thread % 2, strict=True)])
+    overlapping = operations_overlapping(stream, start_ns, end_ns)
+    assert operations_of_streams(stream, thread % 2, start_ns, end_ns, launched_ns) == (disordered, overlapping)
 
 
 NODES = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 9), st.booleans()), max_size=12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from nvtxmoe_analysis.attribution import ranges as ranges_module
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
-from nvtxmoe_analysis.attribution.unusual_ranges import number_crossing
+from nvtxmoe_analysis.attribution.unusual_ranges import Seen, number_crossing
 from tests.support import brute_attribution
 
 NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
@@ -180,6 +182,29 @@ def test_very_many_crossing_ranges() -> None:
     segments, _ = segments_of(rows)
     assert segments.crossings == number
     assert segments.crossing[segments.find(np.full(2, 3), np.array([number // 2, 0]))].tolist() == [True, False]
+
+
+def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    number = 1_000
+    rows: list[Row] = [
+        row
+        for at in range(0, 40 * number, 40)
+        for row in ((3, at, at + 20, "moe.layer.1", 1), (3, at + 10, at + 30, "moe.layer.2", 2))
+    ]
+    walks: list[int] = []
+    walk = ranges_module.open_ranges
+
+    def counted(index: list[int], *columns: list[int]) -> Iterator[Seen]:
+        walks.append(len(index))
+        return walk(index, *columns)
+
+    monkeypatch.setattr(ranges_module, "open_ranges", counted)
+    segments, _ = segments_of(rows)
+    assert walks == [4 * number]
+    assert segments.crossings == 2 * number
+    at = segments.find(np.full(5, 3), 40 * (number // 2) + np.array([5, 15, 25, 35, 45]))
+    assert segments.layer[at].tolist() == [1, 2, 2, -1, 1]
+    assert segments.crossing[at].tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.timeout(300)  # level by level this takes minutes

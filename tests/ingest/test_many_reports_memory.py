@@ -14,10 +14,30 @@ from nvtxmoe_analysis.ingest import memory_budget
 
 
 def test_the_c_library_is_told_to_keep_little() -> None:
-    """Whether there is glibc to tell is another matter; where there is, it takes both."""
+    """Whether there is glibc to tell is another matter; where there is, it takes all of it."""
     code = "import platform, nvtxmoe_analysis.core.malloc as a; print(a.keep_low(), platform.libc_ver()[0])"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == str(said[1:] == ["glibc"])
+
+
+def test_memory_of_a_batch_is_not_asked_for_again() -> None:
+    """An array that takes the place of one that was just freed meets pages that the process has already."""
+    code = """
+import platform, resource, numpy
+from nvtxmoe_analysis.core.malloc import keep_low
+
+def faults_of(batches):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(batches):
+        numpy.ones(1 << 18)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+kept = keep_low()
+faults_of(1)
+print(faults_of(100) if kept else 0)
+"""
+    faults = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 1000  # 51,200 pages of 4 KiB
 
 
 GIB = 1 << 30

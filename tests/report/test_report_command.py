@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from nvtxmoe_analysis.outputs import read
 from nvtxmoe_analysis.outputs.spec import FOLDER
+from nvtxmoe_analysis.report import advice
+from nvtxmoe_analysis.report.finding import Finding
+from nvtxmoe_analysis.report.findings import findings
+from nvtxmoe_analysis.report.ledger import Ledger
 from tests.support.cli import TWO_GPUS, analyze, everything, files, refused, run, spawn
 from tests.support.report_results import EVIL, Made, write
 
@@ -95,6 +100,26 @@ def test_analyze_makes_it_at_once(tmp_path: Path) -> None:
     assert found["files"][-1] == str(tmp_path / "again" / "report.html")
     analyze(TWO_GPUS, tmp_path / "without")
     assert not (tmp_path / "without" / "report.html").exists()
+
+
+def test_analyze_finds_and_reads_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page is of the findings and tables that ``analyze`` has in memory, and equal to one of the files."""
+    searches: list[Ledger] = []
+
+    def counted(ledger: Ledger) -> list[Finding]:
+        searches.append(ledger)
+        return findings(ledger)
+
+    monkeypatch.setattr(advice, "findings", counted)
+    with monkeypatch.context() as patched:
+        patched.setattr(read, "read_frame", lambda file, _: pytest.fail(f"{file} was read"))
+        analyze(TWO_GPUS, tmp_path, "--report")
+    assert len(searches) == 1
+    page, found = (tmp_path / "report.html").read_bytes(), (tmp_path / "findings.json").read_bytes()
+    assert run("report", tmp_path).code == 0
+    assert len(searches) == 2
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert (tmp_path / "findings.json").read_bytes() == found
 
 
 def test_no_results(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from nvtxmoe_analysis.attribution.kernel_classes import KernelClasses
 from nvtxmoe_analysis.attribution.launches import Calls, Launches
 from nvtxmoe_analysis.attribution.layer_collectives import Collectives, Part
 from nvtxmoe_analysis.attribution.operation_times import Judged, RowsByKind, may_overrun, overruns, reasons_of
-from nvtxmoe_analysis.attribution.order import operations_disordered, operations_overlapping
+from nvtxmoe_analysis.attribution.order import operations_disordered, operations_of_streams, operations_overlapping
 from nvtxmoe_analysis.attribution.placed import (
     CLASSES,
     CROSSING,
@@ -316,6 +316,8 @@ def _out_of_order(frame: pl.DataFrame, launches: Launches, call: Calls, possible
     stream = packed([frame[name].fill_null(-1).to_numpy() for name in ("globalPid", *STREAM)])
     start, end = frame["start"].to_numpy(), frame["end"].to_numpy()
     launched = possible & (call >= 0)
+    if launched.all():
+        return operations_of_streams(stream, launches.thread[call], start, end, launches.start_ns[call])
     called, in_time = (slice(None) if some.all() else np.flatnonzero(some) for some in (launched, possible))
     return (
         operations_disordered(

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 
 from nvtxmoe_analysis.attribution.gpu_operations import KINDS
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES
+from nvtxmoe_analysis.core.arrays import Bools, Ints
+from nvtxmoe_analysis.core.grouping import dense, sums
 
 #: (regular expression, source of the names that it is for): of names without return type, template and arguments.
 PATTERNS: tuple[tuple[str, str], ...] = (
@@ -29,6 +33,9 @@ NOT_PRODUCTS = r"(?i)quant|splitk_?reduce|prepare|gather|problem_size|get_group|
 TRITON = r"^fused_moe_kernel$"
 #: Rows, columns and depth of a tile in names of triton_kernels.
 TILE = re.compile(r"matmul\w*?_(\d+)x\d+x\d+(?:x\d+)?(?:_|$)")
+
+#: Stands for the name of an operation that has none.
+NO_NAME = np.iinfo(np.int64).min
 
 COLUMNS = {
     "step_row": pl.Int32,
@@ -51,28 +58,34 @@ def expert_matmuls(in_layer: pl.DataFrame, names: Mapping[int, str]) -> pl.DataF
         in_layer, names: see ``Attribution``.
     """
     known = _known(names)
-    if in_layer.is_empty() or known.is_empty():
-        return pl.DataFrame(schema=COLUMNS)
     kernel, phase = KINDS.index("kernel"), PHASE_NAMES.index("experts")
-    return (
-        in_layer.lazy()
-        .filter((pl.col("phase") == phase) & (pl.col("kind") == kernel))
-        .select("step_row", "layer", pl.col("name").cast(pl.Int64), ns=pl.col("end") - pl.col("start"))
-        .join(known.lazy(), on="name", how="inner")
-        .group_by("step_row", "layer")
-        .agg(
-            matmul_count=pl.len(),
-            matmul_ns=pl.col("ns").sum(),
-            triton=pl.col("triton").all(),
-            named_block_m=pl.when(
-                (pl.col("block") == pl.col("block").first()).all() & (pl.col("block").first() > 0)
-            ).then(pl.col("block").first()),
-        )
-        .select(*COLUMNS)
-        .cast(COLUMNS)  # type: ignore[arg-type]
-        .sort("step_row", "layer")
-        .collect()
-    )
+    of_experts = np.flatnonzero((in_layer["phase"].to_numpy() == phase) & (in_layer["kind"].to_numpy() == kernel))
+    name = in_layer["name"].gather(of_experts).fill_null(NO_NAME).to_numpy()
+    place = np.searchsorted(known.idents, name)
+    place[place == len(known.idents)] = 0
+    product = np.flatnonzero(known.idents[place] == name) if len(known.idents) else np.zeros(0, dtype=np.intp)
+    if not len(product):
+        return pl.DataFrame(schema=COLUMNS)
+    at, place = of_experts[product], place[product]
+    step_row, start, end = (in_layer[column].gather(at).to_numpy() for column in ("step_row", "start", "end"))
+    layers, layer = dense(in_layer["layer"].gather(at).to_numpy())
+    cells, cell = dense(step_row.astype(np.int64) * len(layers) + layer)
+    count = np.bincount(cell, minlength=len(cells))
+    block = known.blocks[place]
+    first_block = np.zeros(len(cells), dtype=np.int64)
+    first_block[cell[::-1]] = block[::-1]  # the last one written is the first row's
+    same_block = np.bincount(cell[block == first_block[cell]], minlength=len(cells)) == count
+    named = pl.Series(first_block).set(pl.Series(~same_block | (first_block <= 0)), None)
+    return pl.DataFrame(
+        {
+            "step_row": cells // len(layers),
+            "layer": layers[cells % len(layers)],
+            "matmul_count": count,
+            "matmul_ns": sums(cell, end - start, len(cells)),
+            "triton": np.bincount(cell[~known.triton[place]], minlength=len(cells)) == 0,
+            "named_block_m": named,
+        }
+    ).cast(COLUMNS)  # type: ignore[arg-type]
 
 
 def is_matmul(name: str) -> bool:
@@ -87,11 +100,18 @@ def block_in_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def _known(names: Mapping[int, str]) -> pl.DataFrame:
-    """Return the names of such kernels: ``name`` (id), ``triton``, ``block`` (0: not told)."""
-    rows = [
-        (ident, re.search(TRITON, name) is not None, block_in_name(name) or 0)
-        for ident, name in names.items()
-        if is_matmul(name)
-    ]
-    return pl.DataFrame(rows, schema={"name": pl.Int64, "triton": pl.Boolean, "block": pl.Int64}, orient="row")
+class _Known(NamedTuple):
+    """Names of such kernels: ids, rising; whether vLLM's ``fused_moe_kernel``; rows of a tile (0: not told)."""
+
+    idents: Ints
+    triton: Bools
+    blocks: Ints
+
+
+def _known(names: Mapping[int, str]) -> _Known:
+    known = sorted((ident, name) for ident, name in names.items() if is_matmul(name))
+    return _Known(
+        np.array([ident for ident, _ in known], dtype=np.int64),
+        np.array([re.search(TRITON, name) is not None for _, name in known], dtype=np.bool_),
+        np.array([block_in_name(name) or 0 for _, name in known], dtype=np.int64),
+    )

@@ -104,7 +104,8 @@ class Launches:
         ran): neither puts work on the GPU.
         """
         calls = pl.concat([_EMPTY, *self._in_step])
-        calls = calls.filter(pl.col("named") | pl.Series(self._used[calls["call"].to_numpy()])).drop("named")
+        if not calls["named"].all():  # a copy of so many rows costs memory
+            calls = calls.filter(pl.col("named") | pl.Series(self._used[calls["call"].to_numpy()]))
         at = calls["call"].to_numpy()
         graphs = [ident for ident, text in self._names.items() if re.match(GRAPH_LAUNCH_PATTERN, text)]
         launching = calls.select(
@@ -147,7 +148,7 @@ class Launches:
             after.append(after_step)
             at += len(segment)
         if segments:
-            pid, ident, start_ns = np.concatenate(pids), np.concatenate(idents), np.concatenate(starts)
+            pid, ident, start_ns = (_joined(parts) for parts in (pids, idents, starts))
             index = Index(pid, ident)
             self.repeated += index.repeated if first == 0 else 0
             self._indexes.append((first, index, RepeatedIds(index, pid, ident, start_ns)))
@@ -189,6 +190,13 @@ class Launches:
             check_sortedness=False,
         )
         return hits.filter(pl.col("created") <= pl.col("end")).select("call")
+
+
+def _joined(parts: list[Ints]) -> Ints:
+    """The parts as one array. The list is emptied: the largest exports leave no room for both."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
 
 
 def _known_ids(correlation: pl.Series) -> Ints:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from nvtxmoe_analysis.attribution.id_index import ID_BITS
-from nvtxmoe_analysis.core.arrays import Ints
-from nvtxmoe_analysis.core.grouping import order_within
+from nvtxmoe_analysis.core.arrays import AnyInts, Ints
+from nvtxmoe_analysis.core.grouping import order_within, packed
 
 #: Correlation ids have 32 bits: one that falls by more has begun again from 0.
 HALF_OF_IDS = 1 << 31
@@ -61,10 +61,12 @@ def operations_overlapping(stream: Ints, start_ns: Ints, end_ns: Ints) -> int:
     Parameters:
         stream: int64 [operations], a number of each one's stream.
     """
-    if len(start_ns) <= LATER:
-        return 0
     order = order_within(stream, start_ns)
-    key, start_ns, end_ns = stream[order], start_ns[order], end_ns[order]
+    return _overlapping(stream[order], start_ns[order], end_ns[order])
+
+
+def _overlapping(key: Ints, start_ns: Ints, end_ns: Ints) -> int:
+    """The same of operations in the order of their streams and starts."""
     same = key[LATER:] == key[:-LATER]
     return int(np.count_nonzero(same & (end_ns[:-LATER] - start_ns[LATER:] > OVERLAP_NS)))
 
@@ -79,3 +81,23 @@ def operations_disordered(stream: Ints, start_ns: Ints, launched_ns: Ints) -> in
         return 0
     order = order_within(stream, start_ns, launched_ns)
     return int(np.count_nonzero((np.diff(stream[order]) == 0) & (np.diff(launched_ns[order]) < 0)))
+
+
+def operations_of_streams(
+    stream: Ints, thread: AnyInts, start_ns: Ints, end_ns: Ints, launched_ns: Ints
+) -> tuple[int, int]:
+    """Return :func:`operations_disordered` and :func:`operations_overlapping` of operations that all have a call.
+
+    One thread gives a stream its work, as a rule; then one order is that of both.
+
+    Parameters:
+        stream: int64 [operations], a number of each one's stream. thread: of its call.
+    """
+    order = order_within(stream, start_ns)
+    key, start_ns, launched_ns = stream[order], start_ns[order], launched_ns[order]
+    thread, end_ns = thread[order], end_ns[order]
+    overlapping = _overlapping(key, start_ns, end_ns)
+    same, falls = key[1:] == key[:-1], launched_ns[1:] < launched_ns[:-1]
+    if (same & (thread[1:] != thread[:-1])).any() or (same & falls & (start_ns[1:] == start_ns[:-1])).any():
+        return operations_disordered(packed([key, thread]), start_ns, launched_ns), overlapping
+    return int(np.count_nonzero(same & falls)), overlapping

@@ -289,22 +289,26 @@ def _walk_unusual(
 ) -> int:
     """Where ranges cross or lie deep, work out each segment from all ranges that cover it; the number that cross."""
     _, level, index, is_open = walk
-    kind, layer = ordered["kind"].to_numpy(), ordered["layer"].to_numpy()
-    phase, step_row = ordered["phase"].to_numpy().astype(np.int64), ordered["step_row"].to_numpy()
     cluster = _clusters(level, is_open)
     deep = np.unique(cluster[level > DEEPEST])
-    crossings = 0
-    for number in np.union1d(_crossing_clusters(level, index, is_open), deep):
-        first, last = np.searchsorted(cluster, [number, number + 1])
-        members = np.unique(index[first:last])
-        crossings += number_crossing(opens[members], closes[members])
-        for at, seen in enumerate(open_ranges(index[first:last], is_open[first:last], kind, layer, closes), int(first)):
-            state.step[at] = NONE if seen.step == NONE else step_row[seen.step]
-            state.idle[at] = seen.idle
-            state.layer[at] = NONE if seen.layer == NONE else layer[seen.layer]
-            state.phase[at] = 0 if seen.phase == NONE or kind[seen.phase] == LAYER else phase[seen.phase]
-            state.crossing[at] = seen.crossing
-    return crossings
+    # All such clusters in one walk: between two of them no range is open.
+    at = np.flatnonzero(np.isin(cluster, np.union1d(_crossing_clusters(level, index, is_open), deep)))
+    if not len(at):
+        return 0
+    members, range_of = np.unique(index[at], return_inverse=True)
+    ranges = ordered[members]
+    kind, layer = ranges["kind"].to_numpy(), ranges["layer"].to_numpy()
+    phase, step_row = ranges["phase"].to_numpy().astype(np.int64), ranges["step_row"].to_numpy()
+    walked = open_ranges(
+        range_of.tolist(), is_open[at].tolist(), kind.tolist(), layer.tolist(), closes[members].tolist()
+    )
+    of_step, of_layer, of_phase, idle, crossing = (np.array(values) for values in zip(*walked, strict=True))
+    state.step[at] = np.where(of_step == NONE, NONE, step_row[of_step])
+    state.idle[at] = idle
+    state.layer[at] = np.where(of_layer == NONE, NONE, layer[of_layer])
+    state.phase[at] = np.where((of_phase == NONE) | (kind[of_phase] == LAYER), 0, phase[of_phase])
+    state.crossing[at] = crossing
+    return number_crossing(opens[members], closes[members])
 
 
 def _with_empty(values: npt.NDArray[Any], empty: int, dtype: type[np.generic]) -> npt.NDArray[Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from nvtxmoe_analysis.attribution.range_kinds import IDLE, LAYER, NONE, PHASE, STEP
-from nvtxmoe_analysis.core.arrays import Bools, Ints
+from nvtxmoe_analysis.core.arrays import Ints
 
 
 class Seen(NamedTuple):
@@ -54,7 +53,7 @@ class _Open:
     They nest if that is never so. Ranges are added in that order, and removed in any.
     """
 
-    def __init__(self, closes: Ints) -> None:
+    def __init__(self, closes: Sequence[int]) -> None:
         self._closes = closes
         self._before: dict[int, int] = {}
         self._after: dict[int, int] = {}
@@ -79,24 +78,24 @@ class _Open:
             self._last = before
 
     def _rises(self, first: int, second: int) -> bool:
-        return NONE not in (first, second) and bool(self._closes[first] < self._closes[second])
+        return NONE not in (first, second) and self._closes[first] < self._closes[second]
 
 
 def open_ranges(
-    index: Ints, is_open: Bools, kind: npt.NDArray[Any], layer: npt.NDArray[Any], closes: Ints
+    index: Sequence[int], is_open: Sequence[bool], kind: Sequence[int], layer: Sequence[int], closes: Sequence[int]
 ) -> Iterator[Seen]:
     """Yield what the open ranges say after each boundary.
 
     Parameters:
         index, is_open: [boundaries] in the order of time; the range, numbered in the order of starts, and whether it
-            opens.
-        kind, layer, closes: [ranges].
+            opens. Lists: one value at a time is taken.
+        kind, layer, closes: [ranges], likewise.
     """
     latest_of = {STEP: _Latest(), LAYER: _Latest(), PHASE: _Latest()}
     ranges = _Open(closes)
     idle = 0
-    for row, opening in zip(index.tolist(), is_open.tolist(), strict=True):
-        of = int(kind[row])
+    for row, opening in zip(index, is_open, strict=True):
+        of = kind[row]
         which = [latest_of[STEP]] if of == STEP else []
         if of in {LAYER, PHASE}:
             # A phase names its layer, so that it counts where no layer range is around it.

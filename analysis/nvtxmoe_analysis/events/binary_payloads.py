@@ -163,7 +163,7 @@ class Decoder:
             self._leave_out(rows, f"payload schema {schema} is not among NVTX_PAYLOAD_SCHEMAS of its domain")
             return None
         # Only the count of a dynamic one differs from payload to payload.
-        samples = {payload.tobytes() for payload in data[:, :SIZE_BYTES]}
+        samples = {payload.tobytes() for payload in _distinct_counts(data)}
         fitting = [layout for layout in known if any(_fits(layout, size_bytes, sample) for sample in samples)]
         if not fitting:
             self._leave_out(rows, f"{size_bytes} bytes fit no definition of payload schema {schema}")
@@ -274,6 +274,14 @@ def joined(blobs: pl.Series) -> npt.NDArray[np.uint8]:
     bounds = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
     content = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, dtype=np.uint8)
     return content[bounds[0] : bounds[-1]]
+
+
+def _distinct_counts(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The distinct beginnings of SIZE_BYTES or fewer of payloads, uint8 [rows, bytes]."""
+    beginnings = np.ascontiguousarray(data[:, :SIZE_BYTES])
+    if beginnings.shape[1] < SIZE_BYTES:
+        return beginnings[:1]  # no count: only their size matters
+    return np.unique(beginnings.view("<u8")[:, 0]).view(np.uint8).reshape(-1, SIZE_BYTES)
 
 
 def _fits(layout: Layout, size_bytes: int, sample: bytes) -> bool:

@@ -84,6 +84,9 @@ class Results:
         """
         if name not in declarations():
             raise no_such("frame or document", name, declarations())
+        return self._file(name)
+
+    def _file(self, name: str) -> Path | None:
         return _file(self.folder, name)
 
     def frame(self, name: str) -> pl.DataFrame:
@@ -95,13 +98,22 @@ class Results:
         if name not in tables():
             raise no_such("frame", name, tables())
         if name not in self._read:
-            self._read[name] = read_frame(self._present(name), tables()[name])
+            self._read[name] = self._read_frame(name)
         frame: pl.DataFrame = self._read[name]
         return frame
 
     def is_read(self, name: str) -> bool:
         """Return whether a table or document has been read and is kept."""
         return name in self._read
+
+    def ends_in_line(self, name: str) -> bool:
+        """Return whether the last line of a CSV file that is there is whole; True of other files."""
+        path = self.path(name)
+        if path is None or path.suffix != ".csv":
+            return True
+        with path.open("rb") as file:
+            file.seek(-1, 2)
+            return file.read() == b"\n"
 
     def document(self, name: str) -> dict[str, Any]:
         """Return a JSON document; the same as the attribute of that name.
@@ -112,7 +124,7 @@ class Results:
         if name not in documents():
             raise no_such("document", name, documents())
         if name not in self._read:
-            self._read[name] = _read_document(self._present(name))
+            self._read[name] = self._read_document(name)
         document: dict[str, Any] = self._read[name]
         return document
 
@@ -126,6 +138,12 @@ class Results:
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *declarations()]
+
+    def _read_frame(self, name: str) -> pl.DataFrame:
+        return read_frame(self._present(name), tables()[name])
+
+    def _read_document(self, name: str) -> dict[str, Any]:
+        return _read_document(self._present(name))
 
     def _present(self, name: str) -> Path:
         file = self.path(name)

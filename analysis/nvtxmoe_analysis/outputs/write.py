@@ -15,6 +15,8 @@ from nvtxmoe_analysis.core.parallel import ordered_map
 from nvtxmoe_analysis.outputs.csv_formulas import mark
 
 FORMATS = ("csv", "parquet")
+#: Significant digits of floats in CSV.
+DIGITS = 9
 #: Rows of a table whose numbers are text in memory at a time.
 BLOCK_ROWS = 1 << 16
 
@@ -79,7 +81,7 @@ def _widened(table: pl.DataFrame) -> list[pl.Expr]:
 
 
 def as_text(table: pl.DataFrame) -> pl.DataFrame:
-    """Floats as %.9g, empty where null or not finite. Texts that a spreadsheet would compute are marked."""
+    """Floats with DIGITS digits, empty where null or not finite. Texts that a spreadsheet would compute are marked."""
     floats = [name for name, dtype in table.schema.items() if dtype.is_float()]
     texts = [name for name, dtype in table.schema.items() if dtype == pl.String]
     return table.with_columns(*(_formatted(table[name]) for name in floats), *(mark(table[name]) for name in texts))
@@ -91,6 +93,6 @@ def _formatted(values: pl.Series) -> pl.Series:
     distinct = finite.unique().drop_nulls()
     if distinct.is_empty():
         return pl.Series(values.name, [None] * len(values), dtype=pl.String)
-    texts = pl.Series([f"{v:.9g}" for v in distinct.to_list()], dtype=pl.String)
+    texts = pl.Series([f"{v:.{DIGITS}g}" for v in distinct.to_list()], dtype=pl.String)
     text: pl.Series = finite.replace_strict(distinct, texts, default=None, return_dtype=pl.String)
     return text

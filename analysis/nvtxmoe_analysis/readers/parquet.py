@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +25,8 @@ ANY_ROWS = 5_000_000
 ANY_BLOB_BYTES, BLOB_FACTOR = 1 << 29, 64
 #: Rows of payloads read at a time.
 BLOB_ROWS = 1 << 12
+#: Stands for a domain that a row does not tell.
+NO_DOMAIN = np.iinfo(np.int64).min
 
 #: What reading a damaged file raises. pyarrow decodes names as it goes; the panics of polars are no Exception.
 PARQUET_ERRORS = (
@@ -124,6 +127,7 @@ class ParquetExport(Export):
             return pl.DataFrame(schema=schema)
         file = self._file(nsys_tables.NVTX.name)
         parts = [pl.DataFrame(schema=schema)]
+        wanted = np.array(list(domain_ids), dtype=np.int64)
         rows = size_bytes = 0
         try:
             with pq.ParquetFile(file) as opened:
@@ -135,17 +139,11 @@ class ParquetExport(Export):
                             where=file,
                             remedy="Export the report again, or copy it again",
                         )
+                    domain = pl.Series(batch.column("domainId")).cast(pl.Int64).fill_null(NO_DOMAIN).to_numpy()
                     # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
-                    blob = batch.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary())
-                    frame = pl.DataFrame(
-                        {
-                            "row": pl.int_range(rows, rows + len(batch), eager=True, dtype=pl.Int64),
-                            "domain": pl.Series(batch.column("domainId").cast(pa.int64())),
-                            "blob": pl.Series(blob, dtype=pl.Binary),
-                        }
-                    )
-                    in_domain = pl.col("domain").is_in(list(domain_ids)) & pl.col("blob").is_not_null()
-                    parts.append(frame.filter(in_domain).select("row", "blob"))
+                    blob = pl.Series("blob", batch.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary()), pl.Binary)
+                    at = np.flatnonzero(np.isin(domain, wanted) & blob.is_not_null().to_numpy())
+                    parts.append(pl.DataFrame({"row": at + rows, "blob": blob.gather(at)}, schema=schema))
                     rows += len(batch)
         except PARQUET_ERRORS as error:
             raise self._damaged(error, file) from error

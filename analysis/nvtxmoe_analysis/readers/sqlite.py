@@ -36,8 +36,8 @@ _COPY = "export.sqlite"
 _COLUMNS = """
 SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.type = 'table' ORDER BY t.rowid, c.cid
 """
-#: From this many rows on connectorx is faster than sqlite3.
-LARGE_ROWS = 10_000
+#: From this many rows on connectorx takes less CPU time than sqlite3: each of its queries takes 0.06 s at least.
+LARGE_ROWS = 30_000
 
 
 class SqliteExport(Export):

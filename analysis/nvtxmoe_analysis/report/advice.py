@@ -53,6 +53,14 @@ class Advice:
         }
 
 
+@dataclass(frozen=True)
+class Advised:
+    """Results and their advice. ``source`` knows what the findings could not use."""
+
+    source: Source
+    advice: Advice
+
+
 def advise(source: Source) -> Advice:
     """Return the findings of a results folder with the four answers."""
     ledger = Ledger(source)
@@ -66,19 +74,21 @@ def text_of(advice: Advice) -> str:
     return json.dumps(advice.as_dict(), indent=2) + "\n"
 
 
-def write_findings(folder: Path) -> tuple[Advice, Path]:
+def write_findings(folder: Path, advice: Advice | None = None) -> tuple[Advice, Path]:
     """Write ``findings.json`` beside the results.
 
     Parameters:
         folder: DIR of ``analyze`` or ``merge``, or ``moe_expert_tracking`` inside it.
+        advice: of these results, if it is known already.
 
     Raises:
         NvtxmoeError: the folder has no results, or the file can't be written.
     """
-    source = Source(load(folder))
-    output = output_folder(source.loaded.folder)
+    results = load(folder)
+    output = output_folder(results.folder)
     check_folder(output)
-    advice = advise(source)
+    if advice is None:
+        advice = advise(Source(results))
     try:
         with staging(output) as stage:
             (stage / FINDINGS).write_text(text_of(advice), encoding="utf-8")

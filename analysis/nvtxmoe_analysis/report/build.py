@@ -12,7 +12,7 @@ from nvtxmoe_analysis.core.files import cannot_write, check_folder
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import declarations
-from nvtxmoe_analysis.report.advice import FINDINGS, Advice, advise, text_of
+from nvtxmoe_analysis.report.advice import FINDINGS, Advice, Advised, advise, text_of
 from nvtxmoe_analysis.report.chart import ChartModule, Drawing
 from nvtxmoe_analysis.report.charts import chart_modules
 from nvtxmoe_analysis.report.commands import output_folder
@@ -33,13 +33,12 @@ class Composed:
     html: str
 
 
-def build(folder: Path, *, images: bool) -> Report:
+def build(folder: Path, *, images: bool, advised: Advised | None = None) -> Report:
     """See ``nvtxmoe_analysis.report.report``."""
-    source = Source(load(folder))
-    results = source.loaded.folder
-    output = output_folder(results)
+    source = Source(load(folder)) if advised is None else advised.source
+    output = output_folder(source.loaded.folder)
     check_folder(output)
-    composed = compose(source)
+    composed = compose(source, None if advised is None else advised.advice)
     charts = composed.charts
     pictures: dict[str, bytes] = {}
     if images:
@@ -59,9 +58,14 @@ def build(folder: Path, *, images: bool) -> Report:
     )
 
 
-def compose(source: Source) -> Composed:
-    """Return findings, charts and page of a results folder."""
-    advice = advise(source)
+def compose(source: Source, advice: Advice | None = None) -> Composed:
+    """Return findings, charts and page of a results folder.
+
+    Parameters:
+        advice: of this source, if it is known already.
+    """
+    if advice is None:
+        advice = advise(source)
     charts = [placed(source, name, module) for name, module in chart_modules().items()]
     html = page(
         advice,

@@ -33,6 +33,7 @@ def outlying(frame: pl.DataFrame) -> pl.DataFrame:
 def costliest_layer(frame: pl.DataFrame) -> int:
     """Return the layer with the most own time without outliers; the lowest of equal ones."""
     column = own_column(frame)
+    frame = frame.select(name for name in ("layer_idx", *OWN_TIMES, *STEP) if name in frame.columns)
     outliers = outlying(frame).group_by("layer_idx").agg(pl.col(column).sum().alias("outlying"))
     by_layer = frame.group_by("layer_idx").agg(pl.col(column).sum()).join(outliers, on="layer_idx", how="left")
     steady = by_layer.with_columns(steady=pl.col(column) - pl.col("outlying").fill_null(0))

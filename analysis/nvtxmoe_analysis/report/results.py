@@ -51,14 +51,12 @@ class Source:
 
     def _cut(self, name: str, frame: pl.DataFrame) -> str:
         """Return the evidence that a table lacks rows at its end; empty if there is none."""
-        path = self.loaded.path(name)
-        if path is not None and path.suffix == ".csv":
-            with path.open("rb") as file:
-                file.seek(-1, 2)
-                if file.read() != b"\n":
-                    return "it is damaged: its last line is cut"
+        if not self.loaded.ends_in_line(name):
+            return "it is damaged: its last line is cut"
+        if name != "activations":
+            return ""
         totals = [layer.get("total_activations") for layer in self.document("summary").values()]
-        if name == "activations" and totals and all(isinstance(total, int) for total in totals):
+        if totals and all(isinstance(total, int) for total in totals):
             counted, total = frame["activation_count"].sum(), sum(totals)
             if counted < total:
                 return f"it is damaged: it counts {counted:,} of the {total:,} assignments of {self.file('summary')}"
