@@ -9,8 +9,8 @@ from rich.markup import escape
 
 from nvtxmoe.printing.table import Column, show_table
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.placement.run_data import PHASE_WORDS, PHASES
 
-PHASES = ("decode", "prefill")
 COLOURS = {"worth it": "green", "not worth it": "yellow"}
 
 
@@ -45,7 +45,7 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
 
 def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
     if phase["reason"] is not None:
-        console.print(f"{name}: no prediction: {escape(phase['reason'])}", soft_wrap=True)
+        console.print(f"{PHASE_WORDS[name]}: no prediction: {escape(phase['reason'])}", soft_wrap=True)
         return
     pairs = zip(phase["features"], phase["mean_slopes_ns"], strict=True)
     costs = ", ".join(f"{_us(slope, 3)} per {feature.removesuffix('s')}" for feature, slope in pairs)
@@ -53,7 +53,7 @@ def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
     share = today["explained_pct"]
     explained = "" if share is None else f", which the model explains to {share:.0f} %"
     console.print(
-        f"{name}, {number(phase['steps'], 'step')}: {costs}. Today's slowest ranks take "
+        f"{number(phase['steps'], f'{PHASE_WORDS[name]} step')}: {costs}. Today's slowest ranks take "
         f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}."
     )
 
@@ -71,7 +71,7 @@ def _show_batch(console: Console, batch: dict[str, Any]) -> None:
 
 def _show_placements(console: Console, placements: list[dict[str, Any]], phase: str) -> None:
     columns = (
-        Column(phase, right=False),
+        Column(f"{PHASE_WORDS[phase]} steps", right=False),
         Column("us per step", drop=1),
         Column("saves us"),
         Column("95 % interval"),

@@ -15,6 +15,8 @@ from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.placement.layout import Counts, Load
 
 DECODE, PREFILL = PHASES = ("decode", "prefill")
+#: Phases in words: a step with any prefill is prefill here, so that mixed steps are in it.
+PHASE_WORDS = {DECODE: "decode", PREFILL: "prefill and mixed"}
 CORRELATION, STEP_COUNTS = "layer_correlation", "step_activations"
 COLUMNS = (
     *("rank", "step", "layer_idx", "num_tokens", "prefill_tokens", "decode_tokens", "block_m", "launched_by"),

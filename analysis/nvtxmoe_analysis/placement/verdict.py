@@ -9,6 +9,7 @@ import numpy as np
 
 from nvtxmoe_analysis.placement.phase import Phase
 from nvtxmoe_analysis.placement.predict import TODAY, Prediction, Valued
+from nvtxmoe_analysis.placement.run_data import PHASE_WORDS
 from nvtxmoe_analysis.placement.valuing import CONFIDENCE, Estimate
 from nvtxmoe_analysis.placement.vllm_eplb import considered
 
@@ -164,7 +165,7 @@ def _without_model(
     prediction: Prediction, base: float, least: float, bound: float, measured: Sequence[Phase]
 ) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
-    reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
+    reasons = "; ".join(f"{PHASE_WORDS[phase.name]} steps: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
     facts = considered(prediction)
     phases = {
         phase.name: InPhase(None, _finite(_bound(prediction, [phase])), _valued_ns(prediction, phase))
@@ -215,7 +216,7 @@ def _doubt(prediction: Prediction, best: Valued) -> str | None:
         assert calibration is not None
         if calibration.predicted_ns > MOST_OVERSTATED * max(0.0, calibration.measured.interval()[1]):
             return (
-                f"in {phase.name} the model has today's slowest ranks {_us(calibration.predicted_ns)} per step above "
+                f"in {PHASE_WORDS[phase.name]} steps the model has today's slowest ranks {_us(calibration.predicted_ns)} per step above "
                 f"the mean, and measured are {_us(calibration.measured.mean_ns)}"
             )
     return None
@@ -223,7 +224,7 @@ def _doubt(prediction: Prediction, best: Valued) -> str | None:
 
 def _left_out(prediction: Prediction) -> str:
     unvalued = [phase for phase in prediction.phases.values() if phase.reason and prediction.run.steps[phase.name]]
-    return "".join(f"; {phase.name} is not in it ({phase.reason})" for phase in unvalued)
+    return "".join(f"; {PHASE_WORDS[phase.name]} steps are not in it ({phase.reason})" for phase in unvalued)
 
 
 def _moving(prediction: Prediction, placement: Valued) -> str:
@@ -240,7 +241,7 @@ def _least(prediction: Prediction) -> str:
 
 
 def _pct(value: float, base: float) -> str:
-    return f"{100 * value / base:.2g} % of a step" if base > 0 else "of a step of unknown length"
+    return f"{100 * value / base:.2g} % of a median step" if base > 0 else "of a step of unknown length"
 
 
 def _us(value: float) -> str:

@@ -44,7 +44,7 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(remaining, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait another {} per {}{}, {}, in collectives, for reasons other than the ranks' loads and speeds."
+    text = "Ranks wait {} per {}{}, {}, in collectives after its first, for reasons other than the ranks' loads and speeds."
     headline = sentence(text, remaining, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
     details = [sentence("In all, ranks wait {} per step{} in collectives.", wait, ledger.of_mean_rank)]
     details += _of_ranks(ledger, rows)

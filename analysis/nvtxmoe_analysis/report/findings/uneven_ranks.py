@@ -7,7 +7,7 @@ from typing import Any
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.placement.document import verdict_document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
-from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
+from nvtxmoe_analysis.placement.run_data import DECODE, PHASE_WORDS, PREFILL
 from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
 from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
@@ -33,6 +33,14 @@ SAME_REQUESTS = (
     "The interval is for the requests of this capture: a step has mostly the requests of the step before. Record many "
     "requests to know it for your traffic."
 )
+MOVING = (
+    "What moving the weights costs is not in it; `nvtxmoe place --link-gbs GB_PER_S` counts it for weights that move "
+    "again and again."
+)
+FITTED = (
+    "a model of the ranks' own time, fitted to one half of the steps, predicts the other half; the interval is how much "
+    "the saving scatters from step to step."
+)
 ALL = "Analyse the capture without filters: placements are predicted from all ranks, layers and steps."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
 
@@ -46,7 +54,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
         return [_even(stake(even, ledger.step_time))]
     try:
-        verdict = verdict_document(place(ledger.source.loaded))
+        verdict = ledger.source.kept(ID, lambda: verdict_document(place(ledger.source.loaded)))
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
         return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
@@ -83,8 +91,8 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | No
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
     """Return the finding in the words of ``nvtxmoe place``, with its numbers for the phase of the steady steps."""
     assert ledger.steady is not None
-    over_all = "Over all kinds of steps: " if len(verdict["phases"]) > 1 else ""
-    confidence = sentence("{}{}", over_all, verdict["sentence"])
+    several = len(verdict["phases"]) > 1
+    confidence = sentence("{}{}", "Over all kinds of steps: " if several else "", verdict["sentence"])
     phase = PREFILL if ledger.steady.kind in ("prefill", "mixed") else DECODE
     noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "net_saved_ns")
     if verdict["answer"] == WORTH and saved is not None and saved.per_step.value > 0:
@@ -93,9 +101,10 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
         next_step = NextStep("rebalance experts", TRY, expected, commands.place(ledger.source))
         step = _valued_step(ledger, verdict, phase)
-        text = "Predicted for the half of the {} steps that the model did not see; these take {} each."
-        details = [] if step is None else [sentence(text, phase, step)]
-        details.append(sentence(SAME_REQUESTS))
+        text = "Predicted for the half of the {} steps that the model did not see; these take {} each (mean)."
+        details = [] if step is None else [sentence(text, PHASE_WORDS[phase], step)]
+        details += [*(_over_all(ledger, verdict) if several else []), sentence(SAME_REQUESTS), sentence(MOVING)]
+        confidence = sentence(FITTED)
         return [
             Finding(TOPIC, headline, details, confidence, COST, "stragglers", saved, next_step, first_screen=headline)
         ]
@@ -110,6 +119,16 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
     return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_most, first_screen=headline)]
 
 
+def _over_all(ledger: Ledger, verdict: dict[str, Any]) -> list[Sentence]:
+    """Return what the placement saves per step of all phases together."""
+    kinds, key = " and ".join(PHASE_WORDS[name] for name in verdict["phases"]), "net_saved_ns"
+    interval = (verdict["net_saved_low_ns"], verdict["net_saved_high_ns"])
+    value, unit, file = float(verdict[key]), ledger.time_unit, ledger.source.file(CORRELATION)
+    ends = None if None in interval else (float(interval[0]), float(interval[1]))
+    saved = SourcedNumber(value, shown(value, key, unit), file, key, "predicted", interval=ends, time_unit=unit)
+    return [sentence("Over {} steps together it saves {} per step{}.", kinds, saved, interval_words(saved))]
+
+
 def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str) -> Stake | None:
     """Return a time of the verdict per step of a phase, as a share of the steps that were valued; None if the phase
     has none. No file holds it, it is predicted from one."""
@@ -121,7 +140,8 @@ def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str)
     bounded = column == "net_saved_ns" and low is not None and high is not None
     interval = (float(low), float(high)) if bounded else None
     key = f"phases.{phase}.{column}"
-    time = SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval)
+    unit = ledger.time_unit
+    time = SourcedNumber(value, shown(value, key, unit), file, key, "predicted", interval=interval, time_unit=unit)
     step = _valued_step(ledger, verdict, phase)
     return stake(time, ledger.step_time if step is None else step)
 
@@ -131,4 +151,5 @@ def _valued_step(ledger: Ledger, verdict: dict[str, Any], phase: str) -> Sourced
     value, key = verdict["phases"].get(phase, {}).get("step_gpu_ns"), f"phases.{phase}.step_gpu_ns"
     if value is None:
         return None
-    return SourcedNumber(float(value), shown(float(value), key), ledger.source.file(CORRELATION), key, "predicted")
+    unit, file = ledger.time_unit, ledger.source.file(CORRELATION)
+    return SourcedNumber(float(value), shown(float(value), key, unit), file, key, "predicted", time_unit=unit)
