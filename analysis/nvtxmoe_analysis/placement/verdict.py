@@ -165,7 +165,9 @@ def _without_model(
     prediction: Prediction, base: float, least: float, bound: float, measured: Sequence[Phase]
 ) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
-    reasons = "; ".join(f"{PHASE_WORDS[phase.name]} steps: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
+    reasons = "; ".join(
+        f"{PHASE_WORDS[phase.name]} steps: {phase.reason}" for phase in prediction.phases.values() if phase.reason
+    )
     facts = considered(prediction)
     phases = {
         phase.name: InPhase(None, _finite(_bound(prediction, [phase])), _valued_ns(prediction, phase))

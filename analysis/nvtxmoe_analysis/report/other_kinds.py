@@ -66,9 +66,7 @@ def of_all(other: OtherKind) -> Sentence:
     """Return the share of the GPU time that such steps take, what one takes, and MoE layers of it."""
     kind = other.steady.kind
     text = "{} steps take {} of the GPU time of all steps. MoE layers take {} of {} per {} ({})."
-    return sentence(
-        text, kind.capitalize(), other.share, other.moe, other.per_step, other.steady.noun, other.moe_share
-    )
+    return sentence(text, kind.capitalize(), other.share, other.moe, other.per_step, other.steady.noun, other.moe_share)
 
 
 def beside(ledger: Ledger) -> list[Sentence]:

@@ -95,7 +95,11 @@ def build(source: Source) -> Drawing | Missing:
         "the number of steps. Steady steps of each kind are apart from those left out (start-up, eager, outliers). "
         f"{_WAITING if 'waiting' in present else _WITH_WAITING}",
         f"Stacked bars of GPU time by class of work. {lead}.",
-        table(("steps", "class", "sum of steps and ranks", "share", "per step, mean of steps and ranks"), cells, file_name=file),
+        table(
+            ("steps", "class", "sum of steps and ranks", "share", "per step, mean of steps and ranks"),
+            cells,
+            file_name=file,
+        ),
     )
 
 
@@ -124,7 +128,9 @@ def classes_by_kind(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
         by_class = {class_: int(chosen[column].sum()) for class_, column in OUTSIDE.items()}
         by_class = {"moe layers": total - sum(by_class.values()), **by_class}
         if waits is not None:
-            in_layers, outside = waits.join(chosen.select("step").unique(), on="step").select("layers", "outside").sum().row(0)
+            in_layers, outside = (
+                waits.join(chosen.select("step").unique(), on="step").select("layers", "outside").sum().row(0)
+            )
             by_class["moe layers"] -= in_layers or 0
             by_class["collective"] -= outside or 0
             by_class["waiting"] = (in_layers or 0) + (outside or 0)

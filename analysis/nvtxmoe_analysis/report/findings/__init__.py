@@ -16,7 +16,6 @@ from typing import Protocol, cast
 from nvtxmoe_analysis.report.finding import COST, KINDS, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 
-
 #: Below this ORDER are the modules that look for problems.
 LAST_PROBLEM = 15
 
