@@ -26,13 +26,17 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         + f", {number(len(overview['layers']), 'MoE layer')}, {number(overview['tokens'], 'token')}"
     )
     if overview["recording"]:
-        console.print(f"Expert ids: {ways_text(overview['recording'])}")
+        console.print(f"Expert ids recorded by: {ways_text(overview['recording'])} (docs/reference/glossary.md)")
     if timed and overview["in_layer_ns"] is None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
     _show_layers(console, overview, timed)
     if timed:
-        _show_operations(console, "Most GPU time in MoE layers (sum of all steps and ranks):", overview["kernels"])
-        _show_operations(console, "Most GPU time outside MoE layers (sum of all steps and ranks):", overview["outside"])
+        _show_operations(
+            console, "Kernels with most GPU time in MoE layers (sum of all steps and ranks):", overview["kernels"]
+        )
+        _show_operations(
+            console, "Kernels with most GPU time outside MoE layers (sum of all steps and ranks):", overview["outside"]
+        )
         _show_explained(console, overview["explained"])
     _show_verdict(console, overview)
     console.print(f"Results in [bold]{escape(overview['folder'])}[/bold]:", soft_wrap=True)
@@ -85,11 +89,13 @@ def _show_layers(console: Console, overview: dict[str, Any], timed: bool) -> Non
     columns = [*_ROUTED, *(Column(f"{title} ({units[name]})", drop=drop) for title, name, drop in times)]
     where = "moe_summary.json, moe_layer_timings" if timed else "moe_summary.json"
     show_table(console, columns, rows, elsewhere=f"see {where}")
+    console.print("max/mean: the hottest expert over the mean expert." + (f" {OWN}" if times else ""))
     if len(layers) > MOST_LAYERS:
         ranked_by = "most own time" if of else "highest max/mean"
         console.print(f"The {MOST_LAYERS} layers with the {ranked_by} of {len(layers)}; the files have all.")
 
 
+OWN = "Own time is kernel time without collectives."
 #: Nanoseconds of the units that a column of times has, the longest first.
 UNITS = {"s": 1e9, "ms": 1e6, "us": 1e3}
 #: So many of a unit are its least for a column.

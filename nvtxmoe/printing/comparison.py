@@ -19,7 +19,10 @@ MOST_MOVERS = 5
 #: Where all figures are that had no room.
 ELSEWHERE = "see -o DIR or --json"
 #: What the values of a table are of.
-MEANS = "Times and imbalance: mean of steps and ranks, at equal numbers of tokens. js: how far the experts' shares are apart."
+MEANS = (
+    "Times and imbalance are means of steps and ranks, at equal numbers of tokens: another mean than the report's. js "
+    "is how far the experts' shares are apart (bits), noise how far by chance."
+)
 TIMES = ("kernel_time", "own_time", "step_time", "kernel_time_per_token")
 
 

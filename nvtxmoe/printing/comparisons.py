@@ -77,7 +77,8 @@ def _rows(results: list[dict[str, Any]]) -> list[Row]:
                 name, low, high = row["metric"], row["change_pct_ci_low"], row["change_pct_ci_high"]
                 by_metric[name].append(
                     (
-                        f"  {result['name']}", value_text(name, row["value_a"], unit), value_text(name, row["value_b"], unit),
+                        f"  {result['name']}", value_text(name, row["value_a"], unit),
+                        value_text(name, row["value_b"], unit),
                         percent_text(row["change_pct"]), interval_text(low, high, "+.2f", " %"),
                         p_text(row["p_adjusted"]), verdict_cell(row),
                     )

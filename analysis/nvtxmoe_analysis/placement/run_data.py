@@ -78,7 +78,7 @@ class RunData:
     """A run's layers, and what of it could not be used.
 
     Attributes:
-        step_ns: by phase the typical GPU time of a step (median over steps of the mean over ranks); None where unknown.
+        step_ns: by phase the GPU time of a step (mean over steps and ranks); None where unknown.
         steps: by phase their number.
         time_ns: by step number, the mean over ranks of its GPU time; steps of unknown time are left out.
         cells: (step, layer) of all; dropped: those in which something is not known of a rank.
@@ -210,7 +210,7 @@ def _refuse_without_group(results: Results, rows: pl.DataFrame) -> None:
 
 
 def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int], dict[int, float]]:
-    """Return by phase a step's typical GPU time and the number of steps; by step its GPU time."""
+    """Return by phase a step's mean GPU time and the number of steps; by step its GPU time."""
     each = rows.group_by("step").agg(
         prefill=pl.col("prefill_tokens").sum() > 0, tokens=pl.col("num_tokens").sum(), ns=pl.col("step_gpu_ns").mean()
     )
@@ -219,8 +219,8 @@ def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int],
     numbers: dict[str, int] = {}
     for phase in PHASES:
         of_phase = each.filter(pl.col("prefill") == (phase == PREFILL))
-        median = of_phase["ns"].median()
-        times[phase] = float(median) if isinstance(median, (int, float)) else None
+        mean_ns = of_phase["ns"].mean()
+        times[phase] = float(mean_ns) if isinstance(mean_ns, (int, float)) else None
         numbers[phase] = len(of_phase)
     return times, numbers, dict(each.select("step", "ns").drop_nulls().iter_rows())
 

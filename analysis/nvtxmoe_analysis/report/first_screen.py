@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvtxmoe_analysis.report.commands import analyze_all
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import (
     LITTLE_PCT,
@@ -76,8 +76,8 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
     text, word = sentence("MoE layers take {} of {} per {} ({}).", *of_step), _word(share.value, first)
     if (wait := long_wait(ledger)) is not None:
         text = sentence(
-            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step; {} of it without "
-            "waiting.",
+            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step, and {} of the step "
+            "without that waiting.",
             wait,
             percent(wait, ledger.step_time),
             *of_step,
@@ -110,7 +110,10 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         steps = first.stake.steps.removeprefix("steady ")
         whose = f"of the mean rank's {steps}" if ledger.of_mean_rank else f"of a {steps}"
         limit = "about" if time.how == "predicted" else "at most"
-        return Answer(GAIN, f"{limit} {time} ({share}) {whose}", first.headline, finding=first.id)
+        text = first.headline
+        if time.how == "predicted" and len(share.parts) == 2:
+            text = sentence("{} The share is of {}, the mean of the steps that were valued.", text, share.parts[1])
+        return Answer(GAIN, f"{limit} {time} ({share}) {whose}", text, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)
@@ -129,7 +132,7 @@ def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) ->
         return answer
     for finding in findings:
         aside = finding.first_screen
-        if aside is not None and str(aside) != str(answer.text):
+        if aside is not None and not str(answer.text).startswith(str(aside)):
             answer = replace(answer, text=sentence("{} {}", answer.text, aside))
     return answer
 
@@ -162,4 +165,5 @@ def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledge
         return Answer(CERTAINTY, "complete", text, "good")
     reason = "" if first.confidence is None else f" {capital(str(first.confidence))}"
     text = sentence("{} Times per step: {}.{}", trust.verdict, ledger.steady.basis, reason)
-    return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)
+    kind = "good" if first.certainty == MEASURED else ""
+    return Answer(CERTAINTY, first.certainty, text, kind, finding=first.id)

@@ -90,6 +90,8 @@ class SourcedNumber:
     @property
     def evidence(self) -> dict[str, Any]:
         """File, column and rows, JSON-ready."""
+        if self.how == "predicted":
+            return {"command": "nvtxmoe place --json", "key": f"verdict.{self.column}", "file": self.file}
         return {
             "file": self.file,
             "column": self.column,
@@ -133,7 +135,7 @@ class SourcedNumber:
         if self.how == "lift":
             return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
         if self.how == "predicted":
-            return f"{self.file}: {self.column} of the verdict that `nvtxmoe place --json` predicts from it"
+            return f"`nvtxmoe place --json`: verdict.{self.column}, predicted from {self.file}"
         if self.steps is not None:
             what = {
                 "first_of_step": f"{self.column} of the row with the least start_ns of each (rank, step)",
@@ -269,8 +271,8 @@ SCALE = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
 
 
 def duration(ns: Value | None, time_unit: str = "") -> str:
-    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``, or in a unit that is given if it is a thousandth of it
-    or more; None is not known."""
+    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``, or in a unit that is given, from a thousandth of it
+    on; None is not known."""
     if ns is None:
         return UNKNOWN
     size = abs(ns)

@@ -91,8 +91,8 @@ def build(source: Source) -> Drawing | Missing:
     return Drawing(
         chart,
         {"shares": rows},
-        f"{file}: step_gpu_ns and the classes beside it, each (rank, step) once, sums over ranks and steps; in brackets "
-        "the number of steps. Steady steps of each kind are apart from those left out (start-up, eager, outliers). "
+        f"{file}: step_gpu_ns and the classes beside it, each (rank, step) once, sums over ranks and steps; in "
+        "brackets the number of steps. Start-up, eager and outlying steps are left out of the steady ones. "
         f"{_WAITING if 'waiting' in present else _WITH_WAITING}",
         f"Stacked bars of GPU time by class of work. {lead}.",
         table(
@@ -105,8 +105,8 @@ def build(source: Source) -> Drawing | Missing:
 
 def classes_by_kind(source: Source, frame: pl.DataFrame) -> pl.DataFrame:
     """Return GPU time per group of steps and class: ``kind`` (as shown, with the number of steps), ``class``, ``ns``,
-    ``pct``, ``ns_per_step`` (mean over (rank, step)). Groups are the steady steps of each kind, then the steps left out,
-    after ``all`` if there are several.
+    ``pct``, ``ns_per_step`` (mean over (rank, step)). Groups are the steady steps of each kind, then the steps left
+    out, after ``all`` if there are several.
 
     Parameters:
         frame: moe_layer_correlation, which repeats a step's columns in each of its layers' rows.

@@ -55,8 +55,8 @@ def build(source: Source) -> Drawing | Missing:
     return Drawing(
         alt.vconcat(*panels, spacing=24),
         {"waterfall": data},
-        f"{file}: rows of steady steps, per step ({bases}). Each bar begins where the one above ends; together they are "
-        "the layers' GPU time. Lines are 95 % intervals of estimates. Mind that the scales differ.",
+        f"{file}: rows of steady steps, per step ({bases}). Each bar begins where the one above ends; together they "
+        "are the layers' GPU time. Lines are 95 % intervals of estimates. Mind that the scales differ.",
         f"Waterfall by kind of step. The largest bar is {largest['label']} in {largest['step_kind']} steps, "
         f"{duration(largest['time_ns'], largest['unit'])} per steady step.",
         table(("steps", "bar", "time per steady step", "interval", "how"), cells, file_name=file),

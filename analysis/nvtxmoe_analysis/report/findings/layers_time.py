@@ -17,7 +17,7 @@ MEANING = (
 )
 
 #: Share of the layers' kernel time that must overlap to be reported, and most classes named.
-OVERLAPPING, MOST_NAMED = 0.02, 2
+OVERLAPPING, MOST_NAMED = 0.02, 5
 PARTS = {"own": "own kernels", "transfer": "transfer in their collectives", "uneven": "waiting for uneven ranks"}
 
 

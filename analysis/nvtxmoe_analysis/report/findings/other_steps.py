@@ -12,9 +12,9 @@ from nvtxmoe_analysis.report.other_kinds import OtherKind, of_all, other_kinds
 ID = "other-steps"
 ORDER = 14
 MEANING = (
-    "Another kind of step than the one of the headlines (mixed or prefill steps beside decode steps) takes 10 % of the GPU "
-    "time in steps or more: what such a step takes, and how much of it MoE layers take. At stake: the largest of the "
-    "problems on this page that is found in those steps alone. Start-up, eager and outlying steps are left out of them, too."
+    "Another kind of step than that of the headlines (mixed or prefill beside decode) takes 10 % of the GPU time of "
+    "all steps or more: what such a step takes, and how much of it MoE layers take. At stake: the largest of the "
+    "problems of this page that is found in those steps alone. Their start-up, eager and outlying steps are left out."
 )
 
 #: Most problems of a kind of step in the details, after the first.
@@ -23,10 +23,10 @@ MOST_NAMED = 3
 
 def find(ledger: Ledger) -> list[Finding]:
     """Return a finding for each other kind of step that takes much of the GPU time."""
-    return [_of(ledger, other) for other in other_kinds(ledger) if other.matters]
+    return [_of(other) for other in other_kinds(ledger) if other.matters]
 
 
-def _of(ledger: Ledger, other: OtherKind) -> Finding:
+def _of(other: OtherKind) -> Finding:
     problems = [] if other.too_few else costs(other.ledger)
     headline = of_all(other)
     basis = sentence("{} {}.", how_sure(moe_parts(other.ledger)), capital(other.steady.basis))
