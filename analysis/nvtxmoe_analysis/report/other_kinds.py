@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import moe_parts, moe_share
 from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, sentence, total
@@ -64,9 +65,11 @@ def other_kinds(ledger: Ledger) -> list[OtherKind]:
 
 def of_all(other: OtherKind) -> Sentence:
     """Return the share of the GPU time that such steps take, what one takes, and MoE layers of it."""
-    kind = other.steady.kind
-    text = "{} steps take {} of the GPU time of all steps. MoE layers take {} of {} per {} ({})."
-    return sentence(text, kind.capitalize(), other.share, other.moe, other.per_step, other.steady.noun, other.moe_share)
+    many = number(len(other.steady.numbers), f"{other.steady.kind} step")
+    verb = "takes" if len(other.steady.numbers) == 1 else "take"
+    text = "{} {} {} of the GPU time of all steps. MoE layers take {} of {} per {} ({})."
+    noun = other.steady.noun
+    return sentence(text, many, verb, other.share, other.moe, other.per_step, noun, other.moe_share)
 
 
 def beside(ledger: Ledger) -> list[Sentence]:
@@ -78,8 +81,11 @@ def beside(ledger: Ledger) -> list[Sentence]:
     named = total(_sum(ledger), *(_sum(other.ledger) for other in matter))
     rest = percent(difference(_whole(ledger), named), _whole(ledger))
     if rest.value >= LEAST_SHARE_PCT:
-        without = f": {ledger.steady.without} among them" if ledger.steady.without else ""
-        sentences.append(sentence("Steps that take the other {} are not looked at{}.", rest, without))
+        kinds = [f"{other.steady.kind} steps" for other in other_kinds(ledger) if not other.matters]
+        left_out = [ledger.steady.without] if ledger.steady.without else []
+        among = listed([*kinds, *left_out])
+        text = "The other {} of the GPU time is not looked at{}."
+        sentences.append(sentence(text, rest, f" ({among})" if among else ""))
     return sentences
 
 
