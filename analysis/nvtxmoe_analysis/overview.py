@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.analyze import Analysis
+from nvtxmoe_analysis.attribution.kernel_classes import CLASSES, classify_names
 from nvtxmoe_analysis.attribution.layer_sums import TIMED_KINDS
 from nvtxmoe_analysis.attribution.step_sums import STEP_PHASES
 from nvtxmoe_analysis.checks.check import FAIL, PASS, WARN
@@ -169,7 +170,11 @@ def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
         .sort(["total_ns", "kernel_name", "phase"], descending=[True, False, False])
         .head(TOP_KERNELS)
     )
-    return [{**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0} for row in top.iter_rows(named=True)]
+    collective = [CLASSES[code] == "collective" for code in classify_names(top["kernel_name"])]
+    return [
+        {**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0, "collective": is_collective}
+        for row, is_collective in zip(top.iter_rows(named=True), collective, strict=True)
+    ]
 
 
 def _in_steps_ns(run: RunMetrics) -> int:

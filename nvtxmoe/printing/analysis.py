@@ -26,7 +26,7 @@ def show_analysis(console: Console, overview: dict[str, Any]) -> None:
         + f", {number(len(overview['layers']), 'MoE layer')}, {number(overview['tokens'], 'token')}"
     )
     if overview["recording"]:
-        console.print(f"Expert ids recorded by: {ways_text(overview['recording'])} (docs/reference/glossary.md)")
+        console.print(f"Expert ids recorded by: {ways_text(overview['recording'])} (docs/reference/payload-schema.md)")
     if timed and overview["in_layer_ns"] is None:
         console.print("GPU time is unknown: the capture has no GPU operation.")
     _show_layers(console, overview, timed)
@@ -114,6 +114,14 @@ def _in_unit(ns: float, unit: str) -> str:
     return "< 0.1" if 0 < value < 0.05 else f"{value:,.1f}"
 
 
+#: After the phase of a collective that runs inside another phase, such as an exchange of data-parallel ranks.
+COLLECTIVE_IN = ", collective"
+
+
+def _is_collective_elsewhere(operation: dict[str, Any]) -> bool:
+    return bool(operation.get("collective")) and operation["phase"] != "collective"
+
+
 def _show_operations(console: Console, title: str, operations: list[dict[str, Any]]) -> None:
     if not operations:
         return
@@ -123,7 +131,7 @@ def _show_operations(console: Console, title: str, operations: list[dict[str, An
         (
             f"  {_in_unit(operation['total_ns'], unit)} {unit}",
             f"{operation['pct']:.1f} %",
-            operation["phase"],
+            operation["phase"] + (COLLECTIVE_IN if _is_collective_elsewhere(operation) else ""),
             short_name(operation["kernel_name"]),
         )
         for operation in operations

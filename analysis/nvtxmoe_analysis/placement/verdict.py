@@ -255,7 +255,7 @@ def _moving(prediction: Prediction, placement: Valued) -> str:
     moving = placement.move.ns_per_step(options.link_gbs, options.rearrange_every)
     if moving is not None:
         return f", net of {_us(moving)} for moving weights every {options.rearrange_every:,} steps"
-    reason = placement.move.reason or "give --link-gbs"
+    reason = placement.move.reason or "add --link-gbs GB/S to count it"
     return f", without what moving the weights costs ({reason})"
 
 

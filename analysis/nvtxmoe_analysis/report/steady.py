@@ -126,6 +126,14 @@ def steady_others(source: Source) -> list[Steady]:
     return [found for kind in others if (found := _steady(steps, kind)) is not None]
 
 
+def named_sets(main: Steady | None, others: Iterable[Steady]) -> Mapping[str, frozenset[int]]:
+    """Return every set of steps that a number can be of, by its name: those of ``Steady.sets``, and ``steady KIND`` of
+    each other kind."""
+    if main is None:
+        return {}
+    return {**main.sets, **{f"{STEADY} {steps.kind}": steps.numbers for steps in others}}
+
+
 def _steps_of(source: Source) -> pl.DataFrame | None:
     """Return ``_steps`` of results; None if there is none."""
     frame = source.frame(CORRELATION, COLUMNS)
