@@ -28,7 +28,7 @@ MEANING = (
 
 TOPIC = "Uneven ranks"
 RENUMBER = (
-    "Renumber the checkpoint's experts by placements/moe_placement/{}.vllm.json, which the command writes "
+    "Renumber the checkpoint's experts by {}.vllm.json, which the command writes "
     f"({MOVE_EXPERTS}). Then record the same load again."
 )
 REARRANGE = f"Turn on vLLM's EPLB: --enable-eplb ({MOVE_EXPERTS}). Then record the same load again."
@@ -112,7 +112,8 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
         valued = f"{verdict['phases'][phase]['steps_valued']:,}"
         details = [] if step is None else [sentence(text, valued, PHASE_WORDS[phase], step)]
         details += [] if chosen == EPLB else _eplb(ledger, verdict, phase)
-        details += [*(_over_all(ledger, verdict) if several else []), sentence(SAME_REQUESTS), sentence(MOVING)]
+        details += [*(_over_all(ledger, verdict) if several else []), sentence(SAME_REQUESTS)]
+        details += [sentence(MOVING)] if chosen == EPLB else []
         confidence = sentence(FITTED)
         return [
             Finding(TOPIC, headline, details, confidence, COST, "stragglers", saved, next_step, first_screen=headline)
