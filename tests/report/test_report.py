@@ -268,7 +268,7 @@ def test_a_missing_file_is_said_and_the_rest_is_there(stem: str, tmp_path: Path,
     assert f"no {stem}.{ending}" in text or stem == "moe_straggler"
     most = 7 if stem == "moe_layer_correlation" else 3  # steady steps are found in it
     assert len(found.findings) >= len(whole.findings) - most
-    assert len(found.charts) >= len(whole.charts) - 3
+    assert len(found.charts) >= len(whole.charts) - (4 if stem == "moe_layer_correlation" else 3)
     for reason in found.missing.values():
         assert reason.startswith("Not drawn: ") and reason.endswith(".") and f"no {stem}.csv" in reason
 

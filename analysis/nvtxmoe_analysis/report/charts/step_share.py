@@ -40,7 +40,7 @@ def build(source: Source) -> Drawing | Missing:
     present = shares.filter(pl.col("ns") > 0)["class"].unique().to_list()
     kinds = shares["kind"].unique(maintain_order=True).to_list()
     order = {name: i for i, name in enumerate(CLASSES)}
-    unit, unit_per_step = (unit_for(shares[name].max() or 0) for name in ("ns", "ns_per_step"))
+    unit, unit_per_step = (unit_for(max(shares[name].to_list(), default=0)) for name in ("ns", "ns_per_step"))
     rows = shares.filter(pl.col("ns") > 0).with_columns(
         order=pl.col("class").replace_strict(order, return_dtype=pl.Int64),
         took=text_column("ns", lambda ns: duration(ns, unit)),

@@ -13,7 +13,7 @@ from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, table
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.steady import Steady
+from nvtxmoe_analysis.report.steady import CORRELATION, Steady
 from nvtxmoe_analysis.report.theme import HOW
 from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, LABELS, bar
 
@@ -30,6 +30,8 @@ def build(source: Source) -> Drawing | Missing:
     if source.frame("waterfall", COLUMNS) is None:
         return Missing(f"Not drawn: {source.why('waterfall')}.")
     main = Ledger(source)
+    if main.steady is None:
+        return Missing(f"Not drawn: {source.absent.get(CORRELATION, 'no step is steady')}.")
     ledgers = {ledger.steady.kind: ledger for ledger in (main, *main.others) if ledger.steady is not None}
     kinds = [kind for kind in STEP_KINDS if kind in ledgers and len(_bars(ledgers[kind]))]
     if not kinds:
