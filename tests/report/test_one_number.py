@@ -10,13 +10,17 @@ import pytest
 
 from nvtxmoe_analysis.analyze import Analysis, analyze
 from nvtxmoe_analysis.outputs.read import load
+from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.overview import overview
+from nvtxmoe_analysis.report.advice import write_findings
 from nvtxmoe_analysis.report.chart import Drawing
 from nvtxmoe_analysis.report.charts import step_share, waterfall
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import duration
 from nvtxmoe_analysis.report.results import Source
+from tests.support.cli import run
+from tests.support.placement_captures import unpacked
 from tests.support.planted_faults import FAULTS
 
 
@@ -99,15 +103,11 @@ def test_start_up_is_in_no_other_kind(done: Analysis, source: Source) -> None:
 
 def test_the_advised_way_is_the_one_whose_saving_is_shown(tmp_path: Path) -> None:
     """Renumbering and EPLB are other placements, with other savings."""
-    done = analyze([FAULTS["hot experts"][1].write(tmp_path / "run.sqlite")], tmp_path / "out")
-    found = finding_of(done, "uneven-ranks")
-    assert found.next_step is not None
-    eplb = [detail for detail in found.details if "--enable-eplb" in str(detail)]
-    if "--enable-eplb" in found.next_step.action:
-        assert not eplb
-    else:
-        assert re.search(r"by \w+\.vllm\.json, which the command writes", found.next_step.action)
-        (number,) = eplb[0].numbers
-        assert (
-            number.column == "phases.decode.eplb_net_saved_ns" and number.evidence["key"] == f"verdict.{number.column}"
-        )
+    unpacked("skewed", tmp_path).rename(tmp_path / FOLDER)
+    found = next(one for one in write_findings(tmp_path)[0].findings if one.id == "uneven-ranks")
+    verdict = run("place", tmp_path, "--json").json["verdict"]
+    assert found.next_step is not None and found.next_step.command == f"nvtxmoe place {tmp_path} -o placements"
+    assert f" by {verdict['placement']}.vllm.json, which the command writes" in found.next_step.action
+    (number,) = next(detail.numbers for detail in found.details if "--enable-eplb" in str(detail))
+    assert number.value == verdict["phases"]["decode"]["eplb_net_saved_ns"]
+    assert number.evidence["key"] == "verdict.phases.decode.eplb_net_saved_ns"
