@@ -79,13 +79,13 @@ def beside(ledger: Ledger) -> list[Sentence]:
     if ledger.steady is None or filtered_out(ledger):
         return sentences
     named = total(_sum(ledger), *(_sum(other.ledger) for other in matter))
-    rest = percent(difference(_whole(ledger), named), _whole(ledger))
-    if rest.value >= LEAST_SHARE_PCT:
+    share = percent(difference(_whole(ledger), named), _whole(ledger))
+    if share.value >= LEAST_SHARE_PCT:
         kinds = [f"{other.steady.kind} steps" for other in other_kinds(ledger) if not other.matters]
         left_out = [ledger.steady.without] if ledger.steady.without else []
         among = listed([*kinds, *left_out])
         text = "The other {} of the GPU time is not looked at{}."
-        sentences.append(sentence(text, rest, f" ({among})" if among else ""))
+        sentences.append(sentence(text, share, f" ({among})" if among else ""))
     return sentences
 
 

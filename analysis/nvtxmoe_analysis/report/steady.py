@@ -72,8 +72,8 @@ class Steady:
     @property
     def basis(self) -> str:
         """``mean of 34 steady decode steps on 2 ranks``: what a time per step is of."""
-        ranks, rest = divmod(self.rank_steps, len(self.numbers))
-        if rest:  # not every rank ran every step
+        ranks, remainder = divmod(self.rank_steps, len(self.numbers))
+        if remainder:  # not every rank ran every step
             return f"mean of {self.in_words}"
         return f"mean of {self.nouns} on {ranks:,} rank{'' if ranks == 1 else 's'}"
 
@@ -123,7 +123,7 @@ def steady_others(source: Source) -> list[Steady]:
         return []
     by_kind = steps.group_by("kind").agg(pl.col("time").sum()).sort(["time", "kind"], descending=[True, False])
     others = [kind for kind in by_kind["kind"].to_list() if kind in NAMED_KINDS and kind != _kind(steps)]
-    return [found for kind in others if (found := _steady(steps, kind)) is not None]
+    return [of_kind for kind in others if (of_kind := _steady(steps, kind)) is not None]
 
 
 def named_sets(main: Steady | None, others: Iterable[Steady]) -> Mapping[str, frozenset[int]]:

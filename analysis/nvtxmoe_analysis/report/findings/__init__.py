@@ -44,7 +44,7 @@ def findings(ledger: Ledger) -> list[Finding]:
     """All findings of these results: by kind, then those of the steps that headlines are of, then by the time at stake
     that is sure, then in the modules' order."""
     for module in finding_modules().values():
-        ledger.findings += _found(module, ledger)
+        ledger.findings += _named(module, ledger)
     return sorted(ledger.findings, key=_place)
 
 
@@ -52,11 +52,11 @@ def costs(ledger: Ledger) -> list[Finding]:
     """The problems with time at stake in the steps of a ledger, in the order of the page."""
     for module in finding_modules().values():
         if module.ORDER < LAST_PROBLEM:
-            ledger.findings += _found(module, ledger)
-    return sorted((one for one in ledger.findings if one.kind == COST and one.stake is not None), key=_place)
+            ledger.findings += _named(module, ledger)
+    return sorted((cost for cost in ledger.findings if cost.kind == COST and cost.stake is not None), key=_place)
 
 
-def _found(module: FindingModule, ledger: Ledger) -> list[Finding]:
+def _named(module: FindingModule, ledger: Ledger) -> list[Finding]:
     """Return what a module finds, with its id and the steps that time at stake is of."""
     named = [replace(finding, id=module.ID) for finding in module.find(ledger)]
     if ledger.steady is None:

@@ -57,7 +57,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
         return [_even(stake(even, ledger.step_time))]
     try:
-        verdict = ledger.source.kept(ID, lambda: verdict_document(place(ledger.source.loaded)))
+        verdict = ledger.source.once(ID, lambda: verdict_document(place(ledger.source.loaded)))
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
         return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
