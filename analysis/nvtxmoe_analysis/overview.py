@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.analyze import Analysis
+from nvtxmoe_analysis.attribution.kernel_classes import CLASSES, classify_names
 from nvtxmoe_analysis.attribution.layer_sums import TIMED_KINDS
 from nvtxmoe_analysis.attribution.step_sums import STEP_PHASES
 from nvtxmoe_analysis.checks.check import FAIL, PASS, WARN
@@ -14,6 +15,7 @@ from nvtxmoe_analysis.events.recording import recording_of
 from nvtxmoe_analysis.metrics.layer_model.choice import REFUSED
 from nvtxmoe_analysis.metrics.layer_model.sentences import sentence
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+from nvtxmoe_analysis.report.steady import Steady
 
 TOP_KERNELS = 5
 TOP_OUTSIDE = 3
@@ -24,9 +26,10 @@ def overview(analysis: Analysis) -> dict[str, Any]:
     the GPU is there.
 
     ``kernel_time_ns`` is the sum over ranks and steps of kernel durations, ``copy_time_ns`` that of copies and
-    memsets; ``kernel_time_ns_per_step`` the mean over the (rank, step) in which the layer worked, ``own_ns_per_step``
-    the same without collectives, in which ranks wait for one another. ``max_mean`` is the hottest
-    expert's share of all the layer's activations over the mean expert's. Times are null without GPU operations.
+    memsets. ``kernel_time_ns_per_step`` is kernel time per steady step, as in the report, and ``own_ns_per_step`` the
+    same without collectives, in which ranks wait for one another; ``times_per_step_of`` names these steps. ``max_mean``
+    is the hottest expert's share of all the layer's activations over the mean expert's. Times are null without GPU
+    operations.
     ``recording`` is how expert ids were taken, layers by way (``{"recomputed": "0-3"}``).
     """
     results = analysis.results
@@ -66,6 +69,7 @@ def _gpu(analysis: Analysis) -> dict[str, Any]:
         "kernels": _kernels(analysis),
         "outside": _outside(run),
         "explained": _explained(analysis.results),
+        "times_per_step_of": None if analysis.advice.steady is None else analysis.advice.steady.basis,
     }
 
 
@@ -115,7 +119,7 @@ def _layer_numbers(results: RunMetrics) -> set[int]:
 
 def _layers(analysis: Analysis) -> list[dict[str, Any]]:
     results = analysis.results
-    time = {} if results.direct else _layer_times(results)
+    time = {} if results.direct else _layer_times(results, analysis.advice.steady)
     top_k = dict(results.routing.counts.cells.group_by("layer").agg(pl.col("top_k").last()).rows())
     out = []
     for layer in sorted(_layer_numbers(results)):
@@ -137,19 +141,24 @@ def _layers(analysis: Analysis) -> list[dict[str, Any]]:
     return out
 
 
-def _layer_times(results: RunMetrics) -> dict[int, dict[str, Any]]:
-    worked = pl.col("kernel_time_ns").filter(pl.col("launched_by") != "none")
+def _layer_times(results: RunMetrics, steady: Steady | None) -> dict[int, dict[str, Any]]:
+    """Return times by layer; those per step are of steady steps, and null without them."""
     timed = results.layers.group_by("layer").agg(
-        pl.col("kernel_time_ns").sum(),
-        (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies"),
-        worked.mean().alias("per_step"),
+        pl.col("kernel_time_ns").sum(), (pl.col("memcpy_time_ns") + pl.col("memset_time_ns")).sum().alias("copies")
     )
-    own_times = results.correlation.group_by(layer="layer_idx").agg(pl.col("own_ns").mean())
     names = ("kernel_time_ns", "copy_time_ns", "kernel_time_ns_per_step", "own_ns_per_step")
     if not any(report.operations for report in results.reports):
         return {layer: dict.fromkeys(names) for layer in timed["layer"].to_list()}
-    rows = timed.join(own_times, on="layer", how="left").rows()
-    return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows}
+    numbers, over = (frozenset[int](), 1) if steady is None else (steady.numbers, steady.rank_steps)
+    per_step = (
+        results.correlation.filter(pl.col("step").is_in(numbers))
+        .group_by(layer="layer_idx")
+        .agg(pl.when(pl.col(name).count() > 0).then(pl.col(name).sum() / over) for name in ("kernel_time_ns", "own_ns"))
+    )
+    rows = timed.join(per_step, on="layer", how="left", suffix="_per_step").select(
+        "layer", "kernel_time_ns", "copies", "kernel_time_ns_per_step", "own_ns"
+    )
+    return {layer: dict(zip(names, times, strict=True)) for layer, *times in rows.iter_rows()}
 
 
 def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
@@ -161,7 +170,11 @@ def _kernels(analysis: Analysis) -> list[dict[str, Any]]:
         .sort(["total_ns", "kernel_name", "phase"], descending=[True, False, False])
         .head(TOP_KERNELS)
     )
-    return [{**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0} for row in top.iter_rows(named=True)]
+    collective = [CLASSES[code] == "collective" for code in classify_names(top["kernel_name"])]
+    return [
+        {**row, "pct": 100.0 * row["total_ns"] / total if total else 0.0, "collective": is_collective}
+        for row, is_collective in zip(top.iter_rows(named=True), collective, strict=True)
+    ]
 
 
 def _in_steps_ns(run: RunMetrics) -> int:

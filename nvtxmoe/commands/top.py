@@ -59,6 +59,7 @@ def top(url: str | None, once: bool, as_json: bool, interval: float, timeout: fl
     URL is the server's /metrics; by default vLLM's on port 8000, else nvtxmoe's own on port 9476. The server needs
     NVTXMOE_METRICS=1. Up and down pick a layer, i r a t l sort, q quits. If the output is no terminal, a table is
     printed per interval. Exits with 2 when no page with nvtxmoe's series answers.
+    Needs the extra [metrics].
     """
     if as_json and not once:
         raise click.UsageError("--json needs --once")

@@ -21,7 +21,8 @@ class Condition(BaseModel):
     op: Operator = Field(
         default="==",
         description="contains is for text; is_empty and is_not_empty take no value; in_steps is for the column step "
-        "and takes steady, start-up, eager or outlier: the steps that times per step are of, and those left out",
+        "and takes steady, start-up, eager or outlier: the steps that times per step are of, and those left out; "
+        "steady decode, steady prefill or steady mixed: those of another kind",
     )
     value: Value = Field(default=None, description="Number for numeric columns, text for text columns")
 
@@ -54,7 +55,8 @@ class Finding(BaseModel):
     )
     certainty: str = Field(description="measured, estimated or uncertain")
     how_sure: str = Field(description="Why; may be empty")
-    at_stake_us_per_step: float | None = Field(description="Microseconds per steady step that can be won at most")
+    at_stake_us_per_step: float | None = Field(description="Microseconds per step that can be won at most")
+    at_stake_per: str = Field(description="Which steps: steady decode step, ...; empty if no time is at stake")
     at_stake_pct: float | None = Field(description="Share of that step's time, percent")
     next_step: str = Field(description="What to do; may be empty")
     command: str = Field(description="A command or setting for it; may be empty")

@@ -16,7 +16,7 @@ from nvtxmoe_analysis.report.advice import Advice, advise
 from nvtxmoe_analysis.report.finding_record import FindingRecord, records
 from nvtxmoe_analysis.report.first_screen import Answer
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.steady import steady
+from nvtxmoe_analysis.report.steady import named_sets, steady, steady_others
 
 #: How deep below a given folder results are looked for.
 MOST_DEPTH = 4
@@ -39,7 +39,7 @@ class Opened:
     @cached_property
     def findings(self) -> list[FindingRecord]:
         """Findings of the report, the most important first."""
-        return records(self._advice.findings, self._advice.steady)
+        return records(self._advice.findings, self._advice.step_sets)
 
     @property
     def answers(self) -> Sequence[Answer]:
@@ -48,9 +48,9 @@ class Opened:
 
     @cached_property
     def step_sets(self) -> Mapping[str, frozenset[int]]:
-        """The steady steps and those left out, by name; empty without GPU time of steps."""
-        steps = steady(Source(self.results))
-        return {} if steps is None else steps.sets
+        """The steady steps of each kind and those left out, by name; empty without GPU time of steps."""
+        source = Source(self.results)
+        return named_sets(steady(source), steady_others(source))
 
     @cached_property
     def _advice(self) -> Advice:

@@ -184,6 +184,7 @@ def _finding(record: FindingRecord) -> Finding:
         certainty=record.certainty,
         how_sure=clipped(record.how_sure),
         at_stake_us_per_step=record.at_stake_us_per_step,
+        at_stake_per=record.at_stake_per,
         at_stake_pct=record.at_stake_pct,
         next_step=clipped(record.next_step),
         command=clipped(record.command),

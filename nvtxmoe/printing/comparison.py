@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +12,17 @@ from rich.text import Text
 from nvtxmoe.printing.table import Cell, Column, show_table
 from nvtxmoe_analysis.compare.tables import without_repeats
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.report.numbers import SCALE, unit_for
 
 #: Most layers and experts listed in the terminal; the files have all.
 MOST_MOVERS = 5
 #: Where all figures are that had no room.
 ELSEWHERE = "see -o DIR or --json"
+#: What the values of a table are of.
+MEANS = (
+    "Times and imbalance are means of steps and ranks, at equal numbers of tokens: another mean than the report's. js "
+    "is how far the experts' shares are apart (bits), noise how far by chance."
+)
 TIMES = ("kernel_time", "own_time", "step_time", "kernel_time_per_token")
 
 
@@ -28,6 +35,9 @@ def show_comparison(console: Console, document: dict[str, Any]) -> None:
             f"{number(side['ranks'], 'rank')}, {number(side['layers'], 'MoE layer')}",
             soft_wrap=True,
         )
+    summary = document["summary"]
+    console.print(f"[bold]Does B differ? {summary['answer']}[/bold]")
+    console.print(f"  {escape(summary['sentence'])}")
     _show_all_layers(console, document)
     for name in ("kernel_time", "imbalance"):
         _show_layers(console, name, document["layers"][name])
@@ -65,13 +75,15 @@ def interval_title(confidence: float) -> str:
 def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
     """Print the table of all layers together. If only one kind of step is compared, its row replaces "all"."""
     rows: list[tuple[Cell, ...]] = []
-    for row in without_repeats(document["metrics"], ("metric",), "value_b"):
+    metrics = without_repeats(document["metrics"], ("metric",), "value_b")
+    unit = time_unit(metrics)
+    for row in metrics:
         rows.append(
             (
                 row["metric"],
                 row["step_kind"],
-                value_text(row["metric"], row["value_a"]),
-                value_text(row["metric"], row["value_b"]),
+                value_text(row["metric"], row["value_a"], unit),
+                value_text(row["metric"], row["value_b"], unit),
                 percent_text(row["change_pct"]),
                 interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
                 p_text(row["p_value"]),
@@ -87,6 +99,7 @@ def _show_all_layers(console: Console, document: dict[str, Any]) -> None:
             )
         )  # fmt: skip
     show_table(console, _all_layers_columns(document["options"]["confidence"]), rows, elsewhere=ELSEWHERE)
+    console.print(MEANS)
 
 
 def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> None:
@@ -103,11 +116,12 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
         Column("layer"), Column("A", drop=3), Column("B", drop=2), Column("change"), Column("interval"),
         Column("p", drop=1),
     )  # fmt: skip
+    unit = time_unit([{**row, "metric": name} for row in moved])
     shown = [
         (
             str(row["layer_idx"]),
-            value_text(name, row["value_a"]),
-            value_text(name, row["value_b"]),
+            value_text(name, row["value_a"], unit),
+            value_text(name, row["value_b"], unit),
             percent_text(row["change_pct"]),
             interval_text(row["change_pct_ci_low"], row["change_pct_ci_high"], "+.2f", " %"),
             p_text(row["p_adjusted"]),
@@ -189,14 +203,24 @@ def show_gate(console: Console, gate: dict[str, Any], whose: str = "") -> None:
     console.print(line, soft_wrap=True)
 
 
-def _unit(metric: str) -> tuple[float, str]:
-    return (1e3, " us") if metric in TIMES else (1.0, " bits" if metric == "js" else "")
+def _unit(metric: str, time: str = "us") -> tuple[float, str]:
+    return (SCALE[time], f" {time}") if metric in TIMES else (1.0, " bits" if metric == "js" else "")
 
 
-def value_text(metric: str, value: float) -> str:
-    """Return a metric's value with its unit."""
-    scale, unit = _unit(metric)
-    return f"{value / scale:,.2f}{unit}"
+def time_unit(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return the one unit of a table's times, by the longest."""
+    ends = [row[side] for row in rows for side in ("value_a", "value_b") if row["metric"] in TIMES]
+    return unit_for(max((value for value in ends if value is not None), default=0.0))
+
+
+def value_text(metric: str, value: float, time: str = "us") -> str:
+    """Return a metric's value with its unit.
+
+    Parameters:
+        time: unit of times, see ``time_unit``.
+    """
+    scale, unit = _unit(metric, time)
+    return f"{value / scale:,.{2 if unit != ' ms' else 3}f}{unit}"
 
 
 def percent_text(value: float | None) -> str:

@@ -16,6 +16,7 @@ from nvtxmoe.printing.comparison import (
     p_text,
     percent_text,
     show_gate,
+    time_unit,
     value_text,
     verdict_cell,
 )
@@ -69,13 +70,15 @@ def show_comparisons(console: Console, document: dict[str, Any]) -> None:
 def _rows(results: list[dict[str, Any]]) -> list[Row]:
     """Return a heading per metric, and below it a row per result."""
     by_metric: dict[str, list[Row]] = defaultdict(list)
+    unit = time_unit(row for result in results for row in result["metrics"] if row["step_kind"] == ALL)
     for result in results:
         for row in result["metrics"]:
             if row["step_kind"] == ALL and row["value_b"] is not None:
                 name, low, high = row["metric"], row["change_pct_ci_low"], row["change_pct_ci_high"]
                 by_metric[name].append(
                     (
-                        f"  {result['name']}", value_text(name, row["value_a"]), value_text(name, row["value_b"]),
+                        f"  {result['name']}", value_text(name, row["value_a"], unit),
+                        value_text(name, row["value_b"], unit),
                         percent_text(row["change_pct"]), interval_text(low, high, "+.2f", " %"),
                         p_text(row["p_adjusted"]), verdict_cell(row),
                     )

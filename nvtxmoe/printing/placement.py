@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -9,8 +10,11 @@ from rich.markup import escape
 
 from nvtxmoe.printing.table import Column, show_table
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.placement.run_data import PHASE_WORDS, PHASES
 
-PHASES = ("decode", "prefill")
+WORTH = "worth it"
+#: The page that says how to apply a placement.
+MOVE_EXPERTS = "docs/how-to/move-experts.md"
 COLOURS = {"worth it": "green", "not worth it": "yellow"}
 
 
@@ -22,7 +26,8 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
         f"{run['cells'] - run['cells_dropped']:,} of {run['cells']:,} (step, layer) with all that is needed"
     )
     for name in PHASES:
-        _show_phase(console, name, document["phases"][name])
+        valued_steps = verdict["phases"].get(name, {}).get("steps_valued", 0)
+        _show_phase(console, name, document["phases"][name], valued_steps)
     valued = [name for name in PHASES if document["phases"][name]["reason"] is None]
     for name in valued:
         _show_placements(console, document["placements"], name)
@@ -39,22 +44,28 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
         console.print("Written:")
     for file in document["files"]:
         console.print(f"  {escape(file)}", soft_wrap=True)
+    named = f"{verdict['placement']}."
+    if verdict["answer"] == WORTH and any(Path(file).name.startswith(named) for file in document["files"]):
+        console.print(f"The verdict's placement is {named}*; the page below says what to do with it.")
+        console.print(f"  {MOVE_EXPERTS}")
     for name, reason in document["files_lacking"].items():
         console.print(f"  not {escape(name)}: {escape(reason)}", soft_wrap=True)
 
 
-def _show_phase(console: Console, name: str, phase: dict[str, Any]) -> None:
+def _show_phase(console: Console, name: str, phase: dict[str, Any], valued: int) -> None:
+    """Print the model of a phase; times per step are of the steps that were valued."""
     if phase["reason"] is not None:
-        console.print(f"{name}: no prediction: {escape(phase['reason'])}", soft_wrap=True)
+        console.print(f"{PHASE_WORDS[name]}: no prediction: {escape(phase['reason'])}", soft_wrap=True)
         return
     pairs = zip(phase["features"], phase["mean_slopes_ns"], strict=True)
     costs = ", ".join(f"{_us(slope, 3)} per {feature.removesuffix('s')}" for feature, slope in pairs)
     today = phase["today"]
     share = today["explained_pct"]
-    explained = "" if share is None else f", which the model explains to {share:.0f} %"
+    explained = "" if share is None else f", of which the fit explains {share:.0f} %"
     console.print(
-        f"{name}, {number(phase['steps'], 'step')}: {costs}. Today's slowest ranks take "
-        f"{_us(today['excess_measured_ns'])} per step more than the mean{explained}."
+        f"{number(phase['steps'], f'{PHASE_WORDS[name]} step')}, fitted on one half, valued on the other ({valued:,}): "
+        f"{costs}. Today's slowest ranks take {_us(today['excess_measured_ns'])} per valued step more than the "
+        f"mean{explained}."
     )
 
 
@@ -71,7 +82,7 @@ def _show_batch(console: Console, batch: dict[str, Any]) -> None:
 
 def _show_placements(console: Console, placements: list[dict[str, Any]], phase: str) -> None:
     columns = (
-        Column(phase, right=False),
+        Column(f"{PHASE_WORDS[phase]} steps", right=False),
         Column("us per step", drop=1),
         Column("saves us"),
         Column("95 % interval"),

@@ -81,7 +81,7 @@ def test_what_people_read(small: Path, tmp_path: Path) -> None:
     ran = analyze(small, tmp_path / "results")
     folder = tmp_path / "results" / RESULTS
     assert ran.out.startswith("Is MoE the problem? not known\n  Too few steady steps: 3, at least 5 needed. ")
-    assert "MoE layers take 0.30 us of 0.40 us per steady" in " ".join(ran.out.split())
+    assert "MoE layers take 0.300 us of 0.400 us per steady" in " ".join(ran.out.split())
     assert "\n1 rank, 3 steps, 2 MoE layers, 9 tokens\n" in ran.out
     assert "\nCapture complete: " in ran.out
     assert f"\nResults in {folder}:\n" in ran.out

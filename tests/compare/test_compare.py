@@ -278,3 +278,21 @@ def test_two_halves_of_a_real_capture_as_csv_and_as_parquet(golden_2gpu: Path, t
     assert next(row for row in said["metrics"] if row["metric"] == "kernel_time")["difference"] is None
     ran = run("compare", a, b, "--fail-if", "kernel_time>5%")
     assert ran.code == 2 and "no decode steps with like numbers of tokens in both runs" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "answer", "words"),
+    [
+        (LOAD, replace(LOAD, slow={1: 1.25}), "yes", "B differs from A: kernel_time +"),
+        (LOAD, LOAD, "not seen", "no difference from A was seen in kernel_time"),
+        (
+            replace(LOAD, steps=5), LOAD, "cannot tell",
+            "Whether B differs from A cannot be told: A has 5 decode steps; at least 8 of a kind are needed in both.",
+        ),
+    ],
+)  # fmt: skip
+def test_the_first_lines_answer_whether_b_differs(a: Load, b: Load, answer: str, words: str, tmp_path: Path) -> None:
+    folders = pair(tmp_path, a, b)
+    found = run("compare", *folders, "--json").json["summary"]
+    assert found["answer"] == answer and words in found["sentence"]
+    assert run("compare", *folders).out.splitlines()[2] == f"Does B differ? {answer}"

@@ -45,7 +45,8 @@ def test_too_few_are_refused_with_the_reason() -> None:
     few_steps = frame.filter(pl.col("step") < MIN_STEPS - 1)
     assert pooled(choose(few_steps)).best.reason == "28 rows in 7 steps, at least 20 rows and 8 steps needed"
     assert pooled(choose(frame.head(1))).best.reason == (
-        "0 rows in 0 steps and 1 row alone on its rank and way of launch, at least 20 rows and 8 steps needed"
+        "0 rows in 0 steps (1 more without another row of the same rank and way of launch), at least 20 rows and 8 "
+        "steps needed"
     )
 
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.placement.formats import Placement, forms
 from nvtxmoe_analysis.placement.formats.ours import read
 from nvtxmoe_analysis.placement.layout import Layout, contiguous
+from tests.support.paths import ROOT
 
 PERMUTED = Layout.of_ranks([[3, 0], [2, 1]])
 REPLICAS = Layout.of_ranks([[3, 0, 1], [2, 1, 3]])
@@ -107,3 +112,38 @@ def test_vllm_gets_the_order_of_a_checkpoint() -> None:
 def test_a_form_that_cannot_hold_a_placement_says_why(form: str, layouts: list[Layout], says: str) -> None:
     with pytest.raises(NvtxmoeError, match=says):
         forms()[form].dump(placement(*layouts))
+
+
+def test_a_checkpoint_is_renumbered_by_the_file_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expert i of the new checkpoint is expert order[i] of the old one; other tensors and layers stay."""
+    source, file = tmp_path / "old", tmp_path / "mine.vllm.json"
+    source.mkdir()
+    file.write_text(forms()["vllm"].dump(placement(PERMUTED)))
+    stored = {
+        "a.safetensors": {
+            **{f"model.layers.2.mlp.experts.{expert}.up_proj.weight": np.full(3, expert) for expert in range(4)},
+            "model.layers.2.mlp.gate.weight": np.arange(4)[:, None] * np.ones(2),
+            "model.layers.2.self_attn.q_proj.weight": np.arange(4),
+        },
+        "b.safetensors": {"model.layers.3.mlp.experts.1.up_proj.weight": np.ones(3)},
+    }
+    for name in stored:
+        (source / name).touch()
+    names = {tensor: name for name, tensors in stored.items() for tensor in tensors}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    saved: dict[str, dict[str, Any]] = {}
+    files = ModuleType("safetensors.torch")
+    files.load_file = lambda path: stored[path.name]  # type: ignore[attr-defined]
+    files.save_file = lambda tensors, path, metadata: saved.update({path.name: tensors})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", files)
+    monkeypatch.setattr(sys, "argv", ["renumber", str(file), str(source), str(tmp_path / "new")])
+    runpy.run_path(str(ROOT / "examples" / "renumber_experts.py"), run_name="__main__")
+    order = PERMUTED.order.tolist()
+    new = saved["a.safetensors"]
+    assert [new[f"model.layers.2.mlp.experts.{expert}.up_proj.weight"][0] for expert in range(4)] == order
+    assert new["model.layers.2.mlp.gate.weight"][:, 0].tolist() == order
+    assert new["model.layers.2.self_attn.q_proj.weight"].tolist() == [0, 1, 2, 3]
+    assert list(saved["b.safetensors"]) == list(stored["b.safetensors"])
+    index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
+    assert index["weight_map"] == names

@@ -192,8 +192,9 @@ def test_the_demo_advises_what_is_sure_before_what_may_be_nothing(tutorial: Tuto
     """Moving experts has an interval above 0; more rows per expert is estimated at more, but from 0 on."""
     document = json.loads((tutorial.folder / "nvtxmoe-demo" / "findings.json").read_text())
     problems = [finding for finding in document["findings"] if finding["kind"] == "cost" and finding["at_stake"]]
-    assert [finding["id"] for finding in problems] == ["uneven-ranks", "launch-skew", "active-experts"]
-    sure, _, unsure = (finding["at_stake"] for finding in problems)
+    assert [finding["id"] for finding in problems] == ["uneven-ranks", "launch-skew", "active-experts", "other-steps"]
+    sure, _, unsure, of_others = (finding["at_stake"] for finding in problems)
+    assert of_others["per"] == "steady mixed step" and {sure["per"], unsure["per"]} == {"steady decode step"}
     assert sure["low_us"] > 1000 and unsure["low_us"] == 0 and unsure["us_per_step"] > sure["us_per_step"]
 
 

@@ -38,8 +38,9 @@ def test_settings_that_are_advised_are_vllms_or_ours() -> None:
     text = "".join((Path(str(ROOT)) / file).read_text() for file in _files())
     assert set(re.findall(r"--[a-z][a-z0-9-]+", text)) == {
         "--all", "--all2all-backend", "--async-scheduling", "--compilation-config", "--cuda-graph-trace",
-        "--cudagraph-capture-sizes", "--enable-dbo", "--enable-eplb", "--enforce-eager", "--format", "--max-num-seqs",
-        "--model", "--num-requests", "--perfetto", "--query-gpu", "--report", "--shutdown-timeout", "--tune",
+        "--cudagraph-capture-sizes", "--enable-dbo", "--enable-eplb", "--enforce-eager", "--format", "--link-gbs",
+        "--max-num-seqs", "--model", "--num-requests", "--perfetto", "--query-gpu", "--report",
+        "--shutdown-timeout", "--tune",
     }  # fmt: skip
 
 

@@ -89,7 +89,11 @@ def test_every_problem_has_a_next_step_and_evidence(planted: tuple[str, Analysis
 def test_costs_are_ranked_by_the_time_at_stake_that_is_sure(planted: tuple[str, Analysis]) -> None:
     _, done = planted
     document = json.loads((done.folder.parent / "findings.json").read_text())
-    costs = [one["at_stake"] for one in document["findings"] if one["kind"] == COST and one["at_stake"] is not None]
+    costs = [
+        one["at_stake"]
+        for one in document["findings"]
+        if one["kind"] == COST and one["at_stake"] is not None and one["id"] != "other-steps"
+    ]
     sure = [one["us_per_step"] if one["low_us"] is None else one["low_us"] for one in costs]
     assert sure == sorted(sure, reverse=True)
 
@@ -109,8 +113,29 @@ def test_an_estimate_that_may_be_nothing_comes_after_what_is_sure(monkeypatch: p
 
     modules = {name: module(name) for name in sorted(intervals)}
     monkeypatch.setattr(findings_package, "finding_modules", lambda: modules)
-    ranked = findings_package.findings(cast(Ledger, SimpleNamespace(findings=[])))
+    ranked = findings_package.findings(cast(Ledger, SimpleNamespace(findings=[], steady=None)))
     assert [one.id for one in ranked] == ["sure", "measured", "vague", "vaguer"]
+
+
+def test_other_steps_name_theirs_and_come_after_the_headlines(tmp_path: Path) -> None:
+    """Ranks come late to mixed steps alone: nothing is said of decode steps, and the first screen says both."""
+    done = analyze([FAULTS["late launches in mixed steps"][1].write(tmp_path / "run.sqlite")], tmp_path / "out")
+    found = done.advice.findings[0]
+    assert (found.id, found.of_others) == ("other-steps", True)
+    assert found.stake is not None and found.stake.steps == "steady mixed step"
+    rows = pl.read_csv(done.folder / "moe_layer_correlation.csv").unique(["rank", "step"])
+    mixed = rows.filter(step_kind="mixed")
+    share, moe, step, part = found.headline.numbers
+    time, whole = (int(part["step_gpu_ns"].sum()) for part in (mixed, rows))
+    assert share.value == pytest.approx(100 * time / whole)
+    assert step.value == pytest.approx(mixed["step_gpu_ns"].mean())
+    assert part.value == pytest.approx(100 * moe.value / step.value)
+    for number in found.numbers:
+        check_figure(number, done.folder)
+    problem, gain, *_ = done.advice.answers
+    assert str(found.headline) in str(problem.text) and "per steady decode step" in str(problem.text)
+    assert gain.short.endswith(" of the mean rank's mixed step")
+    assert [one.id for one in done.advice.findings if one.kind == COST] == ["other-steps"]
 
 
 def test_every_problem_is_planted() -> None:
@@ -131,7 +156,8 @@ def test_real_captures_of_two_gpus_with_planted_routing(name: str, first: str | 
             assert step.column == "phases.decode.step_gpu_ns"
             assert time.column.startswith("phases.decode.")
             check_figure(time, tmp_path / FOLDER)
-    assert [one.id for one in advice.findings if one.kind == COST] == ([] if first is None else [first])
+    costs = [one.id for one in advice.findings if one.kind == COST]
+    assert costs == ([] if first is None else [first, "other-steps"])  # prefill steps gain, too
     assert "healthy" not in {one.id for one in advice.findings}  # how much of the collectives is waiting is unknown
 
 
@@ -146,11 +172,11 @@ def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Pa
     chosen = {answer.question: answer for answer in done.advice.answers}
     problem = chosen["Is MoE the problem?"]
     assert problem.short == "no, waiting is"
-    wait, waiting_pct, moe, step, share, without = problem.text.numbers
+    wait, waiting_pct, moe, step, share, without = problem.text.numbers[:6]
     assert waiting_pct.value == pytest.approx(100 * wait.value / step.value)
     assert share.value == pytest.approx(100 * moe.value / step.value) and share.value < 10
     assert without.value == pytest.approx(100 * moe.value / (step.value - wait.value)) and without.value > 30
-    assert chosen["What can be won?"].short.endswith(" of the mean rank's step")
+    assert chosen["What can be won?"].short.endswith(" of the mean rank's decode step")
     found = {one.id: one for one in done.advice.findings}
     skew = found["launch-skew"]
     assert " of the mean rank, " in str(skew.headline)

@@ -81,7 +81,7 @@ def test_the_real_captures_reference_figures(golden: Report) -> None:
     steady = golden.advice.steady
     assert steady is not None and steady.as_dict()["ranges"] == [[1, 3], [5, 5], [8, 46]]
     assert str(found["Time of MoE layers"].headline) == (
-        "MoE layers take 164.3 us of 1.88 ms GPU time per steady decode step, 8.8 %."
+        "MoE layers take 0.164 ms of 1.88 ms GPU time per steady decode step, 8.8 %."
     )
     most = "layer 0 takes most, 37.3 us of own kernel time per steady decode step"
     assert most in str(found["The layer that costs most"].headline)
@@ -266,9 +266,9 @@ def test_a_missing_file_is_said_and_the_rest_is_there(stem: str, tmp_path: Path,
     text = text_of(found.page)
     ending = "json" if stem in made.documents() and stem not in made.tables() else "csv"
     assert f"no {stem}.{ending}" in text or stem == "moe_straggler"
-    most = 6 if stem == "moe_layer_correlation" else 3  # steady steps are found in it
+    most = 7 if stem == "moe_layer_correlation" else 3  # steady steps are found in it
     assert len(found.findings) >= len(whole.findings) - most
-    assert len(found.charts) >= len(whole.charts) - 3
+    assert len(found.charts) >= len(whole.charts) - (4 if stem == "moe_layer_correlation" else 3)
     for reason in found.missing.values():
         assert reason.startswith("Not drawn: ") and reason.endswith(".") and f"no {stem}.csv" in reason
 

@@ -45,14 +45,14 @@ def rows(frame: pl.DataFrame, *columns: str) -> list[tuple[Any, ...]]:
 
 
 def test_shares_of_a_step(tmp_path: Path) -> None:
-    """Two ranks, two steps of two layers; a step's columns stand in both layers' rows and count once."""
+    """Two ranks, two steps of two layers; a step's columns stand in both layers' rows and count once. Nothing waits."""
     made = Made(layers=2, steps=2)
     classes = {f"step_{name}_ns": 0 for name in step_share.OUTSIDE}
     steps = [
         (0, 0, "decode", 1000, 400),
         (0, 1, "prefill", 4000, 1000),
         (1, 0, "decode", 3000, 600),
-        (1, 1, None, 0, 0),
+        (1, 1, "prefill", 0, 0),
     ]
     frame = pl.DataFrame(
         [
@@ -63,14 +63,14 @@ def test_shares_of_a_step(tmp_path: Path) -> None:
     ).join(made.correlation().drop("step_kind", "step_gpu_ns", *classes), on=["rank", "step", "layer_idx"])  # fmt: skip
     found = drawn(step_share, tmp_path, made, moe_layer_correlation=frame)
     assert rows(found.data["shares"], "kind", "class", "ns", "pct") == [
-        ("all (3)", "moe layers", 6000, 75.0),
-        ("all (3)", "attention", 2000, 25.0),
-        ("decode (2)", "moe layers", 3000, 75.0),
-        ("decode (2)", "attention", 1000, 25.0),
-        ("prefill (1)", "moe layers", 3000, 75.0),
-        ("prefill (1)", "attention", 1000, 25.0),
+        ("all (2)", "moe layers", 6000, 75.0),
+        ("all (2)", "attention", 2000, 25.0),
+        ("steady decode (1)", "moe layers", 3000, 75.0),
+        ("steady decode (1)", "attention", 1000, 25.0),
+        ("steady prefill (1)", "moe layers", 3000, 75.0),
+        ("steady prefill (1)", "attention", 1000, 25.0),
     ]
-    assert found.table.rows[0] == ["all (3)", "moe layers", "6.00 us", "75.0 %", "2.00 us"]
+    assert found.table.rows[0] == ["all (2)", "moe layers", "6.00 us", "75.0 %", "2.00 us"]
 
 
 def test_phases_of_layers(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ class Planted:
         matmul_ns: the time of the experts' products, from the load.
         attention_ns: before each layer, by layer and rank. late_ns: of a rank's step.
         transfer_ns: of each collective; there is one per layer if there are several ranks.
+        prefill: tokens of a step that are prefill.
         eager: steps that do not replay a CUDA graph. gap_ns: between their kernels.
         cut: the last step has no counts.
     """
@@ -63,6 +64,7 @@ class Planted:
     attention_ns: Callable[[int, int], int] = lambda layer, rank: 8_000
     late_ns: Callable[[int, int], int] = lambda step, rank: 0
     transfer_ns: int = 1_000
+    prefill: Callable[[int], int] = lambda step: 0
     eager: Callable[[int], bool] = lambda step: False
     gap_ns: int = 0
     cut: bool = False
@@ -151,7 +153,7 @@ class _Builder:
         slower = SLOWER if start_up else 1
         eager = start_up or planted.eager(step)
         self.made.tick(1_000)
-        open_steps = [worker.step(step, tokens) for worker in self.workers]
+        open_steps = [worker.step(step, tokens, planted.prefill(step)) for worker in self.workers]
         for opened in open_steps:
             opened.__enter__()
         launches = [None if eager else worker.call("cudaGraphLaunch_v10000") for worker in self.workers]
@@ -214,6 +216,10 @@ FAULTS: dict[str, tuple[str, Planted]] = {
     "eager decode": ("eager-decode", Planted(eager=lambda step: True, gap_ns=30_000)),
     "graphs missed": ("eager-decode", Planted(eager=lambda step: step % 3 == 0, gap_ns=30_000)),
     "late launches": ("launch-skew", Planted(late_ns=lambda step, rank: 40_000 * rank)),
+    "late launches in mixed steps": (
+        "other-steps",
+        Planted(prefill=lambda step: 60 * (step % 3 == 2), late_ns=lambda step, rank: 40_000 * rank * (step % 3 == 2)),
+    ),
     "uneven attention": ("collective-wait", Planted(attention_ns=lambda layer, rank: 8_000 + 12_000 * rank)),
     "slow links": ("transfer-bound", Planted(transfer_ns=15_000)),
     "padding of tiles": (

@@ -17,6 +17,7 @@ from nvtxmoe_analysis.compare.gate import FAILED, SIGNIFICANT, UNDECIDED, Outcom
 from nvtxmoe_analysis.compare.measures import METRICS, measure
 from nvtxmoe_analysis.compare.plan import Kind, plan
 from nvtxmoe_analysis.compare.runs import Run, open_runs
+from nvtxmoe_analysis.compare.summary import summary
 from nvtxmoe_analysis.compare.tables import ALL
 from nvtxmoe_analysis.compare.workload import drift_notes, notes, workloads
 from nvtxmoe_analysis.core.files import check_folder
@@ -127,6 +128,7 @@ def document(comparison: Comparison) -> dict[str, Any]:
     return {
         "a": side_of(comparison.runs[0]),
         "b": side_of(comparison.runs[1]),
+        "summary": summary(comparison),
         "failed": comparison.failed,
         "gates": [_outcome(outcome) for outcome in comparison.outcomes],
         "notes": comparison.notes,

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import polars as pl
 
-from nvtxmoe_analysis.compare.compare import Comparison, side_of
+from nvtxmoe_analysis.compare.compare import side_of
 from nvtxmoe_analysis.compare.many import RESULT, Comparisons, not_in_all
 from nvtxmoe_analysis.compare.measures import METRICS
 from nvtxmoe_analysis.compare.page_charts import DIFFERS, change_chart, layer_chart, metric_rows
-from nvtxmoe_analysis.compare.tables import ALL, without_repeats
+from nvtxmoe_analysis.compare.summary import summary
+from nvtxmoe_analysis.compare.tables import without_repeats
 from nvtxmoe_analysis.core.files import cannot_write, whole_file
-from nvtxmoe_analysis.core.text import listed, number
+from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.report.chart import Drawing, Table
 from nvtxmoe_analysis.report.frame import framed
 from nvtxmoe_analysis.report.numbers import duration
@@ -54,7 +55,10 @@ def page(comparisons: Comparisons) -> str:
         drawn,
         title=TITLE,
         subtitle=f"{listed(list(comparisons.results))} compared with {comparisons.baseline}",
-        sentences=[_sentence(comparisons, name, comparison) for name, comparison in comparisons.results.items()],
+        sentences=[
+            summary(comparison, comparisons.baseline, name)["sentence"]
+            for name, comparison in comparisons.results.items()
+        ],
         charts=charts,
         figures=_metrics_table(comparisons),
         movers=_movers(comparisons),
@@ -76,24 +80,6 @@ def _charts(comparisons: Comparisons) -> Iterator[tuple[str, tuple[str, Drawing]
         chart = layer_chart(comparisons, name) if metric.whole is not None and not metric.per_token else None
         if chart is not None:
             yield f"layers-{name}", (f"Change of {name} by layer", chart)
-
-
-def _sentence(comparisons: Comparisons, name: str, comparison: Comparison) -> str:
-    """Return what differs in a result, all layers and kinds of step together."""
-    over_layers = pl.col("layer_idx").is_null() & (pl.col("step_kind") == ALL)
-    rows, shares = comparison.metrics.filter(over_layers), comparison.activations.filter(over_layers)
-    moved = [
-        f"{row['metric']} {row['change_pct']:+.2f} %"
-        for row in rows.iter_rows(named=True)
-        if row["significant"] and row["change_pct"] is not None
-    ]
-    if shares["significant"].fill_null(False).any():
-        moved.append(f"shares of experts by {shares['excess_bits'][0]:.4f} bits above their noise")
-    if moved:
-        return f"{name} differs from {comparisons.baseline}: {listed(moved, 10)}."
-    unknown = rows["significant"].null_count()
-    more = f"; of {number(unknown, 'metric')} this can't be told" if unknown else ""
-    return f"{name}: no difference from {comparisons.baseline} was seen{more}."
 
 
 def _metrics_table(comparisons: Comparisons) -> Table:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import polars as pl
 
 from nvtxmoe.formats.schema import RECORDINGS
-from nvtxmoe_analysis.compare.plan import Kind
+from nvtxmoe_analysis.compare.plan import LEAST_CLASS_STEPS, Kind
 from nvtxmoe_analysis.compare.runs import KINDS, UNKNOWN, Run
+from nvtxmoe_analysis.compare.tables import ALL
 
 #: Shares of steps, and distances of token numbers, above which the loads count as different.
 MOST_APART = 0.1
@@ -58,6 +59,9 @@ def notes(runs: tuple[Run, Run], kinds: Sequence[Kind], loads: Sequence[dict[str
 def drift_notes(metrics: pl.DataFrame, activations: pl.DataFrame) -> list[str]:
     """One sentence for each metric of all layers together whose significance a drift leaves undecided."""
     over_layers = pl.col("layer_idx").is_null() & pl.col("reason").str.contains(" drifts ", literal=True)
+    kinds = set(metrics["step_kind"]) - {ALL}
+    if len(kinds) == 1:  # all kinds together are this one
+        over_layers &= pl.col("step_kind") != ALL
     rows = pl.concat([metrics.filter(over_layers).select("reason"), activations.filter(over_layers).select("reason")])
     return [f"Can't tell: {reason}. Capture more steps." for reason in rows["reason"].unique(maintain_order=True)]
 
@@ -150,8 +154,9 @@ def _silences(kinds: Sequence[Kind], loads: Sequence[dict[str, Any]]) -> Iterato
             steps, compared = row[f"steps_{letter}"], row[f"compared_{letter}"]
             if 0 < compared < steps * (1 - MOST_APART):
                 yield (
-                    f"Of {letter.upper()}'s {steps} {row['step_kind']} steps {compared} have a number of tokens that "
-                    "the other run has too: times and imbalance are theirs."
+                    f"{compared} of {letter.upper()}'s {steps} {row['step_kind']} steps are compared in times and "
+                    "imbalance: the others have numbers of tokens that too few steps of a run have (at least "
+                    f"{LEAST_CLASS_STEPS} between two powers of two)."
                 )
     if any(row["step_kind"] == UNKNOWN for row in loads):
         yield "Kinds of step are not known: prefill and decode are not told apart."

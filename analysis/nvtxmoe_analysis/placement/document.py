@@ -68,6 +68,8 @@ def verdict_document(prediction: Prediction) -> dict[str, Any]:
                 **_named("net_saved", phase.saves),
                 "saves_at_most_ns": _rounded(phase.at_most_ns),
                 "step_gpu_ns": _rounded(phase.step_ns),
+                "steps_valued": phase.steps,
+                **_named("eplb_net_saved", phase.eplb),
             }
             for name, phase in answer.phases.items()
         },

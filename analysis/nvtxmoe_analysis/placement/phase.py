@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvtxmoe_analysis.core.arrays import Bools
+from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.placement.blocks import LEAST_STEPS, Blocks, cut
 from nvtxmoe_analysis.placement.cost_model import CostModel, fit
 from nvtxmoe_analysis.placement.run_data import PREFILL, LayerData, RunData
@@ -60,7 +61,7 @@ def phase_of(run: RunData, name: str, fit_layers: Sequence[int] | None) -> Phase
     ]
     for_fit = np.array([fit_layers is None or layer.layer in fit_layers for layer in run.layers])
     if len(steps) < LEAST_STEPS:
-        model = CostModel(reason=f"{len(steps)} steps, at least {LEAST_STEPS} needed")
+        model = CostModel(reason=f"{number(len(steps), 'step')}, at least {LEAST_STEPS} needed")
     else:
         model = fit(run.layers, blocks, fits, for_fit)
     seen = np.zeros((2, len(model.features)))

@@ -88,14 +88,6 @@ class Prediction:
         mean = sum(share * part.mean_ns for share, part in parts)
         return Estimate(float(mean), float(np.sqrt(sum(variances))), float(df))
 
-    @property
-    def step_ns(self) -> float | None:
-        """GPU time of a typical step, over the phases that have a value; None where unknown."""
-        parts = [(self.run.steps[phase.name], self.run.step_ns[phase.name]) for phase in self.valued_phases]
-        if not parts or any(estimate is None for _, estimate in parts):
-            return None
-        return sum(many * (estimate or 0.0) for many, estimate in parts) / sum(many for many, _ in parts)
-
     def find(self, name: str) -> Valued:
         """Return a placement by its name."""
         return next(placement for placement in self.placements if placement.name == name)

@@ -15,6 +15,8 @@ from nvtxmoe_analysis.outputs.registry import tables
 from nvtxmoe_analysis.placement.layout import Counts, Load
 
 DECODE, PREFILL = PHASES = ("decode", "prefill")
+#: Phases in words: a step with any prefill is prefill here, so that mixed steps are in it.
+PHASE_WORDS = {DECODE: "decode", PREFILL: "prefill and mixed"}
 CORRELATION, STEP_COUNTS = "layer_correlation", "step_activations"
 COLUMNS = (
     *("rank", "step", "layer_idx", "num_tokens", "prefill_tokens", "decode_tokens", "block_m", "launched_by"),
@@ -76,7 +78,7 @@ class RunData:
     """A run's layers, and what of it could not be used.
 
     Attributes:
-        step_ns: by phase the typical GPU time of a step (median over steps of the mean over ranks); None where unknown.
+        step_ns: by phase the GPU time of a step (mean over steps and ranks); None where unknown.
         steps: by phase their number.
         time_ns: by step number, the mean over ranks of its GPU time; steps of unknown time are left out.
         cells: (step, layer) of all; dropped: those in which something is not known of a rank.
@@ -208,7 +210,7 @@ def _refuse_without_group(results: Results, rows: pl.DataFrame) -> None:
 
 
 def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int], dict[int, float]]:
-    """Return by phase a step's typical GPU time and the number of steps; by step its GPU time."""
+    """Return by phase a step's mean GPU time and the number of steps; by step its GPU time."""
     each = rows.group_by("step").agg(
         prefill=pl.col("prefill_tokens").sum() > 0, tokens=pl.col("num_tokens").sum(), ns=pl.col("step_gpu_ns").mean()
     )
@@ -217,8 +219,8 @@ def _steps(rows: pl.DataFrame) -> tuple[dict[str, float | None], dict[str, int],
     numbers: dict[str, int] = {}
     for phase in PHASES:
         of_phase = each.filter(pl.col("prefill") == (phase == PREFILL))
-        median = of_phase["ns"].median()
-        times[phase] = float(median) if isinstance(median, (int, float)) else None
+        mean_ns = of_phase["ns"].mean()
+        times[phase] = float(mean_ns) if isinstance(mean_ns, (int, float)) else None
         numbers[phase] = len(of_phase)
     return times, numbers, dict(each.select("step", "ns").drop_nulls().iter_rows())
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from nvtxmoe_analysis.placement.phase import Phase
 from nvtxmoe_analysis.placement.predict import TODAY, Prediction, Valued
+from nvtxmoe_analysis.placement.run_data import PHASE_WORDS
 from nvtxmoe_analysis.placement.valuing import CONFIDENCE, Estimate
 from nvtxmoe_analysis.placement.vllm_eplb import considered
 
+#: Name of the placement that vLLM's EPLB makes.
+EPLB = "redundant"
 WORTH, NOT_WORTH, CANNOT_TELL = "worth it", "not worth it", "cannot tell"
 #: Share of loads beyond those that the fit saw, above which a gain is not believed.
 MOST_OUTSIDE = 0.05
@@ -28,7 +31,7 @@ class Verdict:
         placement: the one that saves most, or that the answer is about; None where none has a value.
         saves: what that one saves per step, net of moving where that is known.
         at_most_ns: no placement compared saves more per step, at 95 %; None where unknown.
-        step_ns: GPU time of a typical step; None where unknown.
+        step_ns: GPU time of a step, what shares are of: the mean of the steps that were valued.
         considered: what of vLLM's EPLB was taken into account.
         phases: by phase, for numbers per step of that phase.
     """
@@ -51,11 +54,15 @@ class InPhase:
         saves: what the verdict's placement saves, net of moving where that is known; None without a model.
         at_most_ns: no placement compared saves more, at 95 %; None where unknown.
         step_ns: GPU time of the steps that were valued: the mean over steps and ranks; None where unknown.
+        steps: how many steps were valued.
+        eplb: what vLLM's EPLB saves likewise, without its own kernels; None without a value.
     """
 
     saves: Estimate | None
     at_most_ns: float | None
     step_ns: float | None
+    steps: int
+    eplb: Estimate | None = None
 
 
 def net(prediction: Prediction, placement: Valued) -> Estimate:
@@ -146,12 +153,19 @@ def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
 
     ends = [saves(placement).interval(confidence)[1] for placement in others]
     at_most = max(0.0, min(max(ends), _bound(prediction, [phase])))
-    return InPhase(saves(chosen), _finite(at_most), _valued_ns(prediction, phase))
+    eplb = next((saves(placement) for placement in others if placement.name == EPLB), None)
+    valued = len(_valued_steps(prediction, phase))
+    return InPhase(saves(chosen), _finite(at_most), _valued_ns(prediction, phase), valued, eplb)
+
+
+def _valued_steps(prediction: Prediction, phase: Phase) -> set[int]:
+    """Return the steps of the half that placements are valued on."""
+    valued = zip(prediction.run.layers, phase.values, strict=True)
+    return {step for layer, chosen in valued for step in layer.steps[chosen].tolist()}
 
 
 def _valued_ns(prediction: Prediction, phase: Phase) -> float | None:
-    valued = zip(prediction.run.layers, phase.values, strict=True)
-    steps = {step for layer, chosen in valued for step in layer.steps[chosen].tolist()}
+    steps = _valued_steps(prediction, phase)
     times = [prediction.run.time_ns[step] for step in steps & prediction.run.time_ns.keys()]
     return float(np.mean(times)) if times else None
 
@@ -164,10 +178,17 @@ def _without_model(
     prediction: Prediction, base: float, least: float, bound: float, measured: Sequence[Phase]
 ) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
-    reasons = "; ".join(f"{phase.name}: {phase.reason}" for phase in prediction.phases.values() if phase.reason)
+    reasons = "; ".join(
+        f"{PHASE_WORDS[phase.name]} steps: {phase.reason}" for phase in prediction.phases.values() if phase.reason
+    )
     facts = considered(prediction)
     phases = {
-        phase.name: InPhase(None, _finite(_bound(prediction, [phase])), _valued_ns(prediction, phase))
+        phase.name: InPhase(
+            None,
+            _finite(_bound(prediction, [phase])),
+            _valued_ns(prediction, phase),
+            len(_valued_steps(prediction, phase)),
+        )
         for phase in measured
     }
     if np.isfinite(bound) and bound < least:
@@ -181,9 +202,11 @@ def _without_model(
 
 
 def _base(prediction: Prediction) -> float:
-    """Return the time that gains are a share of: the step's, or where it is unknown, its MoE layers'."""
-    if prediction.step_ns is not None:
-        return prediction.step_ns
+    """Return the time that gains are a share of: that of the steps that were valued, or where it is unknown, of their
+    MoE layers."""
+    valued = [(prediction.run.steps[phase.name], _valued_ns(prediction, phase)) for phase in prediction.valued_phases]
+    if valued and all(time is not None for _, time in valued):
+        return sum(many * (time or 0.0) for many, time in valued) / sum(many for many, _ in valued)
     if prediction.valued_phases:
         today = prediction.find(TODAY)
         return prediction.all_steps({name: sums.predicted() for name, sums in today.sums.items()}).mean_ns
@@ -215,15 +238,16 @@ def _doubt(prediction: Prediction, best: Valued) -> str | None:
         assert calibration is not None
         if calibration.predicted_ns > MOST_OVERSTATED * max(0.0, calibration.measured.interval()[1]):
             return (
-                f"in {phase.name} the model has today's slowest ranks {_us(calibration.predicted_ns)} per step above "
-                f"the mean, and measured are {_us(calibration.measured.mean_ns)}"
+                f"in {PHASE_WORDS[phase.name]} steps the model has today's slowest ranks "
+                f"{_us(calibration.predicted_ns)} per step above the mean, and measured are "
+                f"{_us(calibration.measured.mean_ns)}"
             )
     return None
 
 
 def _left_out(prediction: Prediction) -> str:
     unvalued = [phase for phase in prediction.phases.values() if phase.reason and prediction.run.steps[phase.name]]
-    return "".join(f"; {phase.name} is not in it ({phase.reason})" for phase in unvalued)
+    return "".join(f"; {PHASE_WORDS[phase.name]} steps are not in it ({phase.reason})" for phase in unvalued)
 
 
 def _moving(prediction: Prediction, placement: Valued) -> str:
@@ -231,7 +255,7 @@ def _moving(prediction: Prediction, placement: Valued) -> str:
     moving = placement.move.ns_per_step(options.link_gbs, options.rearrange_every)
     if moving is not None:
         return f", net of {_us(moving)} for moving weights every {options.rearrange_every:,} steps"
-    reason = placement.move.reason or "give --link-gbs"
+    reason = placement.move.reason or "add --link-gbs GB/S to count it"
     return f", without what moving the weights costs ({reason})"
 
 
@@ -240,7 +264,7 @@ def _least(prediction: Prediction) -> str:
 
 
 def _pct(value: float, base: float) -> str:
-    return f"{100 * value / base:.2g} % of a step" if base > 0 else "of a step of unknown length"
+    return f"{100 * value / base:.2g} % of the mean of these steps" if base > 0 else "of a step of unknown length"
 
 
 def _us(value: float) -> str:

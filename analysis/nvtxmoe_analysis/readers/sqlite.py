@@ -38,6 +38,8 @@ SELECT t.name, c.name FROM sqlite_master t, pragma_table_info(t.name) c WHERE t.
 """
 #: From this many rows on connectorx takes less CPU time than sqlite3: each of its queries takes 0.06 s at least.
 LARGE_ROWS = 30_000
+#: First bytes of compressed files, and what unpacks them.
+PACKED = {b"\xfd7zXZ\x00": "xz -dk", b"\x1f\x8b": "gzip -dk", b"\x28\xb5\x2f\xfd": "zstd -d"}
 
 
 class SqliteExport(Export):
@@ -199,6 +201,9 @@ def check_whole(path: Path, source: Path) -> None:
     remedy = "Expected a .nsys-rep, a SQLite export, or a folder of Parquet files"
     if not header:
         raise NvtxmoeError("the file is empty", where=source, remedy=remedy)
+    packed = next((program for magic, program in PACKED.items() if header.startswith(magic)), None)
+    if packed is not None:
+        raise NvtxmoeError("a compressed file", where=source, remedy=f"Unpack it first: {packed} {source}")
     if header[:16] != MAGIC:
         raise NvtxmoeError("not a SQLite database", where=source, remedy=remedy)
     if len(header) < 100:

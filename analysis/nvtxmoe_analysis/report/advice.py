@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.first_screen import Answer, answers
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.steady import Steady
+from nvtxmoe_analysis.report.steady import Steady, named_sets, steady_others
 from nvtxmoe_analysis.report.trust import Trust, trust
 
 FINDINGS = "findings.json"
@@ -34,12 +34,19 @@ class Advice:
         findings: the most important first.
         answers: to the four questions of the first screen.
         steady: the steps that times per step are of; None without GPU time.
+        others: the steady steps of other kinds, which ``other-steps`` is of.
     """
 
     findings: Sequence[Finding]
     answers: Sequence[Answer]
     steady: Steady | None
     trust: Trust
+    others: Sequence[Steady] = ()
+
+    @property
+    def step_sets(self) -> Mapping[str, frozenset[int]]:
+        """Every set of steps that a number can be of, by its name."""
+        return named_sets(self.steady, self.others)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the document, JSON-ready; see docs/explanation/findings.md."""
@@ -48,6 +55,7 @@ class Advice:
             "nvtxmoe": __version__,
             "complete": self.trust.complete,
             "steady_steps": None if self.steady is None else self.steady.as_dict(),
+            "other_steps": [steps.as_dict() for steps in self.others],
             "answers": [answer.as_dict() for answer in self.answers],
             "findings": [finding.as_dict() for finding in self.findings],
         }
@@ -66,7 +74,7 @@ def advise(source: Source) -> Advice:
     ledger = Ledger(source)
     listed = findings(ledger)
     box = trust(source)
-    return Advice(listed, answers(listed, ledger, box), ledger.steady, box)
+    return Advice(listed, answers(listed, ledger, box), ledger.steady, box, steady_others(source))
 
 
 def text_of(advice: Advice) -> str:

@@ -45,8 +45,8 @@ def per_token(ledger: Ledger) -> Sentence:
     sizes = batches(ledger)
     if sizes.larger is None:
         return sentence(
-            "lower time per token: this capture has no batch of twice the usual {} tokens, so how much lower is not "
-            "known.",
+            "lower time per token: this capture has no batch of twice the {} tokens of its median step, so how "
+            "much lower is not known.",
             str(sizes.tokens),
         )
     usual, larger = (_at(ledger, tokens) for tokens in (sizes.tokens, sizes.larger))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nvtxmoe_analysis.core.file_set import replace_set, staging
 from nvtxmoe_analysis.core.files import cannot_write, check_folder
-from nvtxmoe_analysis.core.text import listed
+from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.outputs.registry import declarations
 from nvtxmoe_analysis.report.advice import FINDINGS, Advice, Advised, advise, text_of
@@ -98,11 +98,18 @@ def _subtitle(source: Source) -> str:
         f"{len(captured)} x {listed(devices)}" if devices else f"{len(captured)} processes" if captured else "",
         *versions,
         f"{len(layers)} MoE layers of {listed(shapes, 2)}" if layers else "",
-        f"{steps:,} steps of all ranks" if isinstance(steps, int) else "",
+        _steps(steps, len(captured)) if isinstance(steps, int) else "",
         "recorded without nsys: no GPU time" if source.direct else "",
         f"result files of {_written(source):%Y-%m-%d %H:%M} UTC",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _steps(rank_steps: int, ranks: int) -> str:
+    """Return the steps kept in words: a step is one call of all ranks."""
+    if ranks and rank_steps % ranks == 0:
+        return f"{number(rank_steps // ranks, 'step')} on {number(ranks, 'rank')}"
+    return f"{rank_steps:,} (rank, step)"
 
 
 def _written(source: Source) -> datetime:

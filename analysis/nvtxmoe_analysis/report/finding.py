@@ -27,10 +27,12 @@ class Stake:
     Attributes:
         per_step: ns of GPU time per step of the mean rank.
         share: of the step's time, percent.
+        steps: which steps, in the words of ``Steady.noun``.
     """
 
     per_step: SourcedNumber
     share: SourcedNumber
+    steps: str = "step"
 
     @property
     def certainty(self) -> str:
@@ -55,6 +57,7 @@ class Stake:
             "low_us": _us(low),
             "high_us": _us(high),
             "share_pct": _rounded(self.share.value),
+            "per": self.steps,
             "kind": self.certainty,
         }
 
@@ -96,6 +99,7 @@ class Finding:
         next_step: what to do.
         in_moe: False if the cost lies outside MoE layers.
         first_screen: a sentence that the first screen has even if another finding comes first.
+        of_others: True if its time at stake is of other steps than those that headlines are of.
         id: stable name, that of its module.
     """
 
@@ -109,6 +113,7 @@ class Finding:
     next_step: NextStep | None = None
     in_moe: bool = True
     first_screen: Sentence | None = None
+    of_others: bool = False
     id: str = ""
 
     @property

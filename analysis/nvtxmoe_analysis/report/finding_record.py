@@ -12,7 +12,7 @@ from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.steady import Steady
+from nvtxmoe_analysis.report.steady import named_sets, steady_others
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class EvidenceRecord:
         where: the rows: value by column, None for an empty cell.
         once: columns of which each combination counts once, if several rows repeat a value.
         steps: the steps whose rows count, in words; empty if all do.
-        step_set: their name in ``Steady.sets``; empty if all rows count.
+        step_set: their name in ``steady.named_sets``; empty if all rows count.
         over: what the sum of a time per step is divided by; 1 for other numbers.
         origin: file, column and rows in words.
     """
@@ -62,8 +62,8 @@ class FindingRecord:
         kind: one of ``finding.KINDS``.
         certainty: ``measured``, ``estimated`` or ``uncertain``.
         how_sure: why; empty if the finding says nothing of it.
-        at_stake_us_per_step: microseconds per steady step of the mean rank that can be won at most; None if it costs no
-            time.
+        at_stake_us_per_step: microseconds per step of the mean rank that can be won at most; None if it costs no time.
+        at_stake_per: which steps, such as ``steady decode step``; empty if it costs no time.
         at_stake_pct: share of that step's time.
         next_step: what to do; empty if the finding names nothing.
         command: a command or setting for it; empty if there is none.
@@ -80,6 +80,7 @@ class FindingRecord:
     certainty: str
     how_sure: str
     at_stake_us_per_step: float | None
+    at_stake_per: str
     at_stake_pct: float | None
     next_step: str
     command: str
@@ -91,16 +92,16 @@ class FindingRecord:
 def finding_records(source: Source) -> list[FindingRecord]:
     """Return all findings of a results folder, the most important first."""
     ledger = Ledger(source)
-    return records(findings(ledger), ledger.steady)
+    return records(findings(ledger), named_sets(ledger.steady, steady_others(source)))
 
 
-def records(findings: Sequence[Finding], steady: Steady | None) -> list[FindingRecord]:
+def records(findings: Sequence[Finding], step_sets: Mapping[str, frozenset[int]]) -> list[FindingRecord]:
     """Return findings as records, in their order.
 
     Parameters:
-        steady: the steady steps that their numbers are of.
+        step_sets: the steps that their numbers are of, by name.
     """
-    sets = {} if steady is None else {numbers: name for name, numbers in reversed(list(steady.sets.items()))}
+    sets = {numbers: name for name, numbers in reversed(list(step_sets.items()))}
     return [_record(finding, id, sets) for finding, id in zip(findings, _ids(findings), strict=True)]
 
 
@@ -126,6 +127,7 @@ def _record(finding: Finding, id: str, sets: Mapping[frozenset[int], str]) -> Fi
         certainty=finding.certainty,
         how_sure="" if finding.confidence is None else str(finding.confidence),
         at_stake_us_per_step=stake.get("us_per_step"),
+        at_stake_per=stake.get("per", ""),
         at_stake_pct=stake.get("share_pct"),
         next_step="" if next_step is None else next_step.action,
         command="" if next_step is None else next_step.command,
@@ -138,7 +140,7 @@ def _record(finding: Finding, id: str, sets: Mapping[frozenset[int], str]) -> Fi
 def _evidence(number: SourcedNumber, sets: Mapping[frozenset[int], str]) -> EvidenceRecord:
     stem = number.file.rpartition(".")[0]
     name = next((name for name, declared in declarations().items() if declared.stem == stem), None)
-    is_table = name in tables() and not number.file.endswith(".json")
+    is_table = name in tables() and not number.file.endswith(".json") and number.how != "predicted"
     return EvidenceRecord(
         text=number.text,
         value=number.value,

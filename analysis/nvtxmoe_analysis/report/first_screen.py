@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvtxmoe_analysis.report.commands import analyze_all
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, WEAK, Finding
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import (
     LITTLE_PCT,
@@ -18,7 +18,8 @@ from nvtxmoe_analysis.report.moe_time import (
     moe_share,
     share_without,
 )
-from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence, total
+from nvtxmoe_analysis.report.numbers import Sentence, capital, percent, sentence, total
+from nvtxmoe_analysis.report.other_kinds import beside
 from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.trust import Trust
 
@@ -70,13 +71,13 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
     share = moe_share(ledger)
     if share is None or ledger.steady is None or ledger.step_time is None:
         why = cannot_tell(ledger) or "the results have no GPU time of steps"
-        return Answer(PROBLEM, UNKNOWN, sentence("{}.", _capital(why)), "weak")
+        return Answer(PROBLEM, UNKNOWN, sentence("{}.", capital(why)), "weak")
     of_step = (total(*moe_parts(ledger).values()), ledger.step_time, ledger.steady.noun, share)
     text, word = sentence("MoE layers take {} of {} per {} ({}).", *of_step), _word(share.value, first)
     if (wait := long_wait(ledger)) is not None:
         text = sentence(
-            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step; {} of it without "
-            "waiting.",
+            "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step, and {} of the step "
+            "without that waiting.",
             wait,
             percent(wait, ledger.step_time),
             *of_step,
@@ -84,7 +85,9 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
         )
         word = WAITING if word == NO else word
     if why := cannot_tell(ledger):
-        return Answer(PROBLEM, UNKNOWN, sentence("{}. {}", _capital(why), text), "weak")
+        return Answer(PROBLEM, UNKNOWN, sentence("{}. {}", capital(why), text), "weak")
+    for other in beside(ledger):
+        text = sentence("{} {}", text, other)
     return Answer(PROBLEM, word, text, finding="layers-time")
 
 
@@ -104,9 +107,13 @@ def _word(share_pct: float, first: Finding | None) -> str:
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
     if first is not None and first.stake is not None:
         time, share = first.stake.per_step, first.stake.share
-        whose = f"{ledger.of_mean_rank}'s step" if ledger.of_mean_rank else ""
+        steps = first.stake.steps.removeprefix("steady ")
+        whose = f"of the mean rank's {steps}" if ledger.of_mean_rank else f"of a {steps}"
         limit = "about" if time.how == "predicted" else "at most"
-        return Answer(GAIN, f"{limit} {time} ({share}){whose}", first.headline, finding=first.id)
+        text = first.headline
+        if time.how == "predicted" and len(share.parts) == 2:
+            text = sentence("{} The share is of {}, the mean of the steps that were valued.", text, share.parts[1])
+        return Answer(GAIN, f"{limit} {time} ({share}) {whose}", text, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
         return Answer(GAIN, short, first.headline, finding=first.id)
@@ -116,7 +123,7 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
     if maybe is not None:
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
     why = cannot_tell(ledger) or "no finding says how much"
-    return Answer(GAIN, UNKNOWN, sentence("{}.", _capital(why)), "weak")
+    return Answer(GAIN, UNKNOWN, sentence("{}.", capital(why)), "weak")
 
 
 def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) -> Answer:
@@ -125,7 +132,7 @@ def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) ->
         return answer
     for finding in findings:
         aside = finding.first_screen
-        if aside is not None and str(aside) != str(answer.text):
+        if aside is not None and not str(answer.text).startswith(str(aside)):
             answer = replace(answer, text=sentence("{} {}", answer.text, aside))
     return answer
 
@@ -156,10 +163,7 @@ def _certainty(findings: Sequence[Finding], first: Finding | None, ledger: Ledge
         why = cannot_tell(ledger)
         text = sentence("{}{}", trust.verdict, f" Not known: {why}." if why else "")
         return Answer(CERTAINTY, "complete", text, "good")
-    reason = "" if first.confidence is None else f" {_capital(str(first.confidence))}"
-    text = sentence("{} Looked at: {}.{}", trust.verdict, ledger.steady.in_words, reason)
-    return Answer(CERTAINTY, first.certainty, text, "good", finding=first.id)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    reason = "" if first.confidence is None else f" {capital(str(first.confidence))}"
+    text = sentence("{} Times per step: {}.{}", trust.verdict, ledger.steady.basis, reason)
+    kind = "good" if first.certainty == MEASURED else ""
+    return Answer(CERTAINTY, first.certainty, text, kind, finding=first.id)

@@ -9,9 +9,9 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
-from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where, shown
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where, shown, unit_for
 from nvtxmoe_analysis.report.results import Source
-from nvtxmoe_analysis.report.steady import CORRELATION, STEP, Steady, steady
+from nvtxmoe_analysis.report.steady import CORRELATION, STEP, Steady, steady, steady_others
 
 
 def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
@@ -27,17 +27,37 @@ class Ledger:
     Attributes:
         source: the folder.
         findings: of the topics that come before.
+        of_others: True if times per step are of another kind of steps than those of headlines.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, steps: Steady | None = None) -> None:
+        """Open a folder.
+
+        Parameters:
+            steps: what times per step are of; default: the steady steps that headlines are of.
+        """
         self.source = source
         self.findings: list[Finding] = []
+        self.of_others = steps is not None
+        self._steps = steps
         self._row_numbers: dict[tuple[object, ...], pl.Series] = {}
 
     @cached_property
     def steady(self) -> Steady | None:
         """The steady steps, which all times per step are of; None without GPU time of steps."""
-        return steady(self.source)
+        return self._steps or steady(self.source)
+
+    @cached_property
+    def others(self) -> Sequence[Ledger]:
+        """A ledger of each other kind of steps that has steady ones, the most GPU time first."""
+        return () if self.of_others else tuple(Ledger(self.source, steps) for steps in steady_others(self.source))
+
+    @cached_property
+    def time_unit(self) -> str:
+        """The unit of times per step: that of the step's GPU time."""
+        assert self.steady is not None
+        steps = self._rows(CORRELATION, ("step_gpu_ns",), None, STEP, steady=True)["step_gpu_ns"]
+        return unit_for(_per(steps, self.steady.rank_steps))
 
     @cached_property
     def step_time(self) -> SourcedNumber | None:
@@ -101,9 +121,10 @@ class Ledger:
     ) -> SourcedNumber:
         """Return a number that was computed from rows of steps, by default the steady ones."""
         assert self.steady is not None
+        unit = "" if "layer_idx" in (where or {}) else self.time_unit
         return SourcedNumber(
             value,
-            shown(value, column),
+            shown(value, column, unit),
             self.source.file(name),
             column,
             how,
@@ -115,6 +136,7 @@ class Ledger:
             over=over,
             interval=interval,
             estimated=interval is not None,
+            time_unit=unit,
         )
 
     def take(

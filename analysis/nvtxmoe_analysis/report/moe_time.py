@@ -21,7 +21,9 @@ LITTLE_PCT, MUCH_PCT = 10.0, 30.0
 #: Share of a step from which waiting for other ranks hides what the work is.
 LONG_WAIT_PCT = 30.0
 #: Classes of work outside the layers that are neither waiting nor ours.
-OTHER_WORK = tuple(name for name in CLASSES if name not in ("moe layers", "collective", "recording", "unplaced"))
+OTHER_WORK = tuple(
+    name for name in CLASSES if name not in ("moe layers", "collective", "waiting", "recording", "unplaced")
+)
 
 
 def cannot_tell(ledger: Ledger) -> str:

@@ -49,6 +49,7 @@ class SourcedNumber:
         over: what a sum over ``steps`` is divided by: the number of (rank, step), or of (group, step).
         interval: 95 % interval of an estimate, in the unit of ``value``.
         estimated: True if a model gave it.
+        time_unit: unit in which it is written, and numbers that are computed from it; empty: by its size.
     """
 
     value: Value
@@ -65,6 +66,7 @@ class SourcedNumber:
     over: int = 1
     interval: tuple[float, float] | None = None
     estimated: bool = False
+    time_unit: str = ""
 
     def __str__(self) -> str:
         return self.text
@@ -88,6 +90,8 @@ class SourcedNumber:
     @property
     def evidence(self) -> dict[str, Any]:
         """File, column and rows, JSON-ready."""
+        if self.how == "predicted":
+            return {"command": "nvtxmoe place --json", "key": f"verdict.{self.column}", "file": self.file}
         return {
             "file": self.file,
             "column": self.column,
@@ -131,7 +135,7 @@ class SourcedNumber:
         if self.how == "lift":
             return f"{self.file}: share of the tokens over the product of both experts' own shares{scope}"
         if self.how == "predicted":
-            return f"{self.file}: {self.column} of the verdict that `nvtxmoe place --json` predicts from it"
+            return f"`nvtxmoe place --json`: verdict.{self.column}, predicted from {self.file}"
         if self.steps is not None:
             what = {
                 "first_of_step": f"{self.column} of the row with the least start_ns of each (rank, step)",
@@ -190,6 +194,11 @@ def sentence(template: str, *values: SourcedNumber | Sentence | str | int) -> Se
     return Sentence(tuple(parts))
 
 
+def capital(text: str) -> str:
+    """Return a text with a capital at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
 def together(clauses: Sequence[Sentence]) -> Sentence:
     """Join clauses as ``a, b and c``."""
     parts: list[str | SourcedNumber] = []
@@ -214,24 +223,25 @@ def percent(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
 
 def difference(first: SourcedNumber, second: SourcedNumber) -> SourcedNumber:
     """Return the first minus the second, in their unit."""
-    value = first.value - second.value
-    return SourcedNumber(value, shown(value, first.column or second.column), how="difference", parts=(first, second))
+    value, unit = first.value - second.value, first.time_unit
+    text = shown(value, first.column or second.column, unit)
+    return SourcedNumber(value, text, how="difference", parts=(first, second), time_unit=unit)
 
 
 def total(*parts: SourcedNumber) -> SourcedNumber:
     """Return the sum, in the unit of the first; that number itself if it is the only one."""
     if len(parts) == 1:
         return parts[0]
-    value = sum(part.value for part in parts)
-    return SourcedNumber(value, shown(value, parts[0].column), how="total", parts=parts)
+    value, unit = sum(part.value for part in parts), parts[0].time_unit
+    return SourcedNumber(value, shown(value, parts[0].column, unit), how="total", parts=parts, time_unit=unit)
 
 
 def interval_words(number: SourcedNumber) -> str:
     """Return ``, 95 % interval 1.0 us to 1.2 us``; empty without an interval."""
     if number.interval is None:
         return ""
-    low, high = number.interval
-    return f" (95 % interval {duration(low)} to {duration(high)})"
+    low, high = (duration(end, number.time_unit) for end in number.interval)
+    return f" (95 % interval {low} to {high})"
 
 
 # How numbers are written ---------------------------------------------------------------------------------------------
@@ -240,14 +250,14 @@ def interval_words(number: SourcedNumber) -> str:
 UNKNOWN = "not known"
 
 
-def shown(value: Value, column: str = "") -> str:
-    """Format a number for people; the column's suffix sets the unit."""
+def shown(value: Value, column: str = "", time_unit: str = "") -> str:
+    """Format a number for people; the column's suffix sets the unit, of times ``time_unit`` if it is given."""
     if value != value:  # noqa: PLR0124  not a number
         return UNKNOWN
     if column.endswith("_ns"):
-        return duration(value)
+        return duration(value, time_unit)
     if column.endswith("_us"):
-        return duration(1e3 * value)
+        return duration(1e3 * value, time_unit)
     if column.endswith(("pct", "percentage")):
         return pct(value)
     if column.endswith(("_ratio", "factor")):
@@ -260,19 +270,36 @@ TIME_UNITS = ((1e9, "s", 2), (1e7, "ms", 1), (1e6, "ms", 2), (1e4, "us", 1), (1e
 SCALE = {"s": 1e9, "ms": 1e6, "us": 1e3, "ns": 1.0}
 
 
-def duration(ns: Value | None) -> str:
-    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``; None is not known."""
+def duration(ns: Value | None, time_unit: str = "") -> str:
+    """Format nanoseconds as ``38.1 us``, ``15.6 ms``, ``2.30 s``, or in a unit that is given, from a thousandth of it
+    on; None is not known."""
     if ns is None:
         return UNKNOWN
     size = abs(ns)
+    if time_unit and (not size or size >= SCALE[time_unit] / 1e3):
+        return f"{ns / SCALE[time_unit]:,.{_decimals(size / SCALE[time_unit])}f} {time_unit}"
     for limit, unit, digits in TIME_UNITS:
         if size >= limit:
             return f"{ns / SCALE[unit]:,.{digits}f} {unit}"
     return f"{ns:,.0f} ns"
 
 
+def unit_for(ns: Value) -> str:
+    """Return the unit in which a time and its parts are written: ``s``, ``ms`` or ``us``."""
+    return next((unit for unit in ("s", "ms") if abs(ns) >= SCALE[unit]), "us")
+
+
 #: Decimals at most where values would else look alike.
 MOST_DECIMALS = 6
+
+
+def _decimals(size: float) -> int:
+    """Return the decimals of a value in a unit that is given: three digits, two of a value below 0.1."""
+    if not size or size >= 10:
+        return 1 if size else 0
+    if size >= 0.1:
+        return 2 if size >= 1 else 3
+    return 1 - math.floor(math.log10(size))
 
 
 def durations(*ns: Value) -> list[str]:

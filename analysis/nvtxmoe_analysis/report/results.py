@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 import polars as pl
 
@@ -11,6 +11,8 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.outputs.read import Results
 from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.document_shapes import OTHER, fits
+
+Value = TypeVar("Value")
 
 #: Why a run that was recorded without nsys has no tables of GPU work.
 NO_GPU = "the run was recorded without nsys, which gives no GPU time"
@@ -27,7 +29,13 @@ class Source:
     def __init__(self, loaded: Results) -> None:
         self.loaded = loaded
         self.absent: dict[str, str] = {}
-        self._frames: dict[str, pl.DataFrame] = {}
+        self._computed: dict[str, Any] = {}
+
+    def once(self, name: str, compute: Callable[[], Value]) -> Value:
+        """Return what is computed once of these results, whichever finding asks first."""
+        if name not in self._computed:
+            self._computed[name] = compute()
+        return cast(Value, self._computed[name])
 
     def frame(self, name: str, columns: Iterable[str] = (), *, rows: bool = True) -> pl.DataFrame | None:
         """A frame of ``outputs.registry.tables``, or None where it is absent, damaged, has no row (unless it need have

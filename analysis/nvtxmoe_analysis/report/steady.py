@@ -1,7 +1,8 @@
-"""The steady steps of a run: what every time per step in findings and headlines is of.
+"""The steady steps of each kind, and the words for them: what every time per step in findings and headlines is of.
 
 A run begins with steps that no user waits for twice: launched eagerly while others replay CUDA graphs, or many times
-slower than later ones. They stay in the tables and out of what is said per step.
+slower than later ones. They stay in the tables and out of times per step. Every sentence names its steps in the words
+of ``Steady``, so that a number has the same basis wherever people read it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ STEP = ("rank", "step")
 COLUMNS = ("step_kind", "launched_by", "num_tokens", "step_gpu_ns", "kernel_time_ns")
 #: Kinds of steps, the one that matters most first.
 KINDS = ("decode", "prefill", "mixed", "none")
+#: Kinds of steps that have tokens.
+NAMED_KINDS = ("decode", "prefill", "mixed")
 #: A kind of step is told by so many steps, and what is usual of a batch size by so many of it.
 LEAST_STEPS = 5
 #: A step that takes so many times the usual is an outlier.
@@ -51,6 +54,12 @@ class Steady:
         return "steady step" if self.kind in ("unknown", "none") else f"steady {self.kind} step"
 
     @property
+    def nouns(self) -> str:
+        """``34 steady decode steps``."""
+        many = len(self.numbers)
+        return f"{many:,} {self.noun}{'' if many == 1 else 's'}"
+
+    @property
     def sets(self) -> Mapping[str, frozenset[int]]:
         """The steady steps (STEADY) and those left out (START_UP, EAGER, OUTLIER), by name."""
         return {STEADY: self.numbers, **self.left_out}
@@ -58,8 +67,15 @@ class Steady:
     @property
     def in_words(self) -> str:
         """``82 (rank, step) of 41 steady decode steps``."""
-        many = len(self.numbers)
-        return f"{self.rank_steps:,} (rank, step) of {many:,} {self.noun}{'' if many == 1 else 's'}"
+        return f"{self.rank_steps:,} (rank, step) of {self.nouns}"
+
+    @property
+    def basis(self) -> str:
+        """``mean of 34 steady decode steps on 2 ranks``: what a time per step is of."""
+        ranks, remainder = divmod(self.rank_steps, len(self.numbers))
+        if remainder:  # not every rank ran every step
+            return f"mean of {self.in_words}"
+        return f"mean of {self.nouns} on {ranks:,} rank{'' if ranks == 1 else 's'}"
 
     @property
     def without(self) -> str:
@@ -94,14 +110,39 @@ def ranges(numbers: Iterable[int]) -> list[list[int]]:
 
 
 def steady(source: Source) -> Steady | None:
-    """Return the steady steps of results; None if none has a number and a known GPU time, or none is like another."""
+    """Return the steady steps of the kind that headlines are of; None if none has a number and a known GPU time, or
+    none is like another."""
+    steps = _steps_of(source)
+    return None if steps is None else _steady(steps, _kind(steps))
+
+
+def steady_others(source: Source) -> list[Steady]:
+    """Return the steady steps of every other one of NAMED_KINDS that has any, the most GPU time first."""
+    steps = _steps_of(source)
+    if steps is None:
+        return []
+    by_kind = steps.group_by("kind").agg(pl.col("time").sum()).sort(["time", "kind"], descending=[True, False])
+    others = [kind for kind in by_kind["kind"].to_list() if kind in NAMED_KINDS and kind != _kind(steps)]
+    return [of_kind for kind in others if (of_kind := _steady(steps, kind)) is not None]
+
+
+def named_sets(main: Steady | None, others: Iterable[Steady]) -> Mapping[str, frozenset[int]]:
+    """Return every set of steps that a number can be of, by its name: those of ``Steady.sets``, and ``steady KIND`` of
+    each other kind."""
+    if main is None:
+        return {}
+    return {**main.sets, **{f"{STEADY} {steps.kind}": steps.numbers for steps in others}}
+
+
+def _steps_of(source: Source) -> pl.DataFrame | None:
+    """Return ``_steps`` of results; None if there is none."""
     frame = source.frame(CORRELATION, COLUMNS)
-    if frame is None:
-        return None
-    steps = _steps(frame)
-    if steps.is_empty():
-        return None
-    kind = _kind(steps)
+    steps = None if frame is None else _steps(frame)
+    return None if steps is None or steps.is_empty() else steps
+
+
+def _steady(steps: pl.DataFrame, kind: str) -> Steady | None:
+    """Return the steady steps of a kind; None if no step of it has a number, or none is like another."""
     of_kind = steps.filter(kind=kind)
     graphs = 2 * int(of_kind["graph"].sum()) >= len(of_kind)
     of_kind = of_kind.with_columns(
@@ -109,7 +150,7 @@ def steady(source: Source) -> Steady | None:
         outlier=_outlying(of_kind.with_columns(slow_way=pl.lit(graphs) & ~pl.col("graph"))),
     )
     regular = of_kind.filter(~pl.col("eager") & ~pl.col("outlier") & pl.col("step").is_not_null())
-    if regular.is_empty():  # no step has a number, or none is like another
+    if regular.is_empty():
         return None
     first = min(regular["step"].to_list())
     reasons = {

@@ -24,6 +24,7 @@ CLASSES: Mapping[str, str] = {
     "moe layers": "#0072b2",
     "attention": "#86ccf4",
     "collective": "#d55e00",
+    "waiting": "#7020d0",
     "dense": "#f3d27a",
     "norm": "#1b7f3f",
     "sampling": "#dd7fb8",

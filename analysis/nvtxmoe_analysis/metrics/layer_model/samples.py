@@ -193,7 +193,7 @@ def _sample(
     if len(y) < MIN_ROWS or steps < MIN_STEPS:
         have = f"{text.number(len(y), 'row')} in {text.number(steps, 'step')}"
         if lone:
-            have += f" and {text.number(lone, 'row')} alone on {'its' if lone == 1 else 'their'} rank and way of launch"
+            have += f" ({lone:,} more without another row of the same rank and way of launch)"
         reason = f"{have}, at least {MIN_ROWS} rows and {MIN_STEPS} steps needed"
     elif layers is not None and np.unique(layers, return_counts=True)[1].max() < MIN_STEPS:
         reason = f"no layer has the {MIN_STEPS} rows that a slope of its own needs"

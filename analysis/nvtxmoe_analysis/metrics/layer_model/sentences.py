@@ -55,8 +55,10 @@ def name_of(feature: str) -> str:
 
 
 def time_words(ns: float) -> str:
-    """A time in us."""
+    """A time in us, below LEAST_US in ns."""
     us = ns / 1000
+    if 0 < abs(us) < LEAST_US:
+        return f"{ns:.1f} ns"
     return f"{us:,.1f} us" if abs(us) >= 1 else f"{us:.3f} us"
 
 
@@ -85,18 +87,26 @@ def _layers_apart(choice: Choice) -> str:
         return ""
     sort, _, size = NAMES[choice.best.feature]
     costs = [f"{time_words(size * slope.slope)} in layer {slope.layer}" for slope in choice.apart]
+    if choice.best.status != ALIKE and _beside(choice) is not None:  # slopes of this feature alone, not beside another
+        return f"; layers differ: {sort} alone cost from {costs[0]} to {costs[1]}"
     return f"; this is the mean of layers that differ: {sort} cost from {costs[0]} to {costs[1]}"
 
 
 def _explained(choice: Choice) -> str:
     """The best feature's cost, and what others add."""
-    best = choice.best
-    adds = [term for term in choice.added if term.status == EXPLAINS]
-    strongest = min(adds, key=_error, default=None)
-    if strongest is not None and _error(strongest) < (1 - NOTEWORTHY) * _error(best):
+    best, strongest = choice.best, _beside(choice)
+    if strongest is not None:
         joint = replace(best, slope=strongest.best_slope, low=strongest.best_low, high=strongest.best_high)
         return f"{_costs(joint)}, and beside it {_costs(strongest)}"
     return f"{_costs(best)}, {_more(choice)}"
+
+
+def _beside(choice: Choice) -> Term | None:
+    """The feature that is named beside the best one; None where none lowers the error enough."""
+    adds = [term for term in choice.added if term.status == EXPLAINS]
+    strongest = min(adds, key=_error, default=None)
+    noteworthy = strongest is not None and _error(strongest) < (1 - NOTEWORTHY) * _error(choice.best)
+    return strongest if noteworthy else None
 
 
 def _more(choice: Choice) -> str:

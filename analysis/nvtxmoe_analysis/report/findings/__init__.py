@@ -13,8 +13,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast
 
-from nvtxmoe_analysis.report.finding import KINDS, Finding
+from nvtxmoe_analysis.report.finding import COST, KINDS, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
+
+#: Below this ORDER are the modules that look for problems.
+LAST_PROBLEM = 15
 
 
 class FindingModule(Protocol):
@@ -38,12 +41,35 @@ def finding_modules() -> Mapping[str, FindingModule]:
 
 
 def findings(ledger: Ledger) -> list[Finding]:
-    """All findings of these results: by kind, then by the time at stake that is sure, then in the modules' order."""
+    """All findings of these results: by kind, then those of the steps that headlines are of, then by the time at stake
+    that is sure, then in the modules' order."""
     for module in finding_modules().values():
-        ledger.findings += [replace(finding, id=module.ID) for finding in module.find(ledger)]
+        ledger.findings += _named(module, ledger)
     return sorted(ledger.findings, key=_place)
 
 
-def _place(finding: Finding) -> tuple[int, float, float]:
+def costs(ledger: Ledger) -> list[Finding]:
+    """The problems with time at stake in the steps of a ledger, in the order of the page."""
+    for module in finding_modules().values():
+        if module.ORDER < LAST_PROBLEM:
+            ledger.findings += _named(module, ledger)
+    return sorted((cost for cost in ledger.findings if cost.kind == COST and cost.stake is not None), key=_place)
+
+
+def _named(module: FindingModule, ledger: Ledger) -> list[Finding]:
+    """Return what a module finds, with its id and the steps that time at stake is of."""
+    named = [replace(finding, id=module.ID) for finding in module.find(ledger)]
+    if ledger.steady is None:
+        return named
+    noun = ledger.steady.noun
+    return [
+        finding
+        if finding.stake is None or finding.of_others
+        else replace(finding, stake=replace(finding.stake, steps=noun))
+        for finding in named
+    ]
+
+
+def _place(finding: Finding) -> tuple[int, bool, float, float]:
     at_stake = (0.0, 0.0) if finding.stake is None else (finding.stake.sure_ns, finding.stake.per_step.value)
-    return KINDS.index(finding.kind), -at_stake[0], -at_stake[1]
+    return KINDS.index(finding.kind), finding.of_others, -at_stake[0], -at_stake[1]

@@ -44,7 +44,7 @@ def find(ledger: Ledger) -> list[Finding]:
     at_stake = stake(remaining, ledger.step_time)
     if not at_stake.matters:
         return []
-    text = "Ranks wait another {} per {}{}, {}, in collectives, for reasons other than the ranks' loads and speeds."
+    text = "Ranks wait {} per {}{}, {}, in collectives after the first, for reasons other than their loads and speeds."
     headline = sentence(text, remaining, ledger.steady.noun, ledger.of_mean_rank, at_stake.share)
     details = [sentence("In all, ranks wait {} per step{} in collectives.", wait, ledger.of_mean_rank)]
     details += _of_ranks(ledger, rows)
@@ -53,7 +53,8 @@ def find(ledger: Ledger) -> list[Finding]:
         details.append(sentence("EPLB moves experts between ranks in this run; its collectives may be among them."))
     expected = sentence("up to {} less per step of the mean rank.", remaining)
     action = (
-        "Look at what the last rank runs before it begins: attention of longer requests, or a gap between launches."
+        f"Look at what rank {_last_rank(rows)[0]} runs before these collectives, in which it begins last most often: "
+        "attention of longer requests, or a gap between launches."
     )
     next_step = NextStep("look at the last rank", action, expected, export_perfetto(ledger.source))
     confidence = sentence("waiting is measured, the part of loads and speeds is estimated.")
@@ -74,10 +75,16 @@ def find(ledger: Ledger) -> list[Finding]:
 
 def _last(rows: pl.DataFrame) -> list[Sentence]:
     """Return which rank begins last most often, of the collectives that were split; the lowest of equal ones."""
+    rank, times, collectives = _last_rank(rows)
+    text = "Rank {} begins last most often: in {} of {} collectives that could be split."
+    return [sentence(text, str(rank), f"{times:,}", f"{collectives:,}")]
+
+
+def _last_rank(rows: pl.DataFrame) -> tuple[int, int, int]:
+    """Return the rank that begins last most often, in how many collectives, and of how many."""
     collectives = rows.drop_nulls("last_rank").unique(list(COLLECTIVE))
     rank, times = collectives["last_rank"].value_counts().sort(["count", "last_rank"], descending=[True, False]).row(0)
-    text = "Rank {} begins last most often: in {} of {} collectives that could be split."
-    return [sentence(text, str(rank), f"{times:,}", f"{len(collectives):,}")]
+    return int(rank), int(times), len(collectives)
 
 
 def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:
@@ -92,7 +99,13 @@ def _of_ranks(ledger: Ledger, rows: pl.DataFrame) -> list[Sentence]:
         ledger.per_step(TABLE, "wait_ns", where={"rank": rank}, by=steps) for rank in (longest_rank, least)
     )
     return [
-        sentence("Rank {} waits {} per step, and rank {} waits {}.", str(longest_rank), longest, str(least), shortest)
+        sentence(
+            "In all collectives rank {} waits {} per step, and rank {} waits {}.",
+            str(longest_rank),
+            longest,
+            str(least),
+            shortest,
+        )
     ]
 
 

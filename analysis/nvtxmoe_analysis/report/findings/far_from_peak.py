@@ -154,8 +154,8 @@ def _binding(ledger: Ledger, frame: pl.DataFrame, kind: str) -> list[Sentence]:
 
 
 def _padding(ledger: Ledger, known: pl.DataFrame, kind: str) -> list[Sentence]:
-    row = known.filter(step_kind=kind).row(0, named=True)
-    if row["padding_pct"] is None:
+    row = next(known.filter(step_kind=kind).iter_rows(named=True), None)
+    if row is None or row["padding_pct"] is None:
         return []
     assumed = ", if the kernel has vLLM's default tiles" if row["block_m_source"] != "moe.meta" else ""
     if row["block_m_source"] == "kernel name":

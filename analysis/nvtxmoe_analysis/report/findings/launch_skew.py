@@ -49,7 +49,8 @@ def find(ledger: Ledger) -> list[Finding]:
     expected = sentence("ranks reach that collective together, and a step of the mean rank takes {} less.", wait)
     next_step = NextStep(
         "launch ranks together",
-        "Look at what the late rank's process does before it launches a step. Give each process CPU cores of its own, "
+        f"Look at what rank {rank}'s process does before it launches a step: it comes last most often. Give each "
+        "process CPU cores of its own, "
         "and check that --async-scheduling is on.",
         expected,
         export_perfetto(ledger.source),

@@ -29,8 +29,18 @@ def find(ledger: Ledger) -> list[Finding]:
         "What the layers' time follows" if row["layer_idx"] is None else f"Why layer {row['layer_idx']} takes its time"
     )
     headline = sentence("{}", sentence_of(row))
-    details = _elsewhere(ledger, steady.kind)
+    details = [*_all_layers(ledger, row), *_elsewhere(ledger, steady.kind)]
     return [Finding(topic, headline, details, _sure(ledger, row), chart="time_and_feature")]
+
+
+def _all_layers(ledger: Ledger, row: dict[str, Any]) -> list[Sentence]:
+    """Return what the model of all layers together is, if a single layer's is in the headline."""
+    if row["layer_idx"] is None:
+        return []
+    pooled = ledger.source.loaded.frame(MODEL).filter(
+        pl.col("layer_idx").is_null() & (pl.col("step_kind") == row["step_kind"]) & (pl.col("role") == "best")
+    )
+    return [sentence("{}", sentence_of(pooled.row(0, named=True)))] if len(pooled) else []
 
 
 def _elsewhere(ledger: Ledger, kind: str) -> list[Sentence]:

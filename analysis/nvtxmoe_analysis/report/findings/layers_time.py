@@ -5,8 +5,9 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import beyond_parts, how_sure, longest, moe_parts, moe_share, outside
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent, sentence, together, total
-from nvtxmoe_analysis.report.steady import CORRELATION, STEP
+from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, capital, percent, sentence, together, total
+from nvtxmoe_analysis.report.other_kinds import of_all, other_kinds
+from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import TOTAL, bar
 
 ID = "layers-time"
@@ -16,7 +17,7 @@ MEANING = (
 )
 
 #: Share of the layers' kernel time that must overlap to be reported, and most classes named.
-OVERLAPPING, MOST_NAMED = 0.02, 2
+OVERLAPPING, MOST_NAMED = 0.02, 5
 PARTS = {"own": "own kernels", "transfer": "transfer in their collectives", "uneven": "waiting for uneven ranks"}
 
 
@@ -26,7 +27,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if not parts or step is None or ledger.steady is None or not parts["own"].value:
         return []
     share = moe_share(ledger)
-    confidence = sentence("{} Means over {}, not sampled.", how_sure(parts if share else {}), ledger.steady.in_words)
+    confidence = sentence("{} {}, not sampled.", how_sure(parts if share else {}), capital(ledger.steady.basis))
     if share is None:
         text = "Kernels of the layers kept take {} of their own per {}."
         headline = sentence(text, parts["own"], ledger.steady.noun)
@@ -86,17 +87,5 @@ def _left_out(ledger: Ledger) -> list[Sentence]:
 
 
 def _kinds(ledger: Ledger) -> list[Sentence]:
-    """Return the GPU time of a step of each other kind: the median of all of them."""
-    assert ledger.steady is not None
-    steps = ledger.source.loaded.frame(CORRELATION).select("step_kind", "step_gpu_ns").drop_nulls()
-    other_kinds = set(steps["step_kind"].unique()) - {ledger.steady.kind}
-    kinds = [kind for kind in ("decode", "prefill", "mixed") if kind in other_kinds]
-    clauses = [
-        sentence(
-            "{} per {} step",
-            ledger.take(CORRELATION, "step_gpu_ns", "median", where={"step_kind": kind}, once=STEP),
-            kind,
-        )
-        for kind in kinds
-    ]
-    return [sentence("Other steps take {} (median).", together(clauses))] if clauses else []
+    """Return what the other kinds of steps take."""
+    return [of_all(other) for other in other_kinds(ledger)]

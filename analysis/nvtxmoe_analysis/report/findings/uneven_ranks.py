@@ -7,8 +7,8 @@ from typing import Any
 from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.placement.document import verdict_document
 from nvtxmoe_analysis.placement.predict import LEAST_GAIN_PCT, place
-from nvtxmoe_analysis.placement.run_data import DECODE, PREFILL
-from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, WORTH
+from nvtxmoe_analysis.placement.run_data import DECODE, PHASE_WORDS, PREFILL
+from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, EPLB, WORTH
 from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
@@ -18,6 +18,8 @@ from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 ID = "uneven-ranks"
+#: The page that says how to apply a placement.
+MOVE_EXPERTS = "docs/how-to/move-experts.md"
 ORDER = 2
 MEANING = (
     "Hot experts give some ranks more work, and the others wait. At stake: what `nvtxmoe place` predicts that another "
@@ -25,13 +27,22 @@ MEANING = (
 )
 
 TOPIC = "Uneven ranks"
-TRY = (
-    "Let vLLM rearrange: --enable-eplb; or renumber the checkpoint's experts by the placement that the command writes. "
-    "Then record the same load again."
+RENUMBER = (
+    "Renumber the checkpoint's experts by {}.vllm.json, which the command writes "
+    f"({MOVE_EXPERTS}). Then record the same load again."
 )
+REARRANGE = f"Turn on vLLM's EPLB: --enable-eplb ({MOVE_EXPERTS}). Then record the same load again."
 SAME_REQUESTS = (
     "The interval is for the requests of this capture: a step has mostly the requests of the step before. Record many "
     "requests to know it for your traffic."
+)
+MOVING = (
+    "What moving the weights costs is not in it; `nvtxmoe place --link-gbs GB_PER_S` counts it for weights that move "
+    "again and again."
+)
+FITTED = (
+    "a formula for the ranks' own time, fitted to one half of the steps, predicts the other half; the interval is how "
+    "much the saving scatters from step to step."
 )
 ALL = "Analyse the capture without filters: placements are predicted from all ranks, layers and steps."
 EXACT = "Record a longer run of the same load (300 decode steps or more), and ask `nvtxmoe place` again."
@@ -46,7 +57,7 @@ def find(ledger: Ledger) -> list[Finding]:
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
         return [_even(stake(even, ledger.step_time))]
     try:
-        verdict = verdict_document(place(ledger.source.loaded))
+        verdict = ledger.source.once(ID, lambda: verdict_document(place(ledger.source.loaded)))
     except NvtxmoeError as error:
         ledger.source.absent["placement"] = f"what rebalancing experts would save: {error.what}"
         return [] if even is None else [_measured(ledger, stake(even, ledger.step_time), error.what)]
@@ -83,23 +94,31 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | No
 def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> list[Finding]:
     """Return the finding in the words of ``nvtxmoe place``, with its numbers for the phase of the steady steps."""
     assert ledger.steady is not None
-    over_all = "Over all kinds of steps: " if len(verdict["phases"]) > 1 else ""
-    confidence = sentence("{}{}", over_all, verdict["sentence"])
+    several = len(verdict["phases"]) > 1
+    confidence = sentence("{}{}", "Over all kinds of steps: " if several else "", verdict["sentence"])
     phase = PREFILL if ledger.steady.kind in ("prefill", "mixed") else DECODE
-    noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "net_saved_ns")
+    noun, saved = ledger.steady.noun, _predicted(ledger, verdict, phase, "net_saved")
     if verdict["answer"] == WORTH and saved is not None and saved.per_step.value > 0:
         time = saved.per_step
         headline = sentence("Rebalancing experts saves {} per {}{}: worth it.", time, noun, interval_words(time))
-        expected = sentence("{} less per step, as predicted from steps that the model did not see.", time)
-        next_step = NextStep("rebalance experts", TRY, expected, commands.place(ledger.source))
         step = _valued_step(ledger, verdict, phase)
-        text = "Predicted for the half of the {} steps that the model did not see; these take {} each."
-        details = [] if step is None else [sentence(text, phase, step)]
-        details.append(sentence(SAME_REQUESTS))
+        of_step = sentence("") if step is None else sentence(" of {}", step)
+        text = "{}{} less per step, predicted for steps that were not used for the fit."
+        expected = sentence(text, time, of_step)
+        chosen = str(verdict["placement"])
+        action = REARRANGE if chosen == EPLB else RENUMBER.format(chosen)
+        next_step = NextStep("rebalance experts", action, expected, commands.place(ledger.source))
+        text = "Predicted for {} {} steps that were not used for the fit; these take {} each (mean)."
+        valued = f"{verdict['phases'][phase]['steps_valued']:,}"
+        details = [] if step is None else [sentence(text, valued, PHASE_WORDS[phase], step)]
+        details += [] if chosen == EPLB else _eplb(ledger, verdict, phase)
+        details += [*(_over_all(ledger, verdict) if several else []), sentence(SAME_REQUESTS)]
+        details += [sentence(MOVING)] if chosen == EPLB else []
+        confidence = sentence(FITTED)
         return [
             Finding(TOPIC, headline, details, confidence, COST, "stragglers", saved, next_step, first_screen=headline)
         ]
-    at_most = _predicted(ledger, verdict, phase, "saves_at_most_ns")
+    at_most = _predicted(ledger, verdict, phase, "saves_at_most")
     headline = sentence("Whether another placement of experts saves time in {}s cannot be told.", noun)
     if at_most is not None:
         text = "Rebalancing experts saves at most {} per {}: {}."
@@ -110,25 +129,44 @@ def _of_verdict(ledger: Ledger, verdict: dict[str, Any], even: Stake | None) -> 
     return [Finding(TOPIC, headline, [], confidence, kind, "stragglers", at_most, first_screen=headline)]
 
 
-def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, column: str) -> Stake | None:
-    """Return a time of the verdict per step of a phase, as a share of the steps that were valued; None if the phase
-    has none. No file holds it, it is predicted from one."""
-    of_phase = verdict["phases"].get(phase, {})
-    if of_phase.get(column) is None or ledger.step_time is None:
+def _eplb(ledger: Ledger, verdict: dict[str, Any], phase: str) -> list[Sentence]:
+    """Return what vLLM's EPLB saves per step of a phase, which is not what the verdict's placement saves."""
+    saved = _number(ledger, verdict["phases"][phase], f"phases.{phase}.", "eplb_net_saved")
+    if saved is None:
+        return []
+    text = "The other way, vLLM's EPLB (--enable-eplb), saves {} per step{}, less the time of its own kernels."
+    return [sentence(text, saved, interval_words(saved))]
+
+
+def _number(ledger: Ledger, values: dict[str, Any], prefix: str, name: str) -> SourcedNumber | None:
+    """Return a time of the verdict with its interval; None if it is unknown. No file holds it, it is predicted."""
+    value, low, high = (values.get(f"{name}{end}_ns") for end in ("", "_low", "_high"))
+    if value is None:
         return None
-    value, file = float(of_phase[column]), ledger.source.file(CORRELATION)
-    low, high = of_phase["net_saved_low_ns"], of_phase["net_saved_high_ns"]
-    bounded = column == "net_saved_ns" and low is not None and high is not None
-    interval = (float(low), float(high)) if bounded else None
-    key = f"phases.{phase}.{column}"
-    time = SourcedNumber(value, shown(value, key), file, key, "predicted", interval=interval)
+    key, unit = f"{prefix}{name}_ns", ledger.time_unit
+    interval = None if low is None or high is None else (float(low), float(high))
+    file, text = ledger.source.file(CORRELATION), shown(float(value), key, unit)
+    return SourcedNumber(float(value), text, file, key, "predicted", interval=interval, time_unit=unit)
+
+
+def _over_all(ledger: Ledger, verdict: dict[str, Any]) -> list[Sentence]:
+    """Return what the placement saves per step of all phases together."""
+    kinds, saved = ", ".join(PHASE_WORDS[name] for name in verdict["phases"]), _number(ledger, verdict, "", "net_saved")
+    if saved is None:
+        return []
+    return [sentence("Over {} steps together it saves {} per step{}.", kinds, saved, interval_words(saved))]
+
+
+def _predicted(ledger: Ledger, verdict: dict[str, Any], phase: str, name: str) -> Stake | None:
+    """Return a time of the verdict per step of a phase, as a share of the steps that were valued; None if the phase
+    has none."""
+    time = _number(ledger, verdict["phases"].get(phase, {}), f"phases.{phase}.", name)
+    if time is None or ledger.step_time is None:
+        return None
     step = _valued_step(ledger, verdict, phase)
     return stake(time, ledger.step_time if step is None else step)
 
 
 def _valued_step(ledger: Ledger, verdict: dict[str, Any], phase: str) -> SourcedNumber | None:
     """Return the GPU time of the steps that placements were valued on; they may be longer than the steady ones."""
-    value, key = verdict["phases"].get(phase, {}).get("step_gpu_ns"), f"phases.{phase}.step_gpu_ns"
-    if value is None:
-        return None
-    return SourcedNumber(float(value), shown(float(value), key), ledger.source.file(CORRELATION), key, "predicted")
+    return _number(ledger, verdict["phases"].get(phase, {}), f"phases.{phase}.", "step_gpu")
