@@ -87,6 +87,13 @@ def golden_vllm_033(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 @pytest.fixture(scope="session")
+def golden_windows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Windows of a vLLM 0.33 server under nsys on an H200: ``attached``, ``eager`` and ``whole``, SQLite."""
+    folder = tmp_path_factory.mktemp("golden")
+    return {way: _unpacked(f"h200-window-{way}.sqlite", folder) for way in ("attached", "eager", "whole")}
+
+
+@pytest.fixture(scope="session")
 def golden_h200_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """vLLM 0.33 on two H200s with tensor and expert parallelism, captured by nvtxmoe itself: SQLite."""
     return _unpacked("h200-2gpu-ep-capture.sqlite", tmp_path_factory.mktemp("golden"))

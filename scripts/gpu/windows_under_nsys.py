@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Record a window of a running vLLM server under nsys, in the three ways of docs/how-to/record-windows.md.
+"""Record a window of a running vLLM server under nsys, in the three ways of docs/how-to/record-windows-with-nsys.md.
 
     python scripts/gpu/windows_under_nsys.py --nsys NSYS --out DIR [--only WAY ...]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from nvtxmoe_analysis.attribution import ranges as ranges_module
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
-from nvtxmoe_analysis.attribution.unusual_ranges import Seen, number_crossing
+from nvtxmoe_analysis.attribution.unusual_ranges import Seen, number_crossing, open_ranges
 from tests.support import brute_attribution
 
 NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
@@ -192,11 +193,10 @@ def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: py
         for row in ((3, at, at + 20, "moe.layer.1", 1), (3, at + 10, at + 30, "moe.layer.2", 2))
     ]
     walks: list[int] = []
-    walk = ranges_module.open_ranges
 
-    def counted(index: list[int], *columns: list[int]) -> Iterator[Seen]:
+    def counted(index: list[int], *columns: Any) -> Iterator[Seen]:
         walks.append(len(index))
-        return walk(index, *columns)
+        return open_ranges(index, *columns)
 
     monkeypatch.setattr(ranges_module, "open_ranges", counted)
     segments, _ = segments_of(rows)

@@ -32,6 +32,8 @@ CAPTURES = {
     "h100-2gpu-vllm-dp2-capture": 2,
     "h100-2gpu-ep2-graphs": 2,
 }
+#: Draws that read complete once: rows of graph nodes that changed places with rows of nodes that were not replayed.
+FOUND = (220, 237, 282, 381, 400, 419)
 DRAWS = int(os.environ.get("TEST_DAMAGES", "52"))
 COUNTS, TIMES, NAMES = "moe_step_activations", "moe_layer_timings", "moe_kernel_timings"
 TIME_COLUMNS = ("kernel_time_ns", "memcpy_time_ns", "memset_time_ns", "busy_ns")
@@ -98,7 +100,7 @@ def captures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(DRAWS))
+@pytest.mark.parametrize("seed", sorted({*range(DRAWS), *FOUND}))
 def test_damage_is_seen_or_changes_nothing(captures: dict[str, tuple[Path, Seen]], tmp_path: Path, seed: int) -> None:
     names = [name for name, times in CAPTURES.items() for _ in range(times)]
     path, truth = captures[names[seed % len(names)]]

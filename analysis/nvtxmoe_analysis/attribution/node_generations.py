@@ -53,26 +53,29 @@ class Generations:
     times: Ints
 
     def disordered(self, replayed: Bools) -> int:
-        """Return how many of these generations and their originals are out of their graph's order.
+        """Return how many nodes are out of their graph's order, in graphs with a replayed node or the original of one.
 
-        Creations by time and clones by their originals (``order.nodes_disordered``), and clones without a creation of
-        their own in a graph whose other clones have one. Nodes that were never replayed are left out: vLLM captures
-        graphs to measure memory and destroys them, and ids of what is left are not in order.
+        Creations by time and clones by their originals (``order.nodes_disordered``): of all nodes of such a graph, as
+        one that was not replayed may have changed places with one that was. And replayed nodes that are no clone with
+        a creation of its own, in a graph that has such clones; nodes that are not replayed may lack it (the last ones
+        of graphs of vLLM 0.33 on an H200). Graphs of which nothing was replayed are left out: vLLM captures graphs to
+        measure memory and destroys them, and ids of what is left are not in order.
 
         Parameters:
             replayed: bool [generations].
         """
         chosen = replayed.copy()
         chosen[self.root[replayed & self.resolved]] = True
-        at = np.flatnonzero(chosen)
-        graph = packed([self.pid[at], self.node[at] // GRAPH_SPAN, self.times[at]])
-        total = nodes_disordered(graph, self.node[at], self.from_ns[at])
-        clone = self.named[at] >= 0
-        total += nodes_disordered(graph[clone], self.node[at][clone], self.named[at][clone])
-        paired = self.paired[at]
-        complete_graphs = np.isin(graph, graph[paired])
-        numbered = self.node[at] >= GRAPH_SPAN  # else ids tell no graph
-        return total + int(np.count_nonzero(numbered & complete_graphs & ~paired))
+        graph = packed([self.pid, self.node // GRAPH_SPAN, self.times])
+        at = np.flatnonzero(np.isin(graph, graph[chosen]))
+        total = nodes_disordered(graph[at], self.node[at], self.from_ns[at])
+        at = at[self.named[at] >= 0]
+        total += nodes_disordered(graph[at], self.node[at], self.named[at])
+        # However often it was created: a node whose row became another one's seems to be created once more.
+        graph = packed([self.pid, self.node // GRAPH_SPAN])
+        complete_graphs = np.isin(graph, graph[self.paired])
+        numbered = self.node >= GRAPH_SPAN  # else ids tell no graph
+        return total + int(np.count_nonzero(chosen & numbered & complete_graphs & ~self.paired))
 
 
 def generations(export: Export) -> Generations:
