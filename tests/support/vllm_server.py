@@ -81,7 +81,7 @@ def serve(python: Path, prometheus_bin: Path, folder: Path) -> Served:
     def answers(requests: Sequence[tuple[int, int]]) -> list[list[int]]:
         return [_complete(port, length, most) for length, most in requests]
 
-    with _serving(python, model, folder, port, SETTINGS) as process:
+    with _serving(python, model, folder, port, SETTINGS, ("--shutdown-timeout", "60")) as process:
         _wait_until_healthy(process, port, folder)
         (session,) = (folder / "sessions").iterdir()
         scraped = _scraped(prometheus_bin, folder / "prometheus", port)
@@ -97,6 +97,32 @@ def serve(python: Path, prometheus_bin: Path, folder: Path) -> Served:
         process.send_signal(signal.SIGTERM)
         process.wait(PATIENCE_S)
     return Served(scraped, found, ended, session, (folder / "stderr.txt").read_text())
+
+
+@dataclass(frozen=True)
+class Interrupted:
+    """What a server left that was ended as a terminal's Ctrl-C does.
+
+    Attributes:
+        stderr: all that its processes wrote.
+    """
+
+    session: Path
+    stderr: str
+
+
+def serve_until_ctrl_c(python: Path, folder: Path) -> Interrupted:
+    """Answer REQUESTS; then all processes get SIGINT, and vLLM kills its workers: its shutdown by default."""
+    model = write_model(folder / "model", "qwen3_moe", layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
+    port = free_port()
+    with _serving(python, model, folder, port, {}, ()) as process:
+        _wait_until_healthy(process, port, folder)
+        for length, most in REQUESTS:
+            _complete(port, length, most)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(PATIENCE_S)
+    (session,) = (folder / "sessions").iterdir()
+    return Interrupted(session, (folder / "stderr.txt").read_text())
 
 
 def tokens_of(requests: Sequence[tuple[int, int]]) -> int:
@@ -131,7 +157,7 @@ def _window(action: str, session: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _serving(
-    python: Path, model: Path, folder: Path, port: int, settings: Mapping[str, str]
+    python: Path, model: Path, folder: Path, port: int, settings: Mapping[str, str], options: Sequence[str]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """vLLM's API server with two workers; PYTHONPATH is taken along, so that what serves may stand elsewhere."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NVTXMOE_", "VLLM_"))}
@@ -149,8 +175,8 @@ def _serving(
         "--load-format", "dummy", "--enforce-eager", "--dtype", "float32", "--skip-tokenizer-init",
         "--max-model-len", "128",
         "--num-gpu-blocks-override", "64", "--max-num-seqs", "3", "--max-num-batched-tokens", "16",
-        "--no-enable-prefix-caching", "--tensor-parallel-size", "2", "--shutdown-timeout", "60",
-        "--host", "127.0.0.1", "--port", str(port),
+        "--no-enable-prefix-caching", "--tensor-parallel-size", "2",
+        "--host", "127.0.0.1", "--port", str(port), *options,
     ]  # fmt: skip
     with (folder / "stderr.txt").open("w") as log:
         process = subprocess.Popen(command, env=kept, cwd=folder, stdout=log, stderr=log, start_new_session=True)
