@@ -25,7 +25,8 @@ def build(source: Source) -> Drawing | Missing:
     frame = source.frame("load_imbalance")
     if frame is None:
         return Missing(f"Not drawn: {source.why('load_imbalance')}.")
-    known = frame.filter(pl.col("max_mean_ratio").is_not_null() & pl.col("step").is_not_null())
+    has_tokens = pl.col("num_tokens") > 0  # a damaged payload may say less
+    known = frame.filter(pl.col("max_mean_ratio").is_not_null() & pl.col("step").is_not_null() & has_tokens)
     if known.is_empty():
         return Missing("Not drawn: no step has both a number and tokens.")
     steps = known["step"].unique().sort()
