@@ -8,7 +8,7 @@
 The model has the shape of Qwen3-30B-A3B (48 layers, 128 experts, top-8, hidden 2048, expert width 768) with random
 weights, decoding 32 requests under full CUDA graphs. GPU time is that between an event just before the graph's replay
 and one after everything that the step enqueued up to the end of ``execute_model``: forward, logits, and the counting.
-Counting is measured with the launch and the notice of arrival that were tried out at the start, and with those before.
+Counting is measured with the launch that was tried out at the start, and with that by Triton.
 Prints JSON lines: medians of blocks, and the median of paired differences with a bootstrapped 95 % interval. CPU time
 is that of the recorder's calls and, apart, of the hooks with all that they call, on the serving thread: the mean and
 the quartiles of blocks. That of nvtxmoe's thread that sends counts is per recorded step. The rows `parts` time what
@@ -95,9 +95,12 @@ class Clock:
         return lambda: setattr(owner, name, original) if own_attribute else delattr(owner, name)
 
     def timed_launches(self, counter: Any) -> Callable[[], None]:
-        """Time the launches that are kept by slot; those of new slots are not timed."""
+        """Time launches into memory that was launched into before; the first ones are not timed."""
+        quickest = counter._quickest
 
-        def timed_call(call: Callable[[int], None]) -> Callable[[int], None]:
+        def timed_quickest(*args: Any) -> Callable[[int], None]:
+            call = quickest(*args)
+
             def launch(num_tokens: int) -> None:
                 began = time.perf_counter_ns()
                 call(num_tokens)
@@ -105,9 +108,13 @@ class Clock:
 
             return launch
 
-        for plan in counter._plans.values():
-            plan.calls.update({slot: tuple(map(timed_call, calls)) for slot, calls in plan.calls.items()})
-        return lambda: counter.use(counter._ways)  # makes the plans anew
+        def end() -> None:
+            counter._quickest = quickest
+            counter.launch_by_driver(counter._by_driver)  # makes the plans anew
+
+        counter._quickest = timed_quickest
+        counter.launch_by_driver(counter._by_driver)
+        return end
 
     def take_us(self) -> float:
         """Median window since the last call."""
@@ -223,8 +230,8 @@ def main() -> None:
     measure(options, clock, steps)
 
 
-#: Counts without the quicker ways, which are taken where they have been tried out.
-EARLIER = "counts, launched by Triton, with an event"
+#: As where the launch by the driver was wrong when it was tried out.
+BY_TRITON = "counts, launched by Triton"
 #: Calls of the recorder, whose sum is ``cpu_us_a_step``.
 CALLS = ("begin_step", "replayed", "forward_done", "end_step")
 #: Hooks of vLLM's worker and of PyTorch's graphs: with all that runs because of them.
@@ -253,7 +260,6 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     """Ours against nothing in each mode: counts, with samples, with pairs, and the parts of counts."""
     from nvtxmoe.capture.hooks import REGISTRY  # noqa: PLC0415
     from nvtxmoe.capture.recording.pair_counter import PairCounts  # noqa: PLC0415
-    from nvtxmoe.capture.recording.quick_ways import Ways  # noqa: PLC0415
     from nvtxmoe.capture.recording.windows import EveryStep  # noqa: PLC0415
 
     capture = REGISTRY["step"].enter.__closure__  # the hooks' state, to reach the recorder
@@ -263,30 +269,30 @@ def measure(options: argparse.Namespace, clock: Clock, steps: Callable[[int], fl
     clock.timed(recorder._routing, "replayed")
     for name, moment in HOOKS:
         clock.timed(REGISTRY[name], moment, f"hook {name}.{moment}")
-    quick = recorder._counter._ways
-    print(json.dumps({"quick_ways_proved": quick._asdict()}), flush=True)
-    ways: dict[str, tuple[int, bool, Any]] = {
-        "counts": (0, False, quick),
-        "parts": (0, False, quick),
-        EARLIER: (0, False, Ways()),
-        "parts, launched by Triton, with an event": (0, False, Ways()),
-        "counts, and sampled tokens in every step": (1, False, quick),
-        "counts, and exact pairs": (0, True, quick),
+    tried_out = recorder._counter._by_driver
+    print(json.dumps({"launches_by_driver": tried_out}), flush=True)
+    ways: dict[str, tuple[int, bool, bool]] = {
+        "counts": (0, False, tried_out),
+        "parts": (0, False, tried_out),
+        BY_TRITON: (0, False, False),
+        "parts, launched by Triton": (0, False, False),
+        "counts, and sampled tokens in every step": (1, False, tried_out),
+        "counts, and exact pairs": (0, True, tried_out),
     }
     if options.only_counts:
         ways = {way: setting for way, setting in ways.items() if setting[:2] == (0, False)}
     modes = sinks_by_mode(recorder)
-    for way, (every, pairs, counting) in ways.items():
+    for way, (every, pairs, by_driver) in ways.items():
         for mode, sinks in modes.items():
             recorder.settle()  # what is under way belongs to the sinks before
             recorder.recorded, recorder._steps_a_send = EveryStep(sinks), sinks[0].steps_a_send
             recorder._sample_every = every
             recorder._emit = frozenset({"counts", "topk", "physical"})
             recorder._pairs = PairCounts() if pairs else None
-            recorder._counter.use(counting)
-            steps(options.steps)  # plans are made anew
+            recorder._counter.launch_by_driver(by_driver)
             undo = timed_parts(clock, recorder, sinks[0]) if way.startswith("parts") else []
-            blocks = options.blocks if way in ("counts", EARLIER) else max(4, options.blocks // 5)
+            steps(options.steps)  # plans are made anew
+            blocks = options.blocks if way in ("counts", BY_TRITON) else max(4, options.blocks // 5)
             measured = {"mode": mode, "way": way, **in_blocks(clock, steps, blocks, options.steps, recorder)}
             for end in undo:
                 end()

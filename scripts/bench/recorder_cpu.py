@@ -5,10 +5,10 @@
     python scripts/bench/recorder_cpu.py --against TREE   # TREE: another checkout, measured in turn in one process
 
 Steps replay a stand-in for a CUDA graph whose layers were recorded, as in scripts/bench/overhead.py. The counting
-kernel and CUDA events do nothing, the kernel's flags are set between steps, and memory is ordinary. The mode nsys needs
-nvtx 0.2.15 or newer, whose domain is made to believe that a tool listens, so that payloads are copied as under nsys. In
-the mode closed no window is open (NVTXMOE_WINDOW=closed). `calls` are the recorder's four calls; `hooks` are nvtxmoe's
-hooks around a stand-in worker with 32 decoding requests, with these calls inside.
+kernel and CUDA events do nothing, and their memory is ordinary. The mode nsys needs nvtx 0.2.15 or newer, whose domain
+is made to believe that a tool listens, so that payloads are copied as under nsys. In the mode closed no window is open
+(NVTXMOE_WINDOW=closed). `calls` are the recorder's four
+calls; `hooks` are nvtxmoe's hooks around a stand-in worker with 32 decoding requests, with these calls inside.
 
 Between steps a real engine runs for milliseconds and the recorder's code and data leave the CPU's caches. `cold` rows
 imitate that: 64 MB are written between steps. `warm` rows sleep for a millisecond. Prints JSON: per part the mean, the
@@ -44,7 +44,7 @@ MODULES = {
     "counter": "recording.cuda_counter", "recorder": "recording.recorder", "graphs": "recording.cuda_graphs",
     "tensors": "recording.routing_tensors", "identity": "run_identity", "journal": "sinks.journal",
     "nvtx": "sinks.nvtx", "emitter": "sinks.nvtx_emitter", "hooks": "hooks", "layer_hooks": "vllm.layer_hooks",
-    "worker_hooks": "vllm.worker_hooks", "windows": "recording.windows", "ways": "recording.quick_ways",
+    "worker_hooks": "vllm.worker_hooks", "windows": "recording.windows",
 }  # fmt: skip
 
 
@@ -114,7 +114,6 @@ class Subject:
         *,
         histogram: Callable[..., None] = lambda *_: None,
         interval_s: float = 3600.0,
-        flagged: bool = False,
     ) -> None:
         import torch  # noqa: PLC0415
 
@@ -156,9 +155,7 @@ class Subject:
         self.recorder = code.recorder.Recorder(sinks, sample_every=0)
         infos = tuple(identity.LayerInfo(n, f"layers.{n}", experts, TOP_K) for n in range(layers))
         self.recorder.model_loaded(identity.Identity(layers=infos))
-        self.recorder._counter = self.counter = code.counter.CudaCounter(histogram)
-        if flagged and hasattr(code, "ways"):  # builds before had an event per step
-            self.counter.use(code.ways.Ways(flags=True))
+        self.recorder._counter = code.counter.CudaCounter(histogram)
         graph_class = torch.cuda.CUDAGraph
         torch.cuda.CUDAGraph = Graph
         code.graphs.hook_graphs(self.recorder.graphs, self.recorder.replayed)
@@ -201,9 +198,6 @@ class Subject:
                 for name, begin_ns, ended in zip(PARTS, at, at[1:], strict=False):
                     times_ns[name] += ended - begin_ns
                 times_ns["calls"] += at[-1] - at[0]
-            for pending in tuple(self.counter._pending):
-                for flags in getattr(pending.slot, "flags", ()):
-                    flags.fill(1)
             time.sleep(0.002)  # other threads run now
             others += max(0, time.process_time_ns() - process - (now() - at[0]))
         parts_us = {name: ns / STEPS_A_BLOCK / 1000 for name, ns in times_ns.items()}
@@ -235,9 +229,7 @@ def measure(mode: str, options: argparse.Namespace, cold: bool) -> dict[str, Any
     import numpy as np  # noqa: PLC0415
 
     trees = {"this": ROOT} if options.against is None else {"this": ROOT, "against": options.against}
-    subjects = {
-        name: Subject(tree, mode, options.layers, options.experts, flagged=True) for name, tree in trees.items()
-    }
+    subjects = {name: Subject(tree, mode, options.layers, options.experts) for name, tree in trees.items()}
     big = np.zeros(THRASHED_BYTES // 8, np.int64) if cold else None
     blocks: dict[str, list[dict[str, float]]] = {name: [] for name in trees}
     for number in range(options.pairs + 1):

@@ -44,20 +44,15 @@ def histogram(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], tuple[Histogr
     def make(takes_numbers: bool) -> tuple[Histogram, Kernel]:
         kernel = Kernel(takes_numbers)
         triton, language = types.ModuleType("triton"), types.ModuleType("triton.language")
-        monkeypatch.setattr(
-            triton, "jit", lambda *device, **_: device[0] if device else lambda _: kernel, raising=False
-        )
+        monkeypatch.setattr(triton, "jit", lambda **_: lambda _: kernel, raising=False)
         monkeypatch.setattr(triton, "next_power_of_2", lambda n: 1 << (n - 1).bit_length(), raising=False)
         monkeypatch.setattr(triton, "language", language, raising=False)
         monkeypatch.setattr(language, "constexpr", object, raising=False)
         monkeypatch.setitem(sys.modules, "triton", triton)
         monkeypatch.setitem(sys.modules, "triton.language", language)
-        names = [f"nvtxmoe.capture.recording.triton_{name}" for name in ("histogram", "arrival")]
-        for name in names:
-            monkeypatch.delitem(sys.modules, name, raising=False)
-        module = importlib.import_module(names[0])
-        for name in names:
-            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram", raising=False)
+        module = importlib.import_module("nvtxmoe.capture.recording.triton_histogram")
+        monkeypatch.delitem(sys.modules, "nvtxmoe.capture.recording.triton_histogram")
         monkeypatch.setattr(direct_launch, "raw_stream_function", lambda: {5: 77}.__getitem__)
         found: Histogram = module.histogram
         return found, kernel
@@ -69,7 +64,7 @@ def launch() -> Launch:
     return Launch((0, 1, 2), 8, 2, False, 2, 4, torch.device("cuda", 5))
 
 
-REST = (2, 2, 8, 16, 4, 1024, False)
+REST = (2, 2, 8, 16, 4, 1024)
 
 
 def test_later_launches_are_by_address(histogram: Callable[[bool], tuple[Histogram, Kernel]]) -> None:

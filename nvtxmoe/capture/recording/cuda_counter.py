@@ -1,8 +1,8 @@
 """From routing tensors to counts on a GPU, without the host ever waiting for it.
 
-One small kernel a step counts all layers, and writes the counts straight into pinned memory of the host; flags that
-the kernel sets there, or an event, say when they have arrived. It runs on the stream of the forward, after it, so that
-the next forward can't overwrite what is being read.
+One small kernel a step counts all layers, and writes the counts straight into pinned memory of the host; an event
+says when they have arrived. It runs on the stream of the forward, after it, so that the next forward can't overwrite
+what is being read.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nvtxmoe.capture.recording.counts_memory import Slot, new_slot
 from nvtxmoe.capture.recording.current_stream import CurrentStreams
+from nvtxmoe.capture.recording.driver_trial import counts_by_driver
 from nvtxmoe.capture.recording.kernel_launch import (
     Histogram,
     Pairs,
@@ -33,7 +34,6 @@ from nvtxmoe.capture.recording.logits_launch import (
     torch_recompute,
 )
 from nvtxmoe.capture.recording.pair_counter import PairCounts
-from nvtxmoe.capture.recording.quick_ways import Ways, try_out
 from nvtxmoe.capture.recording.router_logits import Routed, RouterLogits, SameRuleLogits, alike_logits, only_ids
 from nvtxmoe.capture.recording.routing_tensors import (
     Cells,
@@ -63,7 +63,6 @@ class _Plan:
         free: slots for these layers that nothing is under way to.
         calls: launches of a kept plan into a slot, by the slot's ``number``; each is given the tokens.
         comes_again: whether it is kept for steps to come.
-        flagged: whether flags say when its counts have arrived.
     """
 
     launches: tuple[Launch | LogitsLaunch, ...]
@@ -73,16 +72,12 @@ class _Plan:
     free: list[Slot]
     calls: dict[int, tuple[Callable[[int], None], ...]] = field(default_factory=dict)
     comes_again: bool = False
-    flagged: bool = False
 
 
 class _Pending(NamedTuple):
     """A step on its way. It holds no routing tensor: what reads them is enqueued, and memory is reused in that order.
 
     The tables are held: PyTorch does not know that a kernel of ours reads them.
-
-    Attributes:
-        events: those that were recorded; none where the slot's flags say when everything has arrived.
     """
 
     step: Step
@@ -90,7 +85,6 @@ class _Pending(NamedTuple):
     slot: Slot
     free: list[Slot]
     samples: Sequence[tuple[int, Any, Any]]
-    events: tuple[Any, ...]
 
 
 class CudaCounter:
@@ -116,17 +110,12 @@ class CudaCounter:
         self._parked: list[Any] = []
         self._streams = CurrentStreams()
         self._device: torch.device | None = None
-        self._ways = Ways()
+        self._by_driver = False
 
-    def use(self, ways: Ways) -> None:
-        """Count in these ways from the next step on."""
-        self._ways = ways
+    def launch_by_driver(self, by_driver: bool) -> None:
+        """Have the CUDA driver launch kernels of kept plans, or Triton, from the next step on."""
+        self._by_driver = by_driver
         self._plans.clear()
-
-    def forget_pending(self) -> None:
-        """Never give out steps that are on their way. Their memory is kept: a kernel may be running on it."""
-        while self._pending:
-            self._parked.append(self._pending.popleft())
 
     def submit(
         self,
@@ -143,8 +132,6 @@ class CudaCounter:
         plan = (None if key is None else self._plans.get(key)) or self._make_plan(routed, key)
         slot = plan.free.pop() if plan.free else new_slot(plan.launches, len(plan.devices))
         several = len(plan.devices) > 1
-        samples: Sequence[tuple[int, Any, Any]] = ()
-        events: tuple[Any, ...] = ()
         try:
             if several:
                 self._launch_on_each(plan, slot, step.num_tokens)
@@ -155,20 +142,17 @@ class CudaCounter:
                 self._launch_first(plan, slot, step.num_tokens)
             if pairs is not None:
                 self._add_pairs(plan, step, routed, pairs)
-            if sample:
-                samples = [_sampled(tensors, step.num_tokens) for tensors in routed]
+            samples = [_sampled(tensors, step.num_tokens) for tensors in routed] if sample else ()
             if several:
                 for event, device in zip(slot.events, plan.devices, strict=True):
                     with _on(device):
                         event.record()
-                events = slot.events
-            elif sample or pairs is not None or not plan.flagged:  # what else is enqueued sets no flag
+            else:
                 self._streams.record(slot.events[0], plan.devices[0])
-                events = slot.events
         except BaseException:
             self._parked.append((slot, plan.tables))  # a kernel may be running on them: never to be used again
             raise
-        fields = step, plan.tables, slot, plan.free, samples, events
+        fields = step, plan.tables, slot, plan.free, samples
         self._pending.append(tuple.__new__(_Pending, fields))  # _Pending() would run Python of its own
 
     def drain(self, wait: bool = False) -> Iterator[StepCounts]:
@@ -178,19 +162,13 @@ class CudaCounter:
         """
         while self._pending:
             first = self._pending[0]
-            for event in first.events:
+            for event in first.slot.events:
                 if not event.query():
                     if not wait:
                         return
                     event.synchronize()
-            if not first.events and not first.slot.flagged():
-                if not wait:
-                    return
-                assert self._device is not None  # a plan has been made
-                first.slot.wait_for_flags(self._device)
             self._pending.popleft()
             yield _arrived(first)
-            first.slot.clear()
             first.free.append(first.slot)
 
     def oldest(self) -> int | None:
@@ -209,7 +187,7 @@ class CudaCounter:
     def warm_up(self, shapes: Sequence[tuple[int, int]], pairs: bool) -> None:
         """Compile the kernels for (experts, top_k) now, on the current device: else the first request waits for it.
 
-        Quicker ways are tried out, and taken from here on where they count right.
+        The launch by the CUDA driver is tried out, and taken from here on where its counts are right.
         """
         import torch  # noqa: PLC0415
 
@@ -221,7 +199,7 @@ class CudaCounter:
             self.submit(Step(-1, 0, 1, 1, 0, 1), (RoutingTensors(0, experts, ids, None),), sample=False, pairs=unused)
         for _ in self.drain(wait=True):
             pass
-        self.use(try_out(self, shapes))
+        self.launch_by_driver(counts_by_driver(self, shapes))
 
     def warm_up_logits(self, logits: RouterLogits) -> None:
         """Compile the kernel for logits like these now, likewise. Nothing of it is counted."""
@@ -250,7 +228,7 @@ class CudaCounter:
         self, call: Callable[[int], None], launch: Launch | LogitsLaunch, table: Any, out: Any
     ) -> Callable[[int], None]:
         prepared = launch.prepared.get("count")
-        quicker = prepared.into(launch.device, table, out) if self._ways.driver and prepared is not None else None
+        quicker = prepared.into(launch.device, table, out) if self._by_driver and prepared is not None else None
         return quicker or call
 
     def _calls(self, plan: _Plan, slot: Slot) -> tuple[Callable[[int], None], ...]:
@@ -306,9 +284,6 @@ class CudaCounter:
                 launch.parts = 1  # PyTorch's operations do it in one
         devices = tuple(dict.fromkeys(launch.device for launch in launches))
         self._device = devices[0]
-        flagged = self._ways.flags and not any(plain) and len(devices) == 1
-        for launch in launches:
-            launch.flagged = flagged
         plan = _Plan(
             launches=launches,
             tables=(*(_addresses(group) for group in ids), *(addresses(group) for group in logits)),
@@ -316,7 +291,6 @@ class CudaCounter:
             devices=devices,
             free=self._free.setdefault((tuple((type(launch), launch.counted) for launch in launches), devices), []),
             comes_again=key is not None and not any(plain),
-            flagged=flagged,
         )
         if plan.comes_again:
             if len(self._plans) >= MOST_PLANS:

@@ -16,7 +16,6 @@ class Launch:
     Attributes:
         row_stride: elements from one token's row to the next.
         item_bytes: of an id, 2, 4 or 8.
-        flagged: whether each program of the kernel sets a flag behind the counts when it has written its own.
         prepared: what the launcher keeps for the next launch.
     """
 
@@ -27,7 +26,6 @@ class Launch:
     row_stride: int
     item_bytes: int
     device: torch.device
-    flagged: bool = False
     prepared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -39,8 +37,3 @@ class Launch:
     def shape(self) -> tuple[int, int]:
         """Of the counts that come out."""
         return len(self.layers), self.experts
-
-    @property
-    def programs(self) -> int:
-        """Programs of the kernel, each with a flag."""
-        return len(self.layers)

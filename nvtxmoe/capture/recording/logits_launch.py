@@ -26,7 +26,6 @@ class LogitsLaunch:
     Attributes:
         kind: index into ``KINDS``; -1 for logits that only PyTorch's operations read.
         parts: programs a layer, each with counts of its own.
-        flagged: as that of ``Launch``.
         prepared: what the launcher keeps for the next launch.
     """
 
@@ -39,7 +38,6 @@ class LogitsLaunch:
     row_stride: int
     parts: int
     device: torch.device
-    flagged: bool = False
     prepared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -51,11 +49,6 @@ class LogitsLaunch:
     def shape(self) -> tuple[int, int, int]:
         """Shape of the counts; the last of a row is how many tokens are ambiguous."""
         return len(self.layers), self.parts, self.experts + 1
-
-    @property
-    def programs(self) -> int:
-        """Programs of the kernel, each with a flag."""
-        return len(self.layers) * self.parts
 
 
 def launch_of(group: SameRuleLogits) -> LogitsLaunch:

@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from nvtxmoe.capture.recording.direct_launch import Prepared
-from nvtxmoe.capture.recording.triton_arrival import tell_arrival
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +29,6 @@ def nvtxmoe_count(  # type: ignore[no-untyped-def]
     bins: tl.constexpr,
     item_bytes: tl.constexpr,
     block: tl.constexpr,
-    flagged: tl.constexpr,
 ):
     """A program a layer; its name is what nsys shows."""
     layer = tl.program_id(0)
@@ -51,8 +49,6 @@ def nvtxmoe_count(  # type: ignore[no-untyped-def]
         counts += tl.histogram(chosen, bins)
     expert = tl.arange(0, bins)
     tl.store(out + layer * experts + expert, counts, mask=expert < experts)
-    if flagged:
-        tell_arrival(out, tl.num_programs(0) * experts, layer)
 
 
 def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens: int) -> None:
@@ -60,24 +56,15 @@ def histogram(launch: Launch, table: torch.Tensor, out: torch.Tensor, num_tokens
 
     Parameters:
         table: int64 [layers], addresses of the first own rows, in pinned memory.
-        out: int32 [layers x experts], pinned memory, aligned to 16 bytes; flags behind it where the launch is flagged.
+        out: int32 [layers x experts], pinned memory, aligned to 16 bytes.
     """
     prepared = launch.prepared.get("count")
     if prepared is None:
         bins = triton.next_power_of_2(launch.experts + 1)
-        trailing_arguments = (
-            launch.row_stride,
-            launch.top_k,
-            launch.experts,
-            bins,
-            launch.item_bytes,
-            BLOCK,
-            launch.flagged,
-        )
+        trailing_arguments = (launch.row_stride, launch.top_k, launch.experts, bins, launch.item_bytes, BLOCK)
         layers = len(launch.layers)
         compiled = nvtxmoe_count[(layers,)](table, out, num_tokens, *trailing_arguments, num_warps=4)
-        if compiled is not None:  # Triton's interpreter gives nothing
-            # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
-            launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), trailing_arguments)
+        # Launching the compiled kernel spares Triton's look at the arguments, which is the same for each ``out``.
+        launch.prepared["count"] = Prepared(compiled, (layers, 1, 1), trailing_arguments)
         return
     prepared(launch.device, table, out, num_tokens)

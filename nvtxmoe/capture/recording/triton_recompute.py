@@ -12,7 +12,6 @@ import triton.language as tl
 
 from nvtxmoe.capture.recording import routing_rule
 from nvtxmoe.capture.recording.direct_launch import Prepared
-from nvtxmoe.capture.recording.triton_arrival import tell_arrival
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +76,6 @@ def nvtxmoe_recompute(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
     group_bins: tl.constexpr,
     top_groups: tl.constexpr,
     block: tl.constexpr,
-    flagged: tl.constexpr,
 ):
     """Some programs a layer, each with counts of its own: [experts], then how many tokens are ambiguous."""
     layer, part, parts = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
@@ -146,8 +144,6 @@ def nvtxmoe_recompute(  # type: ignore[no-untyped-def]  # noqa: PLR0912, PLR0915
     out_row = out + (layer * parts + part) * (experts + 1)
     tl.store(out_row + expert, counts, mask=expert < experts)
     tl.store(out_row + experts, tl.sum(unsure, axis=0))
-    if flagged:
-        tell_arrival(out, tl.num_programs(0) * parts * (experts + 1), layer * parts + part)
 
 
 def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_tokens: int) -> None:
@@ -155,8 +151,7 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
 
     Parameters:
         table: int64 [layers, 2] in pinned memory: addresses of the first own row of the logits, and of the bias.
-        out: int32 [layers x parts x (experts + 1)], pinned memory, aligned to 16 bytes; flags behind it where the
-            launch is flagged.
+        out: int32 [layers x parts x (experts + 1)], pinned memory, aligned to 16 bytes.
     """
     grid = (len(launch.layers), launch.parts, 1)
     prepared = launch.prepared.get("count")
@@ -175,7 +170,6 @@ def recompute(launch: LogitsLaunch, table: torch.Tensor, out: torch.Tensor, num_
             triton.next_power_of_2(max(1, rule.groups)),
             rule.top_groups,
             max(1, BLOCK // bins),
-            launch.flagged,
         )
         compiled = nvtxmoe_recompute[grid](table, out, num_tokens, *trailing_arguments, num_warps=4)
         if compiled is not None:  # Triton's interpreter gives nothing

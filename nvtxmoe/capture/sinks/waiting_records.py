@@ -1,7 +1,7 @@
 """Records that wait to be written, in pieces of memory that are used again.
 
 The pieces come from the system and go back to it. The C library kept the memory of records that had piled up while the
-disk was late (docs/development/benchmarks-recording-cpu.md).
+disk was late (docs/development/benchmarks-recording-memory.md).
 """
 
 from __future__ import annotations
