@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,8 @@ def analyze(
     progress.begin("writing")
     flat = {stem: table for stem, table in tables.items() if stem not in parquet_only()}
 
+    found: Future[Advice] = Future()
+
     def write() -> list[Path]:
         with nullcontext() if database is None else writing_database(database, flat):
             files = write_set(
@@ -144,16 +146,22 @@ def analyze(
                 formats,
                 absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
                 parquet_only=parquet_only(),
+                ready=found.result,
             )
         mark_outdated(folder)
-        return files if database is None else [*files, database]
+        _, file = write_findings(folder, found.result())
+        return [*files, *([] if database is None else [database]), file]
 
-    # Findings are made of what the files will hold, while these are written.
+    # Findings are made of what the files will hold, while these are written. The files take their place when the
+    # findings are there: an interrupt or a fault before leaves the earlier results, and one after that the new ones.
     with ThreadPoolExecutor(1, "nvtxmoe-writing") as aside:
-        writing = aside.submit(write)
         source = Source(AsWritten(folder, tables, documents, formats))
-        advice = advise(source)
+        writing = aside.submit(write)
+        try:
+            advice = advise(source)
+            found.set_result(advice)
+        except BaseException as error:
+            found.set_exception(error)
+            raise
         files = writing.result()
-    progress.begin("findings")
-    _, file = write_findings(folder, advice)
-    return Analysis(results, checks, validation, folder, [*files, file], Advised(source, advice))
+    return Analysis(results, checks, validation, folder, files, Advised(source, advice))

@@ -90,9 +90,9 @@ def round_digits(values: Floats) -> Floats:
     """
     size = np.abs(values)
     with np.errstate(divide="ignore"):
-        places = DIGITS - 1 - np.floor(np.log10(size))
-    usual = np.abs(places) < EXACT_POWERS
-    power: Ints = np.where(usual, places, 0.0).astype(np.int64)
+        decimal_places = DIGITS - 1 - np.floor(np.log10(size))
+    usual = np.abs(decimal_places) < EXACT_POWERS
+    power: Ints = np.where(usual, decimal_places, 0.0).astype(np.int64)
     up, down = _POWERS[np.maximum(power, 0)], _POWERS[np.maximum(-power, 0)]
     scaled = size * up / down
     digits = np.rint(scaled)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ def write_set(
     formats: Sequence[str] = ("csv",),
     absent: Collection[str] = (),
     parquet_only: Collection[str] = (),
+    ready: Callable[[], object] = lambda: None,
 ) -> list[Path]:
     """Write tables (in every format asked for) and JSON documents into a folder, which is made if need be.
 
@@ -36,6 +37,9 @@ def write_set(
     The files are replaced together (``core.file_set``): after a failure or a kill the folder holds the earlier set or
     the new one. A table of ours in a format not asked for now is removed, and so are tables and documents named
     ``absent``, which this analysis does not have: they would be another analysis's.
+
+    Parameters:
+        ready: called once the new files are written, before they replace the earlier ones. If it raises, these stay.
 
     Raises:
         NvtxmoeError: the folder can't be written, or something other than a regular file has the name of a result.
@@ -54,6 +58,7 @@ def write_set(
             list(ordered_map(lambda file: _write_table(file[0], stage / file[1], file[2]), files))
             for stem, document in documents.items():
                 (stage / f"{stem}.json").write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
+            ready()
             replace_set(folder, stage, names, stale)
     except (OSError, pl.exceptions.ComputeError) as error:  # polars reports a full disk as the latter
         raise cannot_write_results(error, folder) from error
