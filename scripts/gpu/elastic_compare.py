@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nvtxmoe.formats import schema
 from scripts.gpu.compare_journal import compare
 from scripts.gpu.oracle import Steps
-
-#: How nvtxmoe names the steps that it does not record after a change.
-CHANGED = "steps after ranks or experts changed"
 
 
 def judged(journal: Path, steps: Steps) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
     first = first_of_another_size(steps)
     after = sum(len(step) > 0 for step in steps.ids[first:])
     metas, last_step, lost, ended = _told(journal)
-    told = {name: number for name, number in lost.items() if name.startswith(CHANGED)}
+    told = {name: number for name, number in lost.items() if name.startswith(schema.RANKS_CHANGED)}
     places = [place_of(meta) for meta in metas]
     found: dict[str, Any] = {
         "sizes": [size for at, size in enumerate(steps.sizes) if at == 0 or size != steps.sizes[at - 1]],
@@ -82,7 +80,6 @@ def place_of(meta: dict[str, Any]) -> dict[str, Any]:
 
 def _told(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int], bool]:
     """Every moe.meta, the last step's number, the losses that are told last, and whether an end record has them."""
-    from nvtxmoe.formats import schema  # noqa: PLC0415
     from nvtxmoe.formats.journal import EVENTS, Journal  # noqa: PLC0415
 
     record = Journal(journal)

@@ -13,7 +13,7 @@ import pytest
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import JournalWriter, record
 from scripts.gpu import elastic_ep
-from scripts.gpu.elastic_compare import CHANGED, first_of_another_size, judged, until
+from scripts.gpu.elastic_compare import first_of_another_size, judged, until
 from scripts.gpu.oracle import Steps
 from tests.support import fakes
 
@@ -79,7 +79,7 @@ def written(
     return file
 
 
-CHANGE = f"{CHANGED} (data_parallel_size 2 -> 1)"
+CHANGE = f"{schema.RANKS_CHANGED} (data_parallel_size 2 -> 1)"
 SCALED = [(BUSY, TWO), (IDLE, TWO), (BUSY, TWO), (BUSY, ONE), (IDLE, ONE), (BUSY, TWO)]
 BEFORE = [BUSY, IDLE, BUSY]
 
