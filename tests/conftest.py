@@ -123,7 +123,7 @@ def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Elastic expert parallelism on an H200, 2 -> 3 -> 2 ranks: a session, and an npz per worker with vLLM's routing."""
+    """Elastic expert parallelism on an H200, 2 -> 3 -> 2 ranks: a session, an npz per worker with vLLM's routing."""
     folder = tmp_path_factory.mktemp("elastic")
     with tarfile.open(GOLDEN / "h200-elastic-ep-2-3-2.tar.xz") as archive:
         for member in archive.getmembers():
