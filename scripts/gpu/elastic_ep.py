@@ -231,10 +231,10 @@ def results_of(out: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
     for file in files:
         journals = list((out / "session").glob(f"ranks/*-{file.stem}.journal"))
         steps = pickle.loads(file.read_bytes())
-        found = (
+        judgement = (
             judged(journals[0], steps) if journals else {"exact": False, "error": f"no journal of process {file.stem}"}
         )
-        results.append({"worker": file.stem, "journal": journals[0].name if journals else None, **found})
+        results.append({"worker": file.stem, "journal": journals[0].name if journals else None, **judgement})
     expected = sizes[0] + sum(max(0, after - before) for before, after in itertools.pairwise(sizes))
     if len(results) != expected:
         results.append({"exact": False, "error": f"{len(results)} of {expected} workers left an oracle"})

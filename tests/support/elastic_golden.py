@@ -41,19 +41,17 @@ def _add(packed: tarfile.TarFile, name: str, content: bytes) -> None:
 def reduced(steps: Steps) -> bytes:
     """Return the arrays of an npz: experts as uint8, [tokens, layers, top_k], up to the first change of ranks."""
     first = first_of_another_size(steps)
+    arrays: dict[str, Any] = {
+        "layers": np.array(steps.layers),
+        "tokens": np.array([len(ids) for ids in steps.ids]),
+        "sizes": np.array(steps.sizes),
+        "replays": np.array(steps.replays),
+        "idle": np.array(steps.idle),
+    }
+    for name, kind in (("ids", "u1"), ("physical", "u1"), ("weights", "f4")):
+        arrays[name] = np.concatenate([step for step in getattr(steps, name)[:first] if len(step)]).astype(kind)
     buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        layers=np.array(steps.layers),
-        tokens=np.array([len(ids) for ids in steps.ids]),
-        sizes=np.array(steps.sizes),
-        replays=np.array(steps.replays),
-        idle=np.array(steps.idle),
-        **{
-            name: np.concatenate([step for step in getattr(steps, name)[:first] if len(step)]).astype(kind)
-            for name, kind in (("ids", "u1"), ("physical", "u1"), ("weights", "f4"))
-        },
-    )
+    np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
