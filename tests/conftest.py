@@ -129,6 +129,18 @@ def payload_encodings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_elastic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Elastic expert parallelism on an H200, 2 -> 3 -> 2 ranks: a session, an npz per worker with vLLM's routing."""
+    folder = tmp_path_factory.mktemp("elastic")
+    with tarfile.open(GOLDEN / "h200-elastic-ep-2-3-2.tar.xz") as archive:
+        for member in archive.getmembers():
+            file = folder / member.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(cast("Any", archive.extractfile(member)).read())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def statsmodels() -> Any:
     """statsmodels.api. Not imported by modules: it takes two seconds, in each process and to choose tests too."""
     return import_module("statsmodels.api")

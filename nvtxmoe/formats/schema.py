@@ -28,6 +28,10 @@ PHASE_PREFIX = "moe."
 # from which the counting kernel chooses the experts again.
 REFERENCES, SINK, RECOMPUTED = RECORDINGS = ("references", "sink", "recomputed")
 
+#: Name of a loss in moe.meta: steps that are not recorded because the run got other ranks or experts. The name is
+#: followed by the change in parentheses.
+RANKS_CHANGED = "steps after ranks or experts changed"
+
 # The word form: marks with int64 payloads, for stacks that carry no binary ones (see nvtxmoe.formats.word_payloads).
 WORD_PREFIX = "moe.w."
 WORD_EVENTS = ("meta", "step", "counts", "physical", "topk", "pairs")

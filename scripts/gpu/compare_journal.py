@@ -144,7 +144,8 @@ class Comparison:
         layer = int(np.frombuffer(payload[8:12], "<i4")[0])
         if layer not in self._at or not self.oracle.physical:
             return
-        slots = self._layers[layer]["num_physical_experts"]
+        known = self._layers[layer]
+        slots = known.get("num_physical_experts", known["num_experts"])  # absent without redundant experts
         row = np.frombuffer(payload, schema.counts_dtype(slots))[0]
         step, at = int(row["step"]), self._at[layer]
         chosen = self.oracle.physical[step][:, at]

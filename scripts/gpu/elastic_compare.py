@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from nvtxmoe.formats import schema
 from scripts.gpu.compare_journal import compare
 from scripts.gpu.oracle import Steps
-
-#: How nvtxmoe names the steps that it does not record after a change.
-CHANGED = "steps after ranks or experts changed"
 
 
 def judged(journal: Path, steps: Steps) -> dict[str, Any]:
@@ -28,28 +26,29 @@ def judged(journal: Path, steps: Steps) -> dict[str, Any]:
     """
     first = first_of_another_size(steps)
     after = sum(len(step) > 0 for step in steps.ids[first:])
-    metas, last_step, lost, ended = _told(journal)
-    told = {name: number for name, number in lost.items() if name.startswith(CHANGED)}
-    places = [place_of(meta) for meta in metas]
-    found: dict[str, Any] = {
+    metas, last_step, lost, ended = _of_journal(journal)
+    change_losses = {name: number for name, number in lost.items() if name.startswith(schema.RANKS_CHANGED)}
+    meta_places = [place_of(meta) for meta in metas]
+    result: dict[str, Any] = {
         "sizes": [size for at, size in enumerate(steps.sizes) if at == 0 or size != steps.sizes[at - 1]],
         "steps_after": after,
         "recorded_after": max(0, last_step + 1 - first),
-        "told_after": next(iter(told.values()), None),
-        "told_as": next(iter(told), None),
+        "told_after": next(iter(change_losses.values()), None),
+        "told_as": next(iter(change_losses), None),
         "has_end": ended,
-        "first_place": places[0] if places else None,
-        "places": len({json.dumps(place) for place in places}),
+        "first_place": meta_places[0] if meta_places else None,
+        "places": len({json.dumps(place) for place in meta_places}),
     }
-    if found["recorded_after"]:  # the comparison knows nothing of such steps
-        return {"exact": False, "error": "steps after the change were recorded", **found}
+    if result["recorded_after"]:  # the comparison knows nothing of such steps
+        return {"exact": False, "error": "steps after the change were recorded", **result}
     comparison = compare(journal, until(steps, first), eplb=True)
     data, expert = steps.sizes[0] if steps.sizes else (None, None)
-    is_its_own_place = bool(places) and (places[0]["dp_size"] or 1, places[0]["ep_size"]) == (data, expert)
+    first_place = result["first_place"] or {}
+    is_its_own_place = (first_place.get("dp_size") or 1, first_place.get("ep_size")) == (data, expert)
     # moe.meta is sent with the first loss of a name: only the end has the number
-    is_told = (found["told_after"] == after if ended else bool(told)) if after else not told
-    exact = comparison["exact"] and is_told and is_its_own_place and found["places"] == 1
-    return {**comparison, **found, "exact": exact}
+    is_told = (result["told_after"] == after if ended else bool(change_losses)) if after else not change_losses
+    exact = comparison["exact"] and is_told and is_its_own_place and result["places"] == 1
+    return {**comparison, **result, "exact": exact}
 
 
 def first_of_another_size(steps: Steps) -> int:
@@ -80,9 +79,8 @@ def place_of(meta: dict[str, Any]) -> dict[str, Any]:
     return {**ranks, "physical": layer.get("num_physical_experts"), "local": layer.get("local_experts")}
 
 
-def _told(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int], bool]:
+def _of_journal(journal: Path) -> tuple[list[dict[str, Any]], int, dict[str, int], bool]:
     """Every moe.meta, the last step's number, the losses that are told last, and whether an end record has them."""
-    from nvtxmoe.formats import schema  # noqa: PLC0415
     from nvtxmoe.formats.journal import EVENTS, Journal  # noqa: PLC0415
 
     record = Journal(journal)

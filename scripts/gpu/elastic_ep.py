@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Changes the number of expert-parallel ranks of a real `vllm serve` while it runs, and checks what capture recorded.
 
-    python scripts/gpu/elastic_ep.py OUT                  # two ranks, one, two again: two GPUs
-    python scripts/gpu/elastic_ep.py OUT --sizes 2 1
+    python scripts/gpu/elastic_ep.py OUT --eager          # two ranks, three, two again, all on GPU 0
+    python scripts/gpu/elastic_ep.py OUT --gpus 0 1 2     # a GPU for each rank
 
-Every data-parallel rank is a `vllm serve` of its own on a GPU of its own (vLLM's external load balancing, without Ray);
-`POST /scale_elastic_ep` to all of them changes their number. Before and after each change every rank answers
+Every data-parallel rank is a `vllm serve` of its own (vLLM's external load balancing, without Ray); ranks may share a
+GPU. `POST /scale_elastic_ep` to all of them changes their number. Before and after each change every rank answers
 requests. Each worker has an oracle (``scripts/gpu/oracle.py``), which notes per step what was routed and how many ranks
 vLLM's own groups have. Writes OUT/elastic.json and a log per server; prints a line per worker.
 
 A worker whose ranks change must have recorded every step before the change exactly and none after it, with the number
-of those steps among its losses. One that joins must have recorded all of its steps. Needs vLLM 0.33.
+of those steps among its losses. One that joins must have recorded all of its steps. Needs vLLM 0.33, which can't scale
+to one rank: its workers end with an AssertionError in ``get_ep_all2all_manager``.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ LAYERS, EXPERTS, TOP_K = 4, 16, 4
 END_S = 20.0
 POLL_S = 0.5
 REQUESTS, CONCURRENT = 12, 6
+#: Lets several ranks of a NCCL communicator use one GPU.
+SHARED_GPU = "NCCL_MULTI_RANK_GPU_ENABLE"
 
 
 class Server:
@@ -128,11 +131,12 @@ GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_si
 
 def environment(rank: int, options: argparse.Namespace, *, joins: bool) -> dict[str, str]:
     """A server's variables: its GPU, capture in direct mode, the oracle's folder."""
+    gpus = [options.gpus[number % len(options.gpus)] for number in range(max(options.sizes))]
     path = [str(ROOT / "nvtxmoe" / "site"), str(ROOT), os.environ.get("PYTHONPATH", "")]
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "CUDA_VISIBLE_DEVICES": str(options.gpus[rank % len(options.gpus)] if options.gpus else rank),
+        "CUDA_VISIBLE_DEVICES": str(gpus[rank]),
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "moe",
         "NVTXMOE_LOG_INTERVAL": "1",
@@ -142,6 +146,7 @@ def environment(rank: int, options: argparse.Namespace, *, joins: bool) -> dict[
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_HOST_IP": HOST,
         **({"VLLM_ELASTIC_EP_SCALE_UP_LAUNCH": "1"} if joins else {}),
+        **({SHARED_GPU: "1"} if len(set(gpus)) < len(gpus) else {}),
     }
 
 
@@ -226,23 +231,27 @@ def results_of(out: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
     for file in files:
         journals = list((out / "session").glob(f"ranks/*-{file.stem}.journal"))
         steps = pickle.loads(file.read_bytes())
-        found = (
+        judgement = (
             judged(journals[0], steps) if journals else {"exact": False, "error": f"no journal of process {file.stem}"}
         )
-        results.append({"worker": file.stem, "journal": journals[0].name if journals else None, **found})
+        results.append({"worker": file.stem, "journal": journals[0].name if journals else None, **judgement})
     expected = sizes[0] + sum(max(0, after - before) for before, after in itertools.pairwise(sizes))
     if len(results) != expected:
         results.append({"exact": False, "error": f"{len(results)} of {expected} workers left an oracle"})
     return results
 
 
+SIZES = "Ranks, one number after the other. Default: 2 3 2. vLLM 0.33 fails at a change to 1."
+GPUS = f"GPUs that ranks take in turn. Default: 0 for all. {SHARED_GPU} is set if ranks share a GPU."
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("out", type=Path, metavar="OUT", help="A new folder.")
-    made.add_argument("--sizes", type=int, nargs="+", default=[2, 1, 2], help="Ranks, one number after the other.")
+    made.add_argument("--sizes", type=int, nargs="+", default=[2, 3, 2], help=SIZES)
     made.add_argument("--exchange", default="allgather_reducescatter", help="vLLM's --all2all-backend.")
-    made.add_argument("--gpus", type=int, nargs="+", help="GPUs that ranks take in turn. Default: one each, from 0.")
+    made.add_argument("--gpus", type=int, nargs="+", default=[0], help=GPUS)
     made.add_argument("--eager", action="store_true", help="No CUDA graphs.")
     made.add_argument("--config", type=json.loads, default={}, metavar="JSON", help="Further keys of config.json.")
     made.add_argument("--more", nargs="+", default=[], metavar="WORD", help="Further arguments of vllm serve.")

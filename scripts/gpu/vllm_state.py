@@ -34,7 +34,7 @@ def watch_micro_batches(note: Callable[[list[int]], None]) -> None:
 
 
 def _first_tokens(slices: Any) -> list[int]:
-    return [int(one.token_slice.start) for one in slices or ()]
+    return [int(part.token_slice.start) for part in slices or ()]
 
 
 def group_sizes() -> tuple[int, int]:

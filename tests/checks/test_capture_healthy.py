@@ -212,3 +212,14 @@ def test_no_layer_is_recorded_and_the_reason_is_captures_own(tmp_path: Path) -> 
     journal(tmp_path / "session", [meta(layers=[], no_layers=why), step(0), step(1)])
     found = written(tmp_path, tmp_path / "session")
     assert found.check("steps_have_counts")[1] == f"2 steps with tokens, and no layer is recorded: {why}."
+
+
+def test_a_journal_without_an_end_may_have_lost_more(tmp_path: Path) -> None:
+    """moe.meta with a loss is sent once: a killed process has no later number."""
+    lost = {"lost": {"events": 1}}
+    journal(tmp_path, [*run_of(world_size=2), meta(world_size=2, capture=lost)], end=None)
+    journal(tmp_path, [*run_of(1, world_size=2), meta(rank=1, world_size=2, capture=lost)], rank=1, pid=101)
+    status, message, figures = written(tmp_path, tmp_path).check("capture_healthy")
+    assert (status, message) == ("fail", "Capture lost events (at least 2).")
+    assert figures["lost"] == {"events": 2}
+    assert "ranks_changed" not in figures

@@ -13,7 +13,7 @@ import pytest
 from nvtxmoe.formats import schema
 from nvtxmoe.formats.journal import JournalWriter, record
 from scripts.gpu import elastic_ep
-from scripts.gpu.elastic_compare import CHANGED, first_of_another_size, judged, until
+from scripts.gpu.elastic_compare import first_of_another_size, judged, until
 from scripts.gpu.oracle import Steps
 from tests.support import fakes
 
@@ -44,14 +44,15 @@ def written(
     lost: dict[str, int],
     place: dict[str, int] | None = None,
     ends: bool = True,
+    slots: int = SLOTS,
 ) -> Path:
     """A journal that recorded these steps, in a place of two ranks; its last moe.meta names the losses."""
     layer = {
         "layer": 0,
         "num_experts": EXPERTS,
         "top_k": TOP_K,
-        "num_physical_experts": SLOTS,
         "recording": "references",
+        **({"num_physical_experts": slots} if slots > EXPERTS else {}),
     }
     meta = {"rank": 0, "dp_size": 2, "ep_size": 2, "layers": [layer], **(place or {})}
     out = [("meta", json.dumps(meta).encode())]
@@ -61,7 +62,7 @@ def written(
         row = np.zeros(1, schema.STEP_DTYPE)
         row["step"], row["num_tokens"] = number, len(ids)
         out.append(("step", row.tobytes()))
-        for event, chosen, many in (("counts", ids, EXPERTS), ("physical", ids + EXPERTS, SLOTS)):
+        for event, chosen, many in (("counts", ids, EXPERTS), ("physical", ids + slots - EXPERTS, slots)):
             counts = np.zeros(1, schema.counts_dtype(many))
             counts["step"], counts["counts"] = number, np.bincount(chosen.ravel(), minlength=many)
             out.append((event, counts.tobytes()))
@@ -79,7 +80,7 @@ def written(
     return file
 
 
-CHANGE = f"{CHANGED} (data_parallel_size 2 -> 1)"
+CHANGE = f"{schema.RANKS_CHANGED} (data_parallel_size 2 -> 1)"
 SCALED = [(BUSY, TWO), (IDLE, TWO), (BUSY, TWO), (BUSY, ONE), (IDLE, ONE), (BUSY, TWO)]
 BEFORE = [BUSY, IDLE, BUSY]
 
@@ -91,6 +92,15 @@ def test_exact_before_the_change_and_told_after(tmp_path: Path) -> None:
     assert found["sizes"] == [TWO, ONE, TWO]
     assert (found["cells"], found["tokens"], found["physical"]) == (2, 4, 2)
     assert found["told_as"] == CHANGE
+
+
+def test_a_place_without_redundant_experts(tmp_path: Path) -> None:
+    """moe.meta has no number of physical experts then: it is that of the logical ones."""
+    steps = oracle(SCALED)
+    steps.physical = steps.ids
+    found = judged(written(tmp_path, BEFORE, {CHANGE: 2}, slots=EXPERTS), steps)
+    assert (found["exact"], found["physical_equal"], found["mapped"]) == (True, 2, 0)
+    assert judged(written(tmp_path / "b", BEFORE, {CHANGE: 2}, slots=EXPERTS), oracle(SCALED))["exact"] is False
 
 
 @pytest.mark.parametrize("lost", [{}, {CHANGE: 1}, {"steps left out": 2}])
@@ -160,7 +170,8 @@ def test_ranks_are_asked_to_scale_together_and_serve_in_between(
     program.write_text(STAND_IN)
     fakes.executable(tmp_path / "python", f'exec "{sys.executable}" "{program}" "$@"')
     out = tmp_path / "out"
-    assert elastic_ep.main([str(out), "--python", str(tmp_path / "python"), "--budget-s", "60"]) == 1
+    words = [str(out), "--sizes", "2", "1", "2", "--python", str(tmp_path / "python"), "--budget-s", "60"]
+    assert elastic_ep.main(words) == 1
     asked = [json.loads(line) for line in (out / "asked").read_text().splitlines()]
     scaled = [(rank, body["new_data_parallel_size"]) for rank, path, body, _ in asked if path == "/scale_elastic_ep"]
     assert sorted(scaled[:2]) == [("0", 1), ("1", 1)]  # both ranks are asked to leave one
@@ -193,3 +204,29 @@ def test_redundant_experts_let_the_fewest_ranks_hold_all(tmp_path: Path) -> None
         words = server.command(size, options, tmp_path)
         assert json.loads(words[words.index("--eplb-config") + 1])["num_redundant_experts"] == redundant
         assert words[words.index("--elastic-ep-max-dp-size") + 1] == max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("words", "of_rank", "shared"),
+    [
+        ([], ["0", "0", "0"], True),
+        (["--gpus", "1"], ["1", "1", "1"], True),
+        (["--gpus", "0", "1"], ["0", "1", "0"], True),
+        (["--gpus", "0", "1", "2"], ["0", "1", "2"], False),
+    ],
+)
+def test_nccl_lets_ranks_share_a_gpu_where_they_do(
+    tmp_path: Path, words: list[str], of_rank: list[str], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(elastic_ep.SHARED_GPU, raising=False)
+    options = elastic_ep.parser().parse_args([str(tmp_path), *words])
+    assert options.sizes == [2, 3, 2]
+    found = [elastic_ep.environment(rank, options, joins=rank == 2) for rank in range(3)]
+    assert [variables["CUDA_VISIBLE_DEVICES"] for variables in found] == of_rank
+    assert [variables.get("NCCL_MULTI_RANK_GPU_ENABLE") for variables in found] == [("1" if shared else None)] * 3
+
+
+def test_help_names_what_vllm_cannot(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        elastic_ep.parser().parse_args(["--help"])
+    assert "vLLM 0.33 fails at a change to 1" in " ".join(capsys.readouterr().out.split())

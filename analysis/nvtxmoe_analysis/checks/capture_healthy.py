@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed, warned
@@ -59,7 +59,9 @@ def sentences(states: Sequence[CaptureState]) -> list[str]:
     ]
     lost = _lost(states)
     if lost:
-        texts.append(f"Capture lost {', '.join(f'{_one_line(what)} ({count:,})' for what, count in lost.items())}.")
+        open_ended = {what for state in states if not state.ended for what in state.lost}
+        numbers = {what: f"{'at least ' * (what in open_ended)}{count:,}" for what, count in lost.items()}
+        texts.append(f"Capture lost {', '.join(f'{_one_line(what)} ({count})' for what, count in numbers.items())}.")
     failures = _failures(states)
     if failures:
         texts.append(f"Hooks that failed: {'; '.join(f'{hook}: {_one_line(why)}' for hook, why in failures.items())}.")
@@ -72,7 +74,13 @@ def _evidence(states: Sequence[CaptureState]) -> Mapping[str, JsonValue]:
         "hidden_layers": {str(layer): reason for reason, layers in _hidden(states).items() for layer in layers},
         "lost": {**_lost(states)},
         "failures": {**_failures(states)},
+        **({"ranks_changed": [*changes]} if (changes := ranks_changed(states)) else {}),
     }
+
+
+def ranks_changed(states: Iterable[CaptureState]) -> list[str]:
+    """Return each change of ranks or experts that a process reports, as its text, once."""
+    return sorted({_one_line(change)[:MOST_TEXT] for state in states for change in state.ranks_changed})
 
 
 def _hidden(states: Sequence[CaptureState]) -> dict[str, list[int]]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from nvtxmoe_analysis.checks.capture_healthy import ranks_changed
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
+from nvtxmoe_analysis.events.meta import Meta
 from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 30
@@ -23,7 +27,7 @@ def check(results: RunMetrics) -> Check:
     evidence: dict[str, JsonValue] = {"world_size": world_size, "present": list(present), "missing": list(missing)}
     sizes = sorted({meta.world_size for meta in metas})
     if len(sizes) > 1:
-        return failed(NAME, f"Processes disagree on the world size: {', '.join(map(str, sizes))}.", **evidence)
+        return failed(NAME, f"{sizes_differ(metas)}.", **evidence)
     if missing:
         return failed(
             NAME,
@@ -32,3 +36,11 @@ def check(results: RunMetrics) -> Check:
             **evidence,
         )
     return passed(NAME, f"All {number(world_size, 'rank')} present.", **evidence)
+
+
+def sizes_differ(metas: Sequence[Meta]) -> str:
+    """Return a sentence without its full stop on different world sizes; it contains a change that a process reports."""
+    sizes = ", ".join(map(str, sorted({meta.world_size for meta in metas})))
+    if changes := ranks_changed(meta.capture for meta in metas):
+        return f"Ranks changed during the run ({'; '.join(changes)}): processes have the world sizes {sizes}"
+    return f"Processes disagree on the world size: {sizes}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nvtxmoe.errors import NvtxmoeError
+from nvtxmoe.formats import schema
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,19 @@ class CaptureState:
         failures: the reason by hook that is off.
         lost: how often, by what was lost.
         hidden: the reason by layer whose routing can't be seen: it has no counts.
+        ended: False if the process left a journal without an end record: it may have lost more.
     """
 
     failures: Mapping[str, str] = field(default_factory=dict)
     lost: Mapping[str, int] = field(default_factory=dict)
     hidden: Mapping[int, str] = field(default_factory=dict)
+    ended: bool = True
+
+    @property
+    def ranks_changed(self) -> list[str]:
+        """Return each change of ranks or experts after which nothing is recorded: ``data_parallel_size 2 -> 3``."""
+        name = schema.RANKS_CHANGED
+        return [what[len(name) :].strip(" ()") for what in self.lost if what.startswith(name)]
 
     @property
     def healthy(self) -> bool:

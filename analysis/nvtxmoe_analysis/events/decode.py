@@ -72,7 +72,7 @@ class Events:
         """What each process said of its own capture, in moe.meta and, later, at the end of its journal."""
         states = {pid: meta.capture for pid, meta in self.metas.items()}
         for pid, file in self.journals.items():
-            states[pid] = states.get(pid, CaptureState()).then(file.last_words)
+            states[pid] = replace(states.get(pid, CaptureState()).then(file.last_words), ended=file.ended)
         return states
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nvtxmoe_analysis.checks.capture_healthy import sentences
 from nvtxmoe_analysis.checks.cuda_tracing import remedy
+from nvtxmoe_analysis.checks.ranks_present import sizes_differ
 from nvtxmoe_analysis.checks.steps_closed import no_step
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.decode import Events
@@ -100,7 +101,7 @@ def _rank_losses(members: Sequence[Meta]) -> list[str]:
     sizes = sorted({meta.world_size for meta in members})
     ranks = Counter(meta.rank for meta in members)
     if len(sizes) > 1:
-        texts.append(f"processes disagree on the world size: {', '.join(map(str, sizes))}")
+        texts.append(_lower(sizes_differ(members)))
     missing = sorted(set(range(sizes[-1])) - set(ranks))
     if missing:
         listed = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")

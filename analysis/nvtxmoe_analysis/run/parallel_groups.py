@@ -23,7 +23,8 @@ SCHEMA = {"rank": pl.Int64, "group": pl.Int64, "size": pl.Int64}
 def rank_groups(metas: Iterable[Meta]) -> dict[str, pl.DataFrame]:
     """The groups of each kind: ``rank``, ``group`` (its lowest captured rank), ``size`` (ranks that it has).
 
-    ``size`` may be more than the ranks that were captured. A rank whose moe.meta is missing is in no group.
+    ``size`` may be more than the ranks that were captured. A rank whose moe.meta is missing is in no group. Ranks whose
+    groups have different sizes, as after a change of ranks during the run, are in different groups.
     """
     rows: dict[str, list[tuple[int, tuple[int, ...], int]]] = {kind: [] for kind in KINDS}
     for meta in metas:
@@ -61,8 +62,8 @@ def _of_rank(meta: Meta) -> dict[str, tuple[tuple[int, ...], int]]:
     place = rank // in_engine * tp_size + rank % tp_size  # among the ranks of the stage
     size = ep_size if ep_size > 1 else dp_size * tp_size
     return {
-        EXPERT: ((stage, place // size), size),
-        DATA: ((stage, rank % tp_size), dp_size),
+        EXPERT: ((stage, size, place // size), size),
+        DATA: ((stage, dp_size, rank % tp_size), dp_size),
         TENSOR: ((meta.tp_group,), tp_size),
     }
 

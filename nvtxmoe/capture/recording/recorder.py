@@ -137,7 +137,7 @@ class Recorder:
         """Record no further step: ranks or experts are no longer those of moe.meta, which holds for the whole run."""
         logger().warning("nothing is recorded from here on: ranks or experts have changed (%s)", change)
         self.end_step()
-        self._stopped = f"steps after ranks or experts changed ({change})"
+        self._stopped = f"{schema.RANKS_CHANGED} ({change})"
 
     def _announce_changes(self) -> None:
         layers = () if self.identity is None else self.identity.layers

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nvtxmoe_analysis.report.finding import INCOMPLETE, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
@@ -16,6 +17,7 @@ MEANING = "A check of the capture failed. All numbers are of what was recorded, 
 MOST_REASONS = 4
 AGAIN = "Run it again under `nvtxmoe profile`, which ends the server so that no step is lost."
 PROFILE = "nvtxmoe profile -- vllm serve MODEL --shutdown-timeout 60"
+ONE_SIZE = "Run it again under `nvtxmoe profile`, and start it with the number of ranks to record."
 INPUTS = "Give the reports of all ranks of this run to one analysis."
 ANALYZE = "nvtxmoe analyze RANK0.nsys-rep RANK1.nsys-rep -o DIR --report"
 NODES = "Record again with CUDA graphs traced node by node, as `nvtxmoe profile` does."
@@ -36,9 +38,10 @@ def find(ledger: Ledger) -> list[Finding]:
     validation = ledger.source.document("validation")
     if not validation or validation.get("verdict") == "complete":
         return []
-    failed = [str(check["name"]) for check in validation.get("checks", []) if check.get("status") == "fail"]
+    failures = [check for check in validation.get("checks", []) if check.get("status") == "fail"]
+    failed = [str(check["name"]) for check in failures]
     reasons = [str(reason) for reason in validation.get("reasons", [])] or ["no check gives a reason"]
-    action, command = next((ACTIONS[name] for name in failed if name in ACTIONS), (AGAIN, PROFILE))
+    action, command = _action(failures)
     expected = sentence("the verdict is complete, and the same findings count.")
     headline = sentence("The result is incomplete: {}", reasons[0])
     return [
@@ -51,6 +54,13 @@ def find(ledger: Ledger) -> list[Finding]:
             next_step=NextStep("complete the capture", action, expected, command),
         )
     ]
+
+
+def _action(failures: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return what to do about the checks that failed, and a command."""
+    if any((check.get("figures") or {}).get("ranks_changed") for check in failures):
+        return ONE_SIZE, PROFILE  # no input can make a run of several sizes complete
+    return next((ACTIONS[name] for check in failures if (name := check["name"]) in ACTIONS), (AGAIN, PROFILE))
 
 
 def _others(reasons: list[str]) -> list[Sentence]:
