@@ -135,7 +135,7 @@ def analyze(
     progress.begin("writing")
     flat = {stem: table for stem, table in tables.items() if stem not in parquet_only()}
 
-    found: Future[Advice] = Future()
+    advice_result: Future[Advice] = Future()
 
     def write() -> list[Path]:
         with nullcontext() if database is None else writing_database(database, flat):
@@ -146,10 +146,10 @@ def analyze(
                 formats,
                 absent=(build_table.keys() - tables.keys()) | (build_document.keys() - documents.keys()),
                 parquet_only=parquet_only(),
-                ready=found.result,
+                ready=advice_result.result,
             )
         mark_outdated(folder)
-        _, file = write_findings(folder, found.result())
+        _, file = write_findings(folder, advice_result.result())
         return [*files, *([] if database is None else [database]), file]
 
     # Findings are made of what the files will hold, while these are written. The files take their place when the
@@ -159,9 +159,9 @@ def analyze(
         writing = aside.submit(write)
         try:
             advice = advise(source)
-            found.set_result(advice)
+            advice_result.set_result(advice)
         except BaseException as error:
-            found.set_exception(error)
+            advice_result.set_exception(error)
             raise
         files = writing.result()
     return Analysis(results, checks, validation, folder, files, Advised(source, advice))

@@ -127,7 +127,7 @@ class ParquetExport(Export):
             return pl.DataFrame(schema=schema)
         file = self._file(nsys_tables.NVTX.name)
         parts = [pl.DataFrame(schema=schema)]
-        wanted = np.array(list(domain_ids), dtype=np.int64)
+        domains = np.array(list(domain_ids), dtype=np.int64)
         rows = size_bytes = 0
         try:
             with pq.ParquetFile(file) as opened:
@@ -142,7 +142,7 @@ class ParquetExport(Export):
                     domain = pl.Series(batch.column("domainId")).cast(pl.Int64).fill_null(NO_DOMAIN).to_numpy()
                     # Labelled UTF-8 but not: polars refuses the column, pyarrow casts it without looking.
                     blob = pl.Series("blob", batch.column(nsys_tables.NVTX_BLOB).cast(pa.large_binary()), pl.Binary)
-                    at = np.flatnonzero(np.isin(domain, wanted) & blob.is_not_null().to_numpy())
+                    at = np.flatnonzero(np.isin(domain, domains) & blob.is_not_null().to_numpy())
                     parts.append(pl.DataFrame({"row": at + rows, "blob": blob.gather(at)}, schema=schema))
                     rows += len(batch)
         except PARQUET_ERRORS as error:
