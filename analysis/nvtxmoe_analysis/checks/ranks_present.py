@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nvtxmoe_analysis.checks.capture_healthy import ranks_changed
 from nvtxmoe_analysis.checks.check import Check, JsonValue, failed, not_applicable, passed
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.events.meta import Meta
-from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
+
+if TYPE_CHECKING:
+    from nvtxmoe_analysis.metrics.run_metrics import RunMetrics
 
 ORDER = 30
 EXPORTS_ONLY = False
