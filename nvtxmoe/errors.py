@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
+
+from nvtxmoe.terminal_text import harmless
 
 BAD_INPUT = 2
 INCOMPLETE = 3
@@ -53,11 +55,28 @@ class NvtxmoeError(Exception):
 
 
 def shortened(text: str) -> str:
-    """Return a text for one line: of one longer than MOST_CHARACTERS, which may come from a file, beginning and end."""
-    if len(text) <= MOST_CHARACTERS:
-        return text
-    half = MOST_CHARACTERS // 2
-    return f"{text[:half]} [{len(text) - 2 * half:,} characters left out] {text[-half:]}"
+    """Return a text for one line: of one longer than MOST_CHARACTERS, which may come from a file, beginning and end.
+
+    Characters that a terminal acts on are escaped (``terminal_text.harmless``), and count as they are shown.
+    """
+    if len(text) <= MOST_CHARACTERS and len(shown := harmless(text)) <= MOST_CHARACTERS:
+        return shown
+    begin = _fitting(text)
+    end = _fitting(reversed(text[len(begin) :]))[::-1]
+    left_out = len(text) - len(begin) - len(end)
+    return f"{harmless(''.join(begin))} [{left_out:,} characters left out] {harmless(''.join(end))}"
+
+
+def _fitting(characters: Iterable[str]) -> list[str]:
+    """The first characters of which half of MOST_CHARACTERS are shown."""
+    room = MOST_CHARACTERS // 2
+    fitting: list[str] = []
+    for character in characters:
+        room -= len(harmless(character))
+        if room < 0:
+            break
+        fitting.append(character)
+    return fitting
 
 
 def _rebuilt_error(

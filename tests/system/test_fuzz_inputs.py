@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 #: Draws in CI: some of each kind.
 DRAWS = 3 * len(KINDS)
 #: Draws that ended otherwise once: 17, a capture none of whose steps is like another (a comparison with null); 406, a
-#: step of less than 0 tokens (a logarithm of it).
-FOUND = (17, 406)
+#: step of less than 0 tokens (a logarithm of it); 841, a reason of thousands of escaped characters.
+FOUND = (17, 406, 841)
 
 
 def check(seed: int, folder: Path) -> int:
