@@ -145,6 +145,13 @@ class Finding:
         return ESTIMATED if any(number.is_estimated for number in self.headline.numbers) else MEASURED
 
     @property
+    def may_cost(self) -> bool:
+        """True for a problem, for a capture that lacks something, and for time that may be lost."""
+        if self.kind == WEAK:
+            return self.stake is not None and self.stake.matters
+        return self.kind in (COST, INCOMPLETE)
+
+    @property
     def documented(self) -> str:
         """The place in the docs that says more."""
         return f"{DOCUMENTED}#{self.id}"
