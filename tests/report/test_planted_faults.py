@@ -201,6 +201,31 @@ def test_decode_steps_without_a_problem_stay_so_beside_others_with_one(tmp_path:
     assert word["decode"] == "no problem found" and word["mixed"] in ("no", "partly", "no, waiting is")
 
 
+def test_bars_above_the_total_are_no_parts_of_it(tmp_path: Path) -> None:
+    """Few decode steps after slow ones: the model of the experts' work is mostly of start-up."""
+    few = Planted(tokens=Planted().tokens[:6], prefill=lambda step: 90 * (step in (3, 5)))
+    found = analyze([few.write(tmp_path / "run.sqlite")], tmp_path / "out").advice.findings
+    parts = next(one for one in found if one.id == "where-time-goes")
+    assert all(number.value <= 100 for number in parts.headline.numbers if number.how == "percent")
+    assert str(parts.details[0]).startswith("Not known, because the estimate exceeds the total: least work of")
+
+
+def test_what_uneven_loads_cost_names_its_steps(tmp_path: Path) -> None:
+    """One sentence for decode and one for prefill steps, with numbers of their own."""
+    advice = analyze([every_third(**PADDED).write(tmp_path / "run.sqlite")], tmp_path / "out").advice
+    others = next(one for one in advice.findings if one.id == "other-steps")
+    costs = [str(detail) for detail in others.details if "Uneven loads" in str(detail)]
+    assert costs and all(" per steady prefill step of the mean rank" in cost for cost in costs)
+    even = next(one for one in advice.findings if one.id == "uneven-ranks")
+    assert " per steady decode step of the mean rank" in str(even.headline)
+
+
+def test_a_predicted_share_names_the_steps_that_it_is_of() -> None:
+    step, valued = SourcedNumber(1e6, "1.00 ms"), SourcedNumber(2e6, "2.00 ms", how="predicted")
+    saved = SourcedNumber(1e5, "0.100 ms")
+    assert [stake(saved, whole).whole for whole in (step, valued)] == ["it", "2.00 ms, the mean of the valued steps"]
+
+
 def test_every_problem_is_planted() -> None:
     """Each module that can raise a problem has a run of its own."""
     ids = {module.ID for module in finding_modules().values() if module.ORDER <= 30}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvtxmoe_analysis.report.commands import analyze_all
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding, Stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import (
     cannot_tell,
@@ -95,6 +95,8 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         text = first.headline
         if time.how == "predicted" and len(share.parts) == 2:
             text = sentence("{} The share is of {}, the mean of the steps that were valued.", text, share.parts[1])
+        if limit == "at most" and any(_larger(finding, first.stake) for finding in findings):
+            text = sentence("{} The time above is of this alone; other findings have more at stake, less surely.", text)
         return Answer(GAIN, f"{limit} {time} ({share}) {whose}", text, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
@@ -106,6 +108,14 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
     why = cannot_tell(ledger) or "no finding says how much"
     return Answer(GAIN, UNKNOWN, sentence("{}.", capital(why)), "weak")
+
+
+def _larger(finding: Finding, first: Stake) -> bool:
+    """Return True for a problem of the same steps with more time at stake than the first one."""
+    stake = finding.stake
+    if finding.kind != COST or stake is None or stake.steps != first.steps:
+        return False
+    return stake.per_step.value > first.per_step.value
 
 
 def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) -> Answer:

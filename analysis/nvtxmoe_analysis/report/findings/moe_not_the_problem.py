@@ -24,8 +24,8 @@ ORDER = 20
 MEANING = (
     "MoE layers (own kernels, transfer, waiting for uneven ranks) take less than 10 % of a step: no change of them "
     "wins more than that. Where ranks wait long for one another, it also gives their share of the step without "
-    "waiting. If another kind of steps takes 10 % of the GPU time of all steps or more, the verdict names the kind that "
-    "it is of."
+    "waiting. If another kind of steps takes 10 % of the GPU time of all steps or more, the verdict names the kind "
+    "that it is of."
 )
 #: Most classes of other work that are named.
 MOST_NAMED = 2
