@@ -40,9 +40,9 @@ def renumbered(name: str, tensor: Any, orders: Orders) -> tuple[str, Any]:
 def check(names: Sequence[str], orders: Orders) -> None:
     """Refuse a checkpoint whose routers would be renumbered without their experts, such as one with fused experts."""
     experts = {int(layer[1]) for name in names if EXPERT.search(name) and (layer := LAYER.search(name))}
-    if lacking := sorted(orders.keys() - experts):
+    if layers := sorted(orders.keys() - experts):
         raise SystemExit(
-            f"no tensor ...layers.{lacking[0]}...experts.E... in the checkpoint: a tensor per expert is needed. "
+            f"no tensor ...layers.{layers[0]}...experts.E... in the checkpoint: a tensor per expert is needed. "
             "Nothing was written."
         )
 

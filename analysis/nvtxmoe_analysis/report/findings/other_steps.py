@@ -27,8 +27,8 @@ def find(ledger: Ledger) -> list[Finding]:
 
 
 def _of(other: OtherKind) -> Finding:
-    found = [] if other.too_few else looked_for(other.ledger)
-    problems = [finding for finding in found if finding.kind == COST and finding.stake is not None]
+    kind_findings = [] if other.too_few else looked_for(other.ledger)
+    problems = [finding for finding in kind_findings if finding.kind == COST and finding.stake is not None]
     headline = of_all(other)
     basis = sentence("{} {}.", how_sure(moe_parts(other.ledger)), capital(other.steady.basis))
     details: list[Sentence] = [other.too_few_words] if other.too_few else []
