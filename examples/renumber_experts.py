@@ -37,12 +37,27 @@ def renumbered(name: str, tensor: Any, orders: Orders) -> tuple[str, Any]:
     return name, tensor[list(order)] if ROUTER.search(name) else tensor
 
 
+def check(names: Sequence[str], orders: Orders) -> None:
+    """Refuse a checkpoint whose routers would be renumbered without their experts, such as one with fused experts."""
+    experts = {int(layer[1]) for name in names if EXPERT.search(name) and (layer := LAYER.search(name))}
+    if layers := sorted(orders.keys() - experts):
+        raise SystemExit(
+            f"no tensor ...layers.{layers[0]}...experts.E... in the checkpoint: a tensor per expert is needed. "
+            "Nothing was written."
+        )
+
+
 def main(placement: Path, source: Path, target: Path) -> None:
     """Write the renumbered checkpoint into a new folder, with the other files of the old one."""
-    library = import_module("safetensors.torch")  # of vLLM's environment
+    library, reader = import_module("safetensors.torch"), import_module("safetensors")  # of vLLM's environment
 
     document = json.loads(placement.read_text())
     orders = {int(layer): order for layer, order in document["checkpoint_order"].items()}
+    names: list[str] = []
+    for file in source.glob("*.safetensors"):
+        with reader.safe_open(file, framework="pt") as opened:
+            names += opened.keys()
+    check(names, orders)
     target.mkdir(parents=True)
     for file in sorted(path for path in source.iterdir() if path.is_file() and path.suffix != ".safetensors"):
         shutil.copy(file, target)
@@ -57,4 +72,6 @@ def main(placement: Path, source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]))
+    if len(sys.argv) != 4:
+        raise SystemExit(f"usage: {sys.argv[0]} PLACEMENT.vllm.json MODEL_FOLDER NEW_FOLDER")
+    main(*map(Path, sys.argv[1:]))

@@ -30,7 +30,7 @@ from nvtxmoe_analysis.outputs.sqlite_file import check_database, writing_databas
 from nvtxmoe_analysis.outputs.write import write_set
 from nvtxmoe_analysis.readers.find_inputs import reports_of
 from nvtxmoe_analysis.readers.open import refuse_mixture
-from nvtxmoe_analysis.report.advice import Advice, Advised, advise, write_findings
+from nvtxmoe_analysis.report.advice import Advice, Advised, advise, remove_findings, write_findings
 from nvtxmoe_analysis.report.outdated import mark_outdated
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.run.run_facts import merge
@@ -149,6 +149,7 @@ def analyze(
                 ready=advice_result.result,
             )
         mark_outdated(folder)
+        remove_findings(folder)  # of the tables before; a kill or a full disk must not leave them beside these
         _, file = write_findings(folder, advice_result.result())
         return [*files, *([] if database is None else [database]), file]
 

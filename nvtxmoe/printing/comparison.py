@@ -106,9 +106,9 @@ def _show_layers(console: Console, name: str, rows: list[dict[str, Any]]) -> Non
     moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
     if not moved:
         if rows and rows[0]["p_value"] is not None:
-            most_changed = f" (most: layer {rows[0]['layer_idx']}, {percent_text(rows[0]['change_pct'])})"
+            most = f" (most: layer {rows[0]['layer_idx']}, {percent_text(rows[0]['change_pct'])})"
             console.print(
-                f"No single layer differs significantly in {name}{most_changed if rows[0]['difference'] else ''}."
+                f"Over all steps, no layer differs significantly in {name}{most if rows[0]['difference'] else ''}."
             )
         return
     console.print(f"Layers that moved most in {name} (p for {len(rows)} layers):")
@@ -135,7 +135,7 @@ def _show_routing(console: Console, rows: list[dict[str, Any]]) -> None:
     moved = [row for row in rows if row["significant"]][:MOST_MOVERS]
     if not moved:
         if rows and rows[0]["p_value"] is not None:
-            console.print("No single layer's shares of experts differ significantly.")
+            console.print("Over all steps, no layer's shares of experts differ significantly.")
         return
     console.print(f"Layers whose shares of experts moved most (bits, p for {len(rows)} layers):")
     columns = (

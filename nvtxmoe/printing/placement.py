@@ -31,6 +31,8 @@ def show_placement(console: Console, document: dict[str, Any]) -> None:
     valued = [name for name in PHASES if document["phases"][name]["reason"] is None]
     for name in valued:
         _show_placements(console, document["placements"], name)
+    if len(valued) > 1:
+        console.print("max/mean tokens: of all valued steps, whichever the table; averaged over layers.")
     for placement in document["placements"]:
         if placement["reason"]:
             console.print(f"{escape(placement['label'])}: {escape(placement['reason'])}", soft_wrap=True)

@@ -296,3 +296,45 @@ def test_the_first_lines_answer_whether_b_differs(a: Load, b: Load, answer: str,
     found = run("compare", *folders, "--json").json["summary"]
     assert found["answer"] == answer and words in found["sentence"]
     assert run("compare", *folders).out.splitlines()[2] == f"Does B differ? {answer}"
+
+
+def slowed(folder: Path, **factors: float) -> None:
+    """Multiply the times of kinds of steps."""
+    path = folder / RESULTS / "moe_layer_correlation.parquet"
+    frame = pl.read_parquet(path)
+    factor = pl.col("step_kind").replace_strict(factors, default=1.0)
+    times = ("kernel_time_ns", "own_ns", "step_gpu_ns")
+    frame.with_columns((pl.col(name) * factor).cast(frame.schema[name]) for name in times).write_parquet(path)
+
+
+MIXED = replace(LOAD, steps=200, prefill=0.3, prefill_tokens=(4096, 8191))
+
+
+def test_a_difference_in_one_kind_of_steps_is_the_answer(tmp_path: Path) -> None:
+    """Over all steps it is lost in the scatter of the long ones."""
+    folders = pair(tmp_path, MIXED, MIXED)
+    slowed(folders[1], decode=1.05)
+    document = run("compare", *folders, "--json").json
+    of_time = {row["step_kind"]: row["significant"] for row in document["metrics"] if row["metric"] == "kernel_time"}
+    assert of_time == {"all": False, "decode": True, "prefill": False}
+    assert document["summary"]["answer"] == "yes"
+    assert re.search(r"kernel_time \+4\.\d\d % in decode steps", document["summary"]["sentence"])
+
+
+def test_a_kind_of_steps_that_changes_the_other_way_is_named(tmp_path: Path) -> None:
+    folders = pair(tmp_path, MIXED, MIXED)
+    slowed(folders[1], decode=1.05, prefill=0.9)
+    sentence = run("compare", *folders, "--json").json["summary"]["sentence"]
+    assert re.search(r"kernel_time -\d+\.\d\d %, kernel_time \+4\.\d\d % in decode steps", sentence)
+    assert "in prefill steps" not in sentence
+
+
+def test_a_difference_in_one_layer_is_the_answer(tmp_path: Path) -> None:
+    noisy = replace(LOAD, noise=0.2)
+    document = run("compare", *pair(tmp_path, noisy, replace(noisy, slow={1: 1.1})), "--json").json
+    whole = {row["step_kind"]: row["significant"] for row in document["metrics"] if row["metric"] == "kernel_time"}
+    layers = [row["layer_idx"] for row in document["layers"]["kernel_time"] if row["significant"]]
+    assert not any(whole.values()) and layers == [1]
+    assert document["summary"]["answer"] == "yes"
+    assert document["summary"]["sentence"].startswith("B differs from A: kernel_time +1")
+    assert " in layer 1" in document["summary"]["sentence"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import runpy
 import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -114,11 +116,31 @@ def test_a_form_that_cannot_hold_a_placement_says_why(form: str, layouts: list[L
         forms()[form].dump(placement(*layouts))
 
 
-def test_a_checkpoint_is_renumbered_by_the_file_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Expert i of the new checkpoint is expert order[i] of the old one; other tensors and layers stay."""
-    source, file = tmp_path / "old", tmp_path / "mine.vllm.json"
+def renumber(
+    folder: Path, stored: Mapping[str, Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> dict[str, dict[str, Any]]:
+    """Run the example on a checkpoint of these tensors by file, from ``old`` to ``new``. Return what it saved."""
+    source, file = folder / "old", folder / "mine.vllm.json"
     source.mkdir()
     file.write_text(forms()["vllm"].dump(placement(PERMUTED)))
+    for name in stored:
+        (source / name).touch()
+    names = {tensor: name for name, tensors in stored.items() for tensor in tensors}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    saved: dict[str, dict[str, Any]] = {}
+    library, files = ModuleType("safetensors"), ModuleType("safetensors.torch")
+    library.safe_open = lambda path, framework: nullcontext(stored[path.name])  # type: ignore[attr-defined]
+    files.load_file = lambda path: stored[path.name]  # type: ignore[attr-defined]
+    files.save_file = lambda tensors, path, metadata: saved.update({path.name: tensors})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "safetensors", library)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", files)
+    monkeypatch.setattr(sys, "argv", ["renumber", str(file), str(source), str(folder / "new")])
+    runpy.run_path(str(ROOT / "examples" / "renumber_experts.py"), run_name="__main__")
+    return saved
+
+
+def test_a_checkpoint_is_renumbered_by_the_file_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expert i of the new checkpoint is expert order[i] of the old one; other tensors and layers stay."""
     stored = {
         "a.safetensors": {
             **{f"model.layers.2.mlp.experts.{expert}.up_proj.weight": np.full(3, expert) for expert in range(4)},
@@ -127,18 +149,7 @@ def test_a_checkpoint_is_renumbered_by_the_file_for_vllm(tmp_path: Path, monkeyp
         },
         "b.safetensors": {"model.layers.3.mlp.experts.1.up_proj.weight": np.ones(3)},
     }
-    for name in stored:
-        (source / name).touch()
-    names = {tensor: name for name, tensors in stored.items() for tensor in tensors}
-    (source / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    saved: dict[str, dict[str, Any]] = {}
-    files = ModuleType("safetensors.torch")
-    files.load_file = lambda path: stored[path.name]  # type: ignore[attr-defined]
-    files.save_file = lambda tensors, path, metadata: saved.update({path.name: tensors})  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "safetensors", ModuleType("safetensors"))
-    monkeypatch.setitem(sys.modules, "safetensors.torch", files)
-    monkeypatch.setattr(sys, "argv", ["renumber", str(file), str(source), str(tmp_path / "new")])
-    runpy.run_path(str(ROOT / "examples" / "renumber_experts.py"), run_name="__main__")
+    saved = renumber(tmp_path, stored, monkeypatch)
     order = PERMUTED.order.tolist()
     new = saved["a.safetensors"]
     assert [new[f"model.layers.2.mlp.experts.{expert}.up_proj.weight"][0] for expert in range(4)] == order
@@ -146,4 +157,12 @@ def test_a_checkpoint_is_renumbered_by_the_file_for_vllm(tmp_path: Path, monkeyp
     assert new["model.layers.2.self_attn.q_proj.weight"].tolist() == [0, 1, 2, 3]
     assert list(saved["b.safetensors"]) == list(stored["b.safetensors"])
     index = json.loads((tmp_path / "new" / "model.safetensors.index.json").read_text())
-    assert index["weight_map"] == names
+    assert index["weight_map"] == {tensor: name for name, tensors in stored.items() for tensor in tensors}
+
+
+def test_a_checkpoint_with_fused_experts_is_not_renumbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its router alone would get another order, and the model would be broken."""
+    fused = {"model.layers.2.mlp.experts.gate_up_proj": np.ones(4), "model.layers.2.mlp.gate.weight": np.ones((4, 2))}
+    with pytest.raises(SystemExit, match=r"no tensor \.\.\.layers\.2\.\.\.experts\.E"):
+        renumber(tmp_path, {"a.safetensors": fused}, monkeypatch)
+    assert not (tmp_path / "new").exists()

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import tarfile
+from pathlib import Path
 
+import polars as pl
 import pytest
 
 from nvtxmoe_analysis import load
@@ -76,3 +78,13 @@ def test_captures_name_no_machine(name: str) -> None:
         document = json.load(file)
     assert [source["path"] for source in document["inputs"]] == [f"runs/{name.removesuffix('-earlier')}.sqlite"]
     assert document["verdict"] == "complete"
+
+
+def test_a_share_names_what_it_is_of_where_the_time_of_steps_is_unknown(tmp_path: Path) -> None:
+    folder = unpacked("skewed", tmp_path)
+    file = next(folder.rglob("moe_layer_correlation.csv"))
+    frame = pl.read_csv(file, infer_schema_length=None)
+    frame.with_columns(step_gpu_ns=pl.lit(None, dtype=pl.Int64)).write_csv(file)
+    found = verdict(Predictor(load(folder)).place())
+    assert " % of the predicted time of their MoE layers" in found.sentence
+    assert found.step_ns is None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import polars as pl
 import pytest
@@ -22,7 +23,7 @@ from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.numbers import SourcedNumber, duration, sentence
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
-from tests.support.planted_faults import FAULTS, START_UP
+from tests.support.planted_faults import FAULTS, START_UP, Planted, hot
 from tests.support.report_numbers import check_figure
 
 CAPTURES = ROOT / "tests" / "placement" / "captures"
@@ -138,6 +139,93 @@ def test_other_steps_name_theirs_and_come_after_the_headlines(tmp_path: Path) ->
     assert [one.id for one in done.advice.findings if one.kind == COST] == ["other-steps"]
 
 
+def every_third(**changes: Any) -> Planted:
+    """Every third step is prefill; MoE layers take 2 % of decode steps and most of prefill steps."""
+    planted = Planted(
+        attention_ns=lambda layer, rank: 30_000,
+        prefill=lambda step: Planted().tokens[max(0, step - START_UP)] * (step % 3 == 2),
+        matmul_ns=lambda load: 1_500_000 + 100 * (load.step % 5) if load.step % 3 == 2 else 300 + 2 * load.assignments,
+        transfer_ns=100,
+    )
+    return replace(planted, **changes)
+
+
+PADDED = {
+    "popularity": hot(0.25),
+    "held": (range(8), range(8, 16)),
+    "matmul_ns": lambda load: 80_000 + 3_000 * load.assignments if load.step % 3 == 2 else 300 + 2 * load.assignments,
+}
+
+
+ONE_PREFILL = {
+    "prefill": lambda step: Planted().tokens[6] * (step == 8),
+    "matmul_ns": lambda load: 4_000_000 if load.step == 8 else 2_000 + 100 * (load.step % 5),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "first"),
+    [
+        (PADDED, "decode: no; prefill: yes", "other-steps"),
+        ({}, "decode: no; prefill: no problem found", "moe-not-the-problem"),
+        (ONE_PREFILL, "decode: no; prefill: not known", "moe-not-the-problem"),
+    ],
+    ids=["a problem in them", "no problem in them", "too few of them"],
+)
+def test_the_answer_looks_at_all_kinds_of_steps_that_matter(
+    changes: dict[str, Any], word: str, first: str, tmp_path: Path
+) -> None:
+    """MoE layers are a small part of decode steps and most of prefill steps, which take most of the GPU time."""
+    advice = analyze([every_third(**changes).write(tmp_path / "run.sqlite")], tmp_path / "out").advice
+    assert advice.findings[0].id == first
+    assert advice.answers[0].short == word
+    verdict = next(one for one in advice.findings if one.id == "moe-not-the-problem")
+    assert str(verdict.headline).startswith("In decode steps, MoE layers are not the problem: ")
+    assert verdict.next_step is not None and verdict.next_step.action == "In decode steps, look at attention first."
+    others = next(one for one in advice.findings if one.id == "other-steps")
+    assert str(others.headline) in [str(detail) for detail in verdict.details]
+
+
+def test_no_problem_found_names_every_kind_of_steps_that_was_looked_at(tmp_path: Path) -> None:
+    prefill = Planted(prefill=lambda step: Planted().tokens[max(0, step - START_UP)] * (step % 3 == 2))
+    advice = analyze([prefill.write(tmp_path / "run.sqlite")], tmp_path / "out").advice
+    assert advice.findings[0].id == "healthy"
+    assert "of 16 steady decode steps and 16 (rank, step) of 8 steady prefill steps" in str(advice.findings[0].headline)
+    assert advice.answers[0].short == "no problem found"
+
+
+def test_decode_steps_without_a_problem_stay_so_beside_others_with_one(tmp_path: Path) -> None:
+    """Shares of mixed steps are not compared with shares of decode steps."""
+    advice = analyze([FAULTS["late launches in mixed steps"][1].write(tmp_path / "run.sqlite")], tmp_path).advice
+    word = dict(part.split(": ") for part in advice.answers[0].short.split("; "))
+    assert word["decode"] == "no problem found" and word["mixed"] in ("no", "partly", "no, waiting is")
+
+
+def test_bars_above_the_total_are_no_parts_of_it(tmp_path: Path) -> None:
+    """Few decode steps after slow ones: the model of the experts' work is mostly of start-up."""
+    few = Planted(tokens=Planted().tokens[:6], prefill=lambda step: 90 * (step in (3, 5)))
+    found = analyze([few.write(tmp_path / "run.sqlite")], tmp_path / "out").advice.findings
+    parts = next(one for one in found if one.id == "where-time-goes")
+    assert all(number.value <= 100 for number in parts.headline.numbers if number.how == "percent")
+    assert str(parts.details[0]).startswith("Not known, because the estimate exceeds the total: least work of")
+
+
+def test_what_uneven_loads_cost_names_its_steps(tmp_path: Path) -> None:
+    """One sentence for decode and one for prefill steps, with numbers of their own."""
+    advice = analyze([every_third(**PADDED).write(tmp_path / "run.sqlite")], tmp_path / "out").advice
+    others = next(one for one in advice.findings if one.id == "other-steps")
+    costs = [str(detail) for detail in others.details if "Uneven loads" in str(detail)]
+    assert costs and all(" per steady prefill step of the mean rank" in cost for cost in costs)
+    even = next(one for one in advice.findings if one.id == "uneven-ranks")
+    assert " per steady decode step of the mean rank" in str(even.headline)
+
+
+def test_a_predicted_share_names_the_steps_that_it_is_of() -> None:
+    step, valued = SourcedNumber(1e6, "1.00 ms"), SourcedNumber(2e6, "2.00 ms", how="predicted")
+    saved = SourcedNumber(1e5, "0.100 ms")
+    assert [stake(saved, whole).whole for whole in (step, valued)] == ["it", "2.00 ms, the mean of the valued steps"]
+
+
 def test_every_problem_is_planted() -> None:
     """Each module that can raise a problem has a run of its own."""
     ids = {module.ID for module in finding_modules().values() if module.ORDER <= 30}
@@ -171,7 +259,7 @@ def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Pa
     assert truth(tmp_path) == "launch-skew"
     chosen = {answer.question: answer for answer in done.advice.answers}
     problem = chosen["Is MoE the problem?"]
-    assert problem.short == "no, waiting is"
+    assert problem.short == "decode: no, waiting is; prefill, mixed: not known"
     wait, waiting_pct, moe, step, share, without = problem.text.numbers[:6]
     assert waiting_pct.value == pytest.approx(100 * wait.value / step.value)
     assert share.value == pytest.approx(100 * moe.value / step.value) and share.value < 10
@@ -190,8 +278,9 @@ def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Pa
     own = str(skew.details[1])
     assert own.startswith(f"Rank {waits['rank'][-1]} waits {duration(waits['wait_ns'][-1])} there per step, and rank ")
     verdict = found["moe-not-the-problem"]
-    assert str(verdict.headline).startswith("Waiting comes before MoE layers: ")
-    assert verdict.next_step is not None and verdict.next_step.action == "Look at waiting for other ranks first."
+    assert str(verdict.headline).startswith("In decode steps, waiting comes before MoE layers: ")
+    assert verdict.next_step is not None
+    assert verdict.next_step.action == "In decode steps, look at waiting for other ranks first."
     assert verdict.certainty == "estimated" and "is estimated" in str(verdict.confidence)
 
 

@@ -36,7 +36,7 @@ def test_the_page_is_all_that_is_written(results: Path) -> None:
     assert files(results) - before.keys() == made
     assert {name: content for name, content in everything(results).items() if name not in made} == before
     lines = ran.out.splitlines()
-    assert lines[0] == "Is MoE the problem? yes"
+    assert lines[0] == "Is MoE the problem? decode: yes; prefill: not known"
     assert any(line.startswith("1. The experts' matrix products take 60.0 us") for line in lines)
     assert lines[-1] == f"Report: {results / 'report.html'}"
 

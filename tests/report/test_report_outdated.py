@@ -38,6 +38,20 @@ def test_the_notice_stands_at_the_top_and_the_rest_is_untouched(folder: Path) ->
     assert b"nvtxmoe report DIR" in NOTICE
 
 
+def test_an_interrupt_leaves_no_findings_of_earlier_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = simple().save(tmp_path / "run.sqlite")
+    analyze([export], tmp_path)
+    assert (tmp_path / "findings.json").is_file()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nvtxmoe_analysis.analyze.advise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        analyze([export], tmp_path, selection=Selection(first_step=1))
+    assert not (tmp_path / "findings.json").exists()
+
+
 @pytest.mark.parametrize("content", [None, b"notes of mine", b"\xff\xfe"])
 def test_what_is_no_page_is_left_alone(content: bytes | None, tmp_path: Path) -> None:
     if content is not None:

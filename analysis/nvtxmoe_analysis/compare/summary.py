@@ -16,6 +16,10 @@ from nvtxmoe_analysis.stats.long_run import LEAST_STEPS
 DIFFERS, NOT_SEEN, CANNOT_TELL = "yes", "not seen", "cannot tell"
 #: Most metrics or reasons that are named.
 MOST_NAMED = 10
+#: Name of the divergence of the experts' shares.
+JS = "js"
+
+Row = Mapping[str, Any]
 
 
 class Compared(Protocol):
@@ -33,52 +37,83 @@ class Compared(Protocol):
     def activations(self) -> pl.DataFrame:
         """See ``tables.ACTIVATIONS``."""
 
+    @property
+    def experts(self) -> pl.DataFrame:
+        """See ``tables.EXPERTS``."""
+
 
 def summary(comparison: Compared, a: str = "A", b: str = "B") -> dict[str, str]:
     """Return ``answer`` (DIFFERS, NOT_SEEN, CANNOT_TELL) and ``sentence``.
 
-    All layers count together; kinds of steps count together if these can be told, and otherwise one by one.
+    Every significant row of the tables counts, with the tables' adjustment for layers and experts.
 
     Parameters:
         a, b: names of the runs.
     """
-    over_layers = pl.col("layer_idx").is_null()
-    metrics = comparison.metrics.filter(over_layers).to_dicts()
-    shares = [{**row, "metric": "js"} for row in comparison.activations.filter(over_layers).to_dicts()]
-    rows = [*metrics, *shares]
-    together = [row for row in rows if row["step_kind"] == ALL]
-    if not any(row["significant"] is not None for row in together):
-        together = [row for row in rows if row["step_kind"] != ALL]
-    moved = [_moved(row) for row in together if row["significant"]]
+    rows = [*comparison.metrics.to_dicts(), *({**row, "metric": JS} for row in comparison.activations.to_dicts())]
+    by_metric = {name: [row for row in rows if row["metric"] == name] for name in _names(rows)}
+    moved = [_moved(row) for of_metric in by_metric.values() for row in _named(of_metric)]
+    if not any(row["significant"] for row in by_metric.get(JS, ())):
+        moved += [_moved_expert(row) for row in comparison.experts.to_dicts() if row["significant"]]
     if moved:
         return {"answer": DIFFERS, "sentence": f"{b} differs from {a}: {listed(moved, MOST_NAMED)}."}
-    known = _names(row for row in together if row["significant"] is not None)
-    unknown = [name for name in _names(together) if name not in known]
+    known = [name for of_metric in by_metric.values() for name in _decided(of_metric)]
+    unknown = [name for name, of_metric in by_metric.items() if not _decided(of_metric)]
     if known:
         more = f"; it cannot be told in {listed(unknown, MOST_NAMED)}" if unknown else ""
         return {
             "answer": NOT_SEEN,
             "sentence": f"{b}: no difference from {a} was seen in {listed(known, MOST_NAMED)}{more}.",
         }
+    over_layers = [row for row in rows if row["layer_idx"] is None]
     return {
         "answer": CANNOT_TELL,
-        "sentence": f"Whether {b} differs from {a} cannot be told: {_why(comparison, rows, a, b)}",
+        "sentence": f"Whether {b} differs from {a} cannot be told: {_why(comparison, over_layers, a, b)}",
     }
 
 
-def _moved(row: Mapping[str, Any]) -> str:
-    where = "" if row["step_kind"] == ALL else f" in {row['step_kind']} steps"
-    if row["metric"] == "js":
+def _named(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the significant rows of a metric that the sentence names: that of all layers and steps, with the kinds of
+    steps and the layers that change the other way; else kinds of steps and layers; else layers in a kind of steps."""
+    by_parts: dict[int, list[Row]] = {0: [], 1: [], 2: []}
+    for row in rows:
+        if row["significant"]:
+            by_parts[(row["step_kind"] != ALL) + (row["layer_idx"] is not None)].append(row)
+    whole, parts, cells = by_parts.values()
+    return [*whole, *(row for row in parts if _rises(row) != _rises(whole[0]))] if whole else parts or cells
+
+
+def _rises(row: Row) -> bool:
+    return bool(row["excess_bits" if row["metric"] == JS else "difference"] > 0)
+
+
+def _decided(rows: Sequence[Row]) -> list[str]:
+    """Return the name of a metric, with the kinds of steps if it can be told in some kinds alone; empty if in none."""
+    kinds = [row["step_kind"] for row in rows if row["layer_idx"] is None and row["significant"] is not None]
+    name = str(rows[0]["metric"])
+    if ALL in kinds or not kinds:
+        return [name] if kinds else []
+    return [f"{name} in {kind} steps" for kind in kinds]
+
+
+def _moved(row: Row) -> str:
+    layer = "" if row["layer_idx"] is None else f" in layer {row['layer_idx']}"
+    where = layer + ("" if row["step_kind"] == ALL else f" in {row['step_kind']} steps")
+    if row["metric"] == JS:
         return f"shares of experts by {row['excess_bits']:.4f} bits above their noise{where}"
     change = "" if row["change_pct"] is None else f" {row['change_pct']:+.2f} %"
     return f"{row['metric']}{change}{where}"
 
 
-def _names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+def _moved_expert(row: Row) -> str:
+    return f"share of expert {row['expert_id']} in layer {row['layer_idx']} by {row['difference_pct']:+.2f} points"
+
+
+def _names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(str(row["metric"]) for row in rows))
 
 
-def _why(comparison: Compared, rows: Sequence[Mapping[str, Any]], a: str, b: str) -> str:
+def _why(comparison: Compared, rows: Sequence[Row], a: str, b: str) -> str:
     """Return what is lacking, and what to do."""
     few = [
         f"{name} has {number(steps, f'{kind.name} step')}"

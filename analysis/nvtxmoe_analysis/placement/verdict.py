@@ -31,7 +31,7 @@ class Verdict:
         placement: the one that saves most, or that the answer is about; None where none has a value.
         saves: what that one saves per step, net of moving where that is known.
         at_most_ns: no placement compared saves more per step, at 95 %; None where unknown.
-        step_ns: GPU time of a step, what shares are of: the mean of the steps that were valued.
+        step_ns: GPU time of a step, what shares are of: the mean of the steps that were valued; None where unknown.
         considered: what of vLLM's EPLB was taken into account.
         phases: by phase, for numbers per step of that phase.
     """
@@ -44,6 +44,21 @@ class Verdict:
     step_ns: float | None
     considered: list[str]
     phases: Mapping[str, InPhase] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """Time that gains are a share of: that of the steps that were valued, or where it is unknown, of their MoE layers.
+
+    Attributes:
+        ns: the time, 0 where unknown.
+        step_ns: the same if it is that of steps, else None.
+        noun: in words.
+    """
+
+    ns: float
+    step_ns: float | None
+    noun: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,7 @@ def verdict(prediction: Prediction) -> Verdict:
     not even equal ranks would. The intervals are widened for the number of placements.
     """
     base = _base(prediction)
-    least = prediction.options.least_gain_pct / 100 * base
+    least = prediction.options.least_gain_pct / 100 * base.ns
     measured = [phase for phase in prediction.phases.values() if phase.calibration is not None]
     bound = _bound(prediction, prediction.valued_phases or measured)
     others = [placement for placement in prediction.placements if placement.name != TODAY and placement.sums]
@@ -137,11 +152,11 @@ def _verdict(
     chosen: Valued,
     values: dict[str, Estimate],
     at_most: float,
-    base: float,
+    base: _Base,
 ) -> Verdict:
     facts = considered(prediction)
     phases = {phase.name: _in_phase(prediction, phase, chosen) for phase in prediction.valued_phases}
-    return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base, facts, phases)
+    return Verdict(answer, text, chosen.name, values[chosen.name], at_most, base.step_ns, facts, phases)
 
 
 def _in_phase(prediction: Prediction, phase: Phase, chosen: Valued) -> InPhase:
@@ -175,7 +190,7 @@ def _finite(value: float) -> float | None:
 
 
 def _without_model(
-    prediction: Prediction, base: float, least: float, bound: float, measured: Sequence[Phase]
+    prediction: Prediction, base: _Base, least: float, bound: float, measured: Sequence[Phase]
 ) -> Verdict:
     """Return the verdict where nothing could be predicted: how far today's ranks are apart may be enough."""
     reasons = "; ".join(
@@ -196,22 +211,22 @@ def _without_model(
             f"Not worth it: ranks that all took the mean's time would save at most {_us(bound)} per step, "
             f"{_pct(bound, base)}{_least(prediction)}. What placements would cost can't be told ({reasons})."
         )
-        return Verdict(NOT_WORTH, text, None, None, bound, base, facts, phases)
+        return Verdict(NOT_WORTH, text, None, None, bound, base.step_ns, facts, phases)
     text = f"Cannot tell: {reasons}."
-    return Verdict(CANNOT_TELL, text, None, None, _finite(bound), base, facts, phases)
+    return Verdict(CANNOT_TELL, text, None, None, _finite(bound), base.step_ns, facts, phases)
 
 
-def _base(prediction: Prediction) -> float:
-    """Return the time that gains are a share of: that of the steps that were valued, or where it is unknown, of their
-    MoE layers."""
+def _base(prediction: Prediction) -> _Base:
     valued = [(prediction.run.steps[phase.name], _valued_ns(prediction, phase)) for phase in prediction.valued_phases]
     if valued and all(time is not None for _, time in valued):
-        return sum(many * (time or 0.0) for many, time in valued) / sum(many for many, _ in valued)
+        mean = sum(many * (time or 0.0) for many, time in valued) / sum(many for many, _ in valued)
+        return _Base(mean, mean, "the mean of these steps")
     if prediction.valued_phases:
         today = prediction.find(TODAY)
-        return prediction.all_steps({name: sums.predicted() for name, sums in today.sums.items()}).mean_ns
+        layers = prediction.all_steps({name: sums.predicted() for name, sums in today.sums.items()}).mean_ns
+        return _Base(layers, None, "the predicted time of their MoE layers")
     known = [time for time in prediction.run.step_ns.values() if time is not None]
-    return min(known) if known else 0.0
+    return _Base(min(known), min(known), "the mean of these steps") if known else _Base(0.0, None, "")
 
 
 def _bound(prediction: Prediction, phases: Sequence[Phase]) -> float:
@@ -263,8 +278,8 @@ def _least(prediction: Prediction) -> str:
     return f" (below the least gain of {prediction.options.least_gain_pct:g} %)"
 
 
-def _pct(value: float, base: float) -> str:
-    return f"{100 * value / base:.2g} % of the mean of these steps" if base > 0 else "of a step of unknown length"
+def _pct(value: float, base: _Base) -> str:
+    return f"{100 * value / base.ns:.2g} % of {base.noun}" if base.ns > 0 else "of a step of unknown length"
 
 
 def _us(value: float) -> str:

@@ -82,6 +82,22 @@ def text_of(advice: Advice) -> str:
     return json.dumps(advice.as_dict(), indent=2) + "\n"
 
 
+def remove_findings(results: Path) -> None:
+    """Remove the ``findings.json`` of a results folder whose tables were written again.
+
+    Parameters:
+        results: the folder of the result files.
+
+    Raises:
+        NvtxmoeError: the file can't be removed.
+    """
+    file = output_folder(results) / FINDINGS
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(error, file.parent, FINDINGS, "Make room, or make the folder writable") from error
+
+
 def write_findings(folder: Path, advice: Advice | None = None) -> tuple[Advice, Path]:
     """Write ``findings.json`` beside the results.
 

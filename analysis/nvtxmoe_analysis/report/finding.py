@@ -40,6 +40,12 @@ class Stake:
         return ESTIMATED if self.per_step.is_estimated else MEASURED
 
     @property
+    def whole(self) -> str:
+        """What the share is of, in words: ``it``, the step, or the mean of the steps that were valued."""
+        step = self.share.parts[-1] if self.share.parts else None
+        return f"{step}, the mean of the valued steps" if step is not None and step.how == "predicted" else "it"
+
+    @property
     def sure_ns(self) -> float:
         """Time that is sure: the lower end of the interval, or a measured time itself."""
         return self.per_step.value if self.per_step.interval is None else self.per_step.interval[0]
@@ -143,6 +149,13 @@ class Finding:
         if self.stake is not None:
             return self.stake.certainty
         return ESTIMATED if any(number.is_estimated for number in self.headline.numbers) else MEASURED
+
+    @property
+    def may_cost(self) -> bool:
+        """True for a problem, for a capture that lacks something, and for time that may be lost."""
+        if self.kind == WEAK:
+            return self.stake is not None and self.stake.matters
+        return self.kind in (COST, INCOMPLETE)
 
     @property
     def documented(self) -> str:

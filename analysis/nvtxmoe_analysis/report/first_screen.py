@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from nvtxmoe_analysis.report.commands import analyze_all
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, MEASURED, VERDICT, WEAK, Finding, Stake
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import (
-    LITTLE_PCT,
-    MUCH_PCT,
     cannot_tell,
     long_wait,
     moe_parts,
@@ -20,13 +18,11 @@ from nvtxmoe_analysis.report.moe_time import (
 )
 from nvtxmoe_analysis.report.numbers import Sentence, capital, percent, sentence, total
 from nvtxmoe_analysis.report.other_kinds import beside
+from nvtxmoe_analysis.report.problem_word import UNKNOWN, problem_word
 from nvtxmoe_analysis.report.selected import filters
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"
-YES, PARTLY, NO, UNKNOWN, NO_PROBLEM = "yes", "partly", "no", "not known", "no problem found"
-#: No, while ranks wait so long for one another that MoE layers are a small part of the step.
-WAITING = "no, waiting is"
 
 
 @dataclass(frozen=True)
@@ -62,18 +58,18 @@ def answers(findings: Sequence[Finding], ledger: Ledger, trust: Trust) -> list[A
     """Return the four answers. Of an incomplete capture the last, how sure, comes first."""
     first = next((finding for finding in findings if finding.kind in (COST, VERDICT)), None)
     gain = _with_asides(_gain(first, findings, ledger), findings, ledger)
-    answers = [_problem(first, ledger), gain, _next(findings, first, ledger)]
+    answers = [_problem(findings, ledger), gain, _next(findings, first, ledger)]
     certainty = _certainty(findings, first, ledger, trust)
     return [*answers, certainty] if trust.complete else [certainty, *answers]
 
 
-def _problem(first: Finding | None, ledger: Ledger) -> Answer:
+def _problem(findings: Sequence[Finding], ledger: Ledger) -> Answer:
     share = moe_share(ledger)
     if share is None or ledger.steady is None or ledger.step_time is None:
         why = cannot_tell(ledger) or "the results have no GPU time of steps"
         return Answer(PROBLEM, UNKNOWN, sentence("{}.", capital(why)), "weak")
     of_step = (total(*moe_parts(ledger).values()), ledger.step_time, ledger.steady.noun, share)
-    text, word = sentence("MoE layers take {} of {} per {} ({}).", *of_step), _word(share.value, first)
+    text = sentence("MoE layers take {} of {} per {} ({}).", *of_step)
     if (wait := long_wait(ledger)) is not None:
         text = sentence(
             "Ranks wait {} ({}) for one another. MoE layers take {} of {} per {}: {} of the step, and {} of the step "
@@ -83,25 +79,11 @@ def _problem(first: Finding | None, ledger: Ledger) -> Answer:
             *of_step,
             share_without(ledger, wait),
         )
-        word = WAITING if word == NO else word
     if why := cannot_tell(ledger):
         return Answer(PROBLEM, UNKNOWN, sentence("{}. {}", capital(why), text), "weak")
     for other in beside(ledger):
         text = sentence("{} {}", text, other)
-    return Answer(PROBLEM, word, text, finding="layers-time")
-
-
-def _word(share_pct: float, first: Finding | None) -> str:
-    """Return whether MoE layers are the problem: they take much of the step, and the first finding lies in them."""
-    if share_pct < LITTLE_PCT:
-        return NO
-    if first is None:
-        return PARTLY
-    if not first.in_moe:
-        return NO if first.stake is not None and first.stake.share.value > share_pct else PARTLY
-    if first.kind == VERDICT:
-        return NO_PROBLEM
-    return YES if share_pct >= MUCH_PCT else PARTLY
+    return Answer(PROBLEM, problem_word(findings, ledger), text, finding="layers-time")
 
 
 def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) -> Answer:
@@ -113,6 +95,8 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         text = first.headline
         if time.how == "predicted" and len(share.parts) == 2:
             text = sentence("{} The share is of {}, the mean of the steps that were valued.", text, share.parts[1])
+        if limit == "at most" and any(_larger(finding, first.stake) for finding in findings):
+            text = sentence("{} The time above is of this alone; other findings have more at stake, less surely.", text)
         return Answer(GAIN, f"{limit} {time} ({share}) {whose}", text, finding=first.id)
     if first is not None:
         short = "nothing found in MoE layers" if first.kind == VERDICT else "memory, not time"
@@ -124,6 +108,14 @@ def _gain(first: Finding | None, findings: Sequence[Finding], ledger: Ledger) ->
         return Answer(GAIN, UNKNOWN, maybe.headline, "weak", finding=maybe.id)
     why = cannot_tell(ledger) or "no finding says how much"
     return Answer(GAIN, UNKNOWN, sentence("{}.", capital(why)), "weak")
+
+
+def _larger(finding: Finding, first: Stake) -> bool:
+    """Return True for a problem of the same steps with more time at stake than the first one."""
+    stake = finding.stake
+    if finding.kind != COST or stake is None or stake.steps != first.steps:
+        return False
+    return stake.per_step.value > first.per_step.value
 
 
 def _with_asides(answer: Answer, findings: Sequence[Finding], ledger: Ledger) -> Answer:

@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, sentence, together, total
+from nvtxmoe_analysis.report.numbers import (
+    Sentence,
+    SourcedNumber,
+    capital,
+    difference,
+    percent,
+    sentence,
+    together,
+    total,
+)
 from nvtxmoe_analysis.report.own_time import own_column
 from nvtxmoe_analysis.report.selected import filtered_out, some_layers
 from nvtxmoe_analysis.report.steady import CORRELATION, LEAST_STEPS, STEP
@@ -126,12 +135,16 @@ def longest(classes: Mapping[str, SourcedNumber], step: SourcedNumber, max_class
     return together([sentence(text, time, percent(time, step), CLASS_WORDS.get(name, name)) for name, time in first])
 
 
-def look_at(ledger: Ledger, classes: Mapping[str, SourcedNumber]) -> NextStep:
-    """Return the advice to look at the longest class, of ``other`` at the next. There is a class."""
+def look_at(ledger: Ledger, classes: Mapping[str, SourcedNumber], lead: str) -> NextStep:
+    """Return the advice to look at the longest class, of ``other`` at the next. There is a class.
+
+    Parameters:
+        lead: see ``other_kinds.lead``.
+    """
     name = next((name for name in classes if name != "other"), "other")
     return NextStep(
         "look elsewhere",
-        f"Look at {CLASS_WORDS.get(name, name)} first.",
+        capital(f"{lead}look at {CLASS_WORDS.get(name, name)} first."),
         sentence("at most {} less per step{} if it took no time at all.", classes[name], ledger.of_mean_rank),
         export_perfetto(ledger.source),
     )

@@ -45,7 +45,7 @@ class OtherKind:
     @property
     def too_few_words(self) -> Sentence:
         """What is not looked for in too few steps."""
-        text = "{} are too few to look for problems in them: at least {} are needed."
+        text = "Too few to look for problems in them: {}, at least {} are needed."
         return sentence(text, self.steady.nouns, LEAST_STEPS)
 
 
@@ -72,10 +72,19 @@ def of_all(other: OtherKind) -> Sentence:
     return sentence(text, many, verb, other.share, other.moe, other.per_step, noun, other.moe_share)
 
 
+def lead(ledger: Ledger) -> str:
+    """Return ``In decode steps, `` if another kind of steps matters, so that a verdict is of one kind; else empty."""
+    if ledger.steady is None or not any(other.matters for other in other_kinds(ledger)):
+        return ""
+    return f"In {ledger.steady.kind} steps, "
+
+
 def beside(ledger: Ledger) -> list[Sentence]:
     """Return what the first screen has of steps that its times per step are not of, where they matter."""
     matter = [other for other in other_kinds(ledger) if other.matters]
-    sentences = [of_all(other) for other in matter]
+    sentences = [
+        sentence("{} {}", of_all(other), other.too_few_words) if other.too_few else of_all(other) for other in matter
+    ]
     if ledger.steady is None or filtered_out(ledger):
         return sentences
     named = total(_sum(ledger), *(_sum(other.ledger) for other in matter))

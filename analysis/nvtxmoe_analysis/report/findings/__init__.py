@@ -13,11 +13,11 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Protocol, cast
 
-from nvtxmoe_analysis.report.finding import COST, KINDS, Finding
+from nvtxmoe_analysis.report.finding import KINDS, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 
-#: Below this ORDER are the modules that look for problems.
-LAST_PROBLEM = 15
+#: Up to this ORDER modules look for problems and give verdicts.
+LAST_VERDICT = 30
 
 
 class FindingModule(Protocol):
@@ -48,12 +48,13 @@ def findings(ledger: Ledger) -> list[Finding]:
     return sorted(ledger.findings, key=_place)
 
 
-def costs(ledger: Ledger) -> list[Finding]:
-    """The problems with time at stake in the steps of a ledger, in the order of the page."""
-    for module in finding_modules().values():
-        if module.ORDER < LAST_PROBLEM:
-            ledger.findings += _named(module, ledger)
-    return sorted((cost for cost in ledger.findings if cost.kind == COST and cost.stake is not None), key=_place)
+def looked_for(ledger: Ledger) -> list[Finding]:
+    """The problems and verdicts of another kind of steps than headlines are of, in the order of the page."""
+    if not ledger.findings:
+        for module in finding_modules().values():
+            if module.ORDER <= LAST_VERDICT:
+                ledger.findings += _named(module, ledger)
+    return sorted(ledger.findings, key=_place)
 
 
 def _named(module: FindingModule, ledger: Ledger) -> list[Finding]:

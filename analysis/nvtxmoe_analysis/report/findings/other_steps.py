@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import COST, NOTE, Finding
-from nvtxmoe_analysis.report.findings import costs
+from nvtxmoe_analysis.report.findings import looked_for
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import how_sure, moe_parts
 from nvtxmoe_analysis.report.numbers import Sentence, capital, sentence
@@ -27,7 +27,8 @@ def find(ledger: Ledger) -> list[Finding]:
 
 
 def _of(other: OtherKind) -> Finding:
-    problems = [] if other.too_few else costs(other.ledger)
+    kind_findings = [] if other.too_few else looked_for(other.ledger)
+    problems = [finding for finding in kind_findings if finding.kind == COST and finding.stake is not None]
     headline = of_all(other)
     basis = sentence("{} {}.", how_sure(moe_parts(other.ledger)), capital(other.steady.basis))
     details: list[Sentence] = [other.too_few_words] if other.too_few else []

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.finding import VERDICT, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, cannot_tell, longest, look_at, moe_share, other_work, outside
-from nvtxmoe_analysis.report.numbers import percent, sentence, total
+from nvtxmoe_analysis.report.numbers import capital, percent, sentence, total
+from nvtxmoe_analysis.report.other_kinds import lead
 
 ID = "outside-moe-layers"
 ORDER = 21
@@ -27,10 +28,10 @@ def find(ledger: Ledger) -> list[Finding]:
     share = percent(work, step)
     if share.value < LEAST_SHARE_PCT:
         return []
-    text = "Most of the time lies outside MoE layers: {} of {} per {}, {}."
+    text = capital(f"{lead(ledger)}most of the time lies outside MoE layers: {{}} of {{}} per {{}}, {{}}.")
     headline = sentence(text, work, step, ledger.steady.noun, share)
     details = [sentence("It takes {}.", longest(classes, step, MOST_NAMED))]
-    next_step = look_at(ledger, outside(ledger) or classes)
+    next_step = look_at(ledger, outside(ledger) or classes, lead(ledger))
     confidence = sentence("measured; the class of a kernel is told by its name.")
     return [
         Finding("Outside MoE", headline, details, confidence, VERDICT, "step_share", next_step=next_step, in_moe=False)

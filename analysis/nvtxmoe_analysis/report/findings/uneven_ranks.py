@@ -55,7 +55,7 @@ def find(ledger: Ledger) -> list[Finding]:
         return []
     even = bar(ledger, "uneven_ranks")
     if even is not None and percent(even, ledger.step_time).value < LEAST_GAIN_PCT:
-        return [_even(stake(even, ledger.step_time))]
+        return [_even(ledger, stake(even, ledger.step_time))]
     try:
         verdict = ledger.source.once(ID, lambda: verdict_document(place(ledger.source.loaded)))
     except NvtxmoeError as error:
@@ -64,10 +64,11 @@ def find(ledger: Ledger) -> list[Finding]:
     return _of_verdict(ledger, verdict, None if even is None else stake(even, ledger.step_time))
 
 
-def _even(at_stake: Stake) -> Finding:
+def _even(ledger: Ledger, at_stake: Stake) -> Finding:
     """Return that ranks are even enough."""
-    text = "Loads of the ranks are even: equal ones would save about {} per step of the mean rank{}."
-    headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
+    assert ledger.steady is not None
+    text = "Loads of the ranks are even: equal ones would save about {} per {} of the mean rank{}."
+    headline = sentence(text, at_stake.per_step, ledger.steady.noun, interval_words(at_stake.per_step))
     confidence = sentence("what ranks waited in their layers' collectives for the one with most work.")
     return Finding(TOPIC, headline, [], confidence, NOTE, "stragglers", at_stake, first_screen=headline)
 
@@ -78,8 +79,9 @@ def _measured(ledger: Ledger, at_stake: Stake, reason: str, aside: Sentence | No
     Parameters:
         aside: for the first screen.
     """
-    text = "Uneven loads of the ranks cost {} per step of the mean rank{}."
-    headline = sentence(text, at_stake.per_step, interval_words(at_stake.per_step))
+    assert ledger.steady is not None
+    text = "Uneven loads of the ranks cost {} per {} of the mean rank{}."
+    headline = sentence(text, at_stake.per_step, ledger.steady.noun, interval_words(at_stake.per_step))
     details = [sentence("What another placement would save cannot be told: {}.", reason.rstrip("."))]
     text = "about {} less per step of the mean rank if loads were perfectly even."
     expected = sentence(text, at_stake.per_step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
 
 from nvtxmoe_analysis.report.finding import Finding
@@ -23,7 +24,8 @@ def find(ledger: Ledger) -> list[Finding]:
     step_total = bar(ledger, TOTAL)
     if step_total is None or ledger.steady is None or not step_total.value > 0:
         return []
-    bars = {name: number for name in LABELS if (number := bar(ledger, name)) is not None and number.value > 0}
+    known = {name: number for name in LABELS if (number := bar(ledger, name)) is not None and number.value > 0}
+    bars = {name: number for name, number in known.items() if number.value <= step_total.value}
     ranked = sorted(bars, key=lambda name: -bars[name].value)
     named = [name for name in ranked if 100 * bars[name].value >= LEAST_SHARE_PCT * step_total.value] or ranked[:1]
     if not named:
@@ -34,7 +36,7 @@ def find(ledger: Ledger) -> list[Finding]:
         "the bars add up to the total exactly, in every step. The experts' work and padding come from a model of the "
         "matrix products' time, what unequal ranks wait from their own time; both are estimates."
     )
-    details = [*_beyond_parts(ledger, step_total), *_intervals(bars), *_unknown(ledger)]
+    details = [*_too_large(known, bars), *_beyond_parts(ledger, step_total), *_intervals(bars), *_unknown(ledger)]
     return [Finding("Where MoE time goes", headline, details, confidence, chart="waterfall")]
 
 
@@ -46,6 +48,12 @@ def _beyond_parts(ledger: Ledger, whole: SourcedNumber) -> list[Sentence]:
     named = [sentence("{} {}", number, name) for name, number in others.items()]
     text = "These {} are the {} of own kernels, transfer and waiting for uneven ranks, plus {}."
     return [sentence(text, whole, cost, together(named))]
+
+
+def _too_large(known: Mapping[str, SourcedNumber], bars: Mapping[str, SourcedNumber]) -> list[Sentence]:
+    """Return the bars that are no estimate of steady steps: they exceed the total."""
+    parts = [sentence("{} ({})", LABELS[name], number) for name, number in known.items() if name not in bars]
+    return [sentence("Not known, because the estimate exceeds the total: {}.", together(parts))] if parts else []
 
 
 def _part(number: SourcedNumber, step_total: SourcedNumber, name: str) -> Sentence:
