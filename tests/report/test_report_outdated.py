@@ -38,16 +38,18 @@ def test_the_notice_stands_at_the_top_and_the_rest_is_untouched(folder: Path) ->
     assert b"nvtxmoe report DIR" in NOTICE
 
 
-def test_an_interrupt_leaves_no_findings_of_earlier_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_that_cannot_be_written_are_not_those_of_earlier_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     export = simple().save(tmp_path / "run.sqlite")
     analyze([export], tmp_path)
     assert (tmp_path / "findings.json").is_file()
 
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nvtxmoe_analysis.analyze.advise", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr("nvtxmoe_analysis.analyze.write_findings", full)
+    with pytest.raises(OSError, match="No space"):
         analyze([export], tmp_path, selection=Selection(first_step=1))
     assert not (tmp_path / "findings.json").exists()
 

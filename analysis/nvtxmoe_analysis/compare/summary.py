@@ -26,6 +26,10 @@ class Compared(Protocol):
     """What of a comparison the sentence is made from; see ``compare.Comparison``."""
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """``confidence`` among them."""
+
+    @property
     def kinds(self) -> tuple[Kind, ...]:
         """Kinds of steps that both runs have."""
 
@@ -45,22 +49,33 @@ class Compared(Protocol):
 def summary(comparison: Compared, a: str = "A", b: str = "B") -> dict[str, str]:
     """Return ``answer`` (DIFFERS, NOT_SEEN, CANNOT_TELL) and ``sentence``.
 
-    Every significant row of the tables counts, with the tables' adjustment for layers and experts.
+    A row is significant at the rate of the tables, which adjust for layers and experts alone. There are many metrics
+    and kinds of steps: the answer is yes if a row stays significant with all of them adjusted for (Holm), so that runs
+    of the same thing get a yes as seldom as a row. Else rows that are significant by themselves are counted.
 
     Parameters:
         a, b: names of the runs.
     """
+    alpha = 1.0 - float(comparison.options["confidence"])
     rows = [*comparison.metrics.to_dicts(), *({**row, "metric": JS} for row in comparison.activations.to_dicts())]
     by_metric = {name: [row for row in rows if row["metric"] == name] for name in _names(rows)}
-    moved = [_moved(row) for of_metric in by_metric.values() for row in _named(of_metric)]
-    if not any(row["significant"] for row in by_metric.get(JS, ())):
-        moved += [_moved_expert(row) for row in comparison.experts.to_dicts() if row["significant"]]
+    experts = comparison.experts.to_dicts()
+    level = _level([*_least_p_values(rows), *_least_p_values(experts)], alpha)
+    sure = {name: [row for row in of_metric if _below(row, level)] for name, of_metric in by_metric.items()}
+    moved = [_moved(row) for of_metric in sure.values() for row in _named(of_metric)]
+    if not sure.get(JS):
+        moved += [_moved_expert(row) for row in experts if _below(row, level)]
     if moved:
         return {"answer": DIFFERS, "sentence": f"{b} differs from {a}: {listed(moved, MOST_NAMED)}."}
     known = [name for of_metric in by_metric.values() for name in _decided(of_metric)]
     unknown = [name for name, of_metric in by_metric.items() if not _decided(of_metric)]
     if known:
         more = f"; it cannot be told in {listed(unknown, MOST_NAMED)}" if unknown else ""
+        single = sum(bool(row["significant"]) for row in (*rows, *experts))
+        if single:
+            more += (
+                f". By itself {number(single, 'row')} of the tables is significant: chance does that in so many rows"
+            )
         return {
             "answer": NOT_SEEN,
             "sentence": f"{b}: no difference from {a} was seen in {listed(known, MOST_NAMED)}{more}.",
@@ -70,6 +85,31 @@ def summary(comparison: Compared, a: str = "A", b: str = "B") -> dict[str, str]:
         "answer": CANNOT_TELL,
         "sentence": f"Whether {b} differs from {a} cannot be told: {_why(comparison, over_layers, a, b)}",
     }
+
+
+def _least_p_values(rows: Sequence[Row]) -> list[float]:
+    """Return the least adjusted p-value of each metric and kind of steps, of all layers together and of single ones."""
+    least: dict[tuple[object, object, bool], float] = {}
+    for row in rows:
+        p_value = row["p_adjusted"]
+        if p_value is not None:
+            of = (row.get("metric"), row.get("step_kind"), row["layer_idx"] is None)
+            least[of] = min(p_value, least.get(of, 1.0))
+    return list(least.values())
+
+
+def _level(p_values: Sequence[float], alpha: float) -> float:
+    """Return the largest p-value that Holm's method calls significant among these; -1 if none."""
+    level = -1.0
+    for rank, p_value in enumerate(sorted(p_values)):
+        if p_value * (len(p_values) - rank) >= alpha:
+            break
+        level = p_value
+    return level
+
+
+def _below(row: Row, level: float) -> bool:
+    return bool(row["significant"]) and row["p_adjusted"] is not None and row["p_adjusted"] <= level
 
 
 def _named(rows: Sequence[Row]) -> Sequence[Row]:
