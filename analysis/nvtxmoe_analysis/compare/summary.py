@@ -73,9 +73,7 @@ def summary(comparison: Compared, a: str = "A", b: str = "B") -> dict[str, str]:
         more = f"; it cannot be told in {listed(unknown, MOST_NAMED)}" if unknown else ""
         single = sum(bool(row["significant"]) for row in (*rows, *experts))
         if single:
-            more += (
-                f". By itself {number(single, 'row')} of the tables is significant: chance does that in so many rows"
-            )
+            more += f". Significant by itself: {number(single, 'row')} of the tables; chance makes some among so many"
         return {
             "answer": NOT_SEEN,
             "sentence": f"{b}: no difference from {a} was seen in {listed(known, MOST_NAMED)}{more}.",
