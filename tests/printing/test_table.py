@@ -83,7 +83,10 @@ def placement() -> dict[str, Any]:
     }  # fmt: skip
     return {
         "run": {"ranks": list(range(8)), "layers": list(range(48)), "cells": 4120, "cells_dropped": 0},
-        "verdict": {"answer": "worth it", "sentence": "Worth it " * 20, "considered": ["a fact " * 30]},
+        "verdict": {
+            "answer": "worth it", "sentence": "Worth it " * 20, "considered": ["a fact " * 30],
+            "placement": "contiguous", "phases": {"decode": {"steps_valued": 238}, "prefill": {"steps_valued": 238}},
+        },
         "phases": {"decode": phase, "prefill": phase},
         "placements": [
             {"name": name, "label": name, "reason": None, "tokens_max_mean": 255.999, "decode": part, "prefill": part}
