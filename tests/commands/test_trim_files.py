@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nvtxmoe.errors import NvtxmoeError
 from nvtxmoe_analysis.events.decode import read_events
 from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.trimming.scrub_meta import scrub_text
-from tests.support.export_builder import Export, simple_run
+from tests.support.export_builder import Export, send_meta_as_bytes, simple_run
 from tests.support.trimmed_exports import MARKER, content, figures, holds, private_meta, trimmed
 
 # The files ------------------------------------------------------------------------------------------------------------
@@ -152,14 +151,7 @@ def test_words_of_a_broken_meta_are_blanked(tmp_path: Path, lost: str) -> None:
 def test_meta_as_bytes_payload(tmp_path: Path) -> None:
     export = Export()
     simple_run(export, steps=1, meta={"host": MARKER})
-    mark = next(r for r in export.rows["NVTX_EVENTS"] if r["textId"] == export.string("moe.meta"))
-    text = mark["binaryData"][40:]
-    mark["binaryData"] = struct.pack("<4Q", 1, 77, len(text), 32) + text
-    export.add("NVTX_PAYLOAD_SCHEMAS", domainId=1, schemaId=77, type=1, numEntries=1, payloadSize=len(text))
-    export.add(
-        "NVTX_PAYLOAD_SCHEMA_ENTRIES",
-        domainId=1, schemaId=77, idx=0, flags=16, type=32, name="bytes", arrayOrUnionDetail=len(text),
-    )  # fmt: skip
+    send_meta_as_bytes(export)
     source = export.save(tmp_path / "built.sqlite")
     trimmed(source, tmp_path / "out.sqlite")
     assert not holds(tmp_path / "out.sqlite", MARKER)

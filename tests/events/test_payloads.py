@@ -23,7 +23,7 @@ from nvtxmoe_analysis.events.decode import read_events
 from nvtxmoe_analysis.readers import nsys_tables
 from nvtxmoe_analysis.readers.open import open_export
 from nvtxmoe_analysis.readers.sqlite import SqliteExport
-from tests.support.export_builder import Export, Process, simple_run
+from tests.support.export_builder import Export, Process, send_meta_as_bytes, simple_run
 
 DOMAIN = 1
 STRUCT = np.dtype([("layer", "<i4"), ("step", "<i8"), ("n", "<i4")])
@@ -264,14 +264,7 @@ def test_meta_as_bytes(tmp_path: Path) -> None:
     """`bytes` payloads are a fixed-length string, arrays have a length before the text: both are read."""
     export = Export()
     worker = simple_run(export, steps=1)
-    mark = next(r for r in export.rows["NVTX_EVENTS"] if r["textId"] == export.string("moe.meta"))
-    text = mark["binaryData"][40:]
-    mark["binaryData"] = struct.pack("<4Q", 1, 77, len(text), 32) + text
-    export.add("NVTX_PAYLOAD_SCHEMAS", domainId=1, schemaId=77, type=1, numEntries=1, payloadSize=len(text))
-    export.add(
-        "NVTX_PAYLOAD_SCHEMA_ENTRIES",
-        domainId=1, schemaId=77, idx=0, flags=16, type=32, name="bytes", arrayOrUnionDetail=len(text),
-    )  # fmt: skip
+    send_meta_as_bytes(export)
     (meta,) = read_events(open_export(export.save(tmp_path / "bytes.sqlite"))).metas.values()
     assert meta.raw == worker.meta
 
