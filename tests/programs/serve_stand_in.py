@@ -60,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers /health, /v1/models, completions and chat completions, streamed or not."""
 
     server: StandIn
+    answering = False
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -80,12 +81,18 @@ class Handler(BaseHTTPRequestHandler):
             self.server.headers_seen.append(dict(self.headers))
             self.server.active += 1
             self.server.most_active = max(self.server.most_active, self.server.active)
+        self.answering = True
         try:
             time.sleep(0.01)
             self._complete(body, fault)
         finally:
-            with self.server.lock:
-                self.server.active -= 1
+            self._answered()
+
+    def _answered(self) -> None:
+        """No longer active: before the last bytes go out, as the client may send its next request once it has them."""
+        with self.server.lock:
+            self.server.active -= self.answering
+        self.answering = False
 
     def _complete(self, body: dict[str, Any], fault: str) -> None:
         if fault == "http500":
@@ -110,6 +117,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._event(json.dumps({"error": {"message": "engine died"}}))
             if fault == "garbage":
                 self._event("{")
+        self._answered()
         self._event("[DONE]")
         return None
 
@@ -119,6 +127,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: object) -> None:
         data = json.dumps(body).encode()
+        self._answered()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
