@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from hypothesis import strategies as st
 
 from nvtxmoe_analysis.attribution import ranges as ranges_module
 from nvtxmoe_analysis.attribution.ranges import PHASE_NAMES, Segments, classify, flatten
-from nvtxmoe_analysis.attribution.unusual_ranges import Seen, number_crossing, open_ranges
+from nvtxmoe_analysis.attribution.unusual_ranges import Open, number_crossing, open_ranges
+from nvtxmoe_analysis.core.arrays import Ints
 from tests.support import brute_attribution
 
 NAMES = ["moe.idle", "moe.step", "moe.layer.0", "moe.layer.1", "moe.experts", "moe.route", "moe.collective"]
@@ -185,7 +185,7 @@ def test_very_many_crossing_ranges() -> None:
     assert segments.crossing[segments.find(np.full(2, 3), np.array([number // 2, 0]))].tolist() == [True, False]
 
 
-def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_crossings_apart_from_each_other_are_worked_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     number = 1_000
     rows: list[Row] = [
         row
@@ -194,7 +194,7 @@ def test_many_crossings_apart_from_each_other_are_walked_at_once(monkeypatch: py
     ]
     walks: list[int] = []
 
-    def counted(index: list[int], *columns: Any) -> Iterator[Seen]:
+    def counted(index: Ints, *columns: Any) -> Open:
         walks.append(len(index))
         return open_ranges(index, *columns)
 

@@ -291,7 +291,7 @@ def _walk_unusual(
     _, level, index, is_open = walk
     cluster = _clusters(level, is_open)
     deep = np.unique(cluster[level > DEEPEST])
-    # All such clusters in one walk: between two of them no range is open.
+    # All such clusters at once: between two of them no range is open.
     at = np.flatnonzero(np.isin(cluster, np.union1d(_crossing_clusters(level, index, is_open), deep)))
     if not len(at):
         return 0
@@ -299,10 +299,7 @@ def _walk_unusual(
     ranges = ordered[members]
     kind, layer = ranges["kind"].to_numpy(), ranges["layer"].to_numpy()
     phase, step_row = ranges["phase"].to_numpy().astype(np.int64), ranges["step_row"].to_numpy()
-    walked = open_ranges(
-        range_of.tolist(), is_open[at].tolist(), kind.tolist(), layer.tolist(), closes[members].tolist()
-    )
-    of_step, of_layer, of_phase, idle, crossing = (np.array(values) for values in zip(*walked, strict=True))
+    of_step, of_layer, of_phase, idle, crossing = open_ranges(range_of, is_open[at], kind, layer, closes[members])
     state.step[at] = np.where(of_step == NONE, NONE, step_row[of_step])
     state.idle[at] = idle
     state.layer[at] = np.where(of_layer == NONE, NONE, layer[of_layer])

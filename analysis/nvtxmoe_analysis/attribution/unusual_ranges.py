@@ -1,110 +1,109 @@
-"""Ranges that cross one another, or lie deep: which of them cover a segment, one boundary after the other."""
+"""Ranges that cross one another, or lie deep: which of them cover a segment."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nvtxmoe_analysis.attribution.range_kinds import IDLE, LAYER, NONE, PHASE, STEP
-from nvtxmoe_analysis.core.arrays import Ints
+from nvtxmoe_analysis.core.arrays import Bools, Ints
 
 
-class Seen(NamedTuple):
-    """What the ranges say that are open after a boundary. The last one that began counts.
+class Open(NamedTuple):
+    """What the ranges say that are open after each boundary. Of several, the last one that began counts.
 
     Attributes:
-        step, layer, phase: index of the range that tells it, or NONE.
-        idle: one of them is moe.idle.
-        crossing: two of them cross.
+        step, layer, phase: [boundaries] index of the range that tells it, or NONE.
+        idle: [boundaries] one of them is moe.idle.
+        crossing: [boundaries] two of them cross.
     """
 
-    step: int
-    layer: int
-    phase: int
-    idle: bool
-    crossing: bool
+    step: Ints
+    layer: Ints
+    phase: Ints
+    idle: Bools
+    crossing: Bools
 
 
-class _Latest:
-    """The largest of numbers that come and go."""
-
-    def __init__(self) -> None:
-        self._heap: list[int] = []
-        self._gone: set[int] = set()
-
-    def add(self, number: int) -> None:
-        heapq.heappush(self._heap, -number)
-
-    def remove(self, number: int) -> None:
-        self._gone.add(number)
-
-    def get(self) -> int:
-        while self._heap and -self._heap[0] in self._gone:
-            self._gone.remove(-heapq.heappop(self._heap))
-        return -self._heap[0] if self._heap else NONE
-
-
-class _Open:
-    """The open ranges in the order of their starts, and how often the end of a later one lies beyond an earlier one's.
-
-    They nest if that is never so. Ranges are added in that order, and removed in any.
-    """
-
-    def __init__(self, closes: Sequence[int]) -> None:
-        self._closes = closes
-        self._before: dict[int, int] = {}
-        self._after: dict[int, int] = {}
-        self._last = NONE
-        self.rising = 0
-
-    def add(self, row: int) -> None:
-        self._before[row], self._after[row] = self._last, NONE
-        if self._last != NONE:
-            self._after[self._last] = row
-        self.rising += self._rises(self._last, row)
-        self._last = row
-
-    def remove(self, row: int) -> None:
-        before, after = self._before.pop(row), self._after.pop(row)
-        self.rising += self._rises(before, after) - self._rises(before, row) - self._rises(row, after)
-        if before != NONE:
-            self._after[before] = after
-        if after != NONE:
-            self._before[after] = before
-        else:
-            self._last = before
-
-    def _rises(self, first: int, second: int) -> bool:
-        return NONE not in (first, second) and self._closes[first] < self._closes[second]
-
-
-def open_ranges(
-    index: Sequence[int], is_open: Sequence[bool], kind: Sequence[int], layer: Sequence[int], closes: Sequence[int]
-) -> Iterator[Seen]:
-    """Yield what the open ranges say after each boundary.
+def open_ranges(index: Ints, is_open: Bools, kind: Ints, layer: Ints, closes: Ints) -> Open:
+    """What the open ranges say after each boundary.
 
     Parameters:
         index, is_open: [boundaries] in the order of time; the range, numbered in the order of starts, and whether it
-            opens. Lists: one value at a time is taken.
-        kind, layer, closes: [ranges], likewise.
+            opens. Each range opens and closes.
+        kind, layer, closes: [ranges]; closes in the unit of time of the order.
     """
-    latest_of = {STEP: _Latest(), LAYER: _Latest(), PHASE: _Latest()}
-    ranges = _Open(closes)
-    idle = 0
-    for row, opening in zip(index, is_open, strict=True):
-        of = kind[row]
-        which = [latest_of[STEP]] if of == STEP else []
-        if of in {LAYER, PHASE}:
-            # A phase names its layer, so that it counts where no layer range is around it.
-            which = [latest_of[PHASE], *([latest_of[LAYER]] if of == LAYER or layer[row] >= 0 else [])]
-        for latest in which:
-            (latest.add if opening else latest.remove)(row)
-        (ranges.add if opening else ranges.remove)(row)
-        idle += (of == IDLE) * (1 if opening else -1)
-        yield Seen(latest_of[STEP].get(), latest_of[LAYER].get(), latest_of[PHASE].get(), idle > 0, ranges.rising > 0)
+    number = len(index)
+    opened, closed = np.empty(len(kind), dtype=np.int64), np.empty(len(kind), dtype=np.int64)
+    opened[index[is_open]] = np.flatnonzero(is_open)
+    closed[index[~is_open]] = np.flatnonzero(~is_open)
+
+    def latest(rows: Bools) -> Ints:
+        return _latest_covering(np.flatnonzero(rows), opened[rows], closed[rows], number)
+
+    # A phase names its layer, so that it counts where no layer range is around it.
+    inside = (kind == LAYER) | (kind == PHASE)
+    idle = np.cumsum((kind[index] == IDLE) * np.where(is_open, 1, -1)) > 0
+    crossing = _crossing(opened, closed, closes)
+    return Open(
+        step=latest(kind == STEP),
+        layer=latest((kind == LAYER) | (inside & (layer >= 0))),
+        phase=latest(inside),
+        idle=idle,
+        crossing=crossing,
+    )
+
+
+def _latest_covering(ranges: Ints, opened: Ints, closed: Ints, number: int) -> Ints:
+    """The largest of ``ranges`` that covers each of ``number`` boundaries: from ``opened`` until before ``closed``.
+
+    A span is the union of two of the longest power of two in it; from the longest to the shortest, spans hand what
+    they hold to their halves.
+    """
+    power = np.frexp(closed - opened)[1] - 1
+    longer = np.zeros(0, dtype=np.int64)
+    for current in range(int(power.max(initial=0)), -1, -1):
+        half = 1 << current
+        spans = np.full(number - half + 1, NONE, dtype=np.int64)
+        for part in (spans[: len(longer)], spans[half : half + len(longer)]):
+            np.maximum(part, longer, out=part)
+        of_power = power == current
+        np.maximum.at(spans, opened[of_power], ranges[of_power])
+        np.maximum.at(spans, closed[of_power] - half, ranges[of_power])
+        longer = spans
+    return longer
+
+
+def _crossing(opened: Ints, closed: Ints, closes: Ints) -> Bools:
+    """Whether two of the ranges that are open after each boundary cross.
+
+    Parameters:
+        opened, closed: [ranges] their boundaries. closes: [ranges] the times of the latter.
+    """
+    # A range crosses earlier ones from its start until the last of them closes that close before it.
+    by_end = np.argsort(closed, kind="stable")
+    last = _last_below(opened[by_end], np.searchsorted(closes[by_end], closes, side="left"), opened)
+    until = np.where(last == NONE, NONE, closed[by_end][last])
+    crosses = until > opened
+    change = np.zeros(2 * len(opened) + 1, dtype=np.int64)
+    np.add.at(change, opened[crosses], 1)
+    np.add.at(change, until[crosses], -1)
+    crossing: Bools = np.cumsum(change)[:-1] > 0
+    return crossing
+
+
+def _last_below(values: Ints, before: Ints, limits: Ints) -> Ints:
+    """The last position before ``before`` whose value is below the limit, for each of ``limits``; NONE without one."""
+    tables = [values]
+    while (half := 1 << (len(tables) - 1)) * 2 <= len(values):
+        tables.append(np.minimum(tables[-1][:-half], tables[-1][half:]))
+    at = before.copy()
+    for power in range(len(tables) - 1, -1, -1):
+        length = 1 << power
+        least = tables[power][np.maximum(at - length, 0)]
+        at -= np.where((at >= length) & (least >= limits), length, 0)
+    return at - 1
 
 
 def number_crossing(starts: Ints, ends: Ints) -> int:
