@@ -12,7 +12,7 @@ from rich.text import Text
 from nvtxmoe.printing.table import Cell, Column, show_table
 from nvtxmoe_analysis.compare.tables import without_repeats
 from nvtxmoe_analysis.core.text import number
-from nvtxmoe_analysis.report.numbers import SCALE, unit_for
+from nvtxmoe_analysis.report.number_text import SCALE, unit_for
 
 #: Most layers and experts listed in the terminal; the files have all.
 MOST_MOVERS = 5

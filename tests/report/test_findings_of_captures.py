@@ -15,8 +15,8 @@ from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.outputs.read import load
 from nvtxmoe_analysis.report.commands import UNKNOWN, export_perfetto
 from nvtxmoe_analysis.report.finding import UNSEEN, Finding
-from nvtxmoe_analysis.report.numbers import Sentence
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.sentences import Sentence
 from tests.support.cli import run
 from tests.support.report_numbers import check_figure
 

@@ -17,7 +17,7 @@ from nvtxmoe_analysis.report.chart import Drawing
 from nvtxmoe_analysis.report.charts import step_share, waterfall
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.results import Source
 from tests.support.cli import run
 from tests.support.placement_captures import unpacked

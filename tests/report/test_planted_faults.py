@@ -20,7 +20,9 @@ from nvtxmoe_analysis.report.advice import write_findings
 from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, Finding, stake
 from nvtxmoe_analysis.report.findings import finding_modules
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import SourcedNumber, duration, sentence
+from nvtxmoe_analysis.report.number_text import duration
+from nvtxmoe_analysis.report.numbers import SourcedNumber
+from nvtxmoe_analysis.report.sentences import sentence
 from nvtxmoe_analysis.report.steady import START_UP as LEFT_OUT
 from tests.support.paths import ROOT
 from tests.support.planted_faults import FAULTS, START_UP, Planted, hot

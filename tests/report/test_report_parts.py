@@ -24,20 +24,10 @@ from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows
 from nvtxmoe_analysis.report.findings import limits
 from nvtxmoe_analysis.report.frame import asset
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import (
-    SourcedNumber,
-    Where,
-    difference,
-    duration,
-    durations,
-    percent,
-    ratio,
-    sentence,
-    shown,
-    together,
-    total,
-)
+from nvtxmoe_analysis.report.number_text import duration, durations, shown
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Where, difference, percent, ratio, total
 from nvtxmoe_analysis.report.results import Source
+from nvtxmoe_analysis.report.sentences import sentence, together
 from nvtxmoe_analysis.report.theme import MOST_NAME
 from nvtxmoe_analysis.report.trust import NOT_TOLD, overhead, trust
 from tests.support.paths import ROOT

@@ -19,7 +19,7 @@ from nvtxmoe_analysis.core.files import cannot_write, whole_file
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.report.chart import Drawing, Table
 from nvtxmoe_analysis.report.frame import framed
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.specification import specification, unvalidated
 
 TITLE = "Mixture-of-experts comparison"

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import polars as pl
 
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, ratio, sentence
+from nvtxmoe_analysis.report.numbers import SourcedNumber, ratio
 from nvtxmoe_analysis.report.own_time import own_column
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.steady import CORRELATION, LEAST_STEPS, STEP
 
 #: A batch is larger if it has so many times the tokens.

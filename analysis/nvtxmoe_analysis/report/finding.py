@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, percent
+from nvtxmoe_analysis.report.numbers import SourcedNumber, percent
+from nvtxmoe_analysis.report.sentences import Sentence
 
 #: Kinds of findings, in the order of the page: the capture lacks something; a problem; the answer where there is no
 #: problem, or none of MoE layers; weak evidence; worth knowing; what can't be known.

@@ -10,7 +10,8 @@ from nvtxmoe_analysis.outputs.registry import declarations, tables
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.findings import findings
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where
+from nvtxmoe_analysis.report.number_text import Value
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Where
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import named_sets, steady_others
 

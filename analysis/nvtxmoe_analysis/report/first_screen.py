@@ -16,10 +16,12 @@ from nvtxmoe_analysis.report.moe_time import (
     moe_share,
     share_without,
 )
-from nvtxmoe_analysis.report.numbers import Sentence, capital, percent, sentence, total
+from nvtxmoe_analysis.report.number_text import capital
+from nvtxmoe_analysis.report.numbers import percent, total
 from nvtxmoe_analysis.report.other_kinds import beside
 from nvtxmoe_analysis.report.problem_word import UNKNOWN, problem_word
 from nvtxmoe_analysis.report.selected import filters
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.trust import Trust
 
 PROBLEM, GAIN, NEXT, CERTAINTY = "Is MoE the problem?", "What can be won?", "What next?", "How sure?"

@@ -9,7 +9,8 @@ from typing import Any
 import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
-from nvtxmoe_analysis.report.numbers import SourcedNumber, Value, Where, shown, unit_for
+from nvtxmoe_analysis.report.number_text import Value, shown, unit_for
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Where
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP, Steady, steady, steady_others
 

@@ -7,18 +7,11 @@ from collections.abc import Mapping
 from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import (
-    Sentence,
-    SourcedNumber,
-    capital,
-    difference,
-    percent,
-    sentence,
-    together,
-    total,
-)
+from nvtxmoe_analysis.report.number_text import capital
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, percent, total
 from nvtxmoe_analysis.report.own_time import own_column
 from nvtxmoe_analysis.report.selected import filtered_out, some_layers
+from nvtxmoe_analysis.report.sentences import Sentence, sentence, together
 from nvtxmoe_analysis.report.steady import CORRELATION, LEAST_STEPS, STEP
 from nvtxmoe_analysis.report.theme import CLASS_WORDS, CLASSES
 from nvtxmoe_analysis.report.waterfall_bars import bar

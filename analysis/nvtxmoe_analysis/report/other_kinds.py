@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from nvtxmoe_analysis.core.text import listed, number
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import moe_parts, moe_share
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, sentence, total
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, percent, total
 from nvtxmoe_analysis.report.selected import filtered_out
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.steady import CORRELATION, LEAST_STEPS, STEP, Steady
 
 #: Share of the GPU time of all steps from which a kind of step is worth a sentence on the first screen.

@@ -9,8 +9,10 @@ from typing import Any
 from nvtxmoe_analysis.core.text import number
 from nvtxmoe_analysis.report.chart import Table
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, duration, pct, percent, sentence
+from nvtxmoe_analysis.report.number_text import duration, pct
+from nvtxmoe_analysis.report.numbers import percent
 from nvtxmoe_analysis.report.results import NO_GPU, Source
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 #: Classes of the validation file's coverage, in words (docs/explanation/attribution.md).
 CLASS_WORDS = {

@@ -7,7 +7,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.chart import ROUTING, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, id_axis, row_height, significant, table
-from nvtxmoe_analysis.report.numbers import count, pct, times
+from nvtxmoe_analysis.report.number_text import count, pct, times
 from nvtxmoe_analysis.report.results import Source
 
 TITLE = "Assignments by layer and expert"

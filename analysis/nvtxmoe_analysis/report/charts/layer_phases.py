@@ -7,7 +7,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, colours, id_axis, significant, table
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.own_time import outlying
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import OUTLYING

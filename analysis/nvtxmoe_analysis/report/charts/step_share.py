@@ -10,7 +10,7 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, colours, table
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import duration, pct, unit_for
+from nvtxmoe_analysis.report.number_text import duration, pct, unit_for
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import CLASSES, INK, PALE, is_light
 

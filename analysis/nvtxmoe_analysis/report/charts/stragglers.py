@@ -9,7 +9,7 @@ import polars as pl
 
 from nvtxmoe_analysis.report.chart import RANKS, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, id_axis, significant, table
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import PHASES
 

@@ -19,7 +19,7 @@ from nvtxmoe_analysis.report.chart_tools import (
     x_pixels,
     y_pixels,
 )
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.own_time import outlying, own_column
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import OUTLYING, STEP

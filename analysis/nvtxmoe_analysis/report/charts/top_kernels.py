@@ -8,7 +8,7 @@ import polars as pl
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import base, colours, significant, table, x_pixels
-from nvtxmoe_analysis.report.numbers import duration, pct
+from nvtxmoe_analysis.report.number_text import duration, pct
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
 

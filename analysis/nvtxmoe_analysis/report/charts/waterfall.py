@@ -11,7 +11,7 @@ import polars as pl
 from nvtxmoe_analysis.report.chart import TIME, Drawing, Missing
 from nvtxmoe_analysis.report.chart_tools import STEP_KINDS, base, table
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import duration
+from nvtxmoe_analysis.report.number_text import duration
 from nvtxmoe_analysis.report.results import Source
 from nvtxmoe_analysis.report.steady import CORRELATION, Steady
 from nvtxmoe_analysis.report.theme import HOW

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.batches import per_token
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import interval_words, ratio, sentence
+from nvtxmoe_analysis.report.numbers import interval_words, ratio
+from nvtxmoe_analysis.report.sentences import sentence
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 

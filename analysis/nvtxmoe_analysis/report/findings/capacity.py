@@ -6,7 +6,8 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Where, sentence
+from nvtxmoe_analysis.report.numbers import Where
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "capacity"
 ORDER = 50

@@ -8,8 +8,10 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, percent, sentence, times
+from nvtxmoe_analysis.report.number_text import times
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Where, percent
 from nvtxmoe_analysis.report.pairs import with_lift
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "chosen-together"
 ORDER = 60

@@ -7,7 +7,8 @@ import polars as pl
 from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import COST, WEAK, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, difference, sentence, total
+from nvtxmoe_analysis.report.numbers import difference, total
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.trust import processes
 from nvtxmoe_analysis.report.waterfall_bars import bar

@@ -7,9 +7,10 @@ import polars as pl
 from nvtxmoe_analysis.core.text import short_name
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, percent, ratio, sentence, together
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference, percent, ratio
 from nvtxmoe_analysis.report.own_time import OWN_TIMES, costliest_layer, outlying, own_column
 from nvtxmoe_analysis.report.selected import some_layers
+from nvtxmoe_analysis.report.sentences import Sentence, sentence, together
 from nvtxmoe_analysis.report.steady import CORRELATION, STEP
 from nvtxmoe_analysis.report.theme import MOST_NAME, PHASES
 

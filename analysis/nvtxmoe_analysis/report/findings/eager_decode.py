@@ -6,7 +6,8 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, NOTE, Finding, NextStep, Stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import SourcedNumber, percent, sentence, total
+from nvtxmoe_analysis.report.numbers import SourcedNumber, percent, total
+from nvtxmoe_analysis.report.sentences import sentence
 from nvtxmoe_analysis.report.steady import CORRELATION, EAGER, STEP
 
 ID = "eager-decode"

@@ -8,7 +8,8 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import COST, NOTE, UNSEEN, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, Where, difference, percent, sentence
+from nvtxmoe_analysis.report.numbers import SourcedNumber, Where, difference, percent
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "far-from-peak"
 ORDER = 9

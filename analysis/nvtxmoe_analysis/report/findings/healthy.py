@@ -8,8 +8,8 @@ from nvtxmoe_analysis.report.finding import LEAST_PCT, VERDICT, Finding, NextSte
 from nvtxmoe_analysis.report.findings import looked_for
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import cannot_tell
-from nvtxmoe_analysis.report.numbers import sentence
 from nvtxmoe_analysis.report.other_kinds import other_kinds
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "healthy"
 #: After every problem and verdict.

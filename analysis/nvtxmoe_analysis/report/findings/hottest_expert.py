@@ -6,7 +6,8 @@ import polars as pl
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, ratio, sentence
+from nvtxmoe_analysis.report.numbers import ratio
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "hottest-expert"
 ORDER = 44

@@ -7,7 +7,7 @@ from typing import Any
 
 from nvtxmoe_analysis.report.finding import INCOMPLETE, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, sentence
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "incomplete-capture"
 ORDER = 0

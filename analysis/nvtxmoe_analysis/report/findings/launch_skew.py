@@ -7,8 +7,9 @@ import polars as pl
 from nvtxmoe_analysis.report.commands import export_perfetto
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, difference, sentence
+from nvtxmoe_analysis.report.numbers import SourcedNumber, difference
 from nvtxmoe_analysis.report.selected import some_layers
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.steady import STEP
 
 ID = "launch-skew"

@@ -9,7 +9,8 @@ import polars as pl
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.models import EXPLAINS, MODEL, best_models, sentence_of
-from nvtxmoe_analysis.report.numbers import Sentence, Where, sentence
+from nvtxmoe_analysis.report.numbers import Where
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "layer-model"
 ORDER = 43

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, sentence
+from nvtxmoe_analysis.report.numbers import Where
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "layer-to-layer"
 ORDER = 61

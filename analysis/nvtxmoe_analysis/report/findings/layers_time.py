@@ -5,8 +5,10 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import beyond_parts, how_sure, longest, moe_parts, moe_share, outside
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, capital, percent, sentence, together, total
+from nvtxmoe_analysis.report.number_text import capital
+from nvtxmoe_analysis.report.numbers import SourcedNumber, percent, total
 from nvtxmoe_analysis.report.other_kinds import of_all, other_kinds
+from nvtxmoe_analysis.report.sentences import Sentence, sentence, together
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import TOTAL, bar
 

@@ -7,8 +7,9 @@ import polars as pl
 from nvtxmoe_analysis.report.finding import UNSEEN, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.models import EXPLAINS, best_models, sentence_of
-from nvtxmoe_analysis.report.numbers import Sentence, percent, sentence
+from nvtxmoe_analysis.report.numbers import percent
 from nvtxmoe_analysis.report.selected import filters
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "limits"
 #: Comes last: only then is known what the others could not use.

@@ -16,8 +16,10 @@ from nvtxmoe_analysis.report.moe_time import (
     outside,
     share_without,
 )
-from nvtxmoe_analysis.report.numbers import capital, sentence, total
+from nvtxmoe_analysis.report.number_text import capital
+from nvtxmoe_analysis.report.numbers import total
 from nvtxmoe_analysis.report.other_kinds import lead, of_all, other_kinds
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "moe-not-the-problem"
 ORDER = 20

@@ -6,8 +6,9 @@ from nvtxmoe_analysis.report.finding import COST, NOTE, Finding
 from nvtxmoe_analysis.report.findings import looked_for
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import how_sure, moe_parts
-from nvtxmoe_analysis.report.numbers import Sentence, capital, sentence
+from nvtxmoe_analysis.report.number_text import capital
 from nvtxmoe_analysis.report.other_kinds import OtherKind, of_all, other_kinds
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 
 ID = "other-steps"
 ORDER = 14

@@ -5,8 +5,10 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.finding import VERDICT, Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import LITTLE_PCT, cannot_tell, longest, look_at, moe_share, other_work, outside
-from nvtxmoe_analysis.report.numbers import capital, percent, sentence, total
+from nvtxmoe_analysis.report.number_text import capital
+from nvtxmoe_analysis.report.numbers import percent, total
 from nvtxmoe_analysis.report.other_kinds import lead
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "outside-moe-layers"
 ORDER = 21

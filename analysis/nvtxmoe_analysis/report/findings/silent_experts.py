@@ -7,7 +7,8 @@ import polars as pl
 from nvtxmoe_analysis.core.text import listed
 from nvtxmoe_analysis.report.finding import COST, NOTE, Finding, NextStep
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import percent, sentence
+from nvtxmoe_analysis.report.numbers import percent
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "silent-experts"
 ORDER = 10

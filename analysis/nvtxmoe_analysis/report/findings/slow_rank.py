@@ -7,7 +7,9 @@ from typing import Any
 
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, sentence, times
+from nvtxmoe_analysis.report.number_text import times
+from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words
+from nvtxmoe_analysis.report.sentences import sentence
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 ID = "slow-rank"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from nvtxmoe_analysis.report.batches import per_token
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger, rows_where
-from nvtxmoe_analysis.report.numbers import Sentence, Where, interval_words, sentence
+from nvtxmoe_analysis.report.numbers import Where, interval_words
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.waterfall_bars import bar
 
 ID = "tile-padding"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nvtxmoe_analysis.report.finding import COST, Finding, NextStep, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import sentence
+from nvtxmoe_analysis.report.sentences import sentence
 
 ID = "transfer-bound"
 ORDER = 6

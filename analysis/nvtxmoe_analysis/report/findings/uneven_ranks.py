@@ -12,8 +12,10 @@ from nvtxmoe_analysis.placement.verdict import CANNOT_TELL, EPLB, WORTH
 from nvtxmoe_analysis.report import commands
 from nvtxmoe_analysis.report.finding import COST, NOTE, WEAK, Finding, NextStep, Stake, stake
 from nvtxmoe_analysis.report.ledger import Ledger
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, shown
+from nvtxmoe_analysis.report.number_text import shown
+from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent
 from nvtxmoe_analysis.report.selected import filters
+from nvtxmoe_analysis.report.sentences import Sentence, sentence
 from nvtxmoe_analysis.report.steady import CORRELATION
 from nvtxmoe_analysis.report.waterfall_bars import bar
 

@@ -8,7 +8,8 @@ from math import isfinite
 from nvtxmoe_analysis.report.finding import Finding
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.moe_time import beyond_parts, moe_parts
-from nvtxmoe_analysis.report.numbers import Sentence, SourcedNumber, interval_words, percent, sentence, together, total
+from nvtxmoe_analysis.report.numbers import SourcedNumber, interval_words, percent, total
+from nvtxmoe_analysis.report.sentences import Sentence, sentence, together
 from nvtxmoe_analysis.report.waterfall_bars import COLUMNS, ESTIMATED, LABELS, TABLE, TOTAL, bar
 
 ID = "where-time-goes"
