@@ -192,9 +192,17 @@ PLAIN = ["a=1", "'x", "", None, "void k<int>(int)", "[CUDA memcpy]"]
 
 
 def test_formulas_are_marked_and_come_back() -> None:
-    texts = pl.Series("name", [*FORMULAS, *PLAIN])
-    assert mark(texts).to_list() == [*(f"'{text}" for text in FORMULAS), *PLAIN]
-    assert unmark(mark(texts)).to_list() == texts.to_list()
+    plain = [*PLAIN, *PLAIN[: len(FORMULAS) - len(PLAIN)], *PLAIN]
+    table = pl.DataFrame({"name": [*FORMULAS, *PLAIN], "number": -1, "plain": plain, "other": [*PLAIN, *FORMULAS]})
+    marked = mark(table)
+    formulas = [f"'{text}" for text in FORMULAS]
+    assert marked.to_dict(as_series=False) == table.to_dict(as_series=False) | {
+        "name": [*formulas, *PLAIN], "other": [*PLAIN, *formulas]
+    }  # fmt: skip
+    assert {name: unmark(marked[name]).to_list() for name in ("name", "plain", "other")} == {
+        name: table[name].to_list() for name in ("name", "plain", "other")
+    }
+    assert mark(table.select("number")).equals(table.select("number"))
 
 
 def test_no_cell_of_a_table_is_a_formula(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def build(source):
 FINDING = '''
 """A new finding."""
 from nvtxmoe_analysis.report.finding import Finding
-from nvtxmoe_analysis.report.numbers import sentence
+from nvtxmoe_analysis.report.sentences import sentence
 ID, ORDER, MEANING = "one-more", 45, "One more."
 def find(ledger):
     return [Finding("One more", sentence("One more finding of {} layers.", len(ledger.source.frame("one_more"))))]

@@ -23,7 +23,7 @@ from nvtxmoe_analysis.report.charts import coselection, expert_heatmap, imbalanc
 from nvtxmoe_analysis.report.embed import columns_of, json_in_html, policy, rows_of, script_in_html
 from nvtxmoe_analysis.report.findings import limits
 from nvtxmoe_analysis.report.frame import asset
-from nvtxmoe_analysis.report.ledger import Ledger, rows_where
+from nvtxmoe_analysis.report.ledger import Ledger, conditions
 from nvtxmoe_analysis.report.number_text import duration, durations, shown
 from nvtxmoe_analysis.report.numbers import SourcedNumber, Where, difference, percent, ratio, total
 from nvtxmoe_analysis.report.results import Source
@@ -151,11 +151,11 @@ def test_the_same_rows_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.M
     (folder / "moe_expert_activations.csv").write_text(rows)
     looked_for: list[object] = []
 
-    def counting(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
+    def counting(where: Where) -> list[pl.Expr]:
         looked_for.append(where)
-        return rows_where(frame, where)
+        return conditions(where)
 
-    monkeypatch.setattr("nvtxmoe_analysis.report.ledger.rows_where", counting)
+    monkeypatch.setattr("nvtxmoe_analysis.report.ledger.conditions", counting)
     ledger = Ledger(Source(load(tmp_path)))
     where = {"layer_idx": 1}
     taken = [ledger.take("activations", name, "sum", where=where) for name in ("activation_count", "percentage")]

@@ -103,8 +103,8 @@ def _last_below(values: Ints, before: Ints, limits: Ints) -> Ints:
         length = 1 << power
         least = tables[power][np.maximum(at - length, 0)]
         at -= np.where((at >= length) & (least >= limits), length, 0)
-    found: Ints = at - 1
-    return found
+    last: Ints = at - 1
+    return last
 
 
 def number_crossing(starts: Ints, ends: Ints) -> int:

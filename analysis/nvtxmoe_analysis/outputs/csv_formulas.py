@@ -12,13 +12,14 @@ _FORMULA = r"^'*[=+\-@\t\r]"
 _MARKED = r"^'('*[=+\-@\t\r])"
 
 
-def mark(texts: pl.Series) -> pl.Series:
-    """Return a String column as it is written to CSV."""
-    dangerous = texts.str.contains(_FORMULA)
-    if not dangerous.any():
-        return texts
-    marked: pl.Series = pl.select(pl.when(dangerous).then(pl.lit("'") + texts).otherwise(texts)).to_series()
-    return marked.alias(texts.name)
+def mark(table: pl.DataFrame) -> pl.DataFrame:
+    """Return a table whose String columns are as they are written to CSV."""
+    # In few tables any text is to be marked.
+    has_formulas = table.select(pl.col(pl.String).str.contains(_FORMULA).any()).to_dicts()
+    columns = [name for row in has_formulas for name, has_one in row.items() if has_one]
+    texts = pl.col(columns)
+    marked = pl.when(texts.str.contains(_FORMULA)).then(texts.str.replace("^", "'")).otherwise(texts)
+    return table.with_columns(marked) if columns else table
 
 
 def unmark(texts: pl.Series) -> pl.Series:

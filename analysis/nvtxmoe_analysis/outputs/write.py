@@ -88,16 +88,17 @@ def _widened(table: pl.DataFrame) -> list[pl.Expr]:
 def as_text(table: pl.DataFrame) -> pl.DataFrame:
     """Floats with DIGITS digits, empty where null or not finite. Texts that a spreadsheet would compute are marked."""
     floats = [name for name, dtype in table.schema.items() if dtype.is_float()]
-    texts = [name for name, dtype in table.schema.items() if dtype == pl.String]
-    return table.with_columns(*(_formatted(table[name]) for name in floats), *(mark(table[name]) for name in texts))
+    # All columns in few calls: each call of polars has a price of its own. Most columns repeat few values, and each of
+    # these is formatted once.
+    finite = table.select(pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name in floats)
+    distinct = finite.select(pl.all().drop_nulls().unique().implode())
+    formatted = finite.with_columns(_formatted(name, distinct[name].item()) for name in floats)
+    return mark(table).with_columns(formatted.get_columns())
 
 
-def _formatted(values: pl.Series) -> pl.Series:
-    # Most columns repeat few values; each is formatted once.
-    finite: pl.Series = pl.select(pl.when(values.is_finite()).then(values)).to_series().alias(values.name)
-    distinct = finite.unique().drop_nulls()
+def _formatted(name: str, distinct: pl.Series) -> pl.Expr:
+    """The texts of a column whose distinct values these are."""
     if distinct.is_empty():
-        return pl.Series(values.name, [None] * len(values), dtype=pl.String)
+        return pl.lit(None, pl.String).alias(name)
     texts = pl.Series([f"{v:.{DIGITS}g}" for v in distinct.to_list()], dtype=pl.String)
-    text: pl.Series = finite.replace_strict(distinct, texts, default=None, return_dtype=pl.String)
-    return text
+    return pl.col(name).replace_strict(distinct, texts, default=None, return_dtype=pl.String)

@@ -17,9 +17,12 @@ from nvtxmoe_analysis.report.steady import CORRELATION, STEP, Steady, steady, st
 
 def rows_where(frame: pl.DataFrame, where: Where) -> pl.DataFrame:
     """Return the rows whose columns have these values; None is an empty cell."""
-    for name, value in where.items():
-        frame = frame.filter(pl.col(name).is_null() if value is None else pl.col(name) == value)
-    return frame
+    return frame.filter(*conditions(where)) if where else frame
+
+
+def conditions(where: Where) -> list[pl.Expr]:
+    """What holds of rows whose columns have these values; None is an empty cell."""
+    return [pl.col(name).is_null() if value is None else pl.col(name) == value for name, value in where.items()]
 
 
 class Ledger:
@@ -207,16 +210,21 @@ class Ledger:
         key = (name, *sorted((where or {}).items()), *once, steady)
         if key not in self._row_numbers:
             self._row_numbers[key] = self._find(name, where or {}, once, steady=steady)
-        return self.source.loaded.frame(name).select(set(columns))[self._row_numbers[key]]
+        return self.source.loaded.frame(name)[list(dict.fromkeys(columns))][self._row_numbers[key]]
 
     def _find(self, name: str, where: Where, once: Sequence[str], *, steady: bool) -> pl.Series:
-        """Return the places of rows in a frame that exists; see ``take``."""
-        steps = self.steady if steady else None
-        columns = {*where, *once, *(() if steps is None else ("step",))}
-        frame = rows_where(self.source.loaded.frame(name).select(*columns, place=pl.int_range(pl.len())), where)
-        if steps is not None:
-            frame = frame.filter(pl.col("step").is_in(steps.numbers))
-        return (frame.unique(list(once), keep="first", maintain_order=True) if once else frame)["place"]
+        """Return the numbers of rows in a frame that exists; see ``take``."""
+        frame, chosen = self.source.loaded.frame(name), conditions(where)
+        if steady and self.steady is not None:
+            chosen.append(pl.col("step").is_in(self.steady.numbers))
+        row_numbers = pl.int_range(len(frame), eager=True)
+        if chosen:
+            row_numbers = frame.select(pl.arg_where(pl.all_horizontal(chosen))).to_series()
+        if not once:
+            return row_numbers
+        keys = frame[list(once)][row_numbers]
+        first: pl.Series = row_numbers.filter(keys.select(pl.struct(*once).is_first_distinct()).to_series())
+        return first
 
     def from_document(self, name: str, *keys: str | int, text: str | None = None) -> SourcedNumber:
         """Take a number from a JSON document that exists, by its path of keys."""

@@ -113,7 +113,7 @@ def steady(source: Source) -> Steady | None:
     """Return the steady steps of the kind that headlines are of; None if none has a number and a known GPU time, or
     none is like another."""
     steps = _steps_of(source)
-    return None if steps is None else _steady(steps, _kind(steps))
+    return None if steps is None else _steady(source, steps, _kind(steps))
 
 
 def steady_others(source: Source) -> list[Steady]:
@@ -123,7 +123,7 @@ def steady_others(source: Source) -> list[Steady]:
         return []
     by_kind = steps.group_by("kind").agg(pl.col("time").sum()).sort(["time", "kind"], descending=[True, False])
     others = [kind for kind in by_kind["kind"].to_list() if kind in NAMED_KINDS and kind != _kind(steps)]
-    return [of_kind for kind in others if (of_kind := _steady(steps, kind)) is not None]
+    return [of_kind for kind in others if (of_kind := _steady(source, steps, kind)) is not None]
 
 
 def named_sets(main: Steady | None, others: Iterable[Steady]) -> Mapping[str, frozenset[int]]:
@@ -137,12 +137,18 @@ def named_sets(main: Steady | None, others: Iterable[Steady]) -> Mapping[str, fr
 def _steps_of(source: Source) -> pl.DataFrame | None:
     """Return ``_steps`` of results; None if there is none."""
     frame = source.frame(CORRELATION, COLUMNS)
-    steps = None if frame is None else _steps(frame)
-    return None if steps is None or steps.is_empty() else steps
+    if frame is None:
+        return None
+    steps = source.once("steps", lambda: _steps(frame))
+    return None if steps.is_empty() else steps
 
 
-def _steady(steps: pl.DataFrame, kind: str) -> Steady | None:
+def _steady(source: Source, steps: pl.DataFrame, kind: str) -> Steady | None:
     """Return the steady steps of a kind; None if no step of it has a number, or none is like another."""
+    return source.once(f"steady {kind} steps", lambda: _of_kind(steps, kind))
+
+
+def _of_kind(steps: pl.DataFrame, kind: str) -> Steady | None:
     of_kind = steps.filter(kind=kind)
     graphs = 2 * int(of_kind["graph"].sum()) >= len(of_kind)
     of_kind = of_kind.with_columns(

@@ -121,7 +121,8 @@ def _samples_of_kind(frame: pl.DataFrame, selected: pl.Series, kind: str, target
     """Of all layers and of each, of the rows at these positions. Only what is fitted is taken out of the frame."""
     if selected.is_empty():
         return
-    keys = frame.select("layer_idx", "rank", "step", "launched_by")[selected]
+    keys = frame[["layer_idx", "rank", "step", "launched_by"]][selected]
+    columns = [*FEATURES, target, *(["num_tokens"] if "num_tokens" in frame.columns else [])]
     layer, rank, step = (keys[name].to_numpy() for name in ("layer_idx", "rank", "step"))
     launch = keys["launched_by"].cast(pl.Enum(LAUNCHED_BY)).to_physical().to_numpy()
     order = np.lexsort((step, launch, rank, layer))
@@ -132,19 +133,14 @@ def _samples_of_kind(frame: pl.DataFrame, selected: pl.Series, kind: str, target
     bounds = zip(starts, [*starts[1:], len(at)], strict=True)
     for number, part in [(None, slice(None)), *((int(layer[start]), slice(start, end)) for start, end in bounds)]:
         keep, lone = _rows_in_strata(stratum[part], step[part], number)
-        rows = frame.select(*FEATURES, target)[at[part][keep]].cast(pl.Float64)
-        values = np.array([rows[name].fill_null(np.nan).to_numpy() for name in FEATURES])
-        tokens = _tokens(frame, at[part][keep])
+        rows = frame[columns][at[part][keep]].select(pl.all().cast(pl.Float64).fill_null(np.nan))
+        values = np.array([rows[name].to_numpy() for name in FEATURES])
+        tokens = rows["num_tokens"].to_numpy() if "num_tokens" in columns else None
+        if tokens is not None and np.isnan(tokens).all():
+            tokens = None
         layers = layer[part][keep] if number is None else None
         y, strata, steps = rows[target].to_numpy(), stratum[part][keep], step[part][keep]
         yield _sample(number, kind, values, y, strata, steps, lone, tokens, layers)
-
-
-def _tokens(frame: pl.DataFrame, at: Ints) -> Floats | None:
-    if "num_tokens" not in frame.columns:
-        return None
-    tokens: Floats = frame["num_tokens"].gather(at).cast(pl.Float64).fill_null(np.nan).to_numpy()
-    return None if np.isnan(tokens).all() else tokens
 
 
 def _unknown(layer: int | None, kind: str, rows: int) -> Sample:
