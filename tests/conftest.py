@@ -8,6 +8,8 @@ import os
 
 # Before numpy is imported: several test processes share the cores, and threads of OpenBLAS would wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Likewise polars, whose threads wait for work in a loop (outputs/test_number_of_threads.py has several).
+os.environ.setdefault("POLARS_MAX_THREADS", "1")
 
 import shutil
 import sys
