@@ -17,7 +17,7 @@ from nvtxmoe_analysis.facts.selection import Selection
 from nvtxmoe_analysis.outputs.spec import FOLDER
 from nvtxmoe_analysis.report import findings as findings_package
 from nvtxmoe_analysis.report.advice import write_findings
-from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, VERDICT, Finding, stake
+from nvtxmoe_analysis.report.finding import COST, INCOMPLETE, NOTE, VERDICT, Finding, stake
 from nvtxmoe_analysis.report.findings import finding_modules
 from nvtxmoe_analysis.report.ledger import Ledger
 from nvtxmoe_analysis.report.number_text import duration
@@ -289,6 +289,12 @@ def test_a_real_capture_of_which_most_is_waiting(golden_2gpu: Path, tmp_path: Pa
 def test_a_real_capture_with_eager_steps_among_graphs(golden_program: Path, tmp_path: Path) -> None:
     analyze([golden_program], tmp_path)
     assert truth(tmp_path) == "eager-decode"
+
+
+def test_eager_steps_that_never_idle_get_no_advice(tmp_path: Path) -> None:
+    done = analyze([Planted(eager=lambda step: True, gap_ns=0).write(tmp_path / "run.sqlite")], tmp_path / "out")
+    (eager,) = [one for one in done.advice.findings if one.id == "eager-decode"]
+    assert (eager.kind, eager.next_step) == (NOTE, None)
 
 
 def test_a_real_capture_that_reads_weights_for_few_rows(golden_1gpu: Path, tmp_path: Path) -> None:

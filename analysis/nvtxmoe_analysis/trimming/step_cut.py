@@ -128,9 +128,9 @@ class StepCut:
     def _no_step(self, export: Export, steps: pl.DataFrame) -> NvtxmoeError:
         step_range = f"{'' if self._first is None else self._first}:{'' if self._last is None else self._last}"
         numbers = steps["step"].drop_nulls()
-        captured = f"its {number(numbers.n_unique(), 'step')} are {numbers.min()!s} to {numbers.max()!s}"
+        captured = f"{number(numbers.n_unique(), 'step')} ({numbers.min()!s} to {numbers.max()!s})"
         return NvtxmoeError(
-            f"no step in {step_range}: {captured if len(numbers) else 'the export has no step'}",
+            f"none of its {captured} is in {step_range}" if len(numbers) else "the export has no step",
             where=export.source,
             remedy="Name other steps with --steps FIRST:LAST" if len(numbers) else "Capture steps too",
         )

@@ -51,7 +51,8 @@ def find(ledger: Ledger) -> list[Finding]:
         "as if it lay between them."
     )
     kind = COST if at_stake.matters else NOTE
-    next_step = NextStep("use CUDA graphs", action, expected, command)
+    # Without idle time there is nothing to win.
+    next_step = NextStep("use CUDA graphs", action, expected, command) if idle.value else None
     return [Finding("Eager decode", headline, [], confidence, kind, None, at_stake, next_step, in_moe=False)]
 
 
