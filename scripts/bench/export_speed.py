@@ -57,9 +57,9 @@ def export_and_analyze(nsys: str, report: Path, way: str, folder: Path) -> tuple
 def same_tables(first: Path, second: Path) -> None:
     """End the run where two analyses wrote different tables."""
     names = sorted(file.name for file in first.glob("*.csv"))
-    _, different, lacking = filecmp.cmpfiles(first, second, names, shallow=False)
-    if different or lacking or not names:
-        raise SystemExit(f"different tables: {different + lacking}")
+    _, different, unreadable = filecmp.cmpfiles(first, second, names, shallow=False)
+    if different or unreadable or not names:
+        raise SystemExit(f"different tables: {different + unreadable}")
 
 
 def row(report: Path, way: str, runs: list[tuple[Took, int, Took]]) -> str:
