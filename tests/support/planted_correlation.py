@@ -51,17 +51,22 @@ def draw(rng: np.random.Generator, plan: Plan) -> pl.DataFrame:
     frames = []
     for layer in range(plan.layers):
         base = rng.dirichlet(np.full(plan.experts, plan.skew))
-        counts = np.stack([_counts(rng, plan, base, int(tokens)) for tokens in plan.tokens])
+        counts = _counts(rng, plan, base)
         for rank in range(plan.ranks):
             frames.append(_rows(plan, layer, rank, counts))
     return pl.concat(frames).sort("rank", "step", "layer_idx")
 
 
-def _counts(rng: np.random.Generator, plan: Plan, base: Floats, tokens: int) -> Ints:
-    popular = np.log(base + 1e-9) + rng.normal(0, plan.drift, plan.experts)
-    # Top-k without replacement: the largest of popularity plus Gumbel noise.
-    chosen = np.argpartition(-(popular + rng.gumbel(size=(tokens, plan.experts))), plan.top_k - 1, axis=1)
-    return np.bincount(chosen[:, : plan.top_k].ravel(), minlength=plan.experts)
+def _counts(rng: np.random.Generator, plan: Plan, base: Floats) -> Ints:
+    """Counts of each step, [steps, experts]."""
+    steps = len(plan.tokens)
+    popular = (base + 1e-9) * np.exp(rng.normal(0, plan.drift, (steps, plan.experts)))
+    step = np.repeat(np.arange(steps), plan.tokens)
+    # Top-k without replacement: the shortest of exponential waits whose rates are the popularity.
+    waits = rng.standard_exponential((len(step), plan.experts)) / popular[step]
+    chosen = np.argpartition(waits, plan.top_k - 1, axis=1)[:, : plan.top_k]
+    cells = (step[:, None] * plan.experts + chosen).ravel()
+    return np.bincount(cells, minlength=steps * plan.experts).reshape(steps, plan.experts)
 
 
 def _rows(plan: Plan, layer: int, rank: int, counts: Ints) -> pl.DataFrame:

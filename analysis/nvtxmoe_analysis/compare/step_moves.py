@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nvtxmoe_analysis.core.arrays import Bools, Floats, Ints
-from nvtxmoe_analysis.stats.long_run import LongRun, cosine_sums, drifts, long_run, slowest
+from nvtxmoe_analysis.stats.long_run import cosine_sums, drifts, long_run, slowest
 from nvtxmoe_analysis.stats.welch import Spread, spread
 
 
@@ -32,22 +32,23 @@ class Uncertainty:
     """Uncertainty of a difference, by column; column 0 is all layers together.
 
     Attributes:
-        spread: standard error and degrees of freedom, from the spectrum of the steps.
-        slow_spread: the same from their slowest changes alone, see ``long_run.slowest``.
+        spread: standard error and degrees of freedom, [2, columns]: from the spectrum of the steps, and from their
+            slowest changes alone, see ``long_run.slowest``.
         drift: of each run, evidence that it drifts, see ``long_run``.
     """
 
     spread: Spread
-    slow_spread: Spread
     drift: tuple[Floats, Floats]
 
     def p_value(self, difference: Floats) -> Floats:
         """Two-sided p-value of no difference: the less sure one of both estimates."""
-        return np.maximum(self.spread.p_value(difference), self.slow_spread.p_value(difference))
+        p: Floats = self.spread.p_value(difference).max(axis=0)
+        return p
 
     def half_width(self, confidence: float) -> Floats:
         """Half the width of the confidence interval around the difference: the wider one of both estimates."""
-        return np.maximum(self.spread.half_width(confidence), self.slow_spread.half_width(confidence))
+        half: Floats = self.spread.half_width(confidence).max(axis=0)
+        return half
 
     @property
     def undecided(self) -> Bools:
@@ -65,11 +66,13 @@ def uncertainty(moves: tuple[Floats, Floats]) -> Uncertainty:
         moves: how much each step of each run moves it, in the order of the steps, float64 [steps, columns].
     """
     powers = [np.square(cosine_sums(series)) for series in moves]
-    runs: list[LongRun] = [long_run(power) for power in powers]
-    variances, degrees = zip(*(slowest(power) for power in powers), strict=True)
+    runs = [long_run(power) for power in powers]
+    slow = [slowest(power) for power in powers]
     return Uncertainty(
-        spread(np.stack([run.variance for run in runs]), np.stack([run.df for run in runs])),
-        spread(np.stack(variances), np.stack(degrees)),
+        spread(
+            np.stack([(run.variance, variance) for run, (variance, _) in zip(runs, slow, strict=True)]),
+            np.stack([(run.df, df) for run, (_, df) in zip(runs, slow, strict=True)]),
+        ),
         (runs[0].drift, runs[1].drift),
     )
 

@@ -65,17 +65,16 @@ def finished(
     none = np.full(len(layers) + 1, np.nan)
     floats = {name: columns.get(name, none) for name, dtype in schema.items() if dtype == pl.Float64}
     floats["p_adjusted"] = np.concatenate([floats["p_value"][:1], holm(floats["p_value"][None, 1:])[0]])
-    return (
-        pl.DataFrame(floats)
-        .with_columns(pl.when(pl.all().is_finite()).then(pl.all()))
-        .with_columns(
-            layer_idx=pl.Series([None, *layers], dtype=pl.Int64),
-            significant=pl.col("p_adjusted") < alpha,
-            reason=pl.Series(list(reasons), dtype=pl.String),
-            **{name: pl.lit(text) for name, text in same.items()},
-        )
-        .select(*schema)
-    )
+    known = {name: np.where(np.isfinite(values), values, np.nan) for name, values in floats.items()}
+    p_adjusted = known["p_adjusted"].tolist()
+    cells = {
+        **known,
+        "layer_idx": [None, *layers],
+        "significant": [None if np.isnan(p) else p < alpha for p in p_adjusted],
+        "reason": list(reasons),
+        **{name: [text] * len(none) for name, text in same.items()},
+    }
+    return pl.DataFrame({name: cells[name] for name in schema}, schema=schema, nan_to_null=True)
 
 
 def without_repeats(rows: list[dict[str, Any]], key: tuple[str, ...], value: str) -> list[dict[str, Any]]:

@@ -135,7 +135,7 @@ def _joint(a: Ints, b: Ints, of_a: Ints, of_b: Ints) -> Joint:
         out = codes[:, :, : part.stop - at]
         np.add(a[:, None, part], b[None, :, part], out=out)
         square += np.bincount(out.reshape(-1), minlength=size)
-    cells = np.flatnonzero(square)
+    cells = np.flatnonzero(square > 0)  # of truth values it is several times as fast as of numbers
     return Joint(tokens, cells, square[cells], width, of_a, of_b)
 
 

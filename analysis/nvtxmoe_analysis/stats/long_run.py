@@ -55,11 +55,15 @@ def cosine_sums(series: Floats) -> Floats:
     Parameters:
         series: float64 [steps, ...], at least LEAST_STEPS long.
     """
-    steps = len(series)
-    order = np.arange(1, cosine_number(steps) + 1)[:, None]
-    cosines = np.sqrt(2.0) * np.cos(np.pi * order * (np.arange(steps) + 0.5) / steps)
-    sums: Floats = np.tensordot(cosines, series, axes=(1, 0))
+    sums: Floats = np.tensordot(_cosines(len(series)), series, axes=(1, 0))
     return sums
+
+
+@lru_cache(maxsize=8)  # a comparison needs those of each run and kind of step again and again
+def _cosines(steps: int) -> Floats:
+    order = np.arange(1, cosine_number(steps) + 1)[:, None]
+    cosines: Floats = np.sqrt(2.0) * np.cos(np.pi * order * (np.arange(steps) + 0.5) / steps)
+    return cosines
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def spread(variances: Floats, df: Floats) -> Spread:
     """Combine independent parts of a difference.
 
     Parameters:
-        variances, df: of the parts, float64 [parts, columns].
+        variances, df: of the parts, float64 [parts, ..., columns].
     """
     total = variances.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):

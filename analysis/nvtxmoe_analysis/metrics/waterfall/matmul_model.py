@@ -108,7 +108,7 @@ def _robust(design: Floats, y: Floats, *, with_rows: bool) -> tuple[Floats, Bool
         before = values
         scaled_values, used = _not_negative(scaled, y, weight, PARTS if with_rows else PER_ROW)
         values = scaled_values / scale_of_part
-        if np.allclose(values, before, rtol=SETTLED, atol=0.0):
+        if np.all(np.abs(values - before) <= SETTLED * np.abs(before)):
             break
         residuals = np.abs(y - design @ values)
         scale = max(1.0, float(np.median(residuals)) / NORMAL_MAD)
@@ -144,7 +144,7 @@ def _not_negative(design: Floats, y: Floats, weight: Floats, parts: int) -> tupl
 def _solution(products: Floats, with_y: Floats, at: list[int]) -> Floats | None:
     """Return the least squares of some parts; None if they cannot be told apart."""
     inner = products[np.ix_(at, at)]
-    if np.linalg.matrix_rank(inner, tol=1e-9 * np.trace(inner), hermitian=True) < len(at):
+    if not np.linalg.eigvalsh(inner)[0] > 1e-9 * np.trace(inner):  # the smallest
         return None
     return np.linalg.solve(inner, with_y[at]).astype(np.float64)
 
