@@ -97,17 +97,24 @@ class GraphNodes:
 
     def partial_graphs(self, replayed: Sequence[Replayed]) -> Int32s:
         """Calls that replayed fewer nodes than another call that shares a node with them."""
-        call = np.concatenate([np.zeros(0, dtype=np.int32), *(c for c, _ in replayed)])
-        row = np.concatenate([np.zeros(0, dtype=np.int32), *(r for _, r in replayed)])
-        known = (call >= 0) & (row >= 0)
-        if not known.all():
-            call, row = call[known], row[known]
-        size = np.bincount(call)
-        largest = np.zeros(len(self._segment), dtype=np.int64)
-        np.maximum.at(largest, row, size[call])
-        expected = np.zeros(len(size), dtype=np.int64)
-        np.maximum.at(expected, call, largest[row])
+        known = [_known(call, row) for call, row in replayed]
+        calls = 1 + max((int(call.max(initial=-1)) for call, _ in known), default=-1)
+        # Batch by batch: arrays of all operations at once would set the peak memory of an analysis.
+        size, expected = np.zeros(calls, dtype=np.int32), np.zeros(calls, dtype=np.int32)
+        largest = np.zeros(len(self._segment), dtype=np.int32)
+        for call, _ in known:
+            np.add.at(size, call, np.int32(1))
+        for call, row in known:
+            np.maximum.at(largest, row, size[call])
+        for call, row in known:
+            np.maximum.at(expected, call, largest[row])
         return np.flatnonzero(size < expected).astype(np.int32)
+
+
+def _known(call: Int32s, row: Int32s) -> Replayed:
+    """Return the pairs whose call and node are both known."""
+    both = (call >= 0) & (row >= 0)
+    return (call, row) if both.all() else (call[both], row[both])
 
 
 def _place(known: Ints, wanted_ids: Ints) -> npt.NDArray[np.intp]:

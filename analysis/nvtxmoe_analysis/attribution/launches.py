@@ -110,14 +110,14 @@ class Launches:
         graphs = [ident for ident, text in self._names.items() if re.match(GRAPH_LAUNCH_PATTERN, text)]
         launching = calls.select(
             "call",
-            "start",
+            pl.Series("start", self.start_ns[at]),
             "globalTid",
             "correlationId",
             pl.col("nameId").replace_strict(self._names, default="", return_dtype=pl.String).alias("name"),
             pl.Series("step_row", self._segments.step[self.segment[at]]),
             pl.col("nameId").is_in(graphs).alias("is_graph"),
             pl.Series("has_work", self._used[at]),
-        ).filter(calls["returnValue"].fill_null(0) == 0)
+        )
         suspects = launching.filter(~pl.col("has_work"))
         if len(suspects) and self._export.has(nsys_tables.GRAPH_NODES):
             launching = launching.join(self._captured(suspects), on="call", how="anti", maintain_order="left")
@@ -135,7 +135,7 @@ class Launches:
         for tid, correlation, start_ns, segment, after_step, in_step in ordered_map(
             self._located, self._progress.over(self._export.batches(nsys_tables.RUNTIME, _COLUMNS, only=only))
         ):
-            self._in_step.append(in_step.with_columns(pl.col("call") + at, named=pl.lit(named)))
+            self._in_step.append(in_step.with_columns(pl.col("call") + pl.lit(at, pl.Int32), named=pl.lit(named)))
             pids.append(tid >> nsys_tables.TID_BITS)
             threads.append((tid & ((1 << nsys_tables.TID_BITS) - 1)).astype(np.int32))
             if first == 0:
@@ -158,12 +158,12 @@ class Launches:
             self.after_step = np.concatenate([self.after_step[:-1], *after, self.after_step[-1:]])
 
     def _located(self, batch: pl.DataFrame) -> tuple[Ints, Ints, Ints, Calls, Calls, pl.DataFrame]:
-        """globalTid, correlation id, start, segment and step before of each call, and the rows of those in steps."""
+        """globalTid, correlation id, start, segment and step before of each call, and what :meth:`in_steps` needs."""
         tid, start = batch["globalTid"].fill_null(0).to_numpy(), batch["start"].to_numpy()
         pid = tid >> nsys_tables.TID_BITS
         segment = self._segments.find(tid, start)
         inside = self._segments.step[segment] >= 0
-        in_step, outside = np.flatnonzero(inside), np.flatnonzero(~inside)
+        outside = np.flatnonzero(~inside)
         after_step = np.full(len(batch), -1, dtype=np.int32)
         after_step[outside] = self._starts.before(pid[outside], start[outside])
         return (
@@ -172,7 +172,9 @@ class Launches:
             start,
             segment,
             after_step,
-            batch[in_step].with_columns(call=pl.Series(in_step, dtype=pl.Int64)),
+            batch.select(*_KEPT, call=pl.int_range(pl.len(), dtype=pl.Int32)).filter(
+                pl.Series(inside) & (batch["returnValue"].fill_null(0) == 0)
+            ),
         )
 
     def _captured(self, suspects: pl.DataFrame) -> pl.DataFrame:
@@ -205,4 +207,6 @@ def _known_ids(correlation: pl.Series) -> Ints:
     return np.where((ids >= 0) & (ids < 1 << ID_BITS), ids, 0)
 
 
-_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_COLUMNS, pl.Int64), "call": pl.Int64, "named": pl.Boolean})
+#: Columns kept of calls in steps: a large export has millions of them.
+_KEPT = ("globalTid", "correlationId", "nameId")
+_EMPTY = pl.DataFrame(schema={**dict.fromkeys(_KEPT, pl.Int64), "call": pl.Int32, "named": pl.Boolean})

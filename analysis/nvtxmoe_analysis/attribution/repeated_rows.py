@@ -28,5 +28,6 @@ def repeated(parts: Sequence[Digests]) -> int:
     """
     if not parts:
         return 0
-    every = np.sort(np.concatenate(parts))
+    every = np.concatenate(parts)
+    every.sort()
     return int((every[1:] == every[:-1]).sum())
