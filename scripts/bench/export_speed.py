@@ -36,7 +36,11 @@ def record(nsys: str, folder: Path, steps: int) -> Path:
         command = [nsys, "profile", "-t", "nvtx", "-s", "none", "--cpuctxsw=none", "-o", str(report)]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         subprocess.run(
-            [*command, "sh", "-c", f"{ranks} & wait"], check=True, env=os.environ | {"PYTHONPATH": paths}, cwd=folder
+            [*command, "sh", "-c", f"{ranks} & wait"],
+            check=True,
+            stdout=sys.stderr,
+            env=os.environ | {"PYTHONPATH": paths},
+            cwd=folder,
         )
     return report
 
