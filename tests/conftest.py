@@ -28,6 +28,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.nsys_runs import again, nsys_alone
 from tests.support.paths import GOLDEN, INSTALLED_NSYS, INSTALLED_PROMETHEUS, INSTALLED_VLLM, ROOT
+from tests.support.vllm_forks import Forks
 
 #: Fixtures, and the marker that each puts on the tests which use it.
 MARKERS = {"nsys_path": "nsys", "vllm_python": "vllm", "browser": "browser", "prometheus_bin": "prometheus"}
@@ -165,6 +166,14 @@ def vllm_python() -> Path:
     if not os.access(path, os.X_OK):
         pytest.fail(f"no Python with vLLM at {path}: scripts/test.sh installs it (scripts/setup_vllm.sh)")
     return path
+
+
+@pytest.fixture(scope="session")
+def forks(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """A process that has imported vLLM, for all runs and servers that can be forks of it."""
+    forks = Forks(vllm_python, tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture(scope="session")

@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from tests.support.paths import ROOT
+from tests.support.vllm_forks import Forks
 
 MODULES = sorted(file.stem for file in (ROOT / "tests" / "with_torch").glob("test_*.py"))
 NOT_PASSED = {"failure", "error", "skipped"}
 
 
 @pytest.fixture(scope="module")
-def outcomes(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def outcomes(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """By module, a line per test: nothing where it passed, else what came of it."""
-    report = tmp_path_factory.mktemp("with_torch") / "report.xml"
-    command = [str(vllm_python), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    env = {key: value for key, value in os.environ.items() if not key.startswith("NVTXMOE")}
-    done = subprocess.run(
-        [*command, "tests/with_torch"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, 1), done.stdout[-4000:] + done.stderr[-2000:]
+    folder = tmp_path_factory.mktemp("with_torch")
+    report = folder / "report.xml"
+    env = {key: value for key, value in os.environ.items() if not key.startswith("NVTXMOE")} | {"PYTHONPATH": str(ROOT)}
+    call = ["pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "tests/with_torch"]
+    (code,), said = forks.call(folder, env, [call], ROOT)
+    assert code in (0, 1), said
     found: dict[str, list[str]] = {}
     for case in ElementTree.parse(report).iter("testcase"):
         module = next(part for part in case.attrib["classname"].split(".") if part.startswith("test_"))
         bad = [f"{case.attrib['name']}: {part.tag}\n{part.text}" for part in case if part.tag in NOT_PASSED]
         found.setdefault(module, []).append("\n".join(bad))
-    assert done.returncode == int(any(map(any, found.values()))), done.stdout[-4000:]
+    assert code == int(any(map(any, found.values()))), said
     return found
 
 
-@pytest.mark.xdist_group("with_torch")
+@pytest.mark.xdist_group("vllm")
 @pytest.mark.parametrize("module", MODULES)
 def test_module(module: str, outcomes: dict[str, list[str]]) -> None:
     assert outcomes[module] == [""] * len(outcomes[module])

@@ -83,7 +83,7 @@ def test_a_server_that_takes_its_time(tmp_path: Path, record: Path, nsys_path: P
 def test_not_ready_in_time(tmp_path: Path, record: Path, nsys_path: Path) -> None:
     out = tmp_path / "out"
     late = command(record, "--ready-after", 30)
-    ran = profile(out, "--num-requests", 2, "--ready-timeout", 1.5, "--stop-timeout", 1, *late, nsys=nsys_path)
+    ran = profile(out, "--num-requests", 2, "--ready-timeout", 1.5, "--stop-timeout", 60, *late, nsys=nsys_path)
     assert ran.code == 2
     assert "the server was not ready at http://127.0.0.1:" in ran.err
     assert "within 1.5 s. Give it longer with --ready-timeout" in ran.err

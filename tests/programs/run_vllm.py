@@ -46,6 +46,16 @@ def fork_processes() -> None:
     envs.environment_variables["VLLM_WORKER_MULTIPROC_METHOD"] = lambda: "fork"
 
 
+def look_at_models_here() -> None:
+    """Make vLLM look at a model's class in this process.
+
+    It starts a new one, lest this one initialise CUDA. There is none on a CPU, and it would import vLLM again.
+    """
+    from vllm.model_executor.models import registry  # noqa: PLC0415
+
+    registry._run_in_subprocess = lambda look: look()
+
+
 def set_weights(worker: Any, seed: int) -> None:
     """In the model's process: distinct gates, norms of one, experts that matter. The same on every rank."""
     import re  # noqa: PLC0415  the function travels by value
@@ -178,6 +188,7 @@ def main(spec_path: str, out: str) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(spec["mode"] != "inproc"))
     if spec["forks"]:
         fork_processes()
+    look_at_models_here()
     llm = make_llm(spec)
     said: dict[str, Any] = {"tokens": generate(llm, spec)}
     if spec["oracle"]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from nvtxmoe.capture.vllm.recomputed_beside import VARIABLE
@@ -21,11 +19,10 @@ from tests.support.journal_reader import Captured, only_session, read_session
 from tests.support.nsys_runs import NsysError, again, nsys_alone
 from tests.support.paths import ROOT
 from tests.support.router_oracle import Step, expected_steps
+from tests.support.vllm_forks import PATIENCE_S, PROGRAMS, Forks
 
-PROGRAMS = ROOT / "tests" / "programs"
 SITE = ROOT / "nvtxmoe" / "site"
 AT_ONCE = 2
-PATIENCE_S = 2400
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 SAMPLE_EVERY = 2
 
@@ -183,46 +180,6 @@ def environment(run: Run, folder: Path) -> dict[str, str]:
     return kept
 
 
-class Forks:
-    """A process that has imported vLLM and forks for each run; see programs/fork_vllm.py. Begun when it is needed."""
-
-    def __init__(self, python: Path, folder: Path) -> None:
-        self._python, self._folder, self._lock = python, folder, Lock()
-        self._process: subprocess.Popen[str] | None = None
-
-    def _begun(self) -> subprocess.Popen[str]:
-        if self._process is None:
-            kept = {k: v for k, v in os.environ.items() if not k.startswith(("NVTXMOE_", "VLLM_", "PYTHONPATH"))}
-            self._process = subprocess.Popen(
-                [str(self._python), str(PROGRAMS / "fork_vllm.py")],
-                stdin=subprocess.PIPE, text=True, env=kept, cwd=self._folder,
-            )  # fmt: skip
-        return self._process
-
-    def run(self, folder: Path, environment: dict[str, str], program: str) -> subprocess.CompletedProcess[str]:
-        """Run a program on the spec of a folder to its end."""
-        with self._lock:
-            process = self._begun()
-            assert process.stdin is not None
-            process.stdin.write(
-                json.dumps({"folder": str(folder), "environment": environment, "program": program}) + "\n"
-            )
-            process.stdin.flush()
-        until = time.monotonic() + PATIENCE_S
-        while not (folder / "status.txt").exists():
-            assert process.poll() is None, f"fork_vllm.py ended with {process.returncode}"
-            assert time.monotonic() < until, f"{folder}: no end in {PATIENCE_S} s"
-            time.sleep(0.05)
-        out, err = ((folder / f"std{name}.txt").read_text() for name in ("out", "err"))
-        return subprocess.CompletedProcess(["fork_vllm.py"], int((folder / "status.txt").read_text()), out, err)
-
-    def close(self) -> None:
-        """End the process; its runs have ended."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
-
-
 def do(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Forks) -> Done:
     """Run it in a new folder. A process that fails is an AssertionError with what it wrote."""
     folder.mkdir()
@@ -257,9 +214,9 @@ def attempt(run: Run, folder: Path, python: Path, nsys: Path | None, forks: Fork
 class Runs:
     """All runs of a session. Those of ``first`` begin at once, others when they are asked for."""
 
-    def __init__(self, folder: Path, python: Path, nsys: Path | None, first: Iterable[str]) -> None:
-        self._folder, self._python, self._nsys = folder, python, nsys
-        self._pool, self._forks = ThreadPoolExecutor(AT_ONCE), Forks(python, folder)
+    def __init__(self, folder: Path, python: Path, nsys: Path | None, forks: Forks, first: Iterable[str]) -> None:
+        self._folder, self._python, self._nsys, self._forks = folder, python, nsys, forks
+        self._pool = ThreadPoolExecutor(AT_ONCE)
         self._futures: dict[str, Future[Done]] = {}
         for name in first:
             self._begin(name)
@@ -277,4 +234,3 @@ class Runs:
     def close(self) -> None:
         """Forget what has not begun; wait for what has."""
         self._pool.shutdown(cancel_futures=True)
-        self._forks.close()

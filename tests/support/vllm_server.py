@@ -6,25 +6,29 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nvtxmoe.capture.live.series import SERIES
+from nvtxmoe.formats.journal import RANKS, SUFFIX, Journal
+from nvtxmoe.formats.schema import counts_dtype
 from scripts.make_tiny_model import write_model
 from tests.programs.run_vllm import ENVIRONMENT
 from tests.support.cli import run
 from tests.support.dashboard import RULES, queries
+from tests.support.journal_reader import records_of_journal
 from tests.support.paths import ROOT
 from tests.support.prometheus import free_port, running
+from tests.support.vllm_forks import PATIENCE_S, Forked, Forks
 
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
-PATIENCE_S = 2400
 #: Lengths of prompts and answers, one request after the other: while Prometheus scrapes, in the first window.
 SCRAPED = ((20, 7), (9, 12), (31, 5))
 #: Outside of windows, and in the second and the third.
@@ -73,7 +77,7 @@ class Served:
         return self.session / "windows" / str(number) / "moe_expert_tracking"
 
 
-def serve(python: Path, prometheus_bin: Path, folder: Path) -> Served:
+def serve(forks: Forks, prometheus_bin: Path, folder: Path) -> Served:
     """Two windows after the first are opened and closed; the server ends in order while a fourth one is open."""
     model = write_model(folder / "model", "qwen3_moe", layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
     port = free_port()
@@ -81,7 +85,7 @@ def serve(python: Path, prometheus_bin: Path, folder: Path) -> Served:
     def answers(requests: Sequence[tuple[int, int]]) -> list[list[int]]:
         return [_complete(port, length, most) for length, most in requests]
 
-    with _serving(python, model, folder, port, SETTINGS, ("--shutdown-timeout", "60")) as process:
+    with _serving(forks, model, folder, port, SETTINGS, ("--shutdown-timeout", "60")) as process:
         _wait_until_healthy(process, port, folder)
         (session,) = (folder / "sessions").iterdir()
         scraped = _scraped(prometheus_bin, folder / "prometheus", port)
@@ -94,8 +98,8 @@ def serve(python: Path, prometheus_bin: Path, folder: Path) -> Served:
             answers(OTHERS)
         _window("start", session)
         answers(OTHERS)
-        process.send_signal(signal.SIGTERM)
-        process.wait(PATIENCE_S)
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait()
     return Served(scraped, found, ended, session, (folder / "stderr.txt").read_text())
 
 
@@ -104,25 +108,54 @@ class Interrupted:
     """What a server left that was ended as a terminal's Ctrl-C does.
 
     Attributes:
+        journals: names of its workers' journals.
         stderr: all that its processes wrote.
     """
 
     session: Path
+    journals: list[str]
     stderr: str
 
 
-def serve_until_ctrl_c(python: Path, folder: Path) -> Interrupted:
-    """Answer REQUESTS; then all processes get SIGINT, and vLLM kills its workers: its shutdown by default."""
+def serve_until_ctrl_c(forks: Forks, folder: Path) -> Interrupted:
+    """Answer REQUESTS; then all processes get SIGINT, and vLLM kills its workers: its shutdown by default.
+
+    Whether a worker can write its end before that is a matter of speed. Here none can: all are stopped, when they have
+    written what they counted.
+    """
     model = write_model(folder / "model", "qwen3_moe", layers=LAYERS, experts=EXPERTS, top_k=TOP_K)
     port = free_port()
-    with _serving(python, model, folder, port, {}, ()) as process:
+    with _serving(forks, model, folder, port, {}, ()) as process:
         _wait_until_healthy(process, port, folder)
         for length, most in REQUESTS:
             _complete(port, length, most)
+        (session,) = (folder / "sessions").iterdir()
+        journals = sorted((session / RANKS).glob(f"*{SUFFIX}"))
+        for journal in journals:
+            _wait_for(lambda: _activations(journal) == LAYERS * TOP_K * tokens_of(REQUESTS))  # noqa: B023
+            _stop(int(journal.stem.partition("-")[2]))
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(PATIENCE_S)
-    (session,) = (folder / "sessions").iterdir()
-    return Interrupted(session, (folder / "stderr.txt").read_text())
+        process.wait()
+    return Interrupted(session, [journal.name for journal in journals], (folder / "stderr.txt").read_text())
+
+
+def _activations(journal: Path) -> int:
+    """Activations in a journal that may still be written."""
+    payloads = (payload for event, _, payload in records_of_journal(Journal(journal)) if event == "counts")
+    return sum(int(np.frombuffer(payload, counts_dtype(EXPERTS))["counts"].sum()) for payload in payloads)
+
+
+def _stop(pid: int) -> None:
+    """Stop a process, which then neither runs nor gets a signal but SIGKILL."""
+    os.kill(pid, signal.SIGSTOP)
+    _wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def tokens_of(requests: Sequence[tuple[int, int]]) -> int:
@@ -157,41 +190,40 @@ def _window(action: str, session: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _serving(
-    python: Path, model: Path, folder: Path, port: int, settings: Mapping[str, str], options: Sequence[str]
-) -> Iterator[subprocess.Popen[bytes]]:
+    forks: Forks, model: Path, folder: Path, port: int, settings: Mapping[str, str], options: Sequence[str]
+) -> Iterator[Forked]:
     """vLLM's API server with two workers; PYTHONPATH is taken along, so that what serves may stand elsewhere."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("NVTXMOE_", "VLLM_"))}
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "analysis"), os.environ.get("PYTHONPATH"))))
     kept |= ENVIRONMENT | {
         "PYTHONPATH": path,
-        "TORCH_COMPILE_DISABLE": "1",  # vLLM would compile a function of the sampler in each worker
         "NVTXMOE_ENABLE": "1",
         "NVTXMOE_MODE": "moe",
         "NVTXMOE_OUTPUT_DIR": str(folder / "sessions"),
         **settings,
     }
-    command = [
-        str(python), str(ROOT / "tests" / "programs" / "serve_vllm.py"), "--model", str(model),
+    arguments = [
+        "--model", str(model),
         "--load-format", "dummy", "--enforce-eager", "--dtype", "float32", "--skip-tokenizer-init",
         "--max-model-len", "128",
         "--num-gpu-blocks-override", "64", "--max-num-seqs", "3", "--max-num-batched-tokens", "16",
         "--no-enable-prefix-caching", "--tensor-parallel-size", "2",
         "--host", "127.0.0.1", "--port", str(port), *options,
     ]  # fmt: skip
-    with (folder / "stderr.txt").open("w") as log:
-        process = subprocess.Popen(command, env=kept, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    (folder / "spec.json").write_text(json.dumps({"arguments": arguments}))
+    process = forks.begin(folder, kept, "serve_vllm")
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _wait_until_healthy(process: subprocess.Popen[bytes], port: int, folder: Path) -> None:
+def _wait_until_healthy(process: Forked, port: int, folder: Path) -> None:
     until = time.monotonic() + PATIENCE_S
     while True:
-        assert process.poll() is None, (folder / "stderr.txt").read_text()[-4000:]
+        assert not process.has_ended(), (folder / "stderr.txt").read_text()[-4000:]
         assert time.monotonic() < until, "the server does not begin"
         with contextlib.suppress(OSError, urllib.error.URLError):
             _read(f"http://127.0.0.1:{port}/health")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.vllm_forks import Forks
 from tests.support.vllm_runs import RUNS, Runs
 from tests.support.vllm_server import Served, serve
 
@@ -30,17 +31,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def vllm_runs(
-    vllm_python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    forks: Forks, vllm_python: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Runs]:
     """Runs of a real vLLM by name. Those that the chosen tests' marks name begin in the order of the tests."""
     names = runs_of(request.session.items)
     nsys = request.getfixturevalue("nsys_path") if any(RUNS[name].nsys for name in names) else None
-    runs = Runs(tmp_path_factory.mktemp("vllm"), vllm_python, nsys, names)
+    runs = Runs(tmp_path_factory.mktemp("vllm"), vllm_python, nsys, forks, names)
     yield runs
     runs.close()
 
 
 @pytest.fixture(scope="session")
-def served(vllm_python: Path, prometheus_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def served(forks: Forks, prometheus_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A real vLLM server, begun once: its live metrics and its windows."""
-    return serve(vllm_python, prometheus_bin, tmp_path_factory.mktemp("served"))
+    return serve(forks, prometheus_bin, tmp_path_factory.mktemp("served"))

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support import fakes
 from tests.support.paths import ROOT
+from tests.support.vllm_forks import Forks
 
-#: What vLLM on a CPU does not take, or not by default.
-ENGINE = {"attention_backend": None, "kv_cache_memory_bytes": None, "dtype": "float32", "max_num_batched_tokens": 128}
+pytestmark = pytest.mark.xdist_group("vllm")
+
+#: What vLLM on a CPU does not take, or not by default; not a gigabyte of cache, which it fills with zeros.
+ENGINE = {
+    "attention_backend": None, "kv_cache_memory_bytes": None, "dtype": "float32", "max_num_batched_tokens": 128,
+    "num_gpu_blocks_override": 64,
+}  # fmt: skip
 SMALL = [
     "--family", "olmoe", "--mode", "eager", "--requests", "4", "--longest", "40", "--layers", "2", "--experts", "8",
     "--top-k", "2",
 ]  # fmt: skip
-#: Runs a script several times in one process, which imports vLLM once; prints the exit codes last.
-SEVERAL_TIMES = """
-import json, runpy, sys
-script, *calls = sys.argv[1:]
-codes = []
-for call in calls:
-    sys.argv = [script, *json.loads(call)]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        codes.append(end.code)
-print(json.dumps(codes))
-"""
 
 
 @dataclass(frozen=True)
@@ -45,22 +36,18 @@ class Checked:
 
 
 @pytest.fixture(scope="module")
-def checked(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Checked]:
+def checked(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> list[Checked]:
     """A run of an engine, then one of an engine that cannot start."""
     folder = tmp_path_factory.mktemp("checked")
+    site, script = ROOT / "nvtxmoe" / "site", str(ROOT / "scripts" / "gpu" / "check_exact.py")
     calls = [
-        json.dumps([*words, "--engine", json.dumps(engine), "--result", str(folder / str(number))])
+        [script, *words, "--engine", json.dumps(engine), "--result", str(folder / str(number))]
         for number, (words, engine) in enumerate([(SMALL, ENGINE), ([], {**ENGINE, "max_model_len": -7})])
     ]
-    env = fakes.environment(ROOT / "nvtxmoe" / "site", ROOT, NVTXMOE_ENABLE="1", NVTXMOE_MODE="moe",
+    env = fakes.environment(site, ROOT, NVTXMOE_ENABLE="1", NVTXMOE_MODE="moe",
                             NVTXMOE_LOG_INTERVAL="1", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1")  # fmt: skip
-    done = subprocess.run(
-        [vllm_python, "-c", SEVERAL_TIMES, ROOT / "scripts" / "gpu" / "check_exact.py", *calls],
-        env={**os.environ, **env}, cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    said = done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.returncode == 0, said
-    codes = json.loads(done.stdout.splitlines()[-1])
+    start = [str(site / "sitecustomize.py")]  # as at Python's own start: nvtxmoe's hooks are there before the oracle's
+    codes, said = forks.call(folder, {**os.environ, **env}, [start, *calls], folder)
     found = []
     for number, code in enumerate(codes):
         (file,) = (folder / str(number)).glob("*.json")

@@ -131,4 +131,4 @@ def verdict_line(overview: Mapping[str, Any]) -> str:
         return f"capture complete: {counted}"
     reasons = overview["reasons"]
     more = f" (and {len(reasons) - 1} more in moe_capture_validation.json)" if len(reasons) > 1 else ""
-    return f"capture INCOMPLETE: {counted}. {reasons[0]}{more}. {REMEDY}"
+    return f"capture INCOMPLETE: {counted}. {reasons[0].removesuffix('.')}{more}. {REMEDY}"
