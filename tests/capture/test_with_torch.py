@@ -19,7 +19,8 @@ def outcomes(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """By module, a line per test: nothing where it passed, else what came of it."""
     folder = tmp_path_factory.mktemp("with_torch")
     report = folder / "report.xml"
-    env = {key: value for key, value in os.environ.items() if not key.startswith("NVTXMOE")} | {"PYTHONPATH": str(ROOT)}
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("NVTXMOE", "PYTEST_"))}
+    env["PYTHONPATH"] = str(ROOT)
     call = ["pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", "tests/with_torch"]
     (code,), said = forks.call(folder, env, [call], ROOT)
     assert code in (0, 1), said
