@@ -16,12 +16,12 @@ idents = st.one_of(st.integers(0, 300), st.integers((1 << 32) - 300, (1 << 32) -
 keys = st.lists(st.tuples(pids, idents), max_size=40)
 
 
-@pytest.mark.parametrize("factor", [0, 24])
+@pytest.mark.parametrize("blocks_per_row", [0, 1 << 20])
 @given(rows=keys, asked=keys)
-def test_against_a_dictionary(factor: int, rows: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
+def test_against_a_dictionary(blocks_per_row: int, rows: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(id_index, "DENSE_FACTOR", factor)
-        patch.setattr(id_index, "DENSE_CONSTANT", factor << 16)
+        patch.setattr(id_index, "BLOCKS_PER_ROW", blocks_per_row)
+        patch.setattr(id_index, "DENSE_CONSTANT", blocks_per_row)
         index = Index(*(np.array([row[i] for row in rows], dtype=np.int64) for i in range(2)))
     first: dict[tuple[int, int], int] = {}
     for number, key in enumerate(rows):
@@ -36,6 +36,14 @@ def test_ids_that_count_up_are_dense_and_scattered_ones_are_not() -> None:
     ones = np.ones(1000, dtype=np.int64)
     assert Index(ones, np.arange(5000, 6000)).dense
     assert not Index(ones, np.arange(1000) << 26).dense
+
+
+@pytest.mark.parametrize("distance", [1, 20, 30, 50, 100, 190])
+def test_no_distance_of_ids_takes_much_memory(distance: int) -> None:
+    rows = 500_000
+    index = Index(np.ones(rows, dtype=np.int64), np.arange(rows) * distance)
+    size_bytes = sum(array.nbytes for array in vars(index).values() if isinstance(array, np.ndarray))
+    assert size_bytes < 50 * rows
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from nvtxmoe_analysis.core.arrays import Ints
 
-#: A direct table, and the list of its blocks, may be this many times larger than the rows, plus a constant.
-DENSE_FACTOR = 24
-DENSE_CONSTANT = 1 << 20
 #: A direct table consists of blocks of so many ids (a power of two); those without any id are left out.
 #: Launches of CUDA graphs are about 20 ids apart: blocks of 128 take 1.7 times the memory, and no less time.
 BLOCK_BITS = 3
 BLOCK = 1 << BLOCK_BITS
+#: The list of blocks may have so many of them per row, plus a constant. Where ids are further apart it would be larger
+#: than sorted keys.
+BLOCKS_PER_ROW = 4
+DENSE_CONSTANT = 1 << 20
 #: Bits of an id; CUPTI's correlation ids are 32-bit.
 ID_BITS = 38
 
@@ -54,14 +55,16 @@ class Index:
             self.repeated = int(np.count_nonzero(self._keys[1:] == self._keys[:-1]))
 
     def _make_blocks(self, where: Ints, span: int) -> bool:
-        """Number the blocks that hold any id; whether they are few enough. Block 0 is the empty one."""
-        max_blocks = DENSE_FACTOR * len(where) + DENSE_CONSTANT
-        if span >> BLOCK_BITS > max_blocks:
+        """Number the blocks that hold any id, if there are few enough blocks. Block 0 is the empty one."""
+        blocks = (span >> BLOCK_BITS) + 1
+        if blocks > BLOCKS_PER_ROW * len(where) + DENSE_CONSTANT:
             return False
-        used = np.zeros((span >> BLOCK_BITS) + 1, dtype=np.bool_)
-        used[where >> BLOCK_BITS] = True
-        self._block = np.where(used, np.cumsum(used), 0).astype(np.int32)
-        return int(self._block.max(initial=0)) * BLOCK <= max_blocks
+        self._block = np.zeros(blocks, dtype=np.int32)
+        self._block[where >> BLOCK_BITS] = 1
+        used = self._block.astype(np.bool_)
+        np.cumsum(self._block, out=self._block)
+        self._block *= used
+        return True
 
     def _make_table(self, where: Ints) -> None:
         # 1 + row, 0 for none.

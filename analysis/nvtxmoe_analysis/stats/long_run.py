@@ -24,6 +24,8 @@ from nvtxmoe_analysis.core.arrays import Bools, Floats
 #: Cosines used, at most and at least, and how many steps each takes. Fewer steps than LEAST_STEPS tell no variance.
 MOST_COSINES, LEAST_COSINES = 24, 4
 STEPS_PER_COSINE = 4
+#: Cosines of longer runs are not kept: they take 192 bytes a step.
+KEPT_STEPS = 20_000
 LEAST_STEPS = 8
 
 #: Weight of a spectrum without memory, of one series and of several that are pooled; the shapes with memory share the
@@ -55,15 +57,19 @@ def cosine_sums(series: Floats) -> Floats:
     Parameters:
         series: float64 [steps, ...], at least LEAST_STEPS long.
     """
-    sums: Floats = np.tensordot(_cosines(len(series)), series, axes=(1, 0))
+    cosines = _cosines_again if len(series) <= KEPT_STEPS else _cosines
+    sums: Floats = np.tensordot(cosines(len(series)), series, axes=(1, 0))
     return sums
 
 
-@lru_cache(maxsize=8)  # a comparison needs those of each run and kind of step again and again
 def _cosines(steps: int) -> Floats:
     order = np.arange(1, cosine_number(steps) + 1)[:, None]
     cosines: Floats = np.sqrt(2.0) * np.cos(np.pi * order * (np.arange(steps) + 0.5) / steps)
     return cosines
+
+
+#: A comparison needs those of each run and kind of step again and again.
+_cosines_again = lru_cache(maxsize=8)(_cosines)
 
 
 @dataclass(frozen=True)
