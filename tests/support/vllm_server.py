@@ -168,7 +168,8 @@ def _scraped(prometheus_bin: Path, folder: Path, port: int) -> Scraped:
         prometheus.wait_for("count(up)", 1)
         for length, most in SCRAPED:
             _complete(port, length, most)
-        prometheus.wait_for("sum(nvtxmoe_tokens_total)", tokens_of(SCRAPED))
+        prometheus.wait_for("sum(nvtxmoe_tokens_total)", tokens_of(SCRAPED))  # of one worker: both see all tokens
+        prometheus.wait_for("max(nvtxmoe_steps_total) - min(nvtxmoe_steps_total)", 0)
         text = _read(f"http://127.0.0.1:{port}/metrics")
         seen = run("top", f"127.0.0.1:{port}", "--once", "--json", "--interval", "0.5").json
         asked = {f"{title}: {query}": len(prometheus.ask(query)) for title, query in queries()}
