@@ -114,8 +114,11 @@ def main() -> None:
                 results = Path(scratch) / kind
                 runs.setdefault(f"analyze, {kind}", []).append(timed([*analyze, str(path), "-o", str(results)]))
                 equal_rows = check(results, args.folder)
-            small = [*analyze, str(args.folder / "small.sqlite"), "-o", f"{scratch}/small"]
-            runs.setdefault("analyze, the capture itself (SQLite)", []).append(timed(small))
+            small = str(args.folder / "small.sqlite")
+            small_run = timed([*analyze, small, "-o", f"{scratch}/small"])
+            runs.setdefault("analyze, the capture itself (SQLite)", []).append(small_run)
+            inspect = [sys.executable, "-m", "nvtxmoe", "inspect", small]
+            runs.setdefault("inspect, the capture itself (SQLite)", []).append(timed(inspect))
     print(f"{truth['kernels']:,} kernels, {truth['memcpys']:,} copies, {truth['runtime_calls']:,} runtime calls ")
     print(f"({truth['calls_per_kernel']:.2f} a kernel), {truth['ranges']:,} ranges and {truth['marks']:,} marks ")
     print(f"({truth['ranges_and_marks_per_kernel']:.3f} a kernel), {truth['processes']} processes, ")
