@@ -20,10 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from nvtxmoe_analysis.readers.nsys_export import BLOBS_OPTION  # noqa: E402
 from scripts.bench.many_reports import Took, timed  # noqa: E402
 
 WAYS = {"SQLite": ("sqlite", "export.sqlite"), "Parquet": ("parquetdir", "export_pqtdir")}
-BLOBS = "--include-blobs"
 MB = 1e6
 
 
@@ -51,7 +51,7 @@ def export_and_analyze(nsys: str, report: Path, way: str, folder: Path) -> tuple
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     known = subprocess.run([nsys, "export", "--help"], capture_output=True, text=True, check=True).stdout
-    blobs = [f"{BLOBS}=true"] if BLOBS in known else []
+    blobs = [f"{BLOBS_OPTION}=true"] if BLOBS_OPTION in known else []
     exported = timed([nsys, "export", "--type", kind, *blobs, "-o", str(folder / name), str(report)])
     size_bytes = sum(file.stat().st_size for file in [folder / name, *folder.rglob("*")] if file.is_file())
     analyzed = timed([sys.executable, "-m", "nvtxmoe", "analyze", str(folder / name), "-o", str(folder / "results")])

@@ -95,9 +95,7 @@ def _crossing(opened: Ints, closed: Ints, closes: Ints) -> Bools:
 
 def _last_below(values: Ints, before: Ints, limits: Ints) -> Ints:
     """The last position before ``before`` whose value is below the limit, for each of ``limits``; NONE without one."""
-    tables = [values]
-    while (half := 1 << (len(tables) - 1)) * 2 <= len(values):
-        tables.append(np.minimum(tables[-1][:-half], tables[-1][half:]))
+    tables = _of_blocks(values, np.minimum)
     at = before.copy()
     for power in range(len(tables) - 1, -1, -1):
         length = 1 << power
@@ -129,12 +127,18 @@ def number_crossing(starts: Ints, ends: Ints) -> int:
 
 def _most_of_spans(values: Ints, first: Ints, last: Ints) -> Ints:
     """The largest of ``values[first:last]`` for each span, the least of 64 bits where it is empty."""
-    tables = [values]
-    while (half := 1 << (len(tables) - 1)) * 2 <= len(values):
-        tables.append(np.maximum(tables[-1][:-half], tables[-1][half:]))
+    tables = _of_blocks(values, np.maximum)
     most = np.full(len(first), -np.iinfo(np.int64).max, dtype=np.int64)
     length = last - first
     for power, table in enumerate(tables):
         of_power = np.flatnonzero((length >> power) == 1)
         most[of_power] = np.maximum(table[first[of_power]], table[last[of_power] - (1 << power)])
     return most
+
+
+def _of_blocks(values: Ints, least_or_most: np.ufunc) -> list[Ints]:
+    """By power: the least or most of each 2^power neighbours, by the first of them."""
+    tables = [values]
+    while (half := 1 << (len(tables) - 1)) * 2 <= len(values):
+        tables.append(least_or_most(tables[-1][:-half], tables[-1][half:]))
+    return tables
