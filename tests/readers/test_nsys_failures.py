@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.nsys_stand_in import BRING, CUT_SHORT, DISK_FULL, PARSE_ERROR, StandIn, environment, failure
+from tests.support.waiting import wait_until
 
 
 def test_report_of_a_newer_nsys(report: Path, stand_in: StandIn) -> None:
@@ -130,13 +129,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 600
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_interrupt_kills_nsys_and_cleans_up(report: Path, stand_in: StandIn) -> None:
     stand_in.does(hang=True, raw="half", tables=[])
     code = (
@@ -147,11 +139,11 @@ def test_interrupt_kills_nsys_and_cleans_up(report: Path, stand_in: StandIn) -> 
         [sys.executable, "-c", code, str(report), str(stand_in.path)], env=environment(), stderr=subprocess.PIPE
     )
     pids_file = stand_in.folder / "pids"
-    wait_for(pids_file.exists)
+    wait_until(pids_file.exists)
     pids = [int(pid) for pid in pids_file.read_text().split()]
     assert len(list(report.parent.iterdir())) == 2
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=600)
     assert b"KeyboardInterrupt" in errors
-    wait_for(lambda: not any(map(alive, pids)))
+    wait_until(lambda: not any(map(alive, pids)))
     assert list(report.parent.iterdir()) == [report]

@@ -9,7 +9,7 @@ import signal
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from tests.support.journal_reader import records_of_journal
 from tests.support.paths import ROOT
 from tests.support.prometheus import free_port, running
 from tests.support.vllm_forks import PATIENCE_S, Forked, Forks
+from tests.support.waiting import wait_until
 
 LAYERS, EXPERTS, TOP_K = 3, 16, 4
 #: Lengths of prompts and answers, one request after the other: while Prometheus scrapes, in the first window.
@@ -132,7 +133,7 @@ def serve_until_ctrl_c(forks: Forks, folder: Path) -> Interrupted:
         (session,) = (folder / "sessions").iterdir()
         journals = sorted((session / RANKS).glob(f"*{SUFFIX}"))
         for journal in journals:
-            _wait_for(lambda: _activations(journal) == LAYERS * TOP_K * tokens_of(REQUESTS))  # noqa: B023
+            wait_until(lambda: _activations(journal) == LAYERS * TOP_K * tokens_of(REQUESTS))  # noqa: B023
             _stop(int(journal.stem.partition("-")[2]))
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
@@ -148,14 +149,7 @@ def _activations(journal: Path) -> int:
 def _stop(pid: int) -> None:
     """Stop a process, which then neither runs nor gets a signal but SIGKILL."""
     os.kill(pid, signal.SIGSTOP)
-    _wait_for(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
-
-
-def _wait_for(happened: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T"))
 
 
 def tokens_of(requests: Sequence[tuple[int, int]]) -> int:

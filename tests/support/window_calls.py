@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import socket
-import time
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +65,3 @@ def connected(control: Control, rank: Rank) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.connect(control.address(rank.socket.path.name))
     return client
-
-
-def wait_until(holds: Any) -> None:
-    until = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.01)

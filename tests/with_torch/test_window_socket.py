@@ -23,7 +23,8 @@ from nvtxmoe.capture.startup.windows import make_windows
 from nvtxmoe.formats.window_socket import CONTROL, Control, receive, send
 from tests.support.cli import run
 from tests.support.kept_warnings import kept_warnings
-from tests.support.window_calls import connected, counts_in_merge, journal_of, ranks_of, wait_until, window
+from tests.support.waiting import wait_until
+from tests.support.window_calls import connected, counts_in_merge, journal_of, ranks_of, window
 from tests.support.window_engine import Rank, expected
 from tests.with_torch.events import identity
 
